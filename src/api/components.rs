@@ -1,0 +1,81 @@
+//! `/api/v1/components`: the components, their output, and what can be asked of one alone.
+
+use axum::Json;
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{Problem, Shared};
+use crate::component::{Health, View};
+use crate::error::Exit;
+
+/// How many lines are given when nobody says how many.
+const LINES_DEFAULT: usize = 100;
+
+/// Returns what is shown of a component.
+pub(super) fn view_json(view: &View) -> Value {
+    let why_unhealthy = match &view.health {
+        Health::Unhealthy(reason) => Some(reason.clone()),
+        Health::None | Health::Unknown | Health::Healthy => None,
+    };
+    json!({
+        "name": view.name,
+        "state": view.state,
+        "pid": view.pid,
+        "generation": view.generation,
+        "health": view.health.name(),
+        "handover": view.handover,
+        "release": view.release,
+        "started_at": view.started_at,
+        "restarts": view.restarts,
+        "status": view.status,
+        "reason": view.reason.clone().or(why_unhealthy),
+    })
+}
+
+pub(super) async fn list(State(app): State<Shared>) -> Json<Value> {
+    let list: Vec<Value> = app.components.values().map(|component| view_json(&component.view().borrow())).collect();
+    Json(json!({ "components": list }))
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Lines {
+    n: Option<usize>,
+}
+
+pub(super) async fn logs(
+    State(app): State<Shared>,
+    Path(name): Path<String>,
+    Query(lines): Query<Lines>,
+) -> Result<Json<Value>, Problem> {
+    if !app.components.contains_key(&name) {
+        return Err(Problem::missing(format!("there is no component {name:?}")));
+    }
+    let lines = app.around.estate.logs.last(&name, lines.n.unwrap_or(LINES_DEFAULT));
+    Ok(Json(json!({ "lines": lines })))
+}
+
+pub(super) async fn act(
+    State(app): State<Shared>,
+    Path((name, action)): Path<(String, String)>,
+) -> Result<(StatusCode, Json<Value>), Problem> {
+    let component =
+        app.components.get(&name).ok_or_else(|| Problem::missing(format!("there is no component {name:?}")))?;
+    let done = match action.as_str() {
+        "start" => component.start_alone().await,
+        "stop" => component.stop_alone().await,
+        "restart" => match component.stop_alone().await {
+            Ok(()) => component.start_alone().await,
+            Err(failure) => Err(failure),
+        },
+        _ => return Err(Problem::missing(format!("{action:?} is no action: use start, stop or restart"))),
+    };
+    done.map_err(|failure| {
+        let detail = format!("cannot {action} the component {name}: {failure}");
+        let remedy = "see its output with `refit component logs`";
+        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "component_failed", Exit::Failed, detail, remedy)
+    })?;
+    let view = view_json(&component.view().borrow());
+    Ok((StatusCode::OK, Json(json!({ "component": view }))))
+}

@@ -1,0 +1,75 @@
+//! `GET /api/v1/events`: what happens, as Server-Sent Events, or as JSON lines for who accepts `application/x-ndjson`.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{Query, State};
+use axum::http::{HeaderMap, header};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream;
+use serde::Deserialize;
+use serde_json::json;
+
+use super::Shared;
+use crate::events::Event;
+
+/// A stream that is silent so long gets a comment, so that both ends notice a connection that broke.
+const PING_EVERY: Duration = Duration::from_secs(15);
+/// How long a browser waits before it connects again, in milliseconds: an exec takes less.
+const RETRY_MS: u32 = 300;
+const NDJSON: &str = "application/x-ndjson";
+
+#[derive(Debug, Deserialize)]
+pub(super) struct After {
+    after: Option<u64>,
+}
+
+pub(super) async fn stream(State(app): State<Shared>, Query(query): Query<After>, headers: HeaderMap) -> Response {
+    let lines = headers
+        .get(header::ACCEPT)
+        .and_then(|value| value.to_str().ok())
+        .is_some_and(|accepted| accepted.contains(NDJSON));
+    let events = &app.around.estate.events;
+    let newest = events.watch();
+    let last_seen = headers
+        .get("last-event-id")
+        .and_then(|value| value.to_str().ok()?.parse().ok())
+        .or(query.after)
+        .unwrap_or_else(|| *newest.borrow());
+    let state = (app, newest, last_seen);
+    let following = stream::unfold(state, move |(app, mut newest, seen)| async move {
+        let events = app.around.estate.events.after(seen);
+        if let Some(last) = events.last() {
+            let seen = last.id;
+            let text: String = events.iter().map(|event| write(event, lines)).collect();
+            return Some((text, (app, newest, seen)));
+        }
+        // Cancel-safe: all three only wait.
+        let text = tokio::select! {
+            changed = newest.wait_for(|id| *id > seen) => changed.is_ok().then(String::new),
+            () = tokio::time::sleep(PING_EVERY) => Some(if lines { "\n" } else { ": ping\n\n" }.to_owned()),
+            () = app.stopping.cancelled() => None,
+        };
+        text.map(|text| (text, (app, newest, seen)))
+    });
+    let begin = if lines { String::new() } else { format!("retry: {RETRY_MS}\n\n") };
+    let body = stream::once(async { begin })
+        .chain(following)
+        .map(|text| Ok::<Bytes, Infallible>(Bytes::from(text)));
+    let kind = if lines { NDJSON } else { "text/event-stream" };
+    ([(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, "no-store")], Body::from_stream(body)).into_response()
+}
+
+fn write(event: &Event, lines: bool) -> String {
+    if lines {
+        return format!("{}\n", json!(event));
+    }
+    let mut data = event.data.clone();
+    if let Some(object) = data.as_object_mut() {
+        object.insert("at".to_owned(), json!(event.at));
+    }
+    format!("id: {}\nevent: {}\ndata: {data}\n\n", event.id, event.event)
+}

@@ -1,0 +1,51 @@
+//! `GET /metrics`: the figures of this appliance in Prometheus' text format.
+
+use std::fmt::Write;
+
+use axum::extract::State;
+use axum::http::header;
+use axum::response::IntoResponse;
+
+use super::Shared;
+use crate::component::{Health, State as ComponentState};
+
+pub(super) async fn metrics(State(app): State<Shared>) -> impl IntoResponse {
+    let mut text = String::new();
+    let mut family = |name: &str, help: &str, rows: Vec<(String, f64)>| {
+        // Writing into a string cannot fail.
+        let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} gauge");
+        for (labels, value) in rows {
+            let _ = writeln!(text, "{name}{labels} {value}");
+        }
+    };
+    let running = app.bus.state() == crate::bus::State::Running;
+    family("refit_running", "1 while the appliance serves.", vec![(String::new(), f64::from(u8::from(running)))]);
+    family(
+        "refit_release_info",
+        "The running release.",
+        vec![(format!("{{appliance=\"{}\",version=\"{}\"}}", app.config.name, app.config.version), 1.0)],
+    );
+    let generation = f64::from(app.around.estate.generation());
+    family("refit_runtime_generation", "Counts the process images of the runtime.", vec![(String::new(), generation)]);
+    let views: Vec<_> = app.components.values().map(|component| component.view().borrow().clone()).collect();
+    let label = |name: &str| format!("{{component=\"{name}\"}}");
+    let rows = |value: &dyn Fn(&crate::component::View) -> f64| -> Vec<(String, f64)> {
+        views.iter().map(|view| (label(&view.name), value(view))).collect()
+    };
+    family(
+        "refit_component_running",
+        "1 while the component runs.",
+        rows(&|view| f64::from(u8::from(view.state == ComponentState::Running))),
+    );
+    family(
+        "refit_component_healthy",
+        "0 while the component is unhealthy.",
+        rows(&|view| f64::from(u8::from(!matches!(view.health, Health::Unhealthy(_))))),
+    );
+    family(
+        "refit_component_restarts",
+        "How often the component was started again after it had ended by itself.",
+        rows(&|view| f64::from(view.restarts)),
+    );
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text)
+}

@@ -1,0 +1,78 @@
+//! The HTTP API and the page: the same on the Unix socket and, behind the password, on the admin listener.
+//!
+//! One file per resource. Handlers read what others own and ask the bus and the update manager; they decide nothing.
+
+mod access;
+mod bus;
+mod components;
+mod error;
+mod events;
+mod metrics;
+mod packages;
+mod server;
+mod session;
+mod status;
+mod updates;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::routing::{delete, get, post, put};
+use tokio_util::sync::CancellationToken;
+
+use crate::bus::Bus;
+use crate::component::{Process, Surroundings};
+use crate::config::Config;
+use crate::update::Manager;
+
+pub use error::Problem;
+pub use server::{ApiSocketError, Server, api_socket};
+
+/// Everything that the handlers read.
+pub struct App {
+    /// The update manager.
+    pub manager: Arc<Manager>,
+    /// The bus.
+    pub bus: Bus,
+    /// The running release's configuration.
+    pub config: Arc<Config>,
+    /// Where components run.
+    pub around: Arc<Surroundings>,
+    /// The components by name.
+    pub components: BTreeMap<String, Arc<Process>>,
+    /// The guard's PID.
+    pub guard_pid: u32,
+    /// When this process image started, RFC 3339.
+    pub started_at: String,
+    /// Cancelled when the server stops: streams end.
+    pub stopping: CancellationToken,
+}
+
+/// The state that handlers share.
+type Shared = Arc<App>;
+
+fn routes(app: Shared) -> Router {
+    let api = Router::new()
+        .route("/status", get(status::status))
+        .route("/releases", get(status::releases))
+        .route("/history", get(status::history))
+        .route("/components", get(components::list))
+        .route("/components/{name}/logs", get(components::logs))
+        .route("/components/{name}/{action}", post(components::act))
+        .route("/events", get(events::stream))
+        .route("/bus/requests", post(bus::request))
+        .route("/bus/requests/{id}", get(bus::ticket))
+        .route("/packages", put(packages::receive))
+        .route("/packages/{digest}", delete(packages::discard))
+        .route("/updates", post(updates::update))
+        .route("/rollback", post(updates::rollback))
+        .route("/session", post(session::begin).delete(session::end));
+    Router::new()
+        .nest("/api/v1", api)
+        .route("/healthz", get(status::healthz))
+        .route("/metrics", get(metrics::metrics))
+        .merge(crate::web::routes())
+        .fallback(|| async { Problem::missing("there is nothing at this address") })
+        .with_state(app)
+}

@@ -1,0 +1,38 @@
+//! `POST` and `DELETE /api/v1/session`: logging in and out.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::{Problem, Shared, access};
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Login {
+    user: Option<String>,
+    password: String,
+}
+
+pub(super) async fn begin(
+    State(app): State<Shared>,
+    login: Result<Json<Login>, axum::extract::rejection::JsonRejection>,
+) -> Result<Response, Problem> {
+    let Json(login) = login.map_err(|error| Problem::usage(error.body_text()))?;
+    let user = login.user.unwrap_or_else(|| crate::auth::ADMIN.to_owned());
+    let user = access::check(&app, user, login.password).await.map_err(access::unknown)?;
+    let token = app.around.estate.sessions.begin(&user);
+    app.around.estate.save();
+    let cookie = format!("{}={token}; Path=/; HttpOnly; SameSite=Strict", access::COOKIE);
+    Ok(([(header::SET_COOKIE, cookie)], Json(json!({ "user": user }))).into_response())
+}
+
+pub(super) async fn end(State(app): State<Shared>, headers: HeaderMap) -> Response {
+    if let Some(token) = access::token(&headers) {
+        app.around.estate.sessions.end(token);
+        app.around.estate.save();
+    }
+    let cookie = format!("{}=; Path=/; HttpOnly; SameSite=Strict; Max-Age=0", access::COOKIE);
+    (StatusCode::NO_CONTENT, [(header::SET_COOKIE, cookie)]).into_response()
+}

@@ -1,0 +1,115 @@
+//! `GET /api/v1/status`, `releases`, `history`, and `GET /healthz`: how things are.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::IntoResponse;
+use refit_updater::history;
+use refit_updater::journal;
+use serde_json::{Value, json};
+
+use super::components::view_json;
+use super::{Problem, Shared};
+use crate::bus;
+use crate::clock;
+use crate::update::UpdateError;
+
+pub(super) async fn status(State(app): State<Shared>) -> Json<Value> {
+    let journal = app.manager.journal();
+    let update = app.manager.view();
+    let on_trial = matches!(journal.state, journal::State::Trial { .. });
+    let estate = &app.around.estate;
+    let listeners: Vec<Value> = {
+        let listeners = app.around.listeners.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        listeners
+            .addresses()
+            .into_iter()
+            .map(|(name, address)| json!({ "name": name, "address": address.to_string() }))
+            .collect()
+    };
+    let components: Vec<Value> = app.components.values().map(|component| view_json(&component.view().borrow())).collect();
+    Json(json!({
+        "appliance": app.config.name,
+        "release": {
+            "version": app.config.version,
+            "state": if on_trial { "trial" } else { "good" },
+            "probation_ends_at": update.as_ref().and_then(|update| update.probation_ends_at.clone()),
+        },
+        "previous": journal.previous(),
+        "guard": { "pid": app.guard_pid },
+        "runtime": {
+            "pid": std::process::id(),
+            "generation": estate.generation(),
+            "started_at": app.started_at,
+            "version": env!("CARGO_PKG_VERSION"),
+        },
+        "bus": { "state": app.bus.state().name() },
+        "components": components,
+        "listeners": listeners,
+        "update": update,
+        "faults": app.bus.faults(),
+        "time": clock::stamp(),
+    }))
+}
+
+pub(super) async fn releases(State(app): State<Shared>) -> Result<Json<Value>, Problem> {
+    let journal = app.manager.journal();
+    let manager = std::sync::Arc::clone(&app.manager);
+    let releases = tokio::task::spawn_blocking(move || manager.releases())
+        .await
+        .map_err(|source| Problem::of(&UpdateError::Worker { source }))?
+        .map_err(|error| Problem::of(&error))?;
+    let current = journal.state.wanted();
+    let previous = journal.previous();
+    let list: Vec<Value> = releases
+        .iter()
+        .rev()
+        .map(|release| {
+            let version = &release.version;
+            let failed = journal.failed.get(version);
+            let state = if version == current {
+                "current"
+            } else if Some(version) == previous {
+                "previous"
+            } else if failed.is_some() {
+                "failed"
+            } else if journal.good.contains(version) {
+                "kept"
+            } else {
+                "staged"
+            };
+            json!({
+                "version": version,
+                "state": state,
+                "digest": release.digest,
+                "installed_bytes": release.installed_bytes(),
+                "reason": failed.map(|failed| &failed.reason),
+            })
+        })
+        .collect();
+    Ok(Json(json!({ "releases": list })))
+}
+
+pub(super) async fn history(State(app): State<Shared>) -> Result<Json<Value>, Problem> {
+    let home = app.around.home.clone();
+    let entries = tokio::task::spawn_blocking(move || history::read(home.path()))
+        .await
+        .map_err(|source| Problem::of(&UpdateError::Worker { source }))?
+        .map_err(|source| Problem::of(&UpdateError::Io { what: "read the history", source }))?;
+    let newest_first: Vec<_> = entries.into_iter().rev().collect();
+    Ok(Json(json!({ "history": newest_first })))
+}
+
+/// 200 when the appliance serves, 503 otherwise.
+pub(super) async fn healthz(State(app): State<Shared>) -> impl IntoResponse {
+    match app.bus.state() {
+        bus::State::Running => (StatusCode::OK, "ok\n".to_owned()),
+        state @ (bus::State::Initial
+        | bus::State::Entering
+        | bus::State::Idle
+        | bus::State::Starting
+        | bus::State::Stopping
+        | bus::State::Exiting
+        | bus::State::Exited) => (StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", state.name())),
+    }
+}

@@ -1,0 +1,256 @@
+//! `refit pack`, `refit inspect`, `refit keys`: the vendor's side.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use jiff::{SignedDuration, Timestamp};
+use refit_updater::inspect::{InspectError, inspect as look_into};
+use refit_updater::keys::{Keys as SigningKeys, KeysError};
+use refit_updater::manifest::{Body, Codec};
+use refit_updater::pack::{METADATA_VERSION, PackError, PackOptions, PackStep, file_name, pack as make_package};
+use refit_updater::receive::Class;
+use serde_json::json;
+
+use super::Context;
+use crate::clock;
+use crate::config::{Config, ConfigError};
+use crate::error::{Exit, Reported};
+
+/// How long a package's signatures are good when nobody says.
+const EXPIRES_DAYS_DEFAULT: i64 = 365;
+/// How long a root is good when nobody says: rotating it is work.
+const ROOT_EXPIRES_DAYS_DEFAULT: i64 = 10 * 365;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Pack {
+    /// The release: a directory with an appliance.toml.
+    dir: PathBuf,
+    /// The package; NAME-VERSION.refit if it is not named.
+    #[arg(short, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// The directory of the signing keys.
+    #[arg(long, value_name = "DIR", env = "REFIT_KEYS")]
+    keys: PathBuf,
+    /// How it is compressed.
+    #[arg(long, default_value = "zstd", value_parser = ["zstd", "gzip"])]
+    codec: String,
+    /// How hard it is compressed.
+    #[arg(long)]
+    level: Option<i32>,
+    /// The machine it is for; `any` for releases without machine code.
+    #[arg(long, default_value = std::env::consts::ARCH)]
+    arch: String,
+    /// How many days its signatures are good.
+    #[arg(long, default_value_t = EXPIRES_DAYS_DEFAULT, value_parser = clap::value_parser!(i64).range(1..36_500))]
+    expires_days: i64,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Inspect {
+    /// The package.
+    file: PathBuf,
+    /// Verify it against this root of trust.
+    #[arg(long)]
+    root: Option<PathBuf>,
+    /// Decode and check every byte.
+    #[arg(long)]
+    check: bool,
+}
+
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Keys {
+    /// Make a key and the root of trust that names it.
+    Init {
+        /// Where to; it must not hold keys yet.
+        dir: PathBuf,
+        /// How many days the root is good.
+        #[arg(long, default_value_t = ROOT_EXPIRES_DAYS_DEFAULT, value_parser = clap::value_parser!(i64).range(1..36_500))]
+        expires_days: i64,
+    },
+}
+
+/// Why nothing was made or shown.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum AuthorError {
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+    #[error(transparent)]
+    Pack(#[from] PackError),
+    #[error(transparent)]
+    Inspect(#[from] InspectError),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error("cannot read {}", path.display())]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl Reported for AuthorError {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Keys(_) => "keys_unusable",
+            Self::Pack(_) => "not_packed",
+            Self::Inspect(_) => "package_refused",
+            Self::Config(error) => error.code(),
+            Self::Read { .. } => "file_unreadable",
+        }
+    }
+
+    fn remedy(&self) -> &str {
+        match self {
+            Self::Keys(error) => error.remedy(),
+            Self::Pack(error) => error.remedy(),
+            Self::Inspect(error) => error.remedy(),
+            Self::Config(error) => error.remedy(),
+            Self::Read { .. } => "check the name and the permissions",
+        }
+    }
+
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Keys(_) | Self::Config(_) => Exit::Config,
+            Self::Pack(PackError::Io { .. }) => Exit::Disk,
+            Self::Pack(_) => Exit::Refused,
+            Self::Inspect(error) => match error.class() {
+                Class::Refused => Exit::Refused,
+                Class::Disk => Exit::Disk,
+                Class::Busy => Exit::TryLater,
+                Class::Internal => Exit::Failed,
+            },
+            Self::Read { .. } => Exit::Usage,
+        }
+    }
+}
+
+fn in_days(days: i64) -> Timestamp {
+    let now = clock::now();
+    now.checked_add(SignedDuration::from_hours(24 * days)).unwrap_or(Timestamp::MAX)
+}
+
+pub(super) fn keys(context: &Context, keys: &Keys) -> Exit {
+    let Keys::Init { dir, expires_days } = keys;
+    let dir = context.path(dir);
+    match SigningKeys::init(&dir, in_days(*expires_days)) {
+        Ok(_) => {
+            if context.json {
+                context.print(&json!({ "keys": dir, "root": dir.join("root.json") }).to_string());
+            }
+            context.tell(&format!("the key is in {}; keep it secret and keep a copy", dir.display()));
+            context.tell(&format!("appliances trust {}; ship it with them", dir.join("root.json").display()));
+            Exit::Done
+        }
+        Err(error) => context.fail(&AuthorError::from(error)),
+    }
+}
+
+pub(super) fn pack(context: &Context, pack: &Pack) -> Exit {
+    match try_pack(context, pack) {
+        Ok(()) => Exit::Done,
+        Err(error) => context.fail(&error),
+    }
+}
+
+fn try_pack(context: &Context, pack: &Pack) -> Result<(), AuthorError> {
+    let begun = Instant::now();
+    let dir = context.path(&pack.dir);
+    // The whole configuration is checked here, where it can still be mended, and not first on the appliance.
+    let config = Config::load(&dir, &dir.join(".no-local-file"))?;
+    for program in config.components.iter().map(|part| &part.command[0]).chain(&config.runtime) {
+        if program.contains('/') && !dir.join(program).is_file() {
+            let path = dir.join(program);
+            return Err(AuthorError::Read { path, source: std::io::Error::from(std::io::ErrorKind::NotFound) });
+        }
+    }
+    let keys = SigningKeys::open(&context.path(&pack.keys))?;
+    let out = context.path(&pack.out.clone().unwrap_or_else(|| file_name(&config.name, &config.version)));
+    let options = PackOptions {
+        codec: if pack.codec == "gzip" { Codec::Gzip } else { Codec::Zstd },
+        level: pack.level,
+        arch: pack.arch.clone(),
+        expires: in_days(pack.expires_days),
+        metadata_version: METADATA_VERSION,
+    };
+    let bar = if context.is_watched() { ProgressBar::new(0) } else { ProgressBar::hidden() };
+    if let Ok(style) = ProgressStyle::with_template("{msg} [{wide_bar}] {bytes}/{total_bytes} {bytes_per_sec}") {
+        bar.set_style(style);
+    }
+    bar.enable_steady_tick(Duration::from_millis(100));
+    let report = make_package(&dir, &out, &keys, &options, &mut |progress| {
+        bar.set_message(match progress.step {
+            PackStep::Hashing => "reading",
+            PackStep::Compressing => "compressing",
+        });
+        bar.set_length(progress.bytes_total);
+        bar.set_position(progress.bytes);
+    });
+    bar.finish_and_clear();
+    let report = report?;
+    if context.json {
+        context.print(&json!({ "package": out, "report": report }).to_string());
+    }
+    context.tell(&format!(
+        "{}: {} {} for {}, {} files, {} installed, {} packed, in {:.1} s",
+        out.display(),
+        report.appliance,
+        report.version,
+        report.arch,
+        report.files,
+        HumanBytes(report.installed_bytes),
+        HumanBytes(report.package_bytes),
+        begun.elapsed().as_secs_f32(),
+    ));
+    context.tell(&format!("digest {}", report.digest));
+    Ok(())
+}
+
+pub(super) fn inspect(context: &Context, inspect: &Inspect) -> Exit {
+    match try_inspect(context, inspect) {
+        Ok(()) => Exit::Done,
+        Err(error) => context.fail(&error),
+    }
+}
+
+fn try_inspect(context: &Context, inspect: &Inspect) -> Result<(), AuthorError> {
+    let root = match &inspect.root {
+        Some(path) => {
+            let path = context.path(path);
+            Some(std::fs::read(&path).map_err(|source| AuthorError::Read { path, source })?)
+        }
+        None => None,
+    };
+    let found = look_into(&context.path(&inspect.file), root.as_deref(), inspect.check, clock::now())?;
+    if context.json {
+        context.print(&json!(found).to_string());
+        return Ok(());
+    }
+    let manifest = &found.manifest;
+    context.print(&format!("{} {} for {}", manifest.appliance(), manifest.version(), manifest.arch()));
+    context.print(&format!("digest    {}", found.digest));
+    let trusted = if found.trusted { "verified against the given root" } else { "not verified: no --root was given" };
+    context.print(&format!("signed    by {}, {trusted}", found.key_ids.join(", ")));
+    context.print(&format!("expires   {}{}", found.expires, if found.expired { ", which is past" } else { "" }));
+    if let Some(requires) = manifest.requires() {
+        context.print(&format!("requires  {requires} or newer"));
+    }
+    let installed = manifest.installed_bytes();
+    context.print(&format!("size      {} packed, {} installed", HumanBytes(found.package_bytes), HumanBytes(installed)));
+    context.print(&format!("content   {}", if found.checked { "every byte is as signed" } else { "not checked: no --check" }));
+    context.print("");
+    let rows: Vec<Vec<String>> = manifest
+        .files()
+        .iter()
+        .map(|file| {
+            let (mode, size) = match &file.body {
+                Body::Regular { mode, size, .. } => (mode.to_string(), HumanBytes(*size).to_string()),
+                Body::Link { target } => ("link".to_owned(), format!("-> {target}")),
+            };
+            vec![file.path.clone(), format!("{:?}", file.kind).to_lowercase(), mode, size]
+        })
+        .collect();
+    super::show::table(context, &["FILE", "KIND", "MODE", "SIZE"], &rows);
+    Ok(())
+}

@@ -1,0 +1,183 @@
+//! The API from the command line: HTTP over the appliance's Unix socket.
+
+use std::error::Error;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use reqwest::{Method, RequestBuilder, Response};
+use serde_json::Value;
+
+use crate::api::Problem;
+use crate::error::{Exit, Reported};
+use crate::home::Home;
+
+/// How long an appliance may take to accept a connection: it does so even while it replaces itself.
+const CONNECT_MAX: Duration = Duration::from_secs(10);
+
+/// Why a command got no answer, or not the one it wanted.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ClientError {
+    /// Nobody answers.
+    #[error("no running appliance answers on {}", socket.display())]
+    Unavailable {
+        /// The socket.
+        socket: PathBuf,
+        /// Why.
+        #[source]
+        source: reqwest::Error,
+    },
+    /// The connection broke.
+    #[error("the connection to the appliance broke")]
+    Broken {
+        /// Why.
+        #[source]
+        source: reqwest::Error,
+    },
+    /// The client cannot be made.
+    #[error("cannot make an HTTP client")]
+    Client {
+        /// Why.
+        #[source]
+        source: reqwest::Error,
+    },
+    /// The appliance refused.
+    #[error("{}", problem.detail)]
+    Refused {
+        /// What it says.
+        problem: Box<Problem>,
+    },
+    /// The answer is not understood.
+    #[error("the appliance answered {status} with something that is not understood")]
+    Answer {
+        /// The status.
+        status: u16,
+    },
+    /// A file cannot be read.
+    #[error("cannot read {}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A URL cannot be read.
+    #[error("cannot fetch {url}")]
+    Fetch {
+        /// The URL.
+        url: String,
+        /// Why.
+        #[source]
+        source: reqwest::Error,
+    },
+}
+
+impl Reported for ClientError {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Unavailable { .. } => "no_running_appliance",
+            Self::Broken { .. } => "connection_broken",
+            Self::Client { .. } | Self::Answer { .. } => "internal",
+            Self::Refused { .. } => "refused",
+            Self::File { .. } => "file_unreadable",
+            Self::Fetch { .. } => "fetch_failed",
+        }
+    }
+
+    fn remedy(&self) -> &str {
+        match self {
+            Self::Unavailable { .. } => "start it with `refit run`, or name its directory with --home",
+            Self::Broken { .. } => "see `refit status`, then try again",
+            Self::Client { .. } => "check the limits of the system",
+            Self::Refused { problem } => &problem.remedy,
+            Self::Answer { .. } => "use the refit of the same release as the appliance",
+            Self::File { .. } => "check the name and the permissions; nothing was changed",
+            Self::Fetch { .. } => "check the address and the network; nothing was changed",
+        }
+    }
+
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Unavailable { .. } => Exit::Unavailable,
+            Self::Broken { .. } | Self::Client { .. } | Self::Answer { .. } => Exit::Failed,
+            Self::Refused { problem } => Exit::from_code(i32::from(problem.exit)),
+            Self::File { .. } => Exit::Usage,
+            Self::Fetch { .. } => Exit::Unavailable,
+        }
+    }
+}
+
+/// A client of one appliance.
+pub(super) struct Client {
+    http: reqwest::Client,
+    socket: PathBuf,
+    /// Held so that the short way to a socket in a deep home stays open.
+    _dir: Option<std::fs::File>,
+}
+
+impl Client {
+    /// Returns a client of the appliance in `home`. Nothing is sent yet.
+    pub(super) fn new(home: &Home) -> Result<Self, ClientError> {
+        let socket = home.socket();
+        let (path, dir) = crate::handover::unix::short_path(&socket);
+        let http = reqwest::Client::builder()
+            .unix_socket(path)
+            .connect_timeout(CONNECT_MAX)
+            .build()
+            .map_err(|source| ClientError::Client { source })?;
+        Ok(Self { http, socket, _dir: dir })
+    }
+
+    /// Returns a request for `path`.
+    pub(super) fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.http.request(method, format!("http://appliance{path}"))
+    }
+
+    /// Sends a request. Returns the answer if it is good.
+    pub(super) async fn send(&self, request: RequestBuilder) -> Result<Response, ClientError> {
+        let response = request.send().await.map_err(|source| self.failed(source))?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        match response.json::<Problem>().await {
+            Ok(problem) => Err(ClientError::Refused { problem: Box::new(problem) }),
+            Err(_) => Err(ClientError::Answer { status: status.as_u16() }),
+        }
+    }
+
+    /// Returns the JSON at `path`.
+    pub(super) async fn get(&self, path: &str) -> Result<Value, ClientError> {
+        self.json(self.request(Method::GET, path)).await
+    }
+
+    /// Posts `body` to `path`. Returns the JSON of the answer.
+    pub(super) async fn post(&self, path: &str, body: &Value) -> Result<Value, ClientError> {
+        self.json(self.request(Method::POST, path).json(body)).await
+    }
+
+    /// Sends a request. Returns the JSON of the answer.
+    pub(super) async fn json(&self, request: RequestBuilder) -> Result<Value, ClientError> {
+        self.send(request).await?.json().await.map_err(|source| ClientError::Broken { source })
+    }
+
+    fn failed(&self, source: reqwest::Error) -> ClientError {
+        if source.is_connect() || is_connect(&source) {
+            ClientError::Unavailable { socket: self.socket.clone(), source: source.without_url() }
+        } else {
+            ClientError::Broken { source: source.without_url() }
+        }
+    }
+}
+
+/// Returns whether some cause of `error` is that nobody listens.
+fn is_connect(error: &reqwest::Error) -> bool {
+    let mut cause: Option<&(dyn Error + 'static)> = error.source();
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<std::io::Error>() {
+            return matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused);
+        }
+        cause = error.source();
+    }
+    false
+}

@@ -1,0 +1,75 @@
+//! `refit component`: one component.
+
+use serde_json::json;
+
+use super::Context;
+use super::client::{Client, ClientError};
+use super::show::{self, cell};
+use crate::error::Exit;
+
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Component {
+    /// List the components.
+    List,
+    /// Start a component.
+    Start {
+        /// Its name.
+        name: String,
+    },
+    /// Stop a component.
+    Stop {
+        /// Its name.
+        name: String,
+    },
+    /// Stop a component and start it again.
+    Restart {
+        /// Its name.
+        name: String,
+    },
+    /// Show what a component printed.
+    Logs {
+        /// Its name.
+        name: String,
+        /// How many lines.
+        #[arg(short, default_value_t = 100)]
+        n: usize,
+    },
+}
+
+pub(super) async fn main(context: &Context, component: &Component) -> Result<Exit, ClientError> {
+    let client = Client::new(&context.home)?;
+    match component {
+        Component::List => {
+            let answer = client.get("/api/v1/components").await?;
+            if context.json {
+                context.print(&answer.to_string());
+            } else {
+                show::components(context, &answer["components"]);
+            }
+        }
+        Component::Start { name } => act(context, &client, name, "start").await?,
+        Component::Stop { name } => act(context, &client, name, "stop").await?,
+        Component::Restart { name } => act(context, &client, name, "restart").await?,
+        Component::Logs { name, n } => {
+            let answer = client.get(&format!("/api/v1/components/{name}/logs?n={n}")).await?;
+            for line in answer["lines"].as_array().into_iter().flatten() {
+                if context.json {
+                    context.print(&line.to_string());
+                } else {
+                    context.print(&format!("{} {} {}", cell(&line["at"]), cell(&line["stream"]), cell(&line["line"])));
+                }
+            }
+        }
+    }
+    Ok(Exit::Done)
+}
+
+async fn act(context: &Context, client: &Client, name: &str, action: &str) -> Result<(), ClientError> {
+    let answer = client.post(&format!("/api/v1/components/{name}/{action}"), &json!({})).await?;
+    if context.json {
+        context.print(&answer.to_string());
+    } else {
+        context.print(&format!("{name}: {}", cell(&answer["component"]["state"])));
+    }
+    Ok(())
+}

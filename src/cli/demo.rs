@@ -1,0 +1,386 @@
+//! `refit demo`: a small shop, running, with one good update and every kind of bad one ready to try.
+//!
+//! The demo is made with the same functions as any appliance: keys, packages, a home. Its programs are built beside this one and
+//! embedded; its `refit` is this very program.
+
+use std::fs;
+use std::io::{self, Write};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use jiff::{SignedDuration, Timestamp};
+use nix::sys::signal::{SigSet, Signal};
+use refit_updater::inspect::inspect;
+use refit_updater::journal;
+use refit_updater::keys::Keys;
+use refit_updater::manifest::{Body, Codec};
+use refit_updater::pack::{METADATA_VERSION, PackOptions, pack};
+use serde_json::json;
+
+use super::Context;
+use super::client::Client;
+use super::setup::{self, Made};
+use crate::auth;
+use crate::clock;
+use crate::error::{Chain, Exit};
+use crate::handover::listener::bind;
+use crate::home::Home;
+
+/// The ports that are easy to remember; others are taken if they are in use.
+const PORTS: [(&str, u16); 2] = [("@ADMIN@", 8443), ("@HTTP@", 8080)];
+/// How long the appliance may take to run.
+const START_MAX: Duration = Duration::from_secs(60);
+/// How often it is asked whether it runs.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
+/// The demo's signatures are for today's play.
+const EXPIRES: SignedDuration = SignedDuration::from_hours(24 * 365);
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Demo {}
+
+/// A file of a demo release.
+enum Content {
+    Text(&'static str),
+    Program(&'static [u8]),
+    /// This program; with a label at its end, so that it is another file.
+    Refit(Option<&'static str>),
+}
+
+type File = (&'static str, Content);
+
+macro_rules! text {
+    ($path:literal) => {
+        Content::Text(include_str!(concat!("../../fixtures/appliances/shop/", $path)))
+    };
+}
+macro_rules! program {
+    ($name:literal) => {
+        Content::Program(include_bytes!(concat!(env!("OUT_DIR"), "/", $name)))
+    };
+}
+
+/// Returns the files of the release `version`.
+fn files(version: &str) -> Vec<File> {
+    let first = version == "1.0.0";
+    let appliance = match version {
+        "1.0.0" => text!("1.0.0/appliance.toml"),
+        "1.1.0" => text!("1.1.0/appliance.toml"),
+        "1.2.0" => text!("1.2.0/appliance.toml"),
+        "1.3.0" => text!("1.3.0/appliance.toml"),
+        _ => text!("1.4.0/appliance.toml"),
+    };
+    vec![
+        ("appliance.toml", appliance),
+        ("bin/shop", if first { program!("shop-1.0.0") } else { program!("shop-1.1.0") }),
+        ("bin/stock", program!("stock")),
+        ("bin/refit", match version {
+            "1.0.0" => Content::Refit(None),
+            "1.4.0" => program!("crash"),
+            _ => Content::Refit(Some("shop 1.1.0")),
+        }),
+        ("lib/prices.txt", if first { text!("1.0.0/lib/prices.txt") } else { text!("1.1.0/lib/prices.txt") }),
+        ("share/style.css", text!("1.0.0/share/style.css")),
+        ("config/shop.toml", if first { text!("1.0.0/config/shop.toml") } else { text!("1.1.0/config/shop.toml") }),
+    ]
+}
+
+/// Why there is no demo.
+#[derive(Debug, thiserror::Error)]
+enum DemoError {
+    #[error("cannot {what}")]
+    Io {
+        what: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot make the demo's keys")]
+    Keys(#[from] refit_updater::keys::KeysError),
+    #[error("cannot make the demo's packages")]
+    Pack(#[from] refit_updater::pack::PackError),
+    #[error("cannot look into a demo package")]
+    Inspect(#[from] refit_updater::inspect::InspectError),
+    #[error("cannot install the demo")]
+    Init(#[from] setup::InitError),
+    #[error("the demo did not start")]
+    NotStarted,
+}
+
+fn failed(what: &'static str) -> impl FnOnce(io::Error) -> DemoError {
+    move |source| DemoError::Io { what, source }
+}
+
+pub(super) fn main(context: &Context, _demo: &Demo) -> Exit {
+    match run(context) {
+        Ok(exit) => exit,
+        Err(error) => {
+            let remedy = "see the lines above, or try another --home";
+            context.complain(&format!("{}; {remedy}", Chain(&error)), "demo_failed", remedy, Exit::Failed)
+        }
+    }
+}
+
+fn run(context: &Context) -> Result<Exit, DemoError> {
+    // Blocked from here on and taken one by one: the demo outlives its appliance by the time of cleaning up.
+    let mut signals = SigSet::empty();
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGCHLD] {
+        signals.add(signal);
+    }
+    signals.thread_block().map_err(io::Error::from).map_err(failed("block signals"))?;
+
+    let named = context.process.arguments.iter().any(|word| word.to_string_lossy().starts_with("--home"))
+        || context.process.environment.contains_key(std::ffi::OsStr::new("REFIT_HOME"));
+    let temporary = if named {
+        None
+    } else {
+        let dir = tempfile::Builder::new().prefix("refit-demo-").tempdir();
+        Some(dir.map_err(failed("make a temporary directory"))?)
+    };
+    let home = match &temporary {
+        Some(dir) => Home::new(&context.process.cwd, dir.path()),
+        None => context.home.clone(),
+    };
+    let password = if journal::exists(home.path()) {
+        // A demo that was stopped goes on where it was; its password is known to nobody, so it gets a new one.
+        let password = auth::new_password();
+        auth::set_password(&home, auth::ADMIN, &password).map_err(setup::InitError::from)?;
+        password
+    } else {
+        context.tell("making keys and packages ...");
+        make(&home, &context.process.program)?.password
+    };
+    let mut guard = start_guard(&home, &context.process.program)?;
+    let result = serve(context, &home, &password, &mut guard, &signals);
+    drop(guard.kill()); // for the case that it could not be waited for; otherwise it has ended
+    drop(guard.wait());
+    result
+}
+
+/// Makes keys, packages and the home with release 1.0.0.
+fn make(home: &Home, program: &Path) -> Result<Made, DemoError> {
+    let packages = home.path().join("packages");
+    fs::create_dir_all(&packages).map_err(failed("make the home"))?;
+    let keys = Keys::init(&home.path().join("keys"), expiry())?;
+    let addresses = addresses().map_err(failed("find free ports"))?;
+    let refit = fs::read(program).map_err(failed("read this program"))?;
+    let scratch = tempfile::Builder::new()
+        .prefix("demo-")
+        .tempdir_in(home.path())
+        .map_err(failed("make a scratch directory"))?;
+    let write = |version: &str, extra: &[(&str, &str)]| -> Result<PathBuf, DemoError> {
+        let dir = scratch.path().join(format!("{version}{}", if extra.is_empty() { "" } else { "-hostile" }));
+        write_release(&dir, version, extra, &addresses, &refit).map_err(failed("write a demo release"))?;
+        Ok(dir)
+    };
+    let options = PackOptions {
+        codec: Codec::Zstd,
+        level: Some(1), // made to be used once, here
+        arch: std::env::consts::ARCH.to_owned(),
+        expires: expiry(),
+        metadata_version: METADATA_VERSION,
+    };
+    for version in ["1.0.0", "1.1.0", "1.2.0", "1.3.0", "1.4.0"] {
+        let out = packages.join(format!("shop-{version}.refit"));
+        pack(&write(version, &[])?, &out, &keys, &options, &mut |_| {})?;
+    }
+    let hostile = packages.join("hostile.refit");
+    let offer = "share/offer.txt";
+    let dir = write("1.5.0", &[(offer, "Everything must go: all prices halved, today only.\n")])?;
+    pack(&dir, &hostile, &keys, &options, &mut |_| {})?;
+    change_one_byte(&hostile, offer)?;
+    let first = packages.join("shop-1.0.0.refit");
+    Ok(setup::make_home(home, &first, &home.path().join("keys").join("root.json"))?)
+}
+
+fn expiry() -> Timestamp {
+    clock::now().checked_add(EXPIRES).unwrap_or(Timestamp::MAX)
+}
+
+/// Returns what each placeholder becomes: an address that is free now.
+fn addresses() -> io::Result<Vec<(&'static str, String)>> {
+    let mut found = Vec::new();
+    let mut held = Vec::new();
+    for (placeholder, port) in PORTS {
+        let at = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let listener = bind(at(port)).or_else(|_| bind(at(0)))?;
+        found.push((placeholder, listener.local_addr()?.to_string()));
+        held.push(listener); // so that the next one is another
+    }
+    Ok(found)
+}
+
+fn write_release(
+    dir: &Path,
+    version: &str,
+    extra: &[(&str, &str)],
+    addresses: &[(&str, String)],
+    refit: &[u8],
+) -> io::Result<()> {
+    let write = |path: &str, bytes: &[u8], mode: u32| -> io::Result<()> {
+        let path = dir.join(path);
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        let mut file = fs::File::create(&path)?;
+        file.write_all(bytes)?;
+        file.set_permissions(fs::Permissions::from_mode(mode))
+    };
+    // The hostile package is 1.1.0 under another number: nothing but its one byte is to be refused.
+    let like = if version == "1.5.0" { "1.1.0" } else { version };
+    for (path, content) in files(like) {
+        match content {
+            Content::Text(text) => {
+                let mut text = text.replace(like, version);
+                for (placeholder, address) in addresses {
+                    text = text.replace(placeholder, address);
+                }
+                write(path, text.as_bytes(), 0o644)?;
+            }
+            Content::Program(bytes) => write(path, bytes, 0o755)?,
+            Content::Refit(None) => write(path, refit, 0o755)?,
+            Content::Refit(Some(label)) => {
+                let mut bytes = refit.to_vec();
+                // What follows the last section of an ELF file is not loaded.
+                bytes.extend_from_slice(format!("\n{label}\n").as_bytes());
+                write(path, &bytes, 0o755)?;
+            }
+        }
+    }
+    for (path, text) in extra {
+        write(path, text.as_bytes(), 0o644)?;
+    }
+    Ok(())
+}
+
+/// Changes one byte of the content of `path` in a package, which is then not what was signed.
+fn change_one_byte(package: &Path, path: &str) -> Result<(), DemoError> {
+    /// A tar archive ends with two empty blocks, and each entry fills whole ones.
+    const BLOCK: u64 = 512;
+    let found = inspect(package, None, false, clock::now())?;
+    let payload_begin = found.package_bytes - 2 * BLOCK - found.manifest.payload_bytes().next_multiple_of(BLOCK);
+    let frame = found.manifest.file(path).and_then(|file| match &file.body {
+        Body::Regular { frames, .. } => frames.first().cloned(),
+        Body::Link { .. } => None,
+    });
+    let Some(frame) = frame else { return Ok(()) };
+    let change = || -> io::Result<()> {
+        let file = fs::OpenOptions::new().read(true).write(true).open(package)?;
+        let at = payload_begin + frame.offset + frame.stored / 2;
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at)?;
+        file.write_all_at(&[byte[0] ^ 1], at)
+    };
+    change().map_err(failed("make the hostile package"))
+}
+
+fn start_guard(home: &Home, program: &Path) -> Result<Child, DemoError> {
+    let log = fs::File::create(home.path().join("demo.log")).map_err(failed("make the log"))?;
+    Command::new(program)
+        .args(["run", "--with-parent", "--home"])
+        .arg(home.path())
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .stderr(log)
+        // Its own group: Ctrl-C reaches the demo, which ends the guard.
+        .process_group(0)
+        .spawn()
+        .map_err(failed("start the guard"))
+}
+
+/// Shows what there is to try, and waits for the end.
+fn serve(
+    context: &Context,
+    home: &Home,
+    password: &str,
+    guard: &mut Child,
+    signals: &SigSet,
+) -> Result<Exit, DemoError> {
+    let log = home.path().join("demo.log");
+    let Some(status) = wait_running(home, guard) else {
+        drop(io::stderr().lock().write_all(&fs::read(&log).unwrap_or_default()));
+        return Err(DemoError::NotStarted);
+    };
+    show(context, home, password, &status);
+    loop {
+        let signal = signals.wait().map_err(io::Error::from).map_err(failed("wait for signals"))?;
+        if signal == Signal::SIGCHLD {
+            if let Ok(Some(ended)) = guard.try_wait() {
+                return Ok(ended.code().map_or(Exit::Failed, Exit::from_code));
+            }
+            continue;
+        }
+        context.tell("ending ...");
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(guard.id()).unwrap_or(0));
+        let _ = nix::sys::signal::kill(pid, Signal::SIGTERM); // gone already is as good
+    }
+}
+
+/// Waits until the appliance runs. Returns its status; `None` if it ended instead.
+fn wait_running(home: &Home, guard: &mut Child) -> Option<serde_json::Value> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
+    let begun = Instant::now();
+    while begun.elapsed() < START_MAX {
+        if guard.try_wait().ok()?.is_some() {
+            return None;
+        }
+        let status = runtime.block_on(async { Client::new(home).ok()?.get("/api/v1/status").await.ok() });
+        if let Some(status) = status
+            && status["bus"]["state"] == "running"
+        {
+            return Some(status);
+        }
+        std::thread::sleep(ASK_AGAIN);
+    }
+    None
+}
+
+fn show(context: &Context, home: &Home, password: &str, status: &serde_json::Value) {
+    let address = |name: &str| {
+        let listeners = status["listeners"].as_array().into_iter().flatten();
+        let found = listeners.clone().find(|listener| listener["name"] == name);
+        format!("http://{}/", found.and_then(|listener| listener["address"].as_str()).unwrap_or_default())
+    };
+    let packages = home.path().join("packages");
+    if context.json {
+        let object = json!({
+            "home": home.path(), "page": address("admin"), "shop": address("http"), "user": auth::ADMIN,
+            "password": password, "packages": packages, "status": status,
+        });
+        context.print(&object.to_string());
+        return;
+    }
+    let (home, packages) = (home.path().display(), packages.display());
+    let version = status["release"]["version"].as_str().unwrap_or_default();
+    context.print(&format!(
+        "
+A small shop runs, release {version}.
+
+  page      {page}
+  user      {user}
+  password  {password}
+  shop      {shop}
+  home      {home}
+
+Drop one of these on the page, or install it from another terminal while the shop is being used:
+
+  {packages}/shop-1.1.0.refit   a good update: new shop, prices, configuration, and a new refit
+  {packages}/shop-1.2.0.refit   its shop ends at start
+  {packages}/shop-1.3.0.refit   its shop never becomes healthy
+  {packages}/shop-1.4.0.refit   its refit crashes at once
+  {packages}/hostile.refit      one byte is not what was signed
+
+  refit install --home {home} {packages}/shop-1.1.0.refit
+  refit rollback --home {home}
+  refit status --home {home}
+  refit history --home {home}
+
+Ctrl-C ends all. The log is {home}/demo.log
+",
+        page = address("admin"),
+        user = auth::ADMIN,
+        shop = address("http"),
+    ));
+}

@@ -1,0 +1,153 @@
+//! Following an update to its end, across the exec that breaks every connection.
+
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use indicatif::{ProgressBar, ProgressStyle};
+use reqwest::Method;
+use reqwest::header;
+use serde_json::{Value, json};
+
+use super::Context;
+use super::client::{Client, ClientError};
+use crate::error::Exit;
+
+/// How long the appliance may be unreachable before following is given up: the guard needs that long in the worst case.
+const UNREACHABLE_MAX: Duration = Duration::from_secs(120);
+/// The pause before the next try; a local socket costs little.
+const TRY_AGAIN: Duration = Duration::from_millis(50);
+
+/// What is shown of an update.
+struct Shown {
+    bar: ProgressBar,
+    last_event: u64,
+    finished: bool,
+}
+
+/// Follows the ticket `id` to its end. Returns the exit status that it means.
+pub(super) async fn follow(context: &Context, client: &Client, id: &str) -> Result<Exit, ClientError> {
+    let bar = if context.is_watched() { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
+    bar.enable_steady_tick(Duration::from_millis(100));
+    let mut shown = Shown { bar, last_event: 0, finished: false };
+    let mut unreachable_since: Option<Instant> = None;
+    loop {
+        match listen(context, client, id, &mut shown).await {
+            Ok(()) => unreachable_since = None,
+            Err(error @ (ClientError::Unavailable { .. } | ClientError::Broken { .. })) => {
+                let since = *unreachable_since.get_or_insert_with(Instant::now);
+                if since.elapsed() >= UNREACHABLE_MAX {
+                    return Err(error);
+                }
+            }
+            Err(error) => return Err(error),
+        }
+        // The stream ended: with the update, or because the runtime replaced itself.
+        match ticket(client, id).await {
+            Ok(ticket) if ticket["state"] != "accepted" => {
+                shown.bar.finish_and_clear();
+                return Ok(conclude(context, &ticket));
+            }
+            Ok(_) | Err(ClientError::Unavailable { .. } | ClientError::Broken { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        tokio::time::sleep(TRY_AGAIN).await;
+    }
+}
+
+/// Reads events until the stream breaks or the update has ended.
+async fn listen(context: &Context, client: &Client, id: &str, shown: &mut Shown) -> Result<(), ClientError> {
+    let request = client
+        .request(Method::GET, &format!("/api/v1/events?after={}", shown.last_event))
+        .header(header::ACCEPT, "application/x-ndjson");
+    let mut stream = client.send(request).await?.bytes_stream();
+    let mut pending = Vec::new();
+    while let Some(chunk) = stream.next().await {
+        let Ok(chunk) = chunk else { return Ok(()) };
+        pending.extend_from_slice(&chunk);
+        while let Some(end) = pending.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = pending.drain(..=end).collect();
+            let Ok(event) = serde_json::from_slice::<Value>(&line) else { continue };
+            shown.last_event = event["id"].as_u64().unwrap_or(shown.last_event);
+            if event["data"]["id"] == id {
+                show(context, &event, shown);
+            }
+            if shown.finished {
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Shows one event of the update.
+fn show(context: &Context, event: &Value, shown: &mut Shown) {
+    if context.json {
+        context.print(&event.to_string());
+    }
+    let data = &event["data"];
+    let text = data["text"].as_str().unwrap_or_default();
+    match event["event"].as_str().unwrap_or_default() {
+        "update.step" => {
+            let step = data["step"].as_str().unwrap_or_default();
+            shown.bar.set_style(ProgressStyle::default_spinner());
+            shown.bar.set_message(text.to_owned());
+            if !context.json {
+                let line = format!("{step:<13} {text}");
+                shown.bar.suspend(|| context.print(&line));
+            }
+            shown.finished = matches!(step, "committed" | "rolled-back" | "failed");
+        }
+        "update.progress" => {
+            if let Ok(style) = ProgressStyle::with_template("{msg} [{wide_bar}] {percent}%") {
+                shown.bar.set_style(style);
+            }
+            shown.bar.set_length(1000);
+            let progress = data["progress"].as_f64().unwrap_or(0.0).clamp(0.0, 1.0);
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and 1000")]
+            shown.bar.set_position((progress * 1000.0) as u64);
+            shown.bar.set_message(text.to_owned());
+        }
+        _ => {}
+    }
+}
+
+async fn ticket(client: &Client, id: &str) -> Result<Value, ClientError> {
+    let mut answer = client.get(&format!("/api/v1/bus/requests/{id}")).await?;
+    Ok(answer["ticket"].take())
+}
+
+/// Returns the exit status of a ticket with an outcome, and says why if it is not a good one.
+pub(super) fn conclude(context: &Context, ticket: &Value) -> Exit {
+    let state = ticket["state"].as_str().unwrap_or_default();
+    if context.json {
+        context.print(&json!({ "ticket": ticket }).to_string());
+    }
+    if state == "done" || state == "already" {
+        return Exit::Done;
+    }
+    let request = ticket["request"].as_str().unwrap_or("request");
+    let reason = ticket["reason"].as_str().unwrap_or("no reason was given");
+    let line = format!("the {request} {state}: {reason}; see `refit history --json` for the last output");
+    use std::io::Write;
+    drop(writeln!(std::io::stderr().lock(), "refit: {line}"));
+    Exit::Failed
+}
+
+/// Waits for the outcome of a ticket without showing steps.
+pub(super) async fn wait(context: &Context, client: &Client, id: &str) -> Result<Exit, ClientError> {
+    let mut unreachable_since: Option<Instant> = None;
+    loop {
+        match client.get(&format!("/api/v1/bus/requests/{id}?wait_ms=10000")).await {
+            Ok(answer) if answer["ticket"]["state"] != "accepted" => return Ok(conclude(context, &answer["ticket"])),
+            Ok(_) => unreachable_since = None,
+            Err(error @ (ClientError::Unavailable { .. } | ClientError::Broken { .. })) => {
+                let since = *unreachable_since.get_or_insert_with(Instant::now);
+                if since.elapsed() >= UNREACHABLE_MAX {
+                    return Err(error);
+                }
+            }
+            Err(error) => return Err(error),
+        }
+        tokio::time::sleep(TRY_AGAIN).await;
+    }
+}

@@ -1,0 +1,243 @@
+//! The commands. Each talks to a running appliance through its API, or works on files; none reaches into a running one.
+
+mod author;
+mod bus;
+mod client;
+mod component;
+mod demo;
+mod follow;
+mod install;
+mod setup;
+mod show;
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::ffi::OsString;
+use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+use crate::component::launch::{self, Launch};
+use crate::error::{Exit, Reported, message};
+use crate::guard;
+use crate::handover::inherit::Announcement;
+use crate::home::Home;
+use crate::runtime;
+
+/// What the process was started with: read once, by `main`.
+#[derive(Debug)]
+pub struct Process {
+    /// The command line.
+    pub arguments: Vec<OsString>,
+    /// The environment.
+    pub environment: BTreeMap<OsString, OsString>,
+    /// The working directory.
+    pub cwd: PathBuf,
+    /// This program's file.
+    pub program: PathBuf,
+    /// The variables of a handover.
+    pub announcement: Announcement,
+}
+
+impl Process {
+    fn path(&self, name: &str) -> Option<PathBuf> {
+        self.environment.get(&OsString::from(name)).filter(|value| !value.is_empty()).map(PathBuf::from)
+    }
+}
+
+/// A self-updating appliance runtime.
+#[derive(Debug, Parser)]
+#[command(name = "refit", version, max_term_width = 100)]
+struct Cli {
+    /// The directory of the appliance.
+    #[arg(long, global = true, env = "REFIT_HOME", default_value = "/var/lib/refit", value_name = "DIR")]
+    home: PathBuf,
+    /// Answer in JSON, one object a line.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a complete appliance in a temporary home, with good and bad updates to try.
+    Demo(demo::Demo),
+    /// Run the appliance: the guard, which starts the runtime.
+    Run {
+        /// End when the process that started this one ends.
+        #[arg(long, hide = true)]
+        with_parent: bool,
+    },
+    /// The runtime; started by the guard.
+    #[command(hide = true)]
+    Runtime {
+        /// Only read what this release needs.
+        #[arg(long, value_name = "VERSION")]
+        check: Option<semver::Version>,
+    },
+    /// The last step before a component's program.
+    #[command(hide = true)]
+    Launch(Launch),
+    /// Make a home and install its first release.
+    Init(setup::Init),
+    /// Show how the appliance is.
+    Status,
+    /// List the releases on this appliance.
+    Releases,
+    /// List what was tried on this appliance, newest first.
+    History,
+    /// Install a package, or an installed release again.
+    Install(install::Install),
+    /// Go back to the previous good release, or to a kept one.
+    Rollback(install::Rollback),
+    /// Compare an installed release with its signed manifest, byte for byte.
+    Verify(install::Verify),
+    /// Show and control single components.
+    #[command(subcommand)]
+    Component(component::Component),
+    /// The bus from a shell.
+    #[command(subcommand)]
+    Bus(bus::Bus),
+    /// Make a package of a directory.
+    Pack(author::Pack),
+    /// Show what a package holds.
+    Inspect(author::Inspect),
+    /// Make and keep signing keys.
+    #[command(subcommand)]
+    Keys(author::Keys),
+    /// Accounts of the admin page.
+    #[command(subcommand)]
+    User(setup::User),
+}
+
+/// What every command is given.
+struct Context {
+    home: Home,
+    json: bool,
+    process: Process,
+}
+
+impl Context {
+    /// Prints a line on standard output.
+    fn print(&self, text: &str) {
+        // A reader that has gone away is no reason to fail.
+        drop(writeln!(io::stdout().lock(), "{text}"));
+    }
+
+    /// Prints a line for people; nothing when the answer is in JSON.
+    fn tell(&self, text: &str) {
+        if !self.json {
+            self.print(text);
+        }
+    }
+
+    /// Returns whether somebody watches.
+    fn is_watched(&self) -> bool {
+        !self.json && io::stderr().is_terminal()
+    }
+
+    /// Returns `path` below the working directory.
+    fn path(&self, path: &std::path::Path) -> PathBuf {
+        self.process.cwd.join(path)
+    }
+
+    /// Says what failed, why, and what to do. Returns the exit status.
+    fn fail(&self, error: &(impl Reported + 'static)) -> Exit {
+        let exit = error.exit();
+        self.complain(&message(error, error as &dyn Error), error.code(), error.remedy(), exit)
+    }
+
+    /// Prints one line on standard error and, for scripts, one object on standard output.
+    fn complain(&self, line: &str, code: &str, remedy: &str, exit: Exit) -> Exit {
+        drop(writeln!(io::stderr().lock(), "refit: {line}"));
+        if self.json {
+            let object = serde_json::json!({
+                "error": { "code": code, "detail": line, "remedy": remedy, "exit": exit.code() }
+            });
+            self.print(&object.to_string());
+        }
+        exit
+    }
+}
+
+/// Runs the command line. Returns the exit status.
+pub fn main(process: Process) -> Exit {
+    let cli = match Cli::try_parse_from(&process.arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            drop(error.print()); // as in `Context::print`
+            return if error.use_stderr() { Exit::Usage } else { Exit::Done };
+        }
+    };
+    let home = Home::new(&process.cwd, &cli.home);
+    let context = Context { home, json: cli.json, process };
+    match cli.command {
+        Command::Run { with_parent } => run_guard(context, with_parent),
+        Command::Runtime { check: Some(version) } => runtime::check(&context.home, &version),
+        Command::Runtime { check: None } => run_runtime(context),
+        Command::Launch(launch) => launch::main(launch),
+        Command::Demo(demo) => demo::main(&context, &demo),
+        Command::Init(init) => setup::init(&context, &init),
+        Command::User(user) => setup::user(&context, &user),
+        Command::Pack(pack) => author::pack(&context, &pack),
+        Command::Inspect(inspect) => author::inspect(&context, &inspect),
+        Command::Keys(keys) => author::keys(&context, &keys),
+        Command::Status => online(&context, show::status(&context)),
+        Command::Releases => online(&context, show::releases(&context)),
+        Command::History => online(&context, show::history(&context)),
+        Command::Install(install) => online(&context, install::install(&context, &install)),
+        Command::Rollback(rollback) => online(&context, install::rollback(&context, &rollback)),
+        Command::Verify(verify) => install::verify(&context, &verify),
+        Command::Component(component) => online(&context, component::main(&context, &component)),
+        Command::Bus(bus) => online(&context, bus::main(&context, &bus)),
+    }
+}
+
+/// Runs a command that talks to the API.
+fn online(context: &Context, work: impl Future<Output = Result<Exit, client::ClientError>>) -> Exit {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            let line = format!("cannot start the async runtime: {error}; check the limits of the system");
+            return context.complain(&line, "system_refused", "check the limits of the system", Exit::Failed);
+        }
+    };
+    match runtime.block_on(work) {
+        Ok(exit) => exit,
+        Err(error) => context.fail(&error),
+    }
+}
+
+fn run_guard(context: Context, with_parent: bool) -> Exit {
+    let descriptors = match context.process.announcement.take(std::process::id()) {
+        Ok(descriptors) => descriptors,
+        Err(error) => {
+            let line = format!("cannot take the descriptors of the service manager: {error}");
+            return context.complain(&line, "system_refused", "", Exit::Failed);
+        }
+    };
+    guard::main(guard::Given {
+        installed: context.process.program.clone(),
+        manager: context.process.path("NOTIFY_SOCKET"),
+        home: context.home,
+        descriptors,
+        with_parent,
+    })
+}
+
+fn run_runtime(context: Context) -> Exit {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("REFIT_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(false).init();
+    let process = context.process;
+    let installed = process.path("REFIT_INSTALLED").unwrap_or_else(|| process.program.clone());
+    runtime::main(&runtime::Given {
+        home: context.home,
+        announcement: process.announcement.clone(),
+        notify: process.path("NOTIFY_SOCKET"),
+        installed,
+        environment: process.environment,
+    })
+}

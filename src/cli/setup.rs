@@ -1,0 +1,212 @@
+//! `refit init` and `refit user`: a home and who may use its page.
+
+use std::fs::File;
+use std::io::{self, BufRead};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+use refit_updater::Store;
+use refit_updater::config::{ConfigError as MergeError, Existing, merge_config};
+use refit_updater::journal::{self, Journal, JournalError};
+use refit_updater::receive::{Class, Policy, ReceiveError, receive};
+use refit_updater::release::StoreError;
+use refit_updater::trust::{Expired, Trust, TrustError};
+use semver::Version;
+use serde_json::json;
+
+use super::Context;
+use crate::auth::{self, AuthError};
+use crate::clock;
+use crate::config::{self, Config, ConfigError};
+use crate::error::{Exit, Reported};
+use crate::home::Home;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Init {
+    /// The package of the first release.
+    package: PathBuf,
+    /// The vendor's root of trust, `root.json` of `refit keys init`.
+    #[arg(long)]
+    root: PathBuf,
+}
+
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum User {
+    /// Set a password, read from standard input; without one a new one is made and printed.
+    Passwd {
+        /// The account.
+        #[arg(default_value = auth::ADMIN)]
+        name: String,
+        /// Make a new password and print it.
+        #[arg(long)]
+        generate: bool,
+    },
+}
+
+/// Why a home cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum InitError {
+    /// There is one already.
+    #[error("an appliance is installed in {} already", home.display())]
+    Installed { home: PathBuf },
+    /// A file cannot be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Trust(#[from] TrustError),
+    #[error(transparent)]
+    Receive(#[from] ReceiveError),
+    #[error(transparent)]
+    Merge(#[from] MergeError),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    #[error(transparent)]
+    Auth(#[from] AuthError),
+}
+
+impl Reported for InitError {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Installed { .. } => "home_installed",
+            Self::Read { .. } => "file_unreadable",
+            Self::Store(_) => "release_unusable",
+            Self::Trust(_) => "trust_unusable",
+            Self::Receive(_) => "package_refused",
+            Self::Merge(_) => "configuration_not_merged",
+            Self::Config(error) => error.code(),
+            Self::Journal(_) => "journal_unusable",
+            Self::Auth(error) => error.code(),
+        }
+    }
+
+    fn remedy(&self) -> &str {
+        match self {
+            Self::Installed { .. } => "install updates with `refit install`; nothing was changed",
+            Self::Read { .. } => "check the name and the permissions; nothing was changed",
+            Self::Store(error) => error.remedy(),
+            Self::Trust(error) => error.remedy(),
+            Self::Receive(error) => error.remedy(),
+            Self::Merge(error) => error.remedy(),
+            Self::Config(error) => error.remedy(),
+            Self::Journal(error) => error.remedy(),
+            Self::Auth(error) => error.remedy(),
+        }
+    }
+
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Installed { .. } | Self::Config(_) => Exit::Config,
+            Self::Read { .. } => Exit::Usage,
+            Self::Store(_) | Self::Merge(_) | Self::Journal(_) => Exit::Disk,
+            Self::Trust(_) => Exit::Refused,
+            Self::Receive(error) => match error.class() {
+                Class::Refused => Exit::Refused,
+                Class::Disk => Exit::Disk,
+                Class::Busy => Exit::TryLater,
+                Class::Internal => Exit::Failed,
+            },
+            Self::Auth(error) => error.exit(),
+        }
+    }
+}
+
+/// What [`make_home`] made.
+pub(super) struct Made {
+    pub(super) appliance: String,
+    pub(super) version: Version,
+    /// The password of the account that was made.
+    pub(super) password: String,
+}
+
+pub(super) fn init(context: &Context, init: &Init) -> Exit {
+    let made = make_home(&context.home, &context.path(&init.package), &context.path(&init.root));
+    match made {
+        Ok(made) => {
+            let home = context.home.path().display();
+            if context.json {
+                let object = json!({
+                    "appliance": made.appliance, "version": made.version, "home": context.home.path(),
+                    "user": auth::ADMIN, "password": made.password,
+                });
+                context.print(&object.to_string());
+            }
+            context.tell(&format!("{} {} is installed in {home}", made.appliance, made.version));
+            context.tell(&format!("the page's account is {}, its password {}", auth::ADMIN, made.password));
+            context.tell(&format!("start it with `refit run --home {home}`"));
+            Exit::Done
+        }
+        Err(error) => context.fail(&error),
+    }
+}
+
+/// Makes a home and installs the package at `package` as its first release.
+pub(super) fn make_home(home: &Home, package: &Path, root: &Path) -> Result<Made, InitError> {
+    if journal::exists(home.path()) {
+        return Err(InitError::Installed { home: home.path().to_owned() });
+    }
+    let unreadable = |path: &Path| {
+        let path = path.to_owned();
+        move |source| InitError::Read { path, source }
+    };
+    let root_bytes = std::fs::read(root).map_err(unreadable(root))?;
+    let file = File::open(package).map_err(unreadable(package))?;
+    let store = Store::init(home.path())?;
+    let trust = Trust::install_root(home.path(), &root_bytes)?;
+    let policy = Policy {
+        appliance: None,
+        arch: std::env::consts::ARCH.to_owned(),
+        current: None,
+        allow_downgrade: false,
+        expired: Expired::Warn,
+        now: clock::now(),
+    };
+    let received = receive(file, &store, &trust, &policy, &AtomicBool::new(false), &mut |_| {})?;
+    let config = Config::load(&received.dir, &home.path().join(config::LOCAL_FILE))?;
+    let version = received.manifest.version().clone();
+    // A release that an interrupted `init` left here may go: nothing has run yet.
+    store.admit(received, std::slice::from_ref(&version))?;
+    merge_config(&store, None, &version, Existing::Replace)?;
+    let password = auth::new_password();
+    auth::set_password(home, auth::ADMIN, &password)?;
+    store.point_current(&version)?;
+    journal::store(home.path(), &Journal::first(version.clone()))?;
+    Ok(Made { appliance: config.name, version, password })
+}
+
+pub(super) fn user(context: &Context, user: &User) -> Exit {
+    let User::Passwd { name, generate } = user;
+    if !journal::exists(context.home.path()) {
+        let error = crate::home::HomeError::Empty { home: context.home.path().to_owned() };
+        return context.fail(&error);
+    }
+    let password = if *generate {
+        auth::new_password()
+    } else {
+        let mut line = String::new();
+        if let Err(error) = io::stdin().lock().read_line(&mut line) {
+            let text = format!("cannot read the password from standard input: {error}");
+            return context.complain(&text, "input", "", Exit::Usage);
+        }
+        line.trim_end_matches(['\n', '\r']).to_owned()
+    };
+    match auth::set_password(&context.home, name, &password) {
+        Ok(()) => {
+            if context.json {
+                let shown = generate.then_some(&password);
+                context.print(&json!({ "user": name, "password": shown }).to_string());
+            } else if *generate {
+                context.print(&password);
+            }
+            Exit::Done
+        }
+        Err(error) => context.fail(&error),
+    }
+}

@@ -1,0 +1,147 @@
+//! `refit status`, `releases`, `history`: how things are.
+
+use serde_json::Value;
+
+use super::Context;
+use super::client::{Client, ClientError};
+use crate::error::Exit;
+
+/// Returns what JSON says, as a table cell.
+pub(super) fn cell(value: &Value) -> String {
+    match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => text.clone(),
+        Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => value.to_string(),
+    }
+}
+
+/// Prints `rows` under `head`, the columns as wide as they need to be.
+pub(super) fn table(context: &Context, head: &[&str], rows: &[Vec<String>]) {
+    let mut widths: Vec<usize> = head.iter().map(|name| name.len()).collect();
+    for row in rows {
+        for (width, text) in widths.iter_mut().zip(row) {
+            *width = (*width).max(text.chars().count());
+        }
+    }
+    let line = |cells: Vec<&str>| {
+        let padded: Vec<String> =
+            cells.iter().zip(&widths).map(|(text, width)| format!("{text:<width$}", width = *width)).collect();
+        padded.join("  ").trim_end().to_owned()
+    };
+    context.print(&line(head.to_vec()));
+    for row in rows {
+        context.print(&line(row.iter().map(String::as_str).collect()));
+    }
+}
+
+pub(super) async fn status(context: &Context) -> Result<Exit, ClientError> {
+    let status = Client::new(&context.home)?.get("/api/v1/status").await?;
+    if context.json {
+        context.print(&status.to_string());
+        return Ok(Exit::Done);
+    }
+    let release = &status["release"];
+    context.print(&format!(
+        "{} {} ({}), bus {}",
+        cell(&status["appliance"]),
+        cell(&release["version"]),
+        cell(&release["state"]),
+        cell(&status["bus"]["state"]),
+    ));
+    let runtime = &status["runtime"];
+    context.print(&format!(
+        "guard {}, runtime {} (image {} since {}), previous release {}",
+        status["guard"]["pid"],
+        runtime["pid"],
+        runtime["generation"],
+        cell(&runtime["started_at"]),
+        cell(&status["previous"]),
+    ));
+    if let Some(update) = status["update"].as_object() {
+        context.print(&format!(
+            "{} {} -> {}: {}",
+            cell(&update["kind"]),
+            cell(&update["from"]),
+            cell(&update["to"]),
+            cell(&update["step"]),
+        ));
+    }
+    context.print("");
+    components(context, &status["components"]);
+    context.print("");
+    let rows: Vec<Vec<String>> = status["listeners"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|row| vec![cell(&row["name"]), cell(&row["address"])])
+        .collect();
+    table(context, &["LISTENER", "ADDRESS"], &rows);
+    for fault in status["faults"].as_array().into_iter().flatten() {
+        context.print(&format!("fault: {} {}: {}", cell(&fault["component"]), cell(&fault["phase"]), cell(&fault["cause"])));
+    }
+    Ok(Exit::Done)
+}
+
+/// Prints the table of components.
+pub(super) fn components(context: &Context, components: &Value) {
+    let rows: Vec<Vec<String>> = components
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|row| {
+            let about = if row["reason"].is_null() { &row["status"] } else { &row["reason"] };
+            ["name", "state", "health", "pid", "generation", "handover", "release"]
+                .iter()
+                .map(|key| cell(&row[*key]))
+                .chain([cell(about)])
+                .collect()
+        })
+        .collect();
+    table(context, &["COMPONENT", "STATE", "HEALTH", "PID", "GEN", "HANDOVER", "RELEASE", "SAYS"], &rows);
+}
+
+pub(super) async fn releases(context: &Context) -> Result<Exit, ClientError> {
+    let releases = Client::new(&context.home)?.get("/api/v1/releases").await?;
+    if context.json {
+        context.print(&releases.to_string());
+        return Ok(Exit::Done);
+    }
+    let rows: Vec<Vec<String>> = releases["releases"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|row| {
+            let digest: String = cell(&row["digest"]).chars().take(12).collect();
+            vec![cell(&row["version"]), cell(&row["state"]), cell(&row["installed_bytes"]), digest, cell(&row["reason"])]
+        })
+        .collect();
+    table(context, &["RELEASE", "STATE", "BYTES", "DIGEST", "WHY"], &rows);
+    Ok(Exit::Done)
+}
+
+pub(super) async fn history(context: &Context) -> Result<Exit, ClientError> {
+    let history = Client::new(&context.home)?.get("/api/v1/history").await?;
+    if context.json {
+        context.print(&history.to_string());
+        return Ok(Exit::Done);
+    }
+    let rows: Vec<Vec<String>> = history["history"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|row| {
+            vec![
+                cell(&row["at"]),
+                cell(&row["kind"]),
+                cell(&row["from"]),
+                cell(&row["to"]),
+                cell(&row["outcome"]),
+                format!("{} ms", row["duration_ms"]),
+                cell(&row["who"]),
+                cell(&row["reason"]),
+            ]
+        })
+        .collect();
+    table(context, &["WHEN", "KIND", "FROM", "TO", "OUTCOME", "TOOK", "WHO", "WHY"], &rows);
+    Ok(Exit::Done)
+}

@@ -1,0 +1,204 @@
+//! What has to outlive this process image: the registry of everything that the next one needs, and its copy with the guard.
+//!
+//! Whoever owns something that must survive registers it here when it comes to be and removes it when it is gone. The guard
+//! gets each descriptor once and the document ([`Carry`]) after each change, so that a crash at any moment is an exec that
+//! nobody prepared.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixDatagram;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::Logs;
+use crate::auth::Sessions;
+use crate::events::Events;
+use crate::handover::carry::{CARRY_FORMAT, CarriedInstance, Carry};
+use crate::handover::{Named, names, notify};
+use crate::tickets::Tickets;
+
+/// How many events the next image gets.
+const EVENTS_CARRIED: usize = 300;
+/// How many lines of each component the next image gets.
+const LINES_CARRIED: usize = 100;
+
+/// The descriptors of one process of a component.
+#[derive(Debug)]
+pub(super) struct Descriptors {
+    /// The socket on which it reports.
+    pub(super) notify: OwnedFd,
+    /// The reading end of its standard output.
+    pub(super) stdout: OwnedFd,
+    /// The reading end of its standard error.
+    pub(super) stderr: OwnedFd,
+}
+
+impl Descriptors {
+    /// Returns each with the last part of its name.
+    fn parts(&self) -> [(&'static str, &OwnedFd); 3] {
+        [("notify", &self.notify), ("out", &self.stdout), ("err", &self.stderr)]
+    }
+
+    /// Returns the descriptors among `parts` that belong to the instance `id`.
+    pub(super) fn find(id: &str, parts: &mut Vec<Named>) -> Option<Self> {
+        let mut take = |last: &str| {
+            let name = format!("{id}.{last}");
+            let position = parts.iter().position(|part| part.name == name)?;
+            Some(parts.remove(position).descriptor)
+        };
+        Some(Self { notify: take("notify")?, stdout: take("out")?, stderr: take("err")? })
+    }
+}
+
+#[derive(Debug)]
+struct Inner {
+    generation: u32,
+    sequence: u64,
+    instances: BTreeMap<String, (CarriedInstance, Arc<Descriptors>)>,
+}
+
+/// The registry.
+#[derive(Debug)]
+pub struct Estate {
+    inner: Mutex<Inner>,
+    guard: Option<UnixDatagram>,
+    /// The events.
+    pub events: Arc<Events>,
+    /// The tickets.
+    pub tickets: Arc<Tickets>,
+    /// The components' output.
+    pub logs: Arc<Logs>,
+    /// Who is logged in.
+    pub sessions: Arc<Sessions>,
+}
+
+impl Estate {
+    /// Returns the registry of the process image `generation`, going on after `carry`, with the guard at the other end of `guard`.
+    pub fn new(carry: &Carry, generation: u32, guard: Option<UnixDatagram>, parts: EstateParts) -> Self {
+        Self {
+            inner: Mutex::new(Inner { generation, sequence: carry.sequence, instances: BTreeMap::new() }),
+            guard,
+            events: parts.events,
+            tickets: parts.tickets,
+            logs: parts.logs,
+            sessions: parts.sessions,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns which process image this is, from 1.
+    pub fn generation(&self) -> u32 {
+        self.lock().generation
+    }
+
+    /// Tells the guard something. A guard that is gone is noticed elsewhere.
+    pub fn tell_guard(&self, text: &str, descriptors: &[&OwnedFd]) {
+        let Some(guard) = &self.guard else { return };
+        let borrowed: Vec<_> = descriptors.iter().map(|descriptor| descriptor.as_fd()).collect();
+        if let Err(error) = notify::send(guard, text, &borrowed) {
+            tracing::warn!(%error, "cannot report to the guard");
+        }
+    }
+
+    /// Gives the guard a descriptor to keep.
+    pub fn store(&self, name: &str, descriptor: &OwnedFd) {
+        self.tell_guard(&format!("FDSTORE=1\nFDNAME={name}"), &[descriptor]);
+    }
+
+    /// Registers a process of a component, or what has changed of it.
+    pub(super) fn put(&self, instance: CarriedInstance, descriptors: &Arc<Descriptors>, stored: bool) {
+        if !stored {
+            for (part, descriptor) in descriptors.parts() {
+                self.store(&format!("{}{}.{part}", names::INSTANCE, instance.id), descriptor);
+            }
+        }
+        self.lock().instances.insert(instance.id.clone(), (instance, Arc::clone(descriptors)));
+        self.save();
+    }
+
+    /// Removes a process that has ended.
+    pub(super) fn remove(&self, id: &str) {
+        if let Some((_, descriptors)) = self.lock().instances.remove(id) {
+            for (part, _) in descriptors.parts() {
+                self.tell_guard(&format!("FDSTOREREMOVE=1\nFDNAME={}{id}.{part}", names::INSTANCE), &[]);
+            }
+        }
+        self.save();
+    }
+
+    /// Returns the document of this moment.
+    pub fn carry(&self) -> Carry {
+        let mut inner = self.lock();
+        inner.sequence += 1;
+        Carry {
+            format: CARRY_FORMAT,
+            sequence: inner.sequence,
+            generation: inner.generation,
+            instances: inner.instances.values().map(|(instance, _)| instance.clone()).collect(),
+            tickets: self.tickets.all(),
+            events: self.events.last(EVENTS_CARRIED),
+            logs: self.logs.carried(LINES_CARRIED),
+            sessions: self.sessions.carried(),
+            stopped_accepting_ns: None,
+            exec_ns: None,
+        }
+    }
+
+    /// Gives the guard the document of this moment, and has it drop the one before.
+    pub fn save(&self) {
+        if self.guard.is_none() {
+            return;
+        }
+        let carry = self.carry();
+        match carry.seal() {
+            Ok(file) => {
+                self.store(&format!("{}{}", names::STATE, carry.sequence), &file);
+                let before = format!("FDSTOREREMOVE=1\nFDNAME={}{}", names::STATE, carry.sequence - 1);
+                self.tell_guard(&before, &[]);
+            }
+            Err(error) => tracing::warn!(%error, "cannot store the runtime's state; a crash would lose it"),
+        }
+    }
+
+    /// Returns the releases that some process was started from: they must stay on disk.
+    pub fn releases_in_use(&self) -> Vec<semver::Version> {
+        self.lock().instances.values().map(|(instance, _)| instance.release.clone()).collect()
+    }
+
+    /// Returns the running processes, as they are carried.
+    pub fn instances(&self) -> Vec<CarriedInstance> {
+        self.lock().instances.values().map(|(instance, _)| instance.clone()).collect()
+    }
+
+    /// Returns a duplicate of every process's descriptors, for the next image.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub fn describe(&self) -> io::Result<Vec<Named>> {
+        let inner = self.lock();
+        let mut parts = Vec::new();
+        for (instance, descriptors) in inner.instances.values() {
+            for (part, descriptor) in descriptors.parts() {
+                let name = format!("{}{}.{part}", names::INSTANCE, instance.id);
+                parts.push(Named { name, descriptor: descriptor.try_clone()? });
+            }
+        }
+        Ok(parts)
+    }
+}
+
+/// What the registry reads when it writes its document.
+#[derive(Debug)]
+pub struct EstateParts {
+    /// The events.
+    pub events: Arc<Events>,
+    /// The tickets.
+    pub tickets: Arc<Tickets>,
+    /// The components' output.
+    pub logs: Arc<Logs>,
+    /// Who is logged in.
+    pub sessions: Arc<Sessions>,
+}

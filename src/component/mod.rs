@@ -1,0 +1,33 @@
+//! Components: the programs that the appliance is made of, started, watched and stopped by the runtime.
+//!
+//! [`Process`] is a component on the bus: its actor owns the processes, everybody else sees a [`View`]. A process outlives the
+//! runtime that started it: what is needed to find it again (its descriptors and [`CarriedInstance`]s) is in the [`Estate`],
+//! and [`fingerprint`] says whether the next release wants the very same process.
+//!
+//! [`CarriedInstance`]: crate::handover::carry::CarriedInstance
+
+mod actor;
+mod estate;
+pub mod fingerprint;
+mod health;
+mod instance;
+pub mod launch;
+mod logs;
+mod signal;
+
+pub use actor::{CarriedParts, Process, State, View, end_stray};
+pub use estate::{Estate, EstateParts};
+pub use health::State as Health;
+pub use instance::Surroundings;
+pub use logs::{LogLine, Logs, Stream};
+
+use crate::{bus, config};
+
+/// Returns a component's place in the order of the bus.
+pub fn order(component: &config::Component) -> bus::Order {
+    bus::Order {
+        needs: component.needs.clone(),
+        after: component.after.clone(),
+        priority: component.priority,
+    }
+}

@@ -1,0 +1,270 @@
+//! `appliance.toml`, parsed once: text -> [`Config`], or every mistake with its line and column.
+//!
+//! `REFIT_HOME/local.toml` overrides per machine, key by key: it has the same shape, and its components are matched by name.
+
+mod check;
+mod raw;
+mod value;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use semver::Version;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Exit, Reported};
+
+/// The name of the file in a release.
+pub const FILE: &str = "appliance.toml";
+/// The name of the file in a home that overrides it.
+pub const LOCAL_FILE: &str = "local.toml";
+/// The largest file that is read: a thousand components fit.
+pub const CONFIG_BYTES_MAX: u64 = 1 << 20;
+
+/// A whole appliance.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// The appliance's name (its model).
+    pub name: String,
+    /// The release's version.
+    pub version: Version,
+    /// The runtime's program in the release; the installed `refit` if there is none.
+    pub runtime: Option<String>,
+    /// The listeners that the runtime owns.
+    pub listeners: BTreeMap<String, SocketAddr>,
+    /// How updates are judged.
+    pub update: Update,
+    /// The components, in the order of the file.
+    pub components: Vec<Component>,
+}
+
+/// The listener on which the runtime itself serves the page and the API.
+pub const ADMIN: &str = "admin";
+
+/// How updates are judged.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Update {
+    /// Healthy so long after the start is good.
+    pub probation: Duration,
+    /// The time limit of a component's start that has none of its own.
+    pub start_timeout: Duration,
+    /// How many good releases are kept.
+    pub keep: usize,
+    /// A runtime that is silent so long is ended.
+    pub watchdog: Duration,
+    /// How long requests under way may go on when the runtime stops.
+    pub drain_grace: Duration,
+}
+
+/// What an update does to a component's process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Handover {
+    /// The new process starts beside the old one, which is stopped when the new one is ready.
+    Overlap,
+    /// The old process is stopped before the new one starts.
+    Restart,
+    /// The process is not touched.
+    Keep,
+}
+
+/// How a component says that it serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ready {
+    /// By `READY=1` over `NOTIFY_SOCKET`.
+    Notify,
+    /// By accepting on its listeners.
+    Listen,
+    /// By having executed its program.
+    Exec,
+    /// By having been started.
+    Started,
+}
+
+/// How a component's health is judged from outside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Health {
+    /// What is tried.
+    pub probe: Probe,
+    /// The pause between two probes.
+    pub interval: Duration,
+    /// How long one may take.
+    pub timeout: Duration,
+    /// So many failures in a row are unhealthy.
+    pub threshold: u32,
+}
+
+/// One way to try a component.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Probe {
+    /// A GET that has to answer 2xx or 3xx.
+    Http(String),
+    /// A connection that has to be accepted.
+    Tcp(SocketAddr),
+    /// A command that has to end with 0.
+    Command(Vec<String>),
+}
+
+/// When a component that ended is started again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RestartPolicy {
+    /// Never.
+    No,
+    /// When it ended with a failure.
+    OnFailure,
+    /// Whenever it ended without having been asked to.
+    Always,
+}
+
+/// How a component is started again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Restart {
+    /// When.
+    pub policy: RestartPolicy,
+    /// The first and the longest pause.
+    pub backoff: (Duration, Duration),
+    /// At most so often in so long.
+    pub limit: (u32, Duration),
+}
+
+/// One component.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Component {
+    /// Its name.
+    pub name: String,
+    /// Program and arguments; a program with a slash is below the release.
+    pub command: Vec<String>,
+    /// The listeners that it is given, in order.
+    pub listeners: Vec<String>,
+    /// It starts after these, and not without them.
+    pub needs: Vec<String>,
+    /// It starts after these.
+    pub after: Vec<String>,
+    /// Lower is earlier among those that may start.
+    pub priority: i32,
+    /// What an update does to it.
+    pub handover: Handover,
+    /// How it says that it serves.
+    pub ready: Ready,
+    /// How its health is judged.
+    pub health: Option<Health>,
+    /// How it is started again.
+    pub restart: Restart,
+    /// How long its start may take.
+    pub start_timeout: Duration,
+    /// How long its stop may take before it is killed.
+    pub stop_timeout: Duration,
+    /// The account it runs as.
+    pub user: Option<String>,
+    /// More environment.
+    pub env: BTreeMap<String, String>,
+    /// The files of the release that are its own, as patterns; all that are nobody else's if absent.
+    pub files: Option<Vec<String>>,
+    /// What it may request.
+    pub allow: Vec<String>,
+    /// Whether it must be stopped for a migration of the data.
+    pub migrates: bool,
+}
+
+/// One mistake in a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mistake {
+    /// Where: line and column, from 1; `None` for the file as a whole.
+    pub place: Option<(usize, usize)>,
+    /// The file.
+    pub file: PathBuf,
+    /// What is wrong, for people.
+    pub what: String,
+}
+
+impl std::fmt::Display for Mistake {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.place {
+            Some((line, column)) => write!(f, "{}:{line}:{column}: {}", self.file.display(), self.what),
+            None => write!(f, "{}: {}", self.file.display(), self.what),
+        }
+    }
+}
+
+/// A configuration that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The files say something that cannot be.
+    #[error("{}", mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Mistakes {
+        /// All of them.
+        mistakes: Vec<Mistake>,
+    },
+}
+
+impl Reported for ConfigError {
+    fn code(&self) -> &'static str {
+        "configuration_refused"
+    }
+
+    fn remedy(&self) -> &str {
+        match self {
+            Self::Read { .. } => "restore the file, then try again",
+            Self::Mistakes { .. } => "correct the file, then try again; nothing was started",
+        }
+    }
+
+    fn exit(&self) -> Exit {
+        Exit::Config
+    }
+}
+
+impl Config {
+    /// Reads the configuration of the release in `release`, overridden by the file `local` if there is one.
+    ///
+    /// # Errors
+    /// A file cannot be read, or everything that is wrong in both.
+    pub fn load(release: &Path, local: &Path) -> Result<Self, ConfigError> {
+        let path = release.join(FILE);
+        let text = read(&path)?.ok_or_else(|| ConfigError::Read {
+            path: path.clone(),
+            source: std::io::Error::from(std::io::ErrorKind::NotFound),
+        })?;
+        let local_text = read(local)?;
+        Self::parse(&path, &text, local_text.as_deref().map(|text| (local, text)))
+    }
+
+    /// Parses the text of `path`, overridden by a local file's.
+    ///
+    /// # Errors
+    /// Everything that is wrong in both.
+    pub fn parse(path: &Path, text: &str, local: Option<(&Path, &str)>) -> Result<Self, ConfigError> {
+        check::parse(path, text, local).map_err(|mistakes| ConfigError::Mistakes { mistakes })
+    }
+
+    /// Returns the component `name`.
+    pub fn component(&self, name: &str) -> Option<&Component> {
+        self.components.iter().find(|component| component.name == name)
+    }
+}
+
+fn read(path: &Path) -> Result<Option<String>, ConfigError> {
+    let failed = |source| ConfigError::Read { path: path.to_owned(), source };
+    match refit_updater::durable::read_limited(path, CONFIG_BYTES_MAX) {
+        Ok(bytes) => match String::from_utf8(bytes) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) => Err(failed(std::io::Error::new(std::io::ErrorKind::InvalidData, error))),
+        },
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(failed(source)),
+    }
+}

@@ -1,0 +1,85 @@
+//! `appliance.toml` and `local.toml` as they are written: every key optional, nothing checked but the keys' names and types.
+//!
+//! Both files have this one shape, so that what the machine's own file says can be laid over what the release says, key by key.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use toml::Spanned;
+
+/// A whole file.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Raw {
+    pub(super) appliance: RawAppliance,
+    pub(super) runtime: RawRuntime,
+    pub(super) listeners: BTreeMap<Spanned<String>, Spanned<String>>,
+    pub(super) update: RawUpdate,
+    pub(super) component: Vec<RawComponent>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawAppliance {
+    pub(super) name: Option<Spanned<String>>,
+    pub(super) version: Option<Spanned<String>>,
+    /// The oldest release that this one can update; read when the release is packed.
+    pub(super) requires: Option<Spanned<String>>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawRuntime {
+    pub(super) binary: Option<Spanned<String>>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawUpdate {
+    pub(super) probation: Option<Spanned<String>>,
+    pub(super) start_timeout: Option<Spanned<String>>,
+    pub(super) keep: Option<Spanned<u32>>,
+    pub(super) watchdog: Option<Spanned<String>>,
+    pub(super) drain_grace: Option<Spanned<String>>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawComponent {
+    pub(super) name: Option<Spanned<String>>,
+    pub(super) command: Option<Spanned<Vec<String>>>,
+    pub(super) listeners: Option<Vec<Spanned<String>>>,
+    pub(super) needs: Option<Vec<Spanned<String>>>,
+    pub(super) after: Option<Vec<Spanned<String>>>,
+    pub(super) priority: Option<i32>,
+    pub(super) handover: Option<Spanned<String>>,
+    pub(super) ready: Option<Spanned<String>>,
+    pub(super) health: Option<RawHealth>,
+    pub(super) restart: Option<RawRestart>,
+    pub(super) start_timeout: Option<Spanned<String>>,
+    pub(super) stop_timeout: Option<Spanned<String>>,
+    pub(super) user: Option<Spanned<String>>,
+    pub(super) env: Option<BTreeMap<String, String>>,
+    pub(super) files: Option<Vec<Spanned<String>>>,
+    pub(super) allow: Option<Vec<Spanned<String>>>,
+    pub(super) migrates: Option<bool>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawHealth {
+    pub(super) http: Option<Spanned<String>>,
+    pub(super) tcp: Option<Spanned<String>>,
+    pub(super) command: Option<Spanned<Vec<String>>>,
+    pub(super) interval: Option<Spanned<String>>,
+    pub(super) timeout: Option<Spanned<String>>,
+    pub(super) threshold: Option<Spanned<u32>>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawRestart {
+    pub(super) policy: Option<Spanned<String>>,
+    pub(super) backoff: Option<Spanned<String>>,
+    pub(super) limit: Option<Spanned<String>>,
+}

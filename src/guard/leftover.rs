@@ -1,0 +1,91 @@
+//! Processes that nobody supervises any more.
+//!
+//! Two kinds: components of an earlier life whose guard and runtime were both killed, found by their environment before
+//! anything is started; and whatever is still the guard's child when everything else has ended.
+
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::unistd::Pid;
+
+use super::say;
+use crate::home::Home;
+
+/// How long leftover processes may take to end before they are killed.
+const GRACE: Duration = Duration::from_secs(5);
+/// How long to wait for the kernel to remove a killed process.
+const KILL_WAIT_MAX: Duration = Duration::from_secs(5);
+/// How often to look: these processes are not our children, and few starts have any.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// Ends the components of an earlier life of the appliance in `home`.
+pub(super) fn end_all(home: &Home) {
+    let found = of_home(home);
+    if found.is_empty() {
+        return;
+    }
+    say(&format!("ending {} process(es) that an earlier guard left behind", found.len()));
+    for pid in &found {
+        let _ = kill(*pid, Signal::SIGTERM);
+    }
+    let deadline = Instant::now() + GRACE;
+    while Instant::now() < deadline && !of_home(home).is_empty() {
+        std::thread::sleep(LOOK_AGAIN);
+    }
+    let deadline = Instant::now() + KILL_WAIT_MAX;
+    while Instant::now() < deadline {
+        let left = of_home(home);
+        if left.is_empty() {
+            return;
+        }
+        for pid in left {
+            let _ = kill(pid, Signal::SIGKILL);
+        }
+        std::thread::sleep(LOOK_AGAIN);
+    }
+}
+
+/// Returns the processes whose environment says that they are, or come from, a component of `home`.
+fn of_home(home: &Home) -> Vec<Pid> {
+    let mut wanted = b"REFIT_HOME=".to_vec();
+    wanted.extend_from_slice(home.path().as_os_str().as_bytes());
+    let own = Pid::this();
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok().map(Pid::from_raw))
+        .filter(|pid| *pid != own)
+        .filter(|pid| {
+            fs::read(format!("/proc/{pid}/environ")).is_ok_and(|environment| {
+                let mut variables = environment.split(|byte| *byte == 0);
+                variables.clone().any(|variable| variable == wanted.as_slice())
+                    && variables.any(|variable| variable.starts_with(b"REFIT_TOKEN="))
+            })
+        })
+        .collect()
+}
+
+/// Kills what is still a child of this process, until nothing is.
+pub(super) fn end_children() {
+    let deadline = Instant::now() + KILL_WAIT_MAX;
+    while Instant::now() < deadline {
+        let Ok(text) = fs::read_to_string("/proc/thread-self/children") else { return };
+        let children: Vec<Pid> =
+            text.split_whitespace().filter_map(|word| word.parse().ok().map(Pid::from_raw)).collect();
+        if children.is_empty() {
+            return;
+        }
+        for child in &children {
+            let _ = kill(*child, Signal::SIGKILL);
+        }
+        while let Ok(status) = waitpid(Pid::from_raw(-1), Some(WaitPidFlag::WNOHANG)) {
+            if status.pid().is_none() {
+                std::thread::sleep(LOOK_AGAIN); // killed, but not gone yet
+                break;
+            }
+        }
+    }
+}

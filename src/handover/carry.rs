@@ -1,0 +1,148 @@
+//! What one process image leaves to the next besides its descriptors: one document, in a sealed file in memory.
+//!
+//! The same document is in the guard's store, so that a start after a crash finds what a start after an exec finds. Another
+//! version of this program may read it: the number of the format is checked, and what is unknown is passed over.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::OwnedFd;
+
+use semver::Version;
+use serde::{Deserialize, Serialize};
+
+use super::memfd;
+use crate::auth::CarriedSession;
+use crate::component::LogLine;
+use crate::events::Event;
+use crate::tickets::TicketView;
+
+/// The format of the document. It grows by optional fields only: an older release reads what a newer one wrote.
+pub const CARRY_FORMAT: u32 = 1;
+
+/// The document.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Carry {
+    /// [`CARRY_FORMAT`].
+    pub format: u32,
+    /// Counts the documents of one appliance's life; the highest is the newest.
+    pub sequence: u64,
+    /// Counts the process images.
+    pub generation: u32,
+    /// The components' processes.
+    #[serde(default)]
+    pub instances: Vec<CarriedInstance>,
+    /// The tickets that somebody may ask for.
+    #[serde(default)]
+    pub tickets: Vec<TicketView>,
+    /// The last events, for a reader that connects again.
+    #[serde(default)]
+    pub events: Vec<Event>,
+    /// The components' last output.
+    #[serde(default)]
+    pub logs: BTreeMap<String, Vec<LogLine>>,
+    /// Who is logged in.
+    #[serde(default)]
+    pub sessions: Vec<CarriedSession>,
+    /// When the image before stopped accepting, in nanoseconds of the monotonic clock, by listener of its own.
+    #[serde(default)]
+    pub stopped_accepting_ns: Option<u64>,
+    /// When it was about to execute the next image.
+    #[serde(default)]
+    pub exec_ns: Option<u64>,
+}
+
+/// Whether a process serves or is on its way out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// It is the component.
+    Current,
+    /// Another took its place; it finishes what it has.
+    Outgoing,
+}
+
+/// A component's process, for the next image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CarriedInstance {
+    /// The instance: component, dash, generation.
+    pub id: String,
+    /// The component.
+    pub component: String,
+    /// Counts the component's processes.
+    pub generation: u32,
+    /// Its PID.
+    pub pid: i32,
+    /// When the process began, in the kernel's clock ticks: with it a PID is unmistakable.
+    pub start_ticks: u64,
+    /// Its launch token.
+    pub token: String,
+    /// The release it was started from.
+    pub release: Version,
+    /// What it was started from, as a digest.
+    pub fingerprint: String,
+    /// When it was started, RFC 3339.
+    pub started_at: String,
+    /// Whether it said that it serves.
+    pub ready: bool,
+    /// What it last said of itself.
+    pub status: Option<String>,
+    /// Whether it serves or is on its way out.
+    pub role: Role,
+    /// How often the component was started again after it had ended by itself.
+    #[serde(default)]
+    pub restarts: u32,
+}
+
+/// What the guard says of a process that it collected.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reaped {
+    /// The process.
+    pub pid: i32,
+    /// How it ended, for people.
+    pub how: String,
+}
+
+impl Carry {
+    /// Returns the document as a sealed file.
+    ///
+    /// # Errors
+    /// There is no memory or no descriptor left.
+    pub fn seal(&self) -> io::Result<OwnedFd> {
+        memfd::seal("refit-state", &serde_json::to_vec(self)?)
+    }
+
+    /// Returns the newest of the documents in `files`; a fresh one if there is none.
+    ///
+    /// # Errors
+    /// One of them is damaged or has another format.
+    pub fn newest(files: &[OwnedFd]) -> io::Result<Self> {
+        let mut newest = Self { format: CARRY_FORMAT, ..Self::default() };
+        for file in files {
+            let document: Self = serde_json::from_slice(&memfd::read(file)?)?;
+            if document.format != CARRY_FORMAT {
+                let text = format!("the runtime's state has the format {}, not {CARRY_FORMAT}", document.format);
+                return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+            }
+            if document.sequence >= newest.sequence {
+                newest = document;
+            }
+        }
+        Ok(newest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_document_counts() {
+        let document = |sequence, generation| Carry { format: CARRY_FORMAT, sequence, generation, ..Carry::default() };
+        let files: Vec<OwnedFd> =
+            [document(3, 1), document(5, 2), document(4, 9)].iter().map(|d| d.seal().expect("sealed")).collect();
+        assert_eq!(Carry::newest(&files).expect("read").generation, 2);
+        assert_eq!(Carry::newest(&[]).expect("none").generation, 0);
+        let other = Carry { format: 9, ..Carry::default() }.seal().expect("sealed");
+        assert!(Carry::newest(&[other]).expect_err("another format").to_string().contains("format 9"));
+    }
+}

@@ -1,0 +1,154 @@
+//! Descriptor number -> [`OwnedFd`]: the only `unsafe` code of the crate.
+//!
+//! Descriptors cross an exec as numbers, by the convention of `LISTEN_FDS`: from 3 on, without gaps. [`take`] makes owned
+//! descriptors of them at the start of a process, [`place`] puts owned descriptors there just before an exec. Everything else
+//! in the process is close-on-exec at all times.
+
+#![expect(unsafe_code, reason = "that a descriptor number is ours cannot be shown in types")]
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_getfd, fcntl_setfd};
+
+/// The first descriptor that is handed over; 0 to 2 are the standard streams.
+pub const FIRST: RawFd = 3;
+/// How many descriptors may be handed over: more than any appliance has listeners and components, and below the usual limit
+/// of 1,024 open files twice over, since each is duplicated once on the way.
+pub const HANDED_OVER_MAX: usize = 400;
+
+/// Whether [`take`] has been called: a number may become an owned descriptor only once.
+static TAKEN: AtomicBool = AtomicBool::new(false);
+
+/// Returns the `count` descriptors from [`FIRST`] on that the process was started with, close-on-exec from now on, and closes
+/// every other one except the standard streams.
+///
+/// # Errors
+/// It was called before, `count` is out of range, or one of them is not open. The first two change nothing.
+pub fn take(count: usize) -> io::Result<Vec<OwnedFd>> {
+    if count > HANDED_OVER_MAX {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{count} descriptors are too many")));
+    }
+    if TAKEN.swap(true, Ordering::SeqCst) {
+        return Err(io::Error::other("the inherited descriptors were taken before"));
+    }
+    let end = FIRST + RawFd::try_from(count).unwrap_or(0);
+    for number in open_numbers()? {
+        if number >= end {
+            // SAFETY: this runs once, before the process opened anything: no other owner of the number exists.
+            drop(unsafe { OwnedFd::from_raw_fd(number) });
+        }
+    }
+    let mut taken = Vec::with_capacity(count);
+    for number in FIRST..end {
+        // SAFETY: only looked at while this function runs; a number that is not open is an error of the call below.
+        let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
+        fcntl_getfd(borrowed)?;
+        fcntl_setfd(borrowed, FdFlags::CLOEXEC)?;
+        // SAFETY: the number is open, and `TAKEN` makes this the only place and time that it becomes owned.
+        taken.push(unsafe { OwnedFd::from_raw_fd(number) });
+    }
+    Ok(taken)
+}
+
+/// Puts `descriptors` at the numbers from [`FIRST`] on, in order, without close-on-exec, and makes everything above them
+/// close-on-exec. For the moment before an exec: the caller is the only thread, and owns no other descriptor that it will
+/// use again.
+///
+/// # Errors
+/// The process has too few descriptors left. Then some may be closed: the caller has lost them.
+pub fn place(descriptors: Vec<OwnedFd>) -> io::Result<Vec<OwnedFd>> {
+    if descriptors.len() > HANDED_OVER_MAX {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many descriptors to hand over"));
+    }
+    let end = FIRST + RawFd::try_from(descriptors.len()).unwrap_or(0);
+    // First out of the way, so that no target is the source of another.
+    let mut aside = Vec::with_capacity(descriptors.len());
+    for descriptor in descriptors {
+        aside.push(fcntl_dupfd_cloexec(&descriptor, end)?);
+    }
+    let mut placed = Vec::with_capacity(aside.len());
+    for (descriptor, number) in aside.into_iter().zip(FIRST..) {
+        // SAFETY: whoever owned the target number closed it above or, by this function's contract, never uses it again.
+        let target = unsafe { nix::unistd::dup2_raw(&descriptor, number) }?;
+        placed.push(target);
+    }
+    seal_from(end)?;
+    Ok(placed)
+}
+
+/// Makes descriptors that [`place`] has put in order close-on-exec again, after an exec that did not happen.
+///
+/// # Errors
+/// One of them is not open any more.
+pub fn withdraw(placed: &[OwnedFd]) -> io::Result<()> {
+    for descriptor in placed {
+        fcntl_setfd(descriptor, FdFlags::CLOEXEC)?;
+    }
+    Ok(())
+}
+
+/// Lets go of `descriptor` so that it stays open under its number over an exec.
+///
+/// # Errors
+/// It is not open.
+pub fn keep_over_exec(descriptor: OwnedFd) -> io::Result<RawFd> {
+    fcntl_setfd(descriptor.as_fd(), FdFlags::empty())?;
+    Ok(descriptor.into_raw_fd())
+}
+
+/// Makes every open descriptor from `end` on close-on-exec.
+///
+/// # Errors
+/// The list of open descriptors cannot be read.
+pub fn seal_from(end: RawFd) -> io::Result<()> {
+    for number in open_numbers()? {
+        if number >= end {
+            // SAFETY: only its flag is changed; a number that was closed meanwhile is an error we pass over.
+            let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
+            if let Err(error) = fcntl_setfd(borrowed, FdFlags::CLOEXEC)
+                && error != rustix::io::Errno::BADF
+            {
+                return Err(error.into());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Returns `descriptor` so that a task can wait until it is readable.
+///
+/// # Errors
+/// It is of a kind that cannot be waited for.
+pub fn watch(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` names the same open descriptor as long as it lives, and the `AsyncFd` owns it from here on.
+    Ok(unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) }?)
+}
+
+/// Returns the numbers of all open descriptors from [`FIRST`] on, without the one that this look needed.
+fn open_numbers() -> io::Result<Vec<RawFd>> {
+    let mut numbers: Vec<RawFd> = Vec::new();
+    for entry in fs::read_dir("/proc/self/fd")? {
+        if let Some(number) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) {
+            numbers.push(number);
+        }
+    }
+    // The directory's own descriptor was in the list and is closed by now.
+    numbers.retain(|number| *number >= FIRST && fs::symlink_metadata(format!("/proc/self/fd/{number}")).is_ok());
+    Ok(numbers)
+}
+
+/// Returns the number of the file behind `descriptor`: for a socket the number that `ss` and `/proc/net/tcp` show.
+///
+/// # Errors
+/// It is not open.
+pub fn inode(descriptor: &impl AsRawFd) -> io::Result<u64> {
+    // SAFETY: borrowed for this call from a value that owns it.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(descriptor.as_raw_fd()) };
+    Ok(rustix::fs::fstat(borrowed)?.st_ino)
+}

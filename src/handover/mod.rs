@@ -1,0 +1,40 @@
+//! The handover: how descriptors and what is known about them get from one process image to the next.
+//!
+//! One image describes what it holds as a list of named descriptors ([`Named`]) in the order in which they are to be found
+//! again; among them is one sealed file in memory with everything else that has to survive ([`carry`]). The next image finds
+//! them by `LISTEN_FDS` and `LISTEN_FDNAMES` ([`inherit`]), whether it was exec'ed by the image before it, started by the
+//! guard after a crash, or by a service manager. [`exec`] is the moment between.
+
+pub mod carry;
+pub mod exec;
+pub mod fd;
+pub mod inherit;
+pub mod listener;
+pub mod memfd;
+pub mod notify;
+pub mod unix;
+
+use std::os::fd::OwnedFd;
+
+/// A descriptor and the name by which the next process image knows it.
+#[derive(Debug)]
+pub struct Named {
+    /// The name, without a colon.
+    pub name: String,
+    /// The descriptor.
+    pub descriptor: OwnedFd,
+}
+
+/// The names of descriptors that are not an appliance's listeners; a listener's name cannot contain a dot.
+pub mod names {
+    /// The guard's channel to the runtime.
+    pub const GUARD: &str = "refit.guard";
+    /// The lock of the home.
+    pub const LOCK: &str = "refit.lock";
+    /// The listener of the API's Unix socket.
+    pub const API: &str = "refit.api";
+    /// The beginning of the names of the sealed state, a number follows.
+    pub const STATE: &str = "refit.state.";
+    /// The beginning of the names of a component's descriptors: instance, dot, which one follow.
+    pub const INSTANCE: &str = "refit.instance.";
+}

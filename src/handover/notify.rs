@@ -1,0 +1,115 @@
+//! The service manager's notification protocol, both ends: `KEY=value` lines in one datagram, descriptors beside them.
+//!
+//! The runtime speaks it to the guard exactly as it would to systemd (`READY`, `STATUS`, `WATCHDOG`, `FDSTORE`,
+//! `FDSTOREREMOVE`, `FDNAME`), and components speak it to the runtime (`READY`, `STATUS`, `STOPPING`, ...). Source: sd_notify(3).
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::path::Path;
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recvmsg,
+    sendmsg,
+};
+
+/// The longest datagram that is read: systemd's own limit is a page.
+pub const DATAGRAM_BYTES_MAX: usize = 4096;
+/// How many descriptors one datagram may carry here: ours carry one.
+pub const DATAGRAM_FDS_MAX: usize = 16;
+
+/// One notification.
+#[derive(Debug, Default)]
+pub struct Notification {
+    /// The lines, in order.
+    pub fields: Vec<(String, String)>,
+    /// The descriptors that came with it.
+    pub descriptors: Vec<OwnedFd>,
+}
+
+impl Notification {
+    /// Returns the last value of `key`: a later line wins.
+    pub fn get(&self, key: &str) -> Option<&str> {
+        self.fields.iter().rev().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
+    }
+
+    fn parse(bytes: &[u8]) -> Vec<(String, String)> {
+        String::from_utf8_lossy(bytes)
+            .lines()
+            .filter_map(|line| line.split_once('='))
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .collect()
+    }
+}
+
+/// Sends `text` with `descriptors` over `socket`, which is connected.
+///
+/// # Errors
+/// The other end is gone or its queue is full.
+pub fn send(socket: &UnixDatagram, text: &str, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DATAGRAM_FDS_MAX))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(descriptors)) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many descriptors in one notification"));
+    }
+    sendmsg(socket.as_fd(), &[IoSlice::new(text.as_bytes())], &mut ancillary, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+/// Receives one notification; the descriptors are close-on-exec.
+///
+/// # Errors
+/// `WouldBlock` if there is none and the socket does not block.
+pub fn receive(socket: BorrowedFd<'_>) -> io::Result<Notification> {
+    let mut bytes = [0; DATAGRAM_BYTES_MAX];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DATAGRAM_FDS_MAX))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let message = recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+    let mut descriptors = Vec::new();
+    for part in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(received) = part {
+            descriptors.extend(received);
+        }
+    }
+    Ok(Notification { fields: Notification::parse(&bytes[..message.bytes.min(DATAGRAM_BYTES_MAX)]), descriptors })
+}
+
+/// Returns a socket connected to the address in `NOTIFY_SOCKET`: a path, or `@` and an abstract name.
+///
+/// # Errors
+/// The address is of another kind, or nobody is there.
+pub fn connect(address: &Path) -> io::Result<UnixDatagram> {
+    let socket = UnixDatagram::unbound()?;
+    match address.as_os_str().as_bytes().split_first() {
+        Some((b'@', name)) => socket.connect_addr(&SocketAddr::from_abstract_name(name)?)?,
+        Some((b'/', _)) => super::unix::with_short_path(address, |path| socket.connect(path))?,
+        Some(_) | None => return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a path and not an abstract name")),
+    }
+    Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_and_descriptors_arrive_together() {
+        let (ours, theirs) = UnixDatagram::pair().expect("a pair");
+        let file = tempfile::tempfile().expect("a file");
+        send(&ours, "FDSTORE=1\nFDNAME=http", &[file.as_fd()]).expect("sent");
+        let received = receive(theirs.as_fd()).expect("received");
+        assert_eq!(received.get("FDNAME"), Some("http"));
+        assert_eq!(received.descriptors.len(), 1);
+    }
+
+    #[test]
+    fn a_later_line_wins_and_noise_is_passed_over() {
+        let fields = Notification::parse(b"STATUS=a\nnoise\nSTATUS=b=c\n");
+        let notification = Notification { fields, descriptors: Vec::new() };
+        assert_eq!(notification.get("STATUS"), Some("b=c"));
+        assert_eq!(notification.get("READY"), None);
+    }
+}

@@ -1,0 +1,38 @@
+//! Unix sockets below a home of any depth.
+//!
+//! The address of a Unix socket holds 107 bytes; a home may lie deeper than that. The directory is then opened and the socket
+//! is named through `/proc/self/fd/N/NAME`.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+/// The longest path that fits into an address, without the zero at its end.
+const PATH_BYTES_MAX: usize = 107;
+
+/// Returns a path to the same file as `path` that fits into a socket's address, and what has to stay open meanwhile.
+///
+/// A directory that cannot be opened leaves the path as it is: using it then says what is wrong.
+pub fn short_path(path: &Path) -> (PathBuf, Option<File>) {
+    let long = path.as_os_str().as_bytes().len() > PATH_BYTES_MAX;
+    match (path.parent(), path.file_name()) {
+        (Some(dir), Some(name)) if long => match File::open(dir) {
+            Ok(dir) => (Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string()).join(name), Some(dir)),
+            Err(_) => (path.to_owned(), None),
+        },
+        (_, _) => (path.to_owned(), None),
+    }
+}
+
+/// Calls `act` with a path to the same file as `path` that fits into a socket's address.
+///
+/// # Errors
+/// Those of `act`.
+pub fn with_short_path<T>(path: &Path, act: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<T> {
+    let (path, dir) = short_path(path);
+    let result = act(&path);
+    drop(dir);
+    result
+}

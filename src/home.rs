@@ -1,0 +1,213 @@
+//! `REFIT_HOME`: where everything of one appliance lies, and the lock that makes its holder the only one.
+//!
+//! [`HomeLock`] is held by the guard and shared with the runtime, so that the home stays locked until the last of the two is
+//! gone. Below `releases/` nothing is named here: that is the updater's.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::process::{Pid, test_kill_process};
+
+use crate::error::{Exit, Reported};
+
+/// How long a new guard waits for a runtime whose guard is gone: it stops its components first, within their deadlines.
+pub const ORPHAN_WAIT_MAX: Duration = Duration::from_secs(60);
+/// How often the lock is tried meanwhile: the kernel tells nobody when a lock is free.
+const LOCK_RETRY: Duration = Duration::from_millis(20);
+
+/// The directory of one appliance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Home(PathBuf);
+
+impl Home {
+    /// Returns the home at `path`, made absolute with the working directory `cwd`. Nothing is read.
+    pub fn new(cwd: &Path, path: &Path) -> Self {
+        Self(cwd.join(path))
+    }
+
+    /// Returns its directory.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Returns the directory of sockets, PID file and lock.
+    pub fn run(&self) -> PathBuf {
+        self.0.join("run")
+    }
+
+    /// Returns the API's Unix socket.
+    pub fn socket(&self) -> PathBuf {
+        self.run().join("refit.sock")
+    }
+
+    /// Returns the socket on which the runtime reports to the guard.
+    pub fn guard_socket(&self) -> PathBuf {
+        self.run().join("guard.sock")
+    }
+
+    /// Returns the directory of the components' notification sockets.
+    pub fn notify(&self) -> PathBuf {
+        self.run().join("notify")
+    }
+
+    /// Returns the directory of a release.
+    pub fn release(&self, version: &semver::Version) -> PathBuf {
+        self.0.join("releases").join(version.to_string())
+    }
+
+    /// Returns the directory of a release's live configuration.
+    pub fn config(&self, version: &semver::Version) -> PathBuf {
+        self.0.join("config").join(version.to_string())
+    }
+
+    /// Returns the components' own directory.
+    pub fn data(&self) -> PathBuf {
+        self.0.join("data")
+    }
+
+    /// Returns the file with the accounts.
+    pub fn users(&self) -> PathBuf {
+        self.0.join("auth").join("users.json")
+    }
+}
+
+/// A home that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum HomeError {
+    /// The directory does not exist.
+    #[error("there is no home {}", home.display())]
+    Missing {
+        /// The directory.
+        home: PathBuf,
+    },
+    /// The directory exists, but no appliance was ever installed there.
+    #[error("no appliance is installed in {}", home.display())]
+    Empty {
+        /// The directory.
+        home: PathBuf,
+    },
+    /// Another guard runs the appliance.
+    #[error("the home {} is in use by another guard, process {pid}", home.display())]
+    InUse {
+        /// The directory.
+        home: PathBuf,
+        /// The other guard.
+        pid: i32,
+    },
+    /// A file of the home cannot be used.
+    #[error("cannot use {}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Reported for HomeError {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Missing { .. } => "home_missing",
+            Self::Empty { .. } => "home_empty",
+            Self::InUse { .. } => "home_in_use",
+            Self::Io { .. } => "home_unusable",
+        }
+    }
+
+    fn remedy(&self) -> &str {
+        match self {
+            Self::Missing { .. } | Self::Empty { .. } => {
+                "name the right directory with --home, or make it with `refit init PACKAGE --home DIR --root ROOT`"
+            }
+            Self::InUse { .. } => "stop the other one first, or use its page; nothing was changed",
+            Self::Io { .. } => "check the disk and the permissions of the home",
+        }
+    }
+
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Missing { .. } | Self::Empty { .. } => Exit::Config,
+            Self::InUse { .. } => Exit::TryLater,
+            Self::Io { .. } => Exit::Disk,
+        }
+    }
+}
+
+/// Holding this is being the guard of the home, or the runtime that the guard shared it with.
+#[derive(Debug)]
+pub struct HomeLock {
+    file: File,
+}
+
+impl HomeLock {
+    /// Locks `home` for the process `pid`.
+    ///
+    /// When the guard that wrote its PID into the lock is gone but its runtime still stops, this waits for the runtime, up to
+    /// [`ORPHAN_WAIT_MAX`], and calls `waiting` once before.
+    ///
+    /// # Errors
+    /// Another guard lives, or the file cannot be used.
+    pub fn acquire(home: &Home, pid: u32, waiting: impl FnOnce()) -> Result<Self, HomeError> {
+        let run = home.run();
+        let path = run.join("lock");
+        let failed = |source| HomeError::Io { path: path.clone(), source };
+        fs::create_dir_all(&run).map_err(failed)?;
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(failed)?;
+        let deadline = Instant::now() + ORPHAN_WAIT_MAX;
+        let mut waiting = Some(waiting);
+        loop {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => break,
+                Err(rustix::io::Errno::WOULDBLOCK) => {
+                    let holder = read_pid(&mut file).map_err(failed)?;
+                    if is_alive(holder) || Instant::now() >= deadline {
+                        return Err(HomeError::InUse { home: home.path().to_owned(), pid: holder });
+                    }
+                    if let Some(waiting) = waiting.take() {
+                        waiting();
+                    }
+                    std::thread::sleep(LOCK_RETRY);
+                }
+                Err(error) => return Err(failed(error.into())),
+            }
+        }
+        file.set_len(0)
+            .and_then(|()| file.rewind())
+            .and_then(|()| file.write_all(format!("{pid}\n").as_bytes()))
+            .map_err(failed)?;
+        Ok(Self { file })
+    }
+
+    /// Returns a descriptor that holds the same lock, for the runtime.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub fn share(&self) -> io::Result<OwnedFd> {
+        Ok(self.file.try_clone()?.into())
+    }
+}
+
+fn read_pid(file: &mut File) -> io::Result<i32> {
+    let mut text = String::new();
+    file.rewind()?;
+    file.take(32).read_to_string(&mut text)?;
+    Ok(text.trim().parse().unwrap_or(0))
+}
+
+/// Whether a process of that number exists; one that we may not signal exists, too.
+fn is_alive(pid: i32) -> bool {
+    Pid::from_raw(pid).is_some_and(|pid| !matches!(test_kill_process(pid), Err(rustix::io::Errno::SRCH)))
+}

@@ -1,0 +1,34 @@
+//! Refit: a self-updating appliance runtime.
+//!
+//! An appliance that replaces all of itself, its own running binary included, without dropping a connection, and that always
+//! comes back. The modules, from the outside in:
+//!
+//! - [`cli`]: the commands; they talk to a running appliance through its API;
+//! - [`guard`]: the parent process, which keeps descriptors, starts the runtime and decides the release;
+//! - [`runtime`]: everything put together for one release, in one process image after the other;
+//! - [`bus`]: the states of the site, who may ask for which, and the order of starts and stops;
+//! - [`component`]: the programs that the appliance is made of;
+//! - [`handover`]: how descriptors and state get from one process image to the next;
+//! - [`update`]: the transaction from a package to a release that proved good, or back;
+//! - [`api`] and [`web`]: the same HTTP for the page, for scripts and for the commands;
+//! - [`auth`], [`config`], [`events`], [`tickets`], [`home`], [`clock`], [`error`]: what they share.
+//!
+//! Packages, trust, releases on disk and the journal are the crate `refit-updater`.
+#![deny(unsafe_code)]
+
+pub mod api;
+pub mod auth;
+pub mod bus;
+pub mod cli;
+pub mod clock;
+pub mod component;
+pub mod config;
+pub mod error;
+pub mod events;
+pub mod guard;
+pub mod handover;
+pub mod home;
+pub mod runtime;
+pub mod tickets;
+pub mod update;
+pub mod web;

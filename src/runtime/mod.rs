@@ -1,0 +1,145 @@
+//! The runtime: everything put together for one release, in one process image after the other.
+//!
+//! [`main`] takes what the image was given, lives ([`image`]), and either ends or replaces itself. The exec happens here, on the
+//! main thread, after the async runtime has been dropped. If it fails, this image goes on with what it had.
+
+mod guard_link;
+mod image;
+mod signals;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use refit_updater::Store;
+use refit_updater::journal::{self, Ending, State};
+use semver::Version;
+
+use crate::clock;
+use crate::component::fingerprint;
+use crate::config::{self, Config};
+use crate::error::{Chain, Exit, Reported};
+use crate::handover::exec::{self, Plan};
+use crate::handover::inherit::{Announcement, Inheritance};
+use crate::home::Home;
+
+pub use image::RuntimeError;
+
+/// How long a blocking task may hold up the exec: nothing that waits for a disk is worth a gap.
+const SHUTDOWN_MAX: Duration = Duration::from_millis(500);
+/// The fewest worker threads: one that is held up must not hold up the others.
+const WORKERS_MIN: usize = 2;
+
+/// What the runtime is given by whoever starts it.
+#[derive(Debug)]
+pub struct Given {
+    /// The home.
+    pub home: Home,
+    /// The variables of the handover.
+    pub announcement: Announcement,
+    /// The whole environment.
+    pub environment: BTreeMap<OsString, OsString>,
+    /// The installed `refit`.
+    pub installed: PathBuf,
+    /// The guard's `NOTIFY_SOCKET`.
+    pub notify: Option<PathBuf>,
+}
+
+/// How the life of one image ended.
+enum End {
+    Exit(Exit),
+    Replace { program: PathBuf, label: String, descriptors: Vec<crate::handover::Named> },
+}
+
+/// Runs the appliance. Returns the exit status.
+pub fn main(given: &Given) -> Exit {
+    let inherited = match given.announcement.take(std::process::id()) {
+        Ok(parts) => parts,
+        Err(error) => return say(&format!("cannot take the descriptors that were handed over: {error}"), Exit::Failed),
+    };
+    let mut inherited = Inheritance::new(inherited);
+    loop {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(std::thread::available_parallelism().map_or(WORKERS_MIN, |n| n.get().max(WORKERS_MIN)))
+            .enable_all()
+            .build();
+        let runtime = match runtime {
+            Ok(runtime) => runtime,
+            Err(error) => return say(&format!("cannot start the async runtime: {error}"), Exit::Failed),
+        };
+        let end = runtime.block_on(image::live(given, inherited));
+        // From here on a signal waits for the next image.
+        if let Err(error) = exec::block_signals() {
+            return say(&format!("cannot block signals: {error}"), Exit::Failed);
+        }
+        runtime.shutdown_timeout(SHUTDOWN_MAX);
+        let (program, label, descriptors) = match end {
+            Ok(End::Exit(exit)) => return exit,
+            Ok(End::Replace { program, label, descriptors }) => (program, label, descriptors),
+            Err(error) => return say(&crate::error::message(&error, &error), error.exit()),
+        };
+        let plan = Plan {
+            program: program.clone(),
+            arguments: vec!["refit".into(), "runtime".into(), "--home".into(), given.home.path().into()],
+            environment: given.environment.clone().into_iter().collect(),
+            descriptors,
+        };
+        let (error, back) = exec::replace(plan);
+        let reason = format!("cannot execute {}, the runtime of release {label}: {error}", program.display());
+        say(&reason, Exit::Failed);
+        if let Err(error) = abandon(&given.home, reason) {
+            return say(&Chain(&error).to_string(), Exit::Failed);
+        }
+        inherited = Inheritance::new(back);
+    }
+}
+
+/// Ends the trial of a release whose runtime cannot be executed; without a trial nothing is to be done.
+fn abandon(home: &Home, reason: String) -> Result<(), journal::JournalError> {
+    let Some(journal) = journal::load(home.path())? else { return Ok(()) };
+    if !matches!(journal.state, State::Trial { .. }) {
+        return Ok(());
+    }
+    let now = clock::now();
+    let ending = Ending {
+        at: clock::rfc3339(now),
+        at_ms: now.as_millisecond(),
+        step: "exec".to_owned(),
+        reason,
+        component: None,
+        output: Vec::new(),
+    };
+    match journal.failed(&ending) {
+        Ok(failed) => journal::store(home.path(), &failed),
+        Err(_) => Ok(()), // looked at above
+    }
+}
+
+/// Prints one line for whoever reads standard error. Returns `exit`.
+fn say(text: &str, exit: Exit) -> Exit {
+    drop(writeln!(std::io::stderr().lock(), "refit: {text}"));
+    exit
+}
+
+/// Reads everything that the release `version` needs, and starts nothing.
+pub fn check(home: &Home, version: &Version) -> Exit {
+    match try_check(home, version) {
+        Ok(()) => Exit::Done,
+        Err(error) => say(&crate::error::message(&error, &error), error.exit()),
+    }
+}
+
+fn try_check(home: &Home, version: &Version) -> Result<(), RuntimeError> {
+    // A newer journal than this program knows would leave it unable to run: find out before anything stops.
+    journal::load(home.path())?;
+    let store = Store::open(home.path())?;
+    let release = store.release(version)?;
+    let config = Config::load(&release.dir, &home.path().join(config::LOCAL_FILE))?;
+    for component in &config.components {
+        fingerprint::of(component, &config, &release.manifest, &store.config_dir(version))
+            .map_err(|source| RuntimeError::Io { what: "read the live configuration", source })?;
+    }
+    Ok(())
+}

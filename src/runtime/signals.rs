@@ -1,0 +1,52 @@
+//! Signals end here: each becomes a request, and no component ever learns a number.
+
+use std::io;
+use std::sync::Arc;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::bus::{Bus, Origin, Request};
+use crate::update::Manager;
+
+/// Listens until it is dropped. `now` is cancelled by the third request to end.
+///
+/// # Errors
+/// The handlers cannot be installed.
+pub(super) fn listen(
+    bus: Bus,
+    manager: Arc<Manager>,
+    now: CancellationToken,
+) -> io::Result<impl Future<Output = ()> + Send> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
+    let mut user1 = signal(SignalKind::user_defined1())?;
+    let mut user2 = signal(SignalKind::user_defined2())?;
+    Ok(async move {
+        let mut asked = 0;
+        let origin = |name: &str| Origin(format!("signal {name}"));
+        loop {
+            // Cancel-safe: each only waits for its signal.
+            tokio::select! {
+                _ = terminate.recv() => end(&bus, &now, &mut asked, origin("TERM")),
+                _ = interrupt.recv() => end(&bus, &now, &mut asked, origin("INT")),
+                _ = hang_up.recv() => drop(bus.request(Request::Reload, origin("HUP"))),
+                _ = user1.recv() => tracing::info!("nothing to reopen: the log goes to standard error"),
+                _ = user2.recv() => {
+                    drop(bus.request(Request::Restart(manager.restart_in_place()), origin("USR2")));
+                }
+            }
+        }
+    })
+}
+
+/// The first asks, the second shortens the deadlines, the third ends now.
+fn end(bus: &Bus, now: &CancellationToken, asked: &mut u32, origin: Origin) {
+    *asked += 1;
+    match *asked {
+        1 => drop(bus.request(Request::Exit, origin)),
+        2 => bus.hurry(),
+        _ => now.cancel(),
+    }
+}

@@ -1,0 +1,120 @@
+//! The tickets that the API gave: kept until nobody asks any more, across an exec.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+/// How many tickets are kept: the last hundred requests.
+pub const TICKETS_MAX: usize = 100;
+
+/// A ticket as the API shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TicketView {
+    /// Its name.
+    pub id: String,
+    /// What was asked.
+    pub request: String,
+    /// Who asked.
+    pub origin: String,
+    /// `accepted`, `done`, `already`, `failed` or `refused`.
+    pub state: String,
+    /// Why it failed or was refused.
+    pub reason: Option<String>,
+}
+
+impl TicketView {
+    /// Returns whether nothing more will happen.
+    pub fn is_final(&self) -> bool {
+        self.state != "accepted"
+    }
+}
+
+/// The tickets, newest last.
+#[derive(Debug)]
+pub struct Tickets {
+    kept: Mutex<VecDeque<TicketView>>,
+    /// Counts the changes, for whoever waits.
+    changes: watch::Sender<u64>,
+    /// What makes this process image's names different from every other's.
+    stem: String,
+    next: std::sync::atomic::AtomicU32,
+}
+
+impl Tickets {
+    /// Returns the tickets that were carried over; new ones are named after `stem`.
+    pub fn new(kept: Vec<TicketView>, stem: String) -> Self {
+        Self { kept: Mutex::new(kept.into()), changes: watch::channel(0).0, stem, next: 0.into() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<TicketView>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes a ticket for `request`.
+    pub fn open(&self, request: &str, origin: &str) -> TicketView {
+        let number = self.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let ticket = TicketView {
+            id: format!("{}-{number}", self.stem),
+            request: request.to_owned(),
+            origin: origin.to_owned(),
+            state: "accepted".to_owned(),
+            reason: None,
+        };
+        {
+            let mut kept = self.lock();
+            if kept.len() == TICKETS_MAX {
+                kept.pop_front();
+            }
+            kept.push_back(ticket.clone());
+        }
+        self.changed();
+        ticket
+    }
+
+    /// Records the outcome of the ticket `id`, once.
+    pub fn resolve(&self, id: &str, state: &str, reason: Option<String>) {
+        if let Some(ticket) = self.lock().iter_mut().find(|ticket| ticket.id == id && !ticket.is_final()) {
+            state.clone_into(&mut ticket.state);
+            ticket.reason = reason;
+        }
+        self.changed();
+    }
+
+    fn changed(&self) {
+        self.changes.send_modify(|count| *count += 1);
+    }
+
+    /// Returns the ticket `id`.
+    pub fn get(&self, id: &str) -> Option<TicketView> {
+        self.lock().iter().find(|ticket| ticket.id == id).cloned()
+    }
+
+    /// Returns all tickets, for the next image.
+    pub fn all(&self) -> Vec<TicketView> {
+        self.lock().iter().cloned().collect()
+    }
+
+    /// Returns a receiver of the changes.
+    pub fn watch(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_outcome_stands() {
+        let tickets = Tickets::new(Vec::new(), "t".to_owned());
+        let id = tickets.open("update", "cli").id;
+        tickets.resolve(&id, "failed", Some("why".to_owned()));
+        tickets.resolve(&id, "done", None);
+        let ticket = tickets.get(&id).expect("kept");
+        assert_eq!((ticket.state.as_str(), ticket.reason.as_deref()), ("failed", Some("why")));
+        let next = Tickets::new(tickets.all(), "u".to_owned());
+        assert!(next.get(&id).is_some_and(|ticket| ticket.is_final()));
+    }
+}

@@ -1,0 +1,44 @@
+//! What an update does to each component's process.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::Path;
+
+use refit_updater::Manifest;
+
+use crate::component::fingerprint;
+use crate::config::{Config, Handover};
+use crate::handover::carry::{CarriedInstance, Role};
+
+/// Returns the components whose processes are left running for the next image.
+///
+/// Those that the next release wants unchanged, those that hand over by overlapping, and those that say `keep`; what the next
+/// release does not have, and what restarts, is stopped before.
+///
+/// # Errors
+/// The next release's live configuration cannot be read.
+pub(super) fn leave(
+    running: &[CarriedInstance],
+    next: &Config,
+    manifest: &Manifest,
+    live: &Path,
+) -> io::Result<BTreeSet<String>> {
+    let mut leave = BTreeSet::new();
+    for component in &next.components {
+        let stays = match component.handover {
+            Handover::Overlap | Handover::Keep => true,
+            Handover::Restart => {
+                let fingerprint = fingerprint::of(component, next, manifest, live)?;
+                running.iter().any(|instance| {
+                    instance.component == component.name
+                        && instance.role == Role::Current
+                        && instance.fingerprint == fingerprint
+                })
+            }
+        };
+        if stays {
+            leave.insert(component.name.clone());
+        }
+    }
+    Ok(leave)
+}

@@ -1,0 +1,125 @@
+//! Everything that can be known about a release before anything stops.
+//!
+//! The configuration is merged and read, programs are looked for, addresses are tried, and the release's own runtime makes a dry
+//! run. What fails here leaves the running release untouched.
+
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use refit_updater::Store;
+use refit_updater::config::{Existing, MergeReport, merge_config};
+use refit_updater::release::Release;
+use semver::Version;
+use tokio::process::Command;
+
+use super::error::UpdateError;
+use crate::config::{self, Config};
+use crate::handover::listener::{BindError, bind};
+use crate::home::Home;
+
+/// How long a dry run may take: it reads a few files.
+const DRY_RUN_MAX: Duration = Duration::from_secs(30);
+/// How many of its last lines explain a failed dry run.
+const OUTPUT_LINES_MAX: usize = 20;
+
+/// A release that may be tried. Only [`examine`] makes one.
+#[derive(Debug)]
+pub(super) struct Examined {
+    pub(super) release: Release,
+    pub(super) config: Config,
+    pub(super) program: PathBuf,
+}
+
+/// Merges the configuration of the release `to`, coming from `from`. Blocks.
+///
+/// # Errors
+/// A file cannot be read or written; the running release's configuration is untouched.
+pub(super) fn merge(store: &Store, from: &Version, to: &Version, back: bool) -> Result<MergeReport, UpdateError> {
+    let existing = if back { Existing::Keep } else { Existing::Replace };
+    Ok(merge_config(store, Some(from), to, existing)?)
+}
+
+/// Examines `release`, while `bound` are the addresses that this appliance has.
+///
+/// # Errors
+/// What is wrong with it. Nothing was changed.
+pub(super) async fn examine(
+    home: &Home,
+    release: Release,
+    appliance: &str,
+    bound: &[SocketAddr],
+    installed: &Path,
+) -> Result<Examined, UpdateError> {
+    let version = release.version.clone();
+    let wrong = |source| UpdateError::Config { version: version.clone(), source };
+    let config = Config::load(&release.dir, &home.path().join(config::LOCAL_FILE)).map_err(wrong)?;
+    let misnamed = |said: String| UpdateError::Misnamed { file: config::FILE, version: version.clone(), said };
+    if config.name != appliance {
+        return Err(misnamed(config.name));
+    }
+    if config.version != version {
+        return Err(misnamed(config.version.to_string()));
+    }
+    for component in &config.components {
+        let program = &component.command[0];
+        if program.contains('/') && !is_executable(&release.dir.join(program)) {
+            return Err(UpdateError::NotExecutable { program: program.clone(), version });
+        }
+    }
+    for (name, address) in &config.listeners {
+        if address.port() != 0 && !bound.contains(address) {
+            // Bound and closed again: the release binds it for good when it runs.
+            bind(*address).map_err(|source| BindError { name: name.clone(), address: *address, source })?;
+        }
+    }
+    let program = match &config.runtime {
+        Some(program) => {
+            let path = release.dir.join(program);
+            if !is_executable(&path) {
+                return Err(UpdateError::NotExecutable { program: program.clone(), version });
+            }
+            path
+        }
+        None => installed.to_owned(),
+    };
+    dry_run(home, &program, &version).await?;
+    Ok(Examined { release, config, program })
+}
+
+fn is_executable(path: &Path) -> bool {
+    path.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
+}
+
+/// Has the release's runtime read everything that it will need.
+async fn dry_run(home: &Home, program: &Path, version: &Version) -> Result<(), UpdateError> {
+    let failed = |how: String, output| UpdateError::DryRun { version: version.clone(), how, output };
+    let run = Command::new(program)
+        .args(["runtime", "--home"])
+        .arg(home.path())
+        .arg("--check")
+        .arg(version.to_string())
+        .env_remove("NOTIFY_SOCKET")
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output();
+    let output = match tokio::time::timeout(DRY_RUN_MAX, run).await {
+        Ok(Ok(output)) => output,
+        Ok(Err(error)) => return Err(failed(format!("it cannot be executed: {error}"), Vec::new())),
+        Err(_) => return Err(failed(format!("it did not end within {} s", DRY_RUN_MAX.as_secs()), Vec::new())),
+    };
+    if output.status.success() {
+        return Ok(());
+    }
+    let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
+    text.push_str(&String::from_utf8_lossy(&output.stderr));
+    let lines: Vec<String> = text.lines().map(str::to_owned).collect();
+    let last = lines[lines.len().saturating_sub(OUTPUT_LINES_MAX)..].to_vec();
+    let how = match last.last() {
+        Some(line) => format!("{}: {line}", output.status),
+        None => output.status.to_string(),
+    };
+    Err(failed(how, last))
+}

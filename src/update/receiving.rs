@@ -1,0 +1,183 @@
+//! Receiving a package while it streams in: verified and unpacked into staging, or refused.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use refit_updater::manifest::{Body, Manifest};
+use refit_updater::receive::{Policy, ReceiveProgress, Received, receive};
+use refit_updater::trust::Expired;
+use refit_updater::Digest;
+use semver::Version;
+use serde::Serialize;
+use serde_json::json;
+use tokio::io::AsyncRead;
+use tokio_util::io::SyncIoBridge;
+
+use super::{Manager, UpdateError};
+use crate::clock;
+
+/// How often the progress of a package is published.
+const PROGRESS_EVERY: Duration = Duration::from_millis(100);
+
+/// A package that was received.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PackageView {
+    /// The digest of its manifest: what an update is asked for by.
+    pub digest: Digest,
+    /// The appliance it is for.
+    pub appliance: String,
+    /// The release in it.
+    pub version: Version,
+    /// The release that runs.
+    pub from: Version,
+    /// Bytes of its compressed contents.
+    pub packed_bytes: u64,
+    /// Bytes of the release on disk.
+    pub installed_bytes: u64,
+    /// Bytes that were written for it.
+    pub written_bytes: u64,
+    /// Bytes that it shares with kept releases.
+    pub linked_bytes: u64,
+    /// What it changes of the running release.
+    pub changes: Changes,
+    /// Whether its signatures are past their date.
+    pub expired: bool,
+    /// Why this release failed here before.
+    pub failed_before: Option<String>,
+}
+
+/// The difference between two releases, by path.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Changes {
+    /// New files.
+    pub added: Vec<String>,
+    /// Files with other content or permissions.
+    pub changed: Vec<String>,
+    /// Files that are gone.
+    pub removed: Vec<String>,
+}
+
+/// Ends a reception whose sender is gone.
+struct CancelOnDrop(Arc<AtomicBool>);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Manager {
+    /// Receives a package from `body`, of which `total_bytes` are expected.
+    ///
+    /// # Errors
+    /// It is refused, or cannot be unpacked; nothing of it is left. Or another one is being received.
+    pub async fn receive(
+        self: &Arc<Self>,
+        body: impl AsyncRead + Unpin + Send + 'static,
+        total_bytes: Option<u64>,
+        allow_downgrade: bool,
+    ) -> Result<PackageView, UpdateError> {
+        let permit = Arc::clone(&self.receiving).try_acquire_owned().map_err(|_| UpdateError::Receiving)?;
+        let current = self.journal().state.wanted().clone();
+        let policy = Policy {
+            appliance: Some(self.parts.config.name.clone()),
+            arch: std::env::consts::ARCH.to_owned(),
+            current: Some(current.clone()),
+            allow_downgrade,
+            expired: Expired::Warn,
+            now: clock::now(),
+        };
+        let cancel = Arc::new(AtomicBool::new(false));
+        let guard = CancelOnDrop(Arc::clone(&cancel));
+        let manager = Arc::clone(self);
+        let work = move || {
+            let _permit = permit; // held until the work is over, even when nobody waits for it any more
+            let mut last = None;
+            let mut progress = |progress: ReceiveProgress| manager.tell_received(&progress, total_bytes, &mut last);
+            let input = SyncIoBridge::new(body);
+            let parts = &manager.parts;
+            let received = receive(input, &parts.store, &parts.trust, &policy, &cancel, &mut progress)?;
+            manager.describe(received, current)
+        };
+        let result = tokio::task::spawn_blocking(work).await.map_err(|source| UpdateError::Worker { source });
+        drop(guard);
+        result?
+    }
+
+    fn tell_received(&self, progress: &ReceiveProgress, total: Option<u64>, last: &mut Option<Instant>) {
+        let events = &self.parts.around.estate.events;
+        match progress {
+            ReceiveProgress::Verified { digest, version, bytes_total, installed_bytes } => {
+                let data = json!({
+                    "step": "verified", "digest": digest, "version": version, "total_bytes": total.unwrap_or(*bytes_total),
+                    "received_bytes": 0, "installed_bytes": installed_bytes,
+                });
+                events.publish("package.progress", data);
+            }
+            ReceiveProgress::Unpacking { bytes, bytes_total } => {
+                if last.is_some_and(|at| at.elapsed() < PROGRESS_EVERY) && bytes < bytes_total {
+                    return;
+                }
+                *last = Some(Instant::now());
+                let data = json!({
+                    "step": "unpacking", "received_bytes": bytes, "total_bytes": bytes_total,
+                });
+                events.publish("package.progress", data);
+            }
+            ReceiveProgress::Syncing => events.publish("package.progress", json!({ "step": "syncing" })),
+        }
+    }
+
+    /// Returns what is to be known about a received package. Blocks.
+    fn describe(&self, received: Received, from: Version) -> Result<PackageView, UpdateError> {
+        let journal = self.journal();
+        let running = self.parts.store.release(&from)?;
+        let version = received.manifest.version().clone();
+        Ok(PackageView {
+            digest: received.digest,
+            appliance: received.manifest.appliance().to_owned(),
+            from,
+            packed_bytes: received.manifest.payload_bytes(),
+            installed_bytes: received.manifest.installed_bytes(),
+            written_bytes: received.written_bytes,
+            linked_bytes: received.linked_bytes,
+            changes: changes(&running.manifest, &received.manifest),
+            expired: received.expired,
+            failed_before: journal.failed.get(&version).map(|failed| failed.reason.clone()),
+            version,
+        })
+    }
+
+    /// Drops a package that was received and not installed. Blocks.
+    ///
+    /// # Errors
+    /// There is none with this digest, or its files cannot be removed.
+    pub fn discard(&self, digest: &Digest) -> Result<(), UpdateError> {
+        let received = self.parts.store.received(digest)?;
+        let received = received.ok_or(UpdateError::UnknownPackage { digest: *digest })?;
+        refit_updater::durable::remove_tree(&received.dir)
+            .map_err(|source| UpdateError::Io { what: "remove the package", source })
+    }
+}
+
+/// Returns what differs between two releases.
+pub(super) fn changes(from: &Manifest, to: &Manifest) -> Changes {
+    let content = |body: &Body| match body {
+        Body::Regular { mode, sha256, .. } => format!("{mode:?} {sha256}"),
+        Body::Link { target } => target.clone(),
+    };
+    let of = |manifest: &Manifest| -> std::collections::BTreeMap<String, String> {
+        manifest.files().iter().map(|file| (file.path.clone(), content(&file.body))).collect()
+    };
+    let (old, new) = (of(from), of(to));
+    Changes {
+        added: new.keys().filter(|path| !old.contains_key(*path)).cloned().collect(),
+        changed: new
+            .iter()
+            .filter(|(path, content)| old.get(*path).is_some_and(|before| before != *content))
+            .map(|(path, _)| path.clone())
+            .collect(),
+        removed: old.keys().filter(|path| !new.contains_key(*path)).cloned().collect(),
+    }
+}

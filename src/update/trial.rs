@@ -1,0 +1,219 @@
+//! The trial: the new release runs and has to prove healthy before it stays.
+//!
+//! Judged are the components' own health, that none of them ends, and from outside that every listener is really accepted from.
+//! The verdict is journaled before anything follows from it.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use refit_updater::journal::{Attempt, Ending};
+use serde_json::json;
+
+use super::{Manager, lock, millis};
+use crate::bus::{Origin, Request};
+use crate::clock;
+use crate::component::{State, View};
+use crate::error::Chain;
+use crate::handover::listener;
+
+/// How long each listener may take to accept a connection, whatever the load.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
+/// How often the progress of the probation is shown.
+const PROGRESS_EVERY: Duration = Duration::from_millis(250);
+
+impl Manager {
+    /// Watches the release on trial until there is a verdict.
+    pub(super) async fn watch_trial(self: Arc<Self>, mut attempt: Attempt) {
+        let begun = Instant::now();
+        let limit = self.parts.config.update.probation;
+        let ends_at = clock::now() + jiff::SignedDuration::try_from(limit).unwrap_or_default();
+        let text = format!("watching release {} for {} s", attempt.to, limit.as_secs_f32());
+        self.step(&attempt, "probation", &text);
+        if let Some(view) = lock(&self.view).as_mut() {
+            view.probation_ends_at = Some(clock::rfc3339(ends_at));
+        }
+        let verdict = match self.probation(&attempt, begun, limit).await {
+            Ok(()) => self.try_listeners().await,
+            Err(ending) => Err(ending),
+        };
+        attempt.durations.insert("probation".to_owned(), millis(begun));
+        match verdict {
+            Ok(()) => self.commit(attempt).await,
+            Err(ending) => {
+                let bus = &self.parts.bus;
+                match self.abandon_trial(&ending) {
+                    Some(replacement) => {
+                        drop(bus.request(Request::Rollback(replacement), Origin("trial".to_owned())));
+                    }
+                    // The guard decides: the journal says which release is next.
+                    None => {
+                        self.gives_way.store(true, Ordering::Relaxed);
+                        drop(bus.request(Request::Exit, Origin("trial".to_owned())));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits until everything has been healthy for `limit`.
+    ///
+    /// # Errors
+    /// What is not healthy.
+    async fn probation(&self, attempt: &Attempt, begun: Instant, limit: Duration) -> Result<(), Ending> {
+        let patience = limit + self.parts.config.update.start_timeout;
+        let mut watched: Vec<_> = self.parts.components.iter().map(|component| component.view()).collect();
+        let mut healthy_since = None;
+        loop {
+            let views: Vec<View> = watched.iter_mut().map(|view| view.borrow_and_update().clone()).collect();
+            if let Some(ending) = views.iter().find_map(|view| self.trouble(view)) {
+                return Err(ending);
+            }
+            let waiting: Vec<&str> =
+                views.iter().filter(|view| !is_well(view)).map(|view| view.name.as_str()).collect();
+            if waiting.is_empty() {
+                let since = *healthy_since.get_or_insert_with(Instant::now);
+                if since.elapsed() >= limit {
+                    return Ok(());
+                }
+                self.show_progress(attempt, since.elapsed(), limit);
+            } else {
+                healthy_since = None;
+                if begun.elapsed() >= patience {
+                    let text = format!("{} did not become healthy in time", waiting.join(", "));
+                    let mut ending = Self::ending("probation", text);
+                    ending.component = waiting.first().map(|name| (*name).to_owned());
+                    return Err(ending);
+                }
+            }
+            let left = healthy_since.map_or(PROGRESS_EVERY, |since: Instant| {
+                limit.saturating_sub(since.elapsed()).min(PROGRESS_EVERY)
+            });
+            let changes = watched.iter_mut().map(|view| Box::pin(view.changed()));
+            // Cancel-safe: both only wait; what has changed is read above. Without components there is nothing to hear of.
+            if self.parts.components.is_empty() {
+                tokio::time::sleep(left).await;
+            } else {
+                tokio::select! {
+                    _ = futures_util::future::select_all(changes) => {}
+                    () = tokio::time::sleep(left) => {}
+                }
+            }
+        }
+    }
+
+    fn show_progress(&self, attempt: &Attempt, done: Duration, of: Duration) {
+        let progress = if of.is_zero() { 1.0 } else { (done.as_secs_f64() / of.as_secs_f64()).min(1.0) };
+        if let Some(view) = lock(&self.view).as_mut() {
+            view.progress = progress;
+        }
+        let text = format!("healthy for {:.1} of {:.1} s", done.as_secs_f64(), of.as_secs_f64());
+        let data = json!({ "id": attempt.id, "progress": progress, "text": text });
+        self.parts.around.estate.events.publish("update.progress", data);
+    }
+
+    /// Returns why the trial is lost, if what `view` shows means that.
+    fn trouble(&self, view: &View) -> Option<Ending> {
+        let reason = match (&view.health, view.state) {
+            _ if view.downs > 0 => view.reason.clone().unwrap_or_else(|| "ended by itself".to_owned()),
+            (_, State::Failed | State::Backoff) => view.reason.clone().unwrap_or_else(|| "failed".to_owned()),
+            (health, _) => match health {
+                crate::component::Health::Unhealthy(reason) => format!("is unhealthy: {reason}"),
+                crate::component::Health::None
+                | crate::component::Health::Unknown
+                | crate::component::Health::Healthy => return None,
+            },
+        };
+        let mut ending = Self::ending("probation", format!("component {} {reason}", view.name));
+        ending.component = Some(view.name.clone());
+        ending.output = if view.output.is_empty() {
+            let logs = &self.parts.around.estate.logs;
+            logs.last(&view.name, refit_updater::history::OUTPUT_LINES_MAX).into_iter().map(|line| line.line).collect()
+        } else {
+            view.output.clone()
+        };
+        Some(ending)
+    }
+
+    /// Makes a real connection to every listener: one that nobody accepts from is a dead port.
+    ///
+    /// # Errors
+    /// A listener does not answer.
+    async fn try_listeners(&self) -> Result<(), Ending> {
+        let config = &self.parts.config;
+        let addresses = lock(&self.parts.around.listeners).addresses();
+        for (name, address) in addresses {
+            let owner = config.components.iter().find(|component| component.listeners.contains(&name));
+            if owner.is_none() && name != crate::config::ADMIN {
+                continue; // declared, but nobody's yet
+            }
+            let socket = lock(&self.parts.around.listeners).get(&name).map(std::net::TcpListener::try_clone);
+            let answered = match socket {
+                Some(Ok(socket)) => listener::answers(&socket, ANSWER_MAX).await,
+                Some(Err(error)) => Err(error),
+                None => continue,
+            };
+            let why = match answered {
+                Ok(true) => continue,
+                Ok(false) => format!("nobody accepted a connection within {} s", ANSWER_MAX.as_secs()),
+                Err(error) => error.to_string(),
+            };
+            let mut ending = Self::ending("probation", format!("the listener {name} at {address} is dead: {why}"));
+            ending.component = owner.map(|component| component.name.clone());
+            return Err(ending);
+        }
+        Ok(())
+    }
+
+    /// Makes the release on trial the good one.
+    async fn commit(self: Arc<Self>, attempt: Attempt) {
+        let manager = Arc::clone(&self);
+        let committed = attempt.clone();
+        let work = move || {
+            let mut journal = manager.journal();
+            journal.attempt = Some(committed.clone());
+            let healthy = journal.healthy(&Self::ending("committed", String::new()));
+            match healthy {
+                Ok(journal) => manager.write(journal).and_then(|()| manager.record_finished()),
+                Err(error) => {
+                    tracing::error!(error = %Chain(&error), "cannot commit the release");
+                    Ok(())
+                }
+            }
+        };
+        let result = tokio::task::spawn_blocking(work).await;
+        if let Ok(Err(error)) = &result {
+            // Without a journal entry the release stays on trial: the next start goes back, which is safe.
+            tracing::error!(error = %Chain(error), "cannot journal the commit");
+            return;
+        }
+        for name in lock(&self.parts.around.listeners).close_aside() {
+            self.parts.around.estate.tell_guard(&format!("FDSTOREREMOVE=1\nFDNAME={name}"), &[]);
+        }
+        let manager = Arc::clone(&self);
+        let pruned = tokio::task::spawn_blocking(move || manager.prune()).await;
+        if let Err(error) = pruned {
+            tracing::warn!(%error, "cannot remove old releases");
+        }
+        *lock(&self.view) = None;
+        let text = format!("release {} is good", attempt.to);
+        tracing::info!(update.id = attempt.id, "{text}");
+        self.publish_step(&attempt, "committed", &text, None);
+        let estate = &self.parts.around.estate;
+        estate.events.publish("release", json!({ "version": attempt.to, "state": "good" }));
+        estate.tickets.resolve(&attempt.id, "done", None);
+        estate.save();
+    }
+}
+
+/// Returns whether a component is as it should be in the end.
+fn is_well(view: &View) -> bool {
+    match view.state {
+        State::Stopped => true, // ended with 0, or somebody stopped it
+        State::Starting | State::Stopping | State::Backoff | State::Failed => false,
+        State::Running => match &view.health {
+            crate::component::Health::None | crate::component::Health::Healthy => true,
+            crate::component::Health::Unknown | crate::component::Health::Unhealthy(_) => false,
+        },
+    }
+}

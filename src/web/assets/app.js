@@ -1,0 +1,559 @@
+// The admin page: one view of `/api/v1`, kept current by its event stream.
+//
+// `status` says what is, `events` say what happens. Events may be missed while the runtime replaces itself, so the
+// status is read again whenever the stream opens, and an update whose last event was missed ends by its line in the
+// history. The page decides nothing.
+
+import {
+  $, API, Problem, age, announce, attempt, bytes, call, confirmed, h, keyed, now, outputBlock, plural, show,
+  showProblem, span, text, voyage,
+} from "./lib.js";
+import { drawComponents, drawHistory, drawListeners, drawReleases, followLogs } from "./tables.js";
+
+const RECONNECT_SHOWN_MS = 2_000; // a handover is shorter than this and is no news
+const RECONNECT_MS = 1_000;
+const GATHER_MS = 120;            // events come in bursts; one read of the status answers all of them
+const TICKET_MS = 1_000;
+const UNEXPLAINED_MS = 10_000;    // an update that is neither running nor in the history is given up after this
+const RECHECK_MS = 15_000;        // a stream that broke without a word is noticed by this
+const LOGS_MS = 3_000;
+
+// [name in the API, what the page calls it, what it means until the appliance says more]
+const STEPS = [
+  ["received", "Received", "the package has arrived"],
+  ["verified", "Verified", "signatures and digests are right"],
+  ["staged", "Staged", "unpacked beside the running release"],
+  ["preflight", "Preflight", "a dry run of the new release"],
+  ["trial", "Trial", "noted on disk, so that a power cut goes back, too"],
+  ["stopping", "Stopping", "components stop, sockets stay open"],
+  ["exec", "Exec", "the runtime replaces itself"],
+  ["starting", "Starting", "components start on the same sockets"],
+  ["probation", "Probation", "watched until it has proved healthy"],
+  ["committed", "Committed", "the new release is good"],
+];
+const STEP = Object.fromEntries(STEPS.map(([name], index) => [name, index]));
+const PHASE_STEP = {
+  staging: "staged", preflight: "preflight", stopping: "stopping", starting: "starting", probation: "probation",
+};
+const REACHED_IS_DONE = new Set(["received", "verified", "staged", "trial", "committed"]);
+const FINAL = new Set(["committed", "rolled-back", "failed"]);
+
+// ---- session ------------------------------------------------------------------------------------------------------
+
+function signedOut() {
+  stopStream();
+  status = null;
+  live = null;
+  offered = null;
+  upload?.abort();
+  $("confirm").close();
+  show($("page"), false);
+  show($("connection"), false);
+  text($("login-host"), location.host);
+  document.title = "Sign in · Refit";
+  if ($("login").hidden) {
+    show($("login"), true);
+    $("password").focus();
+  }
+}
+
+addEventListener("signed-out", signedOut);
+
+$("login-form").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const button = event.target.querySelector("button");
+  button.disabled = true;
+  show($("login-problem"), false);
+  try {
+    await call("POST", "/session", { user: "admin", password: $("password").value });
+    $("password").value = "";
+    await open();
+  } catch (error) {
+    if (!(error instanceof Problem)) throw error;
+    showProblem(error, $("login-problem"));
+    $("password").select();
+  } finally {
+    button.disabled = false;
+  }
+});
+
+$("logout").addEventListener("click", (event) => attempt(event.target, async () => {
+  await call("DELETE", "/session");
+  signedOut();
+}));
+
+// ---- state and its stream -----------------------------------------------------------------------------------------
+
+let status = null;
+let releases = [];
+let history = [];
+let earlier = null;     // ids that were in the history when the page opened: their events are old news
+let pageRuntime = null; // the runtime version that served this page
+let stream = null;
+let lostTimer = 0;
+let gatherTimer = 0;
+let gatherAll = false;
+let reading = null;
+
+async function read(all) {
+  const next = await call("GET", "/status");
+  const [kept, attempts] = all ? await Promise.all([call("GET", "/releases"), call("GET", "/history")]) : [null, null];
+  status = next;
+  if (kept) releases = kept.releases;
+  if (attempts) history = attempts.history;
+  earlier ??= new Set(history.map((attempt) => String(attempt.id)));
+  pageRuntime ??= next.runtime.version;
+  followStatus();
+  draw();
+}
+
+/** Reads the state soon; calls that come together are one read, and a call during a read leads to another. */
+function refresh(all = false) {
+  gatherAll ||= all;
+  clearTimeout(gatherTimer);
+  gatherTimer = setTimeout(async () => {
+    if (reading) { await reading; return refresh(); }
+    const whole = gatherAll;
+    gatherAll = false;
+    reading = read(whole).catch((error) => {
+      if (!(error instanceof Problem)) throw error;
+      if (error.status === 401 || !stream) return;
+      gatherAll ||= whole;
+      if (stream.readyState === EventSource.OPEN) restartStream(); // it only seems open: nobody answers
+      setTimeout(refresh, RECONNECT_MS);
+    }).finally(() => { reading = null; });
+    return reading;
+  }, GATHER_MS);
+}
+
+async function open() {
+  await read(true);
+  show($("login"), false);
+  show($("page"), true);
+  startStream();
+}
+
+function startStream() {
+  stopStream();
+  stream = new EventSource(`${API}/events`);
+  const on = (type, handle) => stream.addEventListener(type, (event) => handle(JSON.parse(event.data)));
+  stream.addEventListener("open", () => {
+    clearTimeout(lostTimer);
+    lostTimer = 0;
+    show($("connection"), false);
+    refresh(true);
+  });
+  stream.addEventListener("error", () => {
+    if (!lostTimer) lostTimer = setTimeout(() => show($("connection"), true), RECONNECT_SHOWN_MS);
+    // A network error is retried by the browser itself, from the last event on; a refused request is left to us.
+    if (stream?.readyState === EventSource.CLOSED) setTimeout(reviveStream, RECONNECT_MS);
+    refresh();
+  });
+  on("bus.state", () => refresh());
+  on("component", () => refresh());
+  on("fault", () => refresh());
+  on("release", () => refresh(true));
+  on("package.progress", foreignPackage);
+  on("update.step", onStep);
+  on("update.progress", onProgress);
+}
+
+function reviveStream() {
+  if (stream?.readyState === EventSource.CLOSED) restartStream();
+}
+
+/** Opens the stream anew; how long it has been lost goes on counting. */
+function restartStream() {
+  const timer = lostTimer;
+  lostTimer = 0; // or opening would end it
+  startStream();
+  lostTimer = timer;
+}
+
+function stopStream() {
+  clearTimeout(lostTimer);
+  lostTimer = 0;
+  stream?.close();
+  stream = null;
+}
+
+// ---- the package: choosing, sending, showing ----------------------------------------------------------------------
+
+let upload = null;
+let offered = null; // the answer to the upload: what the package holds
+let foreignTimer = 0;
+
+function send(file) {
+  if (upload || (live && !live.outcome)) return;
+  show($("problem"), false);
+  if (live?.outcome) live = null;
+  // The one it replaces; should that fail, staging is emptied at the next start anyway.
+  if (offered) call("DELETE", `/packages/${offered.digest}`).catch(() => {});
+  offered = null;
+  const request = new XMLHttpRequest();
+  upload = request;
+  const bar = $("upload-progress");
+  text($("upload-name"), file.name);
+  text($("upload-bytes"), bytes(file.size));
+  bar.value = 0;
+  request.upload.addEventListener("progress", (event) => {
+    bar.value = event.total ? event.loaded / event.total : 0;
+    text($("upload-bytes"), `${bytes(event.loaded)} of ${bytes(event.total)}`);
+  });
+  request.upload.addEventListener("load", () => {
+    bar.removeAttribute("value");
+    text($("upload-bytes"), "Checking the package…");
+  });
+  request.addEventListener("loadend", () => {
+    upload = null;
+    const answer = request.response ?? {};
+    if (request.status === 201) {
+      offered = answer;
+      $("downgrade").checked = false;
+    } else if (request.status === 401) {
+      signedOut();
+    } else if (request.status) {
+      showProblem(new Problem(request.status, answer));
+    } else if (!request.aborted) {
+      const detail = "the upload was cut off; nothing was changed";
+      showProblem(new Problem(0, { detail, remedy: "send the package again" }));
+    }
+    draw();
+    if (offered) {
+      announce(`Package ${offered.appliance} ${offered.version} is ready to install`);
+      $("package-title").focus();
+    }
+  });
+  request.addEventListener("abort", () => { request.aborted = true; });
+  request.open("PUT", `${API}/packages${$("downgrade").checked ? "?allow_downgrade=true" : ""}`);
+  request.setRequestHeader("content-type", "application/octet-stream");
+  request.responseType = "json";
+  request.send(file);
+  announce(`Sending ${file.name}`);
+  draw();
+}
+
+function foreignPackage(event) {
+  if (upload || offered) return;
+  const place = $("foreign");
+  const total = event.total_bytes ? ` of ${bytes(event.total_bytes)}` : "";
+  text(place, `A package is being sent from elsewhere: ${bytes(event.received_bytes)}${total}`);
+  show(place, true);
+  clearTimeout(foreignTimer);
+  foreignTimer = setTimeout(() => show(place, false), LOGS_MS);
+}
+
+function drawPackage() {
+  const { added, changed, removed } = offered.changes;
+  voyage($("package-title"), `${offered.appliance} ${offered.from ?? ""}`.trim(), offered.version);
+  const warnings = [];
+  if (offered.failed_before) warnings.push(["Failed here before: ", offered.failed_before]);
+  if (offered.expired) warnings.push(["Expired: ", "its signatures are past their date"]);
+  $("package-warnings").replaceChildren(...warnings.map(([name, value]) => h("li", {}, h("b", {}, name), value)));
+  const figures = [
+    ["Package", bytes(offered.packed_bytes)], ["Installed", bytes(offered.installed_bytes)],
+    ["To write", bytes(offered.written_bytes)], ["Shared, not written", bytes(offered.linked_bytes)],
+  ];
+  const figure = ([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value));
+  $("package-facts").replaceChildren(...figures.map(figure));
+  const changes = `${plural(changed.length, "file")} changed, ${added.length} added, ${removed.length} removed`;
+  text($("package-changes"), changes);
+  const files = Object.entries({ changed, added, removed })
+    .flatMap(([kind, names]) => names.map((name) => h("li", {}, h("span", {}, kind), name)));
+  $("package-files").querySelector("ul").replaceChildren(...files);
+  text($("install"), `Install ${offered.version}`);
+}
+
+$("choose").addEventListener("click", () => $("file").click());
+$("file").addEventListener("change", (event) => {
+  const [file] = event.target.files;
+  if (file) send(file);
+  event.target.value = ""; // the same file can be chosen again
+});
+$("upload-cancel").addEventListener("click", () => upload?.abort());
+$("install").addEventListener("click", (event) => attempt(event.target, async () => {
+  const { ticket } = await call("POST", "/updates", { digest: offered.digest });
+  begin("update", offered.from, offered.version, ticket);
+}));
+$("discard").addEventListener("click", (event) => attempt(event.target, async () => {
+  await call("DELETE", `/packages/${offered.digest}`);
+  offered = null;
+  draw();
+  $("choose").focus();
+}));
+
+const carriesFiles = (event) => event.dataTransfer?.types.includes("Files");
+addEventListener("dragover", (event) => {
+  if (!carriesFiles(event)) return;
+  event.preventDefault(); // a file dropped beside the zone must not replace the page
+  document.body.classList.add("dragging");
+});
+addEventListener("dragleave", (event) => { if (!event.relatedTarget) document.body.classList.remove("dragging"); });
+addEventListener("drop", (event) => {
+  if (!carriesFiles(event)) return;
+  event.preventDefault();
+  document.body.classList.remove("dragging");
+  if (status && event.dataTransfer.files[0]) send(event.dataTransfer.files[0]);
+});
+
+// ---- the update in progress, whoever asked for it -----------------------------------------------------------------
+
+let live = null;
+
+function follow(id, kind, from, to) {
+  return {
+    id, kind, from: from ?? status.release.version, to, startedAt: now(), endedAt: 0,
+    reached: -1, active: false, progress: null, at: {}, notes: {}, // the step it is in; when each came, what it says
+    backing: false, outcome: null, reason: null, component: null, output: [],
+    missingSince: 0,
+  };
+}
+
+/** Shows an update that was just asked for; its id is known with its first event. */
+function begin(kind, from, to, ticket) {
+  if (ticket.state === "refused" || ticket.state === "failed") {
+    throw new Problem(0, { detail: ticket.reason ?? `the ${kind} was ${ticket.state}` });
+  }
+  if (!live || live.outcome) live = follow(null, kind, from, to);
+  offered = null;
+  announce(`${kind === "update" ? "Update" : "Rollback"} to ${to} begins`);
+  draw();
+  refresh();
+  watchTicket(live, ticket.id);
+}
+
+/** A request that is refused before its first step leaves no event; its ticket says so. */
+async function watchTicket(mine, id) {
+  while (live === mine && mine.id === null && stream) {
+    await new Promise((resolve) => setTimeout(resolve, TICKET_MS));
+    const ticket = await call("GET", `/bus/requests/${id}`).then((answer) => answer.ticket, () => null);
+    if (live !== mine || mine.id !== null || !ticket || ticket.state === "accepted") continue;
+    if (ticket.state !== "done") {
+      showProblem(new Problem(0, { detail: ticket.reason ?? `the request was ${ticket.state}` }));
+    }
+    live = null;
+    refresh(true);
+  }
+}
+
+function adopt(id, kind, from, to) {
+  if (live && (live.id === String(id) || (live.id === null && !live.outcome))) live.id = String(id);
+  else live = follow(String(id), kind ?? "update", from, to);
+  live.kind = kind ?? live.kind;
+  live.from = from ?? live.from;
+  live.to = to ?? live.to;
+}
+
+function reach(name, at) {
+  const index = STEP[name];
+  if (index === undefined || index < live.reached) return;
+  if (index > live.reached) live.progress = null;
+  live.reached = index;
+  live.active = !REACHED_IS_DONE.has(name);
+  if (at) live.at[index] ??= Date.parse(at);
+}
+
+function onStep(event) {
+  if (!status || earlier?.has(String(event.id))) return;
+  adopt(event.id, null, event.from, event.to);
+  if (live.outcome && !FINAL.has(event.step)) return; // replayed from before the outcome was known
+  offered = null;
+  if (event.step === "rolling-back") live.backing = true;
+  else if (!FINAL.has(event.step) || event.step === "committed") reach(event.step, event.at);
+  if (event.text && STEP[event.step] !== undefined) live.notes[STEP[event.step]] = event.text;
+  for (const name of ["reason", "component"]) live[name] = event[name] ?? live[name];
+  if (event.output?.length) live.output = event.output;
+  if (FINAL.has(event.step)) {
+    finish(event.step, Date.parse(event.at));
+    refresh(true);
+  } else {
+    announce(event.text ?? STEPS[STEP[event.step]]?.[1] ?? "Going back");
+    refresh();
+  }
+  draw();
+}
+
+function onProgress(event) {
+  if (!live || live.outcome || live.id !== String(event.id)) return;
+  live.progress = event.progress;
+  if (event.text && live.active) live.notes[live.reached] = event.text;
+  draw();
+}
+
+function finish(outcome, at) {
+  const first = !live.outcome;
+  live.outcome = outcome;
+  live.endedAt = at || now();
+  if (!first) return;
+  announce(outcomeTitle());
+  draw();
+  if (document.activeElement === document.body) $("outcome-title").focus();
+}
+
+/** Brings the shown update in line with the status: it may run unseen, or have ended unseen. */
+function followStatus() {
+  const update = status.update;
+  if (update) {
+    if (live?.outcome && live.id === String(update.id)) return;
+    adopt(update.id, update.kind, update.from, update.to);
+    live.startedAt = Math.min(live.startedAt, Date.parse(update.started_at) || live.startedAt);
+    live.missingSince = 0;
+    if (update.phase === "rolling-back") live.backing = true;
+    else if (STEP[PHASE_STEP[update.phase]] >= live.reached) {
+      reach(PHASE_STEP[update.phase], null);
+      live.active = true;
+      live.progress = update.progress ?? live.progress;
+      if (update.step) live.notes[live.reached] ??= update.step;
+    }
+  } else if (live && live.id !== null) {
+    const attempt = history.find((line) => String(line.id) === live.id);
+    if (attempt) {
+      live.kind = attempt.kind;
+      live.reason ??= attempt.reason;
+      live.component ??= attempt.component;
+      if (!live.output.length) live.output = attempt.output ?? [];
+      reach(PHASE_STEP[attempt.step] ?? attempt.step, null);
+      if (!live.outcome) finish({ done: "committed", "rolled-back": "rolled-back" }[attempt.outcome] ?? "failed", 0);
+    } else if (!live.outcome) {
+      live.missingSince ||= now();
+      if (now() - live.missingSince > UNEXPLAINED_MS) live = null;
+      else setTimeout(() => refresh(true), RECONNECT_MS);
+    }
+  }
+}
+
+function outcomeTitle() {
+  if (live.outcome === "committed") return live.kind === "rollback" ? `Back on ${live.to}` : `${live.to} is installed`;
+  if (live.outcome === "rolled-back") return `${live.to} failed; ${live.from} is running again`;
+  return `${live.to} was not installed; ${live.from} is still running`;
+}
+
+function stepState(index) {
+  if (live.outcome === "committed" || index < live.reached) return "done";
+  const broken = live.backing || live.outcome !== null;
+  if (index > live.reached) return broken ? "skipped" : "pending";
+  if (broken) return "failed";
+  return live.active ? "active" : "done";
+}
+
+function drawSteps(list, steps) {
+  keyed(list, steps, ([name]) => name, ([name, label]) => h("li", { "data-step": name },
+    h("span", { class: "mark", "aria-hidden": "true" }), h("b", {}, label), h("time"), h("p"),
+    h("progress", { max: "1", "aria-label": label })), (item, [name, label, meaning]) => {
+    const index = STEP[name];
+    const state = stepState(index);
+    item.dataset.state = state;
+    if (state === "active") item.setAttribute("aria-current", "step"); else item.removeAttribute("aria-current");
+    item.querySelector("b").replaceChildren(label, h("span", { class: "unseen" }, `: ${state}`));
+    text(item.querySelector("p"), live.notes[index] ?? meaning);
+    const next = Object.entries(live.at).filter(([other]) => Number(other) > index).map(([, at]) => at);
+    const end = next.length ? Math.min(...next) : state === "active" ? now() : live.endedAt || null;
+    const timed = live.at[index] && end && !REACHED_IS_DONE.has(name);
+    text(item.querySelector("time"), timed ? span(end - live.at[index]) : "");
+    const bar = item.querySelector("progress");
+    show(bar, state === "active" && live.progress !== null);
+    if (live.progress !== null) bar.value = live.progress;
+  });
+}
+
+function drawRun() {
+  voyage($("run-title"), live.from, live.to);
+  text($("run-elapsed"), span((live.endedAt || now()) - live.startedAt));
+  const kindSteps = live.kind === "rollback" ? STEPS.slice(STEP.preflight) : STEPS;
+  const trial = (step) => STEP[step[0]] >= STEP.trial;
+  drawSteps($("steps-safe"), kindSteps.filter((step) => !trial(step)));
+  drawSteps($("steps-trial"), kindSteps.filter(trial));
+  text($("leg-safe"), `${live.from} keeps running; a failure here changes nothing`);
+  text($("leg-trial"), `${live.to} takes over; a failure here goes back to ${live.from} by itself`);
+  const place = $("outcome");
+  const going = live.backing && !live.outcome;
+  show(place, live.outcome !== null || going);
+  place.dataset.tone = live.outcome === "committed" ? "good" : "bad";
+  text($("outcome-title"), going ? `${live.to} failed; going back to ${live.from}…` : outcomeTitle());
+  const reason = live.outcome === "committed" ? null : live.reason;
+  show($("outcome-reason"), reason !== null);
+  text($("outcome-reason"), reason);
+  const wanted = live.outcome === "committed" ? "" : live.output.join("\n");
+  show($("outcome-output"), wanted !== "");
+  if (wanted && $("outcome-output").querySelector("pre")?.textContent !== wanted) {
+    $("outcome-output").replaceChildren(outputBlock(live.output, live.component));
+  }
+  show($("outcome-close").parentElement, live.outcome !== null);
+}
+
+$("outcome-close").addEventListener("click", () => {
+  live = null;
+  draw();
+  $("choose").focus();
+});
+
+async function goBack(button, version) {
+  const from = status.release.version;
+  const sure = await confirmed(`Go back to ${version}?`,
+    `${from} is stopped and ${version} starts in its place; the listeners stay open. ` +
+    `If ${version} does not become healthy, ${from} comes back by itself.`,
+    `Go back to ${version}`);
+  if (!sure) return;
+  await attempt(button, async () => {
+    const { ticket } = await call("POST", "/rollback", { version });
+    begin("rollback", from, version, ticket);
+  });
+  draw();
+}
+
+// ---- drawing ------------------------------------------------------------------------------------------------------
+
+function drawHeader() {
+  const { release, runtime, guard, bus } = status;
+  text($("appliance"), status.appliance);
+  text($("version"), release.version);
+  const pill = $("release-state");
+  const left = release.probation_ends_at ? Math.max(0, Date.parse(release.probation_ends_at) - now()) : null;
+  const trial = left === null ? "on trial" : `on trial, ${Math.ceil(left / 1000)} s left`;
+  text(pill, release.state === "good" ? "good" : trial);
+  pill.dataset.tone = release.state === "good" ? "good" : "warn";
+  const facts = {
+    runtime: `runtime ${runtime.version}, pid ${runtime.pid}`, generation: `generation ${runtime.generation}`,
+    up: `up ${age(runtime.started_at)}`, guard: `guard pid ${guard.pid}`, bus: `bus ${bus.state}`,
+  };
+  keyed($("facts"), Object.entries(facts), ([name]) => name, () => h("span"), (item, [, fact]) => text(item, fact));
+  const doing = live && !live.outcome ? `${live.from} → ${live.to} · ` : "";
+  document.title = `${doing}${status.appliance} ${release.version} · Refit`;
+  show($("newer-page"), runtime.version !== pageRuntime && !(live && !live.outcome));
+}
+
+function draw() {
+  if (!status) return;
+  drawHeader();
+  const mode = live ? "run" : upload ? "upload" : offered ? "package" : "drop";
+  for (const name of ["run", "upload", "package", "drop"]) show($(name), name === mode);
+  if (mode === "run") drawRun();
+  if (mode === "package" && $("package").dataset.digest !== offered.digest) drawPackage();
+  $("package").dataset.digest = offered?.digest ?? "";
+  drawComponents(status.components, status.faults ?? []);
+  drawReleases(releases, status.update !== null || Boolean(live && !live.outcome), goBack);
+  drawListeners(status.listeners);
+  drawHistory(history);
+}
+
+$("reload").addEventListener("click", () => location.reload());
+setInterval(() => {
+  if (!status || document.hidden) return;
+  if (live && !live.outcome && stream?.readyState !== EventSource.OPEN) refresh();
+  draw(); // ages, countdown, elapsed time
+}, 1000);
+
+setInterval(() => { if (!document.hidden && status) followLogs(); }, LOGS_MS);
+setInterval(() => { if (status) refresh(true); }, RECHECK_MS);
+
+async function boot() {
+  try {
+    await open();
+  } catch (error) {
+    if (!(error instanceof Problem)) throw error;
+    if (error.status === 401) return;
+    show($("connection"), true);
+    setTimeout(boot, RECONNECT_MS);
+  }
+}
+boot().then(() => { if (status) show($("connection"), false); });

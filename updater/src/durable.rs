@@ -1,0 +1,305 @@
+//! The only file that renames, links and syncs: every change of a name on disk goes through here.
+//!
+//! Content is synced before its name, and the name with its directory, so that after a power cut a name holds the old or
+//! the new content, whole. Leftovers of an interrupted operation have names that nothing reads.
+#![expect(clippy::disallowed_methods, reason = "the calls that are forbidden elsewhere because they belong here")]
+
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+
+use tempfile::NamedTempFile;
+
+use crate::fault;
+
+/// Permissions of a file that [`replace`] makes: nothing in a home is anybody else's business unless its owner says so.
+const REPLACE_MODE: u32 = 0o644;
+
+/// Replaces `dir/name`: after a power cut it holds the old or the new content, whole.
+///
+/// # Errors
+/// Nothing has changed; or, if only the last sync failed, the new content is there but may be lost.
+pub fn replace(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+    replace_with_mode(dir, name, bytes, REPLACE_MODE)
+}
+
+/// Does as [`replace`], with the permissions `mode`.
+///
+/// # Errors
+/// As [`replace`].
+pub fn replace_with_mode(dir: &Path, name: &str, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let mut temp = NamedTempFile::new_in(dir)?; // same file system, or rename is not atomic
+    temp.write_all(bytes)?;
+    temp.as_file().set_permissions(Permissions::from_mode(mode))?;
+    commit_file(temp, &dir.join(name))
+}
+
+/// Gives `temp`, whose directory is that of `path`, the name `path`: content first, then the name, then the directory.
+///
+/// # Errors
+/// As [`replace`].
+pub fn commit_file(temp: NamedTempFile, path: &Path) -> io::Result<()> {
+    temp.as_file().sync_all()?; // content before name
+    fault::point("temp_synced");
+    temp.persist(path)?; // the commit point
+    fault::point("switched");
+    sync_dir(parent(path))
+}
+
+/// Writes a new file, synced, that must not exist yet; its directory is not synced.
+///
+/// # Errors
+/// The file exists, or a part of it may be there.
+pub fn write_new(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
+    file.set_permissions(Permissions::from_mode(mode))?; // whatever the process's mask is
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+/// Appends `line` and a line feed to the file at `path`, which is created when it is missing, and syncs it. A torn last
+/// line, left by a power cut, is ended first, so that it takes no other line with it.
+///
+/// # Errors
+/// A part of the line may be there: a reader must not trust a last line that has no end.
+pub fn append_line(path: &Path, line: &str) -> io::Result<()> {
+    let existed = path.exists();
+    let mut file = OpenOptions::new().read(true).append(true).create(true).mode(REPLACE_MODE).open(path)?;
+    let mut whole = Vec::with_capacity(line.len() + 2);
+    if let Some(last) = file.metadata()?.len().checked_sub(1) {
+        let mut byte = [b'\n'];
+        file.read_exact_at(&mut byte, last)?;
+        if byte != [b'\n'] {
+            whole.push(b'\n');
+        }
+    }
+    whole.extend_from_slice(line.as_bytes());
+    whole.push(b'\n');
+    file.write_all(&whole)?;
+    file.sync_all()?;
+    if existed { Ok(()) } else { sync_dir(parent(path)) }
+}
+
+/// Reads the file at `path`, which may have at most `bytes_max` bytes: what is on a disk may be anything.
+///
+/// # Errors
+/// The file cannot be read, or is larger.
+pub fn read_limited(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(bytes_max.saturating_add(1)).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > bytes_max {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("more than {bytes_max} bytes")));
+    }
+    Ok(bytes)
+}
+
+/// Renames `from` to `to` and syncs both directories.
+///
+/// # Errors
+/// Nothing has changed; or, if only a sync failed, the new name is there but may be lost.
+pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    fs::rename(from, to)?;
+    fault::point("renamed");
+    sync_dir(parent(to))?;
+    if parent(from) == parent(to) { Ok(()) } else { sync_dir(parent(from)) }
+}
+
+/// Makes `dir/name` a symbolic link to `target`, whatever it was before: at no moment is the name missing.
+///
+/// # Errors
+/// As [`replace`].
+pub fn replace_symlink(dir: &Path, name: &str, target: &Path) -> io::Result<()> {
+    let path = dir.join(name);
+    if fs::read_link(&path).is_ok_and(|current| current == target) {
+        return sync_dir(dir); // the link may be of a moment ago and not synced yet
+    }
+    let temp =
+        tempfile::Builder::new().prefix(".link").make_in(dir, |temp| std::os::unix::fs::symlink(target, temp))?;
+    fs::rename(temp.path(), &path)?;
+    // The name it had is gone; nothing is left for the guard to remove.
+    temp.into_temp_path().keep().map_err(|error| error.error)?;
+    fault::point("switched");
+    sync_dir(dir)
+}
+
+/// Makes a symbolic link that must not exist yet; its directory is not synced.
+///
+/// # Errors
+/// Nothing has changed.
+pub fn symlink(target: &Path, path: &Path) -> io::Result<()> {
+    std::os::unix::fs::symlink(target, path)
+}
+
+/// Gives the file `from` the second name `to`, which must not exist yet; its directory is not synced.
+///
+/// # Errors
+/// Nothing has changed.
+pub fn hard_link(from: &Path, to: &Path) -> io::Result<()> {
+    fs::hard_link(from, to)
+}
+
+/// Makes the directory `path` and those above it, and syncs what was added.
+///
+/// # Errors
+/// Some of the directories may be there.
+pub fn create_dirs(path: &Path) -> io::Result<()> {
+    let mut missing = Vec::new();
+    let mut at = path;
+    while !at.is_dir() {
+        missing.push(at);
+        match at.parent() {
+            Some(above) if !above.as_os_str().is_empty() => at = above,
+            Some(_) | None => break,
+        }
+    }
+    for dir in missing.into_iter().rev() {
+        match fs::create_dir(dir) {
+            Ok(()) => sync_dir(parent(dir))?,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Removes the file, link or directory tree at `path`, read-only directories included; what is missing is gone already.
+///
+/// # Errors
+/// A part of the tree may be gone.
+pub fn remove_tree(path: &Path) -> io::Result<()> {
+    let metadata = match fs::symlink_metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    if !metadata.is_dir() {
+        return fs::remove_file(path);
+    }
+    make_dirs_writable(path)?;
+    fs::remove_dir_all(path)
+}
+
+/// Makes every directory of a tree writable for its owner, so that it can be moved and removed.
+///
+/// # Errors
+/// A part of the directories may be writable.
+pub fn make_dirs_writable(path: &Path) -> io::Result<()> {
+    set_owner_write(path)?;
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            make_dirs_writable(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes the directory `path` readable, writable and passable for its owner.
+///
+/// # Errors
+/// Nothing has changed.
+pub fn set_owner_write(path: &Path) -> io::Result<()> {
+    let mode = fs::symlink_metadata(path)?.permissions().mode();
+    if mode & 0o700 == 0o700 { Ok(()) } else { fs::set_permissions(path, Permissions::from_mode(mode | 0o700)) }
+}
+
+/// Moves a tree whose own directory is read-only: a directory that gets another parent must be writable for its owner.
+/// It has the permissions it had when it arrives.
+///
+/// # Errors
+/// The tree is where it was, or at its new place with its top directory writable.
+pub fn rename_tree(from: &Path, to: &Path) -> io::Result<()> {
+    let permissions = fs::symlink_metadata(from)?.permissions();
+    set_owner_write(from)?;
+    rename(from, to)?;
+    fs::set_permissions(to, permissions)?;
+    sync_dir(to)
+}
+
+/// Syncs a directory: the names in it survive a power cut.
+///
+/// # Errors
+/// The names are there but may be lost.
+pub fn sync_dir(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+/// Syncs the whole file system that `path` lies on: one call for a tree of any size.
+///
+/// # Errors
+/// Something on the file system could not be written.
+pub fn sync_file_system(path: &Path) -> io::Result<()> {
+    nix::unistd::syncfs(File::open(path)?).map_err(io::Error::from)
+}
+
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(above) if !above.as_os_str().is_empty() => above,
+        Some(_) | None => Path::new("."),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::symlink_metadata(path).unwrap().permissions().mode() & 0o7777
+    }
+
+    #[test]
+    fn replace_leaves_one_file_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        for content in ["one", "", "another, longer one"] {
+            replace(dir.path(), "file", content.as_bytes()).unwrap();
+            assert_eq!(fs::read_to_string(dir.path().join("file")).unwrap(), content);
+            assert_eq!(mode(&dir.path().join("file")), REPLACE_MODE);
+        }
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        assert!(replace(&dir.path().join("missing"), "file", b"").is_err());
+    }
+
+    #[test]
+    fn lines_are_appended_also_behind_a_torn_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lines");
+        append_line(&path, "one").unwrap();
+        OpenOptions::new().append(true).open(&path).unwrap().write_all(b"tor").unwrap();
+        append_line(&path, "two").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "one\ntor\ntwo\n");
+        assert_eq!(read_limited(&path, 12).unwrap().len(), 12);
+        assert_eq!(read_limited(&path, 11).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
+    }
+
+    #[test]
+    fn a_link_is_replaced_whatever_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        for target in ["releases/1.0.0", "releases/1.1.0", "releases/1.1.0"] {
+            replace_symlink(dir.path(), "current", Path::new(target)).unwrap();
+            assert_eq!(fs::read_link(dir.path().join("current")).unwrap(), Path::new(target));
+        }
+        replace(dir.path(), "file", b"").unwrap();
+        replace_symlink(dir.path(), "file", Path::new("elsewhere")).unwrap();
+        assert_eq!(fs::read_link(dir.path().join("file")).unwrap(), Path::new("elsewhere"));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn read_only_trees_are_moved_and_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("a/tree"), dir.path().join("b"));
+        create_dirs(&from.join("deep/er")).unwrap();
+        create_dirs(&to).unwrap();
+        write_new(&from.join("deep/er/file"), b"", 0o444).unwrap();
+        assert_eq!(write_new(&from.join("deep/er/file"), b"", 0o444).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        for path in [from.join("deep/er"), from.join("deep"), from.clone()] {
+            fs::set_permissions(path, Permissions::from_mode(0o555)).unwrap();
+        }
+        rename_tree(&from, &to.join("tree")).unwrap();
+        assert_eq!(mode(&to.join("tree")), 0o555);
+        remove_tree(&to.join("tree")).unwrap();
+        remove_tree(&to.join("tree")).unwrap();
+        assert_eq!(fs::read_dir(&to).unwrap().count(), 0);
+    }
+}

@@ -1,0 +1,164 @@
+//! Looking at a package without installing it: what is in it, who signed it, whether every byte is as signed.
+
+use std::fs::File;
+use std::io::{self, BufReader};
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::class::Class;
+use crate::codec::Decoder;
+use crate::digest::Digest;
+use crate::manifest::{Body, Manifest};
+use crate::package::{Package, PackageError};
+use crate::receive::{FrameTrouble, check_frame};
+use crate::trust::{TrustError, key_ids, load};
+
+/// Headers and small frames are read in one call.
+const INPUT_BUFFER_BYTES: usize = 64 << 10;
+
+/// What a package holds.
+#[derive(Debug, Clone, Serialize)]
+pub struct Inspection {
+    /// Digest of the manifest: the identity of the release.
+    pub digest: Digest,
+    /// Bytes of the package.
+    pub package_bytes: u64,
+    /// Whether the root it was checked against was given, and not the package's own.
+    pub trusted: bool,
+    /// Whether every frame was decoded and has its signed digest.
+    pub checked: bool,
+    /// The version of the newest root.
+    pub root_version: u64,
+    /// Ids of the keys that signed the targets.
+    pub key_ids: Vec<String>,
+    /// When the first of its roles expires.
+    pub expires: Timestamp,
+    /// The role that does.
+    pub expires_role: String,
+    /// Whether that is past.
+    pub expired: bool,
+    /// Everything in the release.
+    pub manifest: Manifest,
+}
+
+/// Why a package cannot be shown.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum InspectError {
+    /// The file cannot be opened.
+    #[error("cannot open {}", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The bytes are no package.
+    #[error(transparent)]
+    Package {
+        /// What is wrong with them.
+        #[from]
+        source: PackageError,
+    },
+    /// The signatures do not hold.
+    #[error(transparent)]
+    Trust {
+        /// Why.
+        #[from]
+        source: TrustError,
+    },
+    /// A frame is not the one that was signed.
+    #[error("{path:?}: {why}")]
+    Frame {
+        /// The file it belongs to.
+        path: String,
+        /// What is wrong with it.
+        why: FrameTrouble,
+    },
+    /// The codec cannot be used.
+    #[error("cannot prepare to decode")]
+    Codec {
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl InspectError {
+    /// Returns what kind of failure it was.
+    #[must_use]
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Open { .. } => Class::Disk,
+            Self::Package { source } => source.class(),
+            Self::Trust { source } => source.class(),
+            Self::Frame { .. } => Class::Refused,
+            Self::Codec { .. } => Class::Internal,
+        }
+    }
+
+    /// Returns what to do about it.
+    #[must_use]
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Self::Open { .. } => "check the path and its permissions",
+            Self::Package { source } => source.remedy(),
+            Self::Trust { source } => source.remedy(),
+            Self::Frame { .. } => "get the package again from its vendor",
+            Self::Codec { .. } => "try again; if it stays so, report it as a bug of refit",
+        }
+    }
+}
+
+/// Reads the package at `path` and checks its signatures: against `root` if it is given, or else against the first root in
+/// the package itself, which shows that nobody altered it, but not who made it. With `check` every frame is decoded, too.
+///
+/// # Errors
+/// It is no package, or not as it was signed.
+pub fn inspect(path: &Path, root: Option<&[u8]>, check: bool, now: Timestamp) -> Result<Inspection, InspectError> {
+    let open = |source| InspectError::Open { path: path.to_owned(), source };
+    let file = File::open(path).map_err(open)?;
+    let package_bytes = file.metadata().map_err(open)?.len();
+    let package = Package::open(BufReader::with_capacity(INPUT_BUFFER_BYTES, file))?;
+    let own_root = package.metadata().first_root().unwrap_or_default();
+    let loaded = load(root.unwrap_or(own_root), package.metadata(), None)?;
+    let manifest = loaded.manifest(package.manifest())?;
+    let digest = Digest::of(package.manifest());
+    let mut payload = package.into_payload(manifest.payload_bytes())?;
+    if check {
+        let mut decoder = Decoder::new(manifest.codec()).map_err(|source| InspectError::Codec { source })?;
+        let (mut stored, mut content) = (Vec::new(), Vec::new());
+        for file in manifest.files() {
+            let Body::Regular { frames, sha256, .. } = &file.body else { continue };
+            let trouble = |why| InspectError::Frame { path: file.path.clone(), why };
+            let mut whole = crate::digest::Hasher::new();
+            for frame in frames {
+                payload.read(frame.stored, &mut stored)?;
+                check_frame(&mut decoder, frame, &stored, &mut content).map_err(trouble)?;
+                whole.update(&content);
+            }
+            if !frames.is_empty() && whole.finish() != *sha256 {
+                return Err(trouble(FrameTrouble::Content));
+            }
+        }
+    } else {
+        payload.skip(manifest.payload_bytes())?;
+    }
+    payload.finish()?;
+    let (expires, role) = loaded.first_expiry;
+    Ok(Inspection {
+        digest,
+        package_bytes,
+        trusted: root.is_some(),
+        checked: check,
+        root_version: loaded.root_version,
+        key_ids: key_ids(&loaded.targets),
+        expires,
+        expires_role: role.to_string(),
+        expired: expires <= now,
+        manifest,
+    })
+}

@@ -1,0 +1,513 @@
+//! The life of one update, as data: no clock, no disk, no network.
+//!
+//! [`State`] is what the journal stores; [`State::next`] is the only way from one state to another; [`Journal`] is the whole
+//! document with what belongs to the state: the attempt under way, the one that just ended, and which releases proved good
+//! or bad. The caller writes the new journal first and acts on it second. [`select_release`] is asked at every start, by
+//! whoever starts, so a crash at any instruction needs no path of its own.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use semver::Version;
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Digest;
+use crate::durable;
+use crate::history::{Entry, Outcome};
+
+/// The version of the journal's format that this code writes, and the only one that it reads.
+pub const JOURNAL_FORMAT: u32 = 1;
+/// The journal's file below the home.
+pub const JOURNAL_FILE: &str = "state.json";
+/// How often a release on trial may be started: once. A crash, a hang or a power cut then means the previous release.
+pub const TRIAL_STARTS: u32 = 1;
+/// The largest journal that is read: a hundred releases with their reasons fit many times over.
+pub const JOURNAL_BYTES_MAX: u64 = 1 << 20;
+/// How many releases that failed are remembered: enough for a repository that offers the same few again.
+pub const FAILED_MAX: usize = 64;
+
+/// Where the appliance stands between two releases.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "phase", rename_all = "lowercase", deny_unknown_fields)]
+pub enum State {
+    /// One release runs and no update is under way.
+    Idle {
+        /// The release that runs.
+        current: Version,
+    },
+    /// The next release is complete on disk and being examined; the current one runs untouched.
+    Staged {
+        /// The release that runs.
+        current: Version,
+        /// The release that is to replace it.
+        next: Version,
+    },
+    /// The next release runs, or is about to, and has not proved healthy yet.
+    Trial {
+        /// The release to go back to.
+        previous: Version,
+        /// The release on trial.
+        next: Version,
+        /// How often it may still be started.
+        starts_left: u32,
+    },
+}
+
+/// What can happen to the state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A release was unpacked, verified and given its name.
+    Admitted(Version),
+    /// The next release was examined and may be tried: the running release is about to stop.
+    Approved,
+    /// A runtime is about to be started. Written before the start, by the side that works.
+    Started,
+    /// The release on trial proved healthy.
+    Healthy,
+    /// The update failed, or was given up.
+    Failed,
+}
+
+/// An event that has no meaning in a state. Nothing was changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the journal cannot take the event {event:?} in the state {state:?}")]
+pub struct Impossible {
+    /// The state, unchanged.
+    pub state: State,
+    /// The event.
+    pub event: Event,
+}
+
+impl State {
+    /// Returns the state after `event`.
+    ///
+    /// # Errors
+    /// The event has no meaning here; the error has the state unchanged.
+    pub fn next(self, event: Event) -> Result<Self, Impossible> {
+        match self {
+            Self::Idle { ref current } => match event {
+                Event::Admitted(next) => Ok(Self::Staged { current: current.clone(), next }),
+                Event::Started => Ok(self),
+                Event::Approved | Event::Healthy | Event::Failed => Err(Impossible { state: self, event }),
+            },
+            Self::Staged { current, next } => match event {
+                Event::Approved => Ok(Self::Trial { previous: current, next, starts_left: TRIAL_STARTS }),
+                Event::Started | Event::Failed => Ok(Self::Idle { current }),
+                Event::Admitted(_) | Event::Healthy => Err(Impossible { state: Self::Staged { current, next }, event }),
+            },
+            Self::Trial { previous, next, starts_left } => match event {
+                Event::Healthy => Ok(Self::Idle { current: next }),
+                Event::Failed => Ok(Self::Idle { current: previous }),
+                Event::Started if starts_left == 0 => Ok(Self::Idle { current: previous }),
+                Event::Started => Ok(Self::Trial { previous, next, starts_left: starts_left - 1 }),
+                Event::Admitted(_) | Event::Approved => {
+                    Err(Impossible { state: Self::Trial { previous, next, starts_left }, event })
+                }
+            },
+        }
+    }
+
+    /// Returns the release that has to run in this state, the one that the `current` link names.
+    pub const fn wanted(&self) -> &Version {
+        match self {
+            Self::Idle { current } | Self::Staged { current, .. } => current,
+            Self::Trial { next, .. } => next,
+        }
+    }
+}
+
+/// Whether an attempt goes to a new release or back to a kept one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// To a release that arrived in a package.
+    Update,
+    /// To a release that ran here before, because somebody asked.
+    Rollback,
+}
+
+/// An update or rollback under way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Attempt {
+    /// The ticket's name.
+    pub id: String,
+    /// To a new release, or back.
+    pub kind: Kind,
+    /// Who asked.
+    pub who: String,
+    /// The release it starts from.
+    pub from: Version,
+    /// The release it goes to.
+    pub to: Version,
+    /// The digest of that release's manifest.
+    pub digest: Digest,
+    /// When it began, RFC 3339.
+    pub started_at: String,
+    /// When it began, in milliseconds since the epoch, for durations across a start.
+    pub started_ms: i64,
+    /// How long each finished step took, in milliseconds.
+    #[serde(default)]
+    pub durations: BTreeMap<String, u64>,
+}
+
+/// A release that was tried and did not prove healthy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FailedRelease {
+    /// The digest of its manifest.
+    pub digest: Digest,
+    /// Why it failed.
+    pub reason: String,
+    /// When, RFC 3339.
+    pub at: String,
+}
+
+/// The journal's document.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Journal {
+    /// Where the appliance stands.
+    pub state: State,
+    /// The attempt that `Staged` or `Trial` belongs to.
+    pub attempt: Option<Attempt>,
+    /// An attempt that ended but may not be in the history yet: it is appended there, once, and then cleared.
+    pub finished: Option<Entry>,
+    /// Releases that proved good, newest last; the current one is the last of them.
+    pub good: Vec<Version>,
+    /// Releases that failed: they are not offered again unless somebody names them.
+    pub failed: BTreeMap<Version, FailedRelease>,
+}
+
+/// How an attempt ended, as whoever saw it end reports it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ending {
+    /// When, RFC 3339.
+    pub at: String,
+    /// When, in milliseconds since the epoch.
+    pub at_ms: i64,
+    /// The step it ended in.
+    pub step: String,
+    /// Why; empty for one that succeeded.
+    pub reason: String,
+    /// The component that was at fault.
+    pub component: Option<String>,
+    /// The last output of what failed.
+    pub output: Vec<String>,
+}
+
+impl Journal {
+    /// Returns the journal of an appliance whose first release is `current`.
+    pub fn first(current: Version) -> Self {
+        Self {
+            state: State::Idle { current: current.clone() },
+            attempt: None,
+            finished: None,
+            good: vec![current],
+            failed: BTreeMap::new(),
+        }
+    }
+
+    /// Returns the release to go back to when nobody names one: the last good one before the current.
+    pub fn previous(&self) -> Option<&Version> {
+        match &self.state {
+            State::Trial { previous, .. } => Some(previous),
+            State::Idle { current } | State::Staged { current, .. } => {
+                self.good.iter().rev().find(|version| *version != current)
+            }
+        }
+    }
+
+    /// Returns the journal after the attempt under way has failed, with its history entry.
+    ///
+    /// # Errors
+    /// No attempt is under way.
+    pub fn failed(mut self, ending: &Ending) -> Result<Self, Impossible> {
+        let tried = matches!(self.state, State::Trial { .. });
+        self.state = self.state.next(Event::Failed)?;
+        self.finish(if tried { Outcome::RolledBack } else { Outcome::Failed }, ending);
+        Ok(self)
+    }
+
+    /// Returns the journal after the release on trial has proved healthy, with its history entry.
+    ///
+    /// # Errors
+    /// No release is on trial.
+    pub fn healthy(mut self, ending: &Ending) -> Result<Self, Impossible> {
+        self.state = self.state.next(Event::Healthy)?;
+        let current = self.state.wanted().clone();
+        self.failed.remove(&current);
+        self.good.retain(|version| *version != current);
+        self.good.push(current);
+        self.finish(Outcome::Done, ending);
+        Ok(self)
+    }
+
+    fn finish(&mut self, outcome: Outcome, ending: &Ending) {
+        let Some(attempt) = self.attempt.take() else { return };
+        if outcome != Outcome::Done {
+            self.failed.insert(
+                attempt.to.clone(),
+                FailedRelease { digest: attempt.digest, reason: ending.reason.clone(), at: ending.at.clone() },
+            );
+            while self.failed.len() > FAILED_MAX {
+                self.failed.pop_first();
+            }
+        }
+        self.finished = Some(Entry::of(attempt, outcome, ending));
+    }
+}
+
+/// Returns the release to start and the journal to write before it is started; `None` if the journal stays as it is.
+///
+/// `ending` says what was seen of a start that went before, in case that start was a trial.
+pub fn select_release(journal: &Journal, ending: &Ending) -> (Version, Option<Journal>) {
+    let Ok(state) = journal.state.clone().next(Event::Started) else {
+        return (journal.state.wanted().clone(), None); // `Started` has a meaning in every state
+    };
+    let mut next = journal.clone();
+    match (&journal.state, &state) {
+        (State::Trial { .. }, State::Idle { .. }) => next.finish(Outcome::RolledBack, ending),
+        (State::Staged { .. }, State::Idle { .. }) => {
+            // Whoever examined the release has gone before it could be tried: that says nothing against the release.
+            if let Some(attempt) = next.attempt.take() {
+                next.finished = Some(Entry::of(attempt, Outcome::Failed, ending));
+            }
+        }
+        (State::Idle { .. } | State::Staged { .. } | State::Trial { .. }, _) => {}
+    }
+    next.state = state;
+    let wanted = next.state.wanted().clone();
+    let changed = next != *journal;
+    (wanted, changed.then_some(next))
+}
+
+/// A journal that cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// The file cannot be read.
+    #[error("cannot read the update journal {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The file is no journal, or one of a newer format.
+    #[error("the update journal {} is damaged", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The file is a journal of another format.
+    #[error("the update journal {} has the format {found}; this program knows {JOURNAL_FORMAT}", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// The format found.
+        found: u32,
+    },
+    /// The file cannot be replaced.
+    #[error("cannot write the update journal {}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl JournalError {
+    /// Returns what to do about it.
+    pub const fn remedy(&self) -> &'static str {
+        match self {
+            Self::Read { .. } => "check the disk and the permissions of the home",
+            Self::Damaged { .. } => {
+                "restore state.json from a backup, or install the appliance again with `refit init`"
+            }
+            Self::Format { .. } => "start the refit that wrote it; nothing was changed",
+            Self::Write { .. } => "free space or check the disk; the journal is as it was",
+        }
+    }
+}
+
+/// The document as it is on disk: separate from [`Journal`], because another version of this program may read it.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct JournalV1 {
+    format: u32,
+    state: State,
+    attempt: Option<Attempt>,
+    finished: Option<Entry>,
+    good: Vec<Version>,
+    failed: BTreeMap<Version, FailedRelease>,
+}
+
+/// Reads only the format, so that a newer journal is refused by its number and not by its fields.
+#[derive(Deserialize)]
+struct FormatOnly {
+    format: u32,
+}
+
+/// Returns the journal of the home `home`; `None` if it has none yet.
+///
+/// # Errors
+/// The file cannot be read, is damaged or has another format. Nothing was changed.
+pub fn load(home: &Path) -> Result<Option<Journal>, JournalError> {
+    let path = home.join(JOURNAL_FILE);
+    let bytes = match durable::read_limited(&path, JOURNAL_BYTES_MAX) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(JournalError::Read { path, source }),
+    };
+    let damaged = |source| JournalError::Damaged { path: path.clone(), source };
+    let FormatOnly { format } = serde_json::from_slice(&bytes).map_err(damaged)?;
+    if format != JOURNAL_FORMAT {
+        return Err(JournalError::Format { path, found: format });
+    }
+    let JournalV1 { format: _, state, attempt, finished, good, failed } =
+        serde_json::from_slice(&bytes).map_err(damaged)?;
+    Ok(Some(Journal { state, attempt, finished, good, failed }))
+}
+
+/// Replaces the journal of the home `home`.
+///
+/// # Errors
+/// As [`durable::replace`]: nothing has changed, or only the last sync failed.
+pub fn store(home: &Path, journal: &Journal) -> Result<(), JournalError> {
+    let path = home.join(JOURNAL_FILE);
+    let document = JournalV1 {
+        format: JOURNAL_FORMAT,
+        state: journal.state.clone(),
+        attempt: journal.attempt.clone(),
+        finished: journal.finished.clone(),
+        good: journal.good.clone(),
+        failed: journal.failed.clone(),
+    };
+    let written = serde_json::to_vec_pretty(&document)
+        .map_err(io::Error::from)
+        .and_then(|bytes| durable::replace(home, JOURNAL_FILE, &bytes));
+    written.map_err(|source| JournalError::Write { path, source })
+}
+
+/// Returns whether a journal exists in the home `home`, that is: whether an appliance was installed there.
+pub fn exists(home: &Path) -> bool {
+    fs::symlink_metadata(home.join(JOURNAL_FILE)).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn version(text: &str) -> Version {
+        Version::parse(text).expect("a version")
+    }
+    fn idle(current: &str) -> State {
+        State::Idle { current: version(current) }
+    }
+    fn staged() -> State {
+        State::Staged { current: version("1.0.0"), next: version("1.1.0") }
+    }
+    fn trial(starts_left: u32) -> State {
+        State::Trial { previous: version("1.0.0"), next: version("1.1.0"), starts_left }
+    }
+
+    #[test]
+    fn every_state_takes_every_event_as_the_table_says() {
+        use Event::{Admitted, Approved, Failed, Healthy, Started};
+        let new = || Admitted(version("1.1.0"));
+        let rows: Vec<(State, Event, Option<State>)> = vec![
+            (idle("1.0.0"), new(), Some(staged())),
+            (idle("1.0.0"), Started, Some(idle("1.0.0"))),
+            (idle("1.0.0"), Approved, None),
+            (idle("1.0.0"), Healthy, None),
+            (idle("1.0.0"), Failed, None),
+            (staged(), new(), None),
+            (staged(), Started, Some(idle("1.0.0"))),
+            (staged(), Approved, Some(trial(1))),
+            (staged(), Healthy, None),
+            (staged(), Failed, Some(idle("1.0.0"))),
+            (trial(1), new(), None),
+            (trial(1), Approved, None),
+            (trial(1), Started, Some(trial(0))),
+            (trial(1), Healthy, Some(idle("1.1.0"))),
+            (trial(1), Failed, Some(idle("1.0.0"))),
+            (trial(0), new(), None),
+            (trial(0), Approved, None),
+            (trial(0), Started, Some(idle("1.0.0"))),
+            (trial(0), Healthy, Some(idle("1.1.0"))),
+            (trial(0), Failed, Some(idle("1.0.0"))),
+        ];
+        for (state, event, expected) in rows {
+            let outcome = state.clone().next(event.clone());
+            match expected {
+                Some(expected) => assert_eq!(outcome, Ok(expected), "{state:?} {event:?}"),
+                None => assert_eq!(outcome, Err(Impossible { state, event })),
+            }
+        }
+    }
+
+    fn ending() -> Ending {
+        Ending {
+            at: "2026-01-01T00:00:05Z".into(),
+            at_ms: 5_000,
+            step: "trial".into(),
+            reason: "the runtime ended: signal 6".into(),
+            component: None,
+            output: vec!["oh".into()],
+        }
+    }
+
+    fn on_trial(starts_left: u32) -> Journal {
+        let mut journal = Journal::first(version("1.0.0"));
+        journal.state = trial(starts_left);
+        journal.attempt = Some(Attempt {
+            id: "t-1".into(),
+            kind: Kind::Update,
+            who: "cli".into(),
+            from: version("1.0.0"),
+            to: version("1.1.0"),
+            digest: Digest::of(b"manifest"),
+            started_at: "2026-01-01T00:00:00Z".into(),
+            started_ms: 0,
+            durations: BTreeMap::new(),
+        });
+        journal
+    }
+
+    #[test]
+    fn a_second_start_of_a_trial_selects_the_previous_release_and_says_why() {
+        let (wanted, journal) = select_release(&on_trial(0), &ending());
+        let journal = journal.expect("a change");
+        assert_eq!(wanted, version("1.0.0"));
+        assert_eq!(journal.state, idle("1.0.0"));
+        assert_eq!(journal.failed[&version("1.1.0")].reason, "the runtime ended: signal 6");
+        let entry = journal.finished.expect("an entry");
+        assert_eq!((entry.outcome, entry.duration_ms), (Outcome::RolledBack, 5_000));
+    }
+
+    #[test]
+    fn selecting_twice_is_selecting_once() {
+        let (_, first) = select_release(&on_trial(0), &ending());
+        let first = first.expect("a change");
+        assert_eq!(select_release(&first, &ending()), (version("1.0.0"), None));
+    }
+
+    #[test]
+    fn the_journal_survives_its_file_and_refuses_a_newer_format() {
+        let dir = tempfile::tempdir().expect("a directory");
+        assert_eq!(load(dir.path()).expect("no journal is no error"), None);
+        let journal = on_trial(1);
+        store(dir.path(), &journal).expect("stored");
+        assert_eq!(load(dir.path()).expect("loaded"), Some(journal));
+        durable::replace(dir.path(), JOURNAL_FILE, br#"{"format":2,"news":[]}"#).expect("replaced");
+        let error = load(dir.path()).expect_err("a newer format");
+        assert!(error.to_string().ends_with("has the format 2; this program knows 1"), "{error}");
+    }
+}

@@ -1,0 +1,127 @@
+//! Why a directory was not packed.
+
+use std::io;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+
+use crate::keys::KeysError;
+use crate::manifest::{Codec, ManifestError};
+
+/// Why a directory was not packed. The package's file is what it was.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PackError {
+    /// A file operation failed.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which path.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// The directory says nothing about itself.
+    #[error("{} has no appliance.toml", dir.display())]
+    NoDescription {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// What it says about itself cannot be read.
+    #[error("{} does not name an appliance and its version", path.display())]
+    Description {
+        /// The file.
+        path: PathBuf,
+        /// What the parser found, with line and column.
+        #[source]
+        source: Box<toml::de::Error>,
+    },
+    /// A name that is not UTF-8.
+    #[error("the name of {} is not UTF-8", path.display())]
+    Name {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A device, socket or pipe.
+    #[error("{} is neither file, directory nor link", path.display())]
+    Type {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Set-id or sticky bits.
+    #[error("{} has mode {mode:04o}; set-id and sticky bits have no place in a release", path.display())]
+    Mode {
+        /// The path.
+        path: PathBuf,
+        /// Its permissions.
+        mode: u32,
+    },
+    /// Something in it must not be in a release.
+    #[error(transparent)]
+    Manifest {
+        /// What.
+        #[from]
+        source: ManifestError,
+    },
+    /// The package cannot be signed.
+    #[error(transparent)]
+    Keys {
+        /// Why.
+        #[from]
+        source: KeysError,
+    },
+    /// A file changed while it was packed.
+    #[error("{} changed while it was packed", path.display())]
+    Changed {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The package would become part of itself.
+    #[error("{} lies in {}, which is to be packed", out.display(), dir.display())]
+    OutInside {
+        /// The package.
+        out: PathBuf,
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// No such level.
+    #[error("{codec:?} has no level {level}, but {} to {}", levels.start(), levels.end())]
+    Level {
+        /// The codec.
+        codec: Codec,
+        /// The level.
+        level: i32,
+        /// The levels there are.
+        levels: RangeInclusive<i32>,
+    },
+    /// A worker ended without a result.
+    #[error("packing ended without a result")]
+    Lost,
+}
+
+impl PackError {
+    /// Returns the error of a file operation that failed.
+    pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
+        let path = path.to_owned();
+        move |source| Self::Io { action, path, source }
+    }
+
+    /// Returns what to do about it.
+    #[must_use]
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Self::Io { .. } => "check that it can be read and written and that the disk has space",
+            Self::NoDescription { .. } => "name the directory of a release: one with an appliance.toml",
+            Self::Description { .. } => "give it an [appliance] section with name and version",
+            Self::Name { .. } | Self::Type { .. } => "remove it from the directory, or rename it",
+            Self::Mode { .. } => "take the bits away with chmod",
+            Self::Manifest { .. } => "change the directory so that every appliance can unpack it",
+            Self::Keys { source } => source.remedy(),
+            Self::Changed { .. } => "pack again once nothing writes to the directory",
+            Self::OutInside { .. } => "write the package to another directory",
+            Self::Level { .. } => "choose one of the codec's levels",
+            Self::Lost => "try again; if it stays so, report it as a bug of refit",
+        }
+    }
+}

@@ -1,0 +1,485 @@
+//! The package format: bytes to metadata, manifest and payload, within limits.
+//!
+//! A package is a plain tar with a fixed order and fixed header fields, so that one package has one spelling: what a
+//! header may say is compared with the header this crate itself would write. Nothing here is trusted yet: see
+//! [`crate::trust`]. Reading never seeks and holds no more in memory than metadata and manifest.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read};
+
+use crate::class::Class;
+use crate::manifest::{MANIFEST_BYTES_MAX, PAYLOAD_BYTES_MAX};
+
+/// The unit of a tar.
+pub const BLOCK_BYTES: usize = 512;
+/// Bytes of one metadata file: root, timestamp, snapshot and targets have a few kilobytes each.
+pub const METADATA_BYTES_MAX: u64 = 1 << 20;
+/// Bytes of all metadata files of a package: they are held in memory.
+pub const METADATA_BYTES_TOTAL_MAX: u64 = 4 << 20;
+/// Root files of a package: a key rotation a month for twenty years.
+pub const ROOTS_MAX: usize = 240;
+
+/// Where a package keeps its metadata.
+pub(crate) const METADATA_DIR: &str = "metadata/";
+/// The manifest's entry, and its name as a target.
+pub(crate) const MANIFEST_NAME: &str = "manifest.json";
+/// The payload's entry.
+pub(crate) const PAYLOAD_NAME: &str = "payload";
+
+/// Why bytes are no package.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PackageError {
+    /// The source of the bytes failed.
+    #[error("the package could not be read to its end")]
+    Input {
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The first bytes are those of something else.
+    #[error("this is no package of refit")]
+    NotAPackage,
+    /// The bytes end early.
+    #[error("the package ends early, within {within}")]
+    Truncated {
+        /// What was being read.
+        within: &'static str,
+    },
+    /// A header that no package has.
+    #[error("the header of entry {name:?} is not that of a package")]
+    Header {
+        /// The name it gives.
+        name: String,
+    },
+    /// An entry that does not belong here.
+    #[error("entry {name:?} where {expected} should be")]
+    Order {
+        /// The entry's name.
+        name: String,
+        /// What comes here in a package.
+        expected: &'static str,
+    },
+    /// An entry beyond its limit.
+    #[error("entry {name:?} has {bytes} bytes, {max} are allowed")]
+    TooLarge {
+        /// The entry's name.
+        name: String,
+        /// How many it has.
+        bytes: u64,
+        /// How many it may have.
+        max: u64,
+    },
+    /// More root files than a package may have.
+    #[error("the package has more than {ROOTS_MAX} root files")]
+    TooManyRoots,
+    /// The bytes that fill up a block are not zero.
+    #[error("the filling behind {within} is not empty")]
+    Filling {
+        /// The entry before it.
+        within: &'static str,
+    },
+    /// The payload is longer or shorter than the manifest says.
+    #[error("the payload has {bytes} bytes, the manifest says {manifest}")]
+    PayloadLength {
+        /// What its header says.
+        bytes: u64,
+        /// What the manifest says.
+        manifest: u64,
+    },
+    /// Something follows the payload that is not the end of a tar.
+    #[error("the package does not end behind its payload")]
+    NoEnd,
+    /// Bytes behind the end.
+    #[error("there are bytes behind the end of the package")]
+    Trailing,
+}
+
+impl PackageError {
+    /// Returns what kind of failure it was.
+    #[must_use]
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Input { .. } => Class::Busy,
+            Self::NotAPackage
+            | Self::Truncated { .. }
+            | Self::Header { .. }
+            | Self::Order { .. }
+            | Self::TooLarge { .. }
+            | Self::TooManyRoots
+            | Self::Filling { .. }
+            | Self::PayloadLength { .. }
+            | Self::NoEnd
+            | Self::Trailing => Class::Refused,
+        }
+    }
+
+    /// Returns what to do about it.
+    #[must_use]
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Self::Input { .. } => "send the package again; nothing was changed",
+            Self::NotAPackage => "choose a file that `refit pack` has made; nothing was changed",
+            Self::Truncated { .. } => "copy or download the package again; nothing was changed",
+            Self::Header { .. }
+            | Self::Order { .. }
+            | Self::TooLarge { .. }
+            | Self::TooManyRoots
+            | Self::Filling { .. }
+            | Self::PayloadLength { .. }
+            | Self::NoEnd
+            | Self::Trailing => "get the package again from its vendor; nothing was changed",
+        }
+    }
+}
+
+/// The metadata files of a package, not verified.
+#[derive(Debug, Clone, Default)]
+pub struct Metadata {
+    /// Root files by their number, without gaps.
+    pub(crate) roots: BTreeMap<u64, Vec<u8>>,
+    /// The other files, by name.
+    pub(crate) files: BTreeMap<String, Vec<u8>>,
+}
+
+impl Metadata {
+    /// Returns the bytes of the oldest root.
+    #[must_use]
+    pub fn first_root(&self) -> Option<&[u8]> {
+        self.roots.values().next().map(Vec::as_slice)
+    }
+
+    /// Returns every file's name and bytes.
+    pub fn iter(&self) -> impl Iterator<Item = (String, &[u8])> {
+        let roots = self.roots.iter().map(|(number, bytes)| (format!("{number}.root.json"), bytes.as_slice()));
+        roots.chain(self.files.iter().map(|(name, bytes)| (name.clone(), bytes.as_slice())))
+    }
+}
+
+/// A package that is being read: the payload is still to come.
+#[derive(Debug)]
+pub struct Package<R> {
+    input: R,
+    metadata: Metadata,
+    manifest: Vec<u8>,
+}
+
+/// What an entry is, told by its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Part {
+    Root(u64),
+    Timestamp,
+    Snapshot,
+    Targets,
+    Manifest,
+    Payload,
+}
+
+impl Part {
+    fn of(name: &str) -> Option<Self> {
+        let Some(file) = name.strip_prefix(METADATA_DIR) else {
+            return match name {
+                MANIFEST_NAME => Some(Self::Manifest),
+                PAYLOAD_NAME => Some(Self::Payload),
+                _other => None,
+            };
+        };
+        let (number, role) = match file.split_once('.') {
+            Some((number, role)) if number.bytes().all(|byte| byte.is_ascii_digit()) => {
+                // Written without leading zeros, or the same file would have many names.
+                if number.starts_with('0') {
+                    return None;
+                }
+                (Some(number.parse().ok()?), role)
+            }
+            Some(_) | None => (None, file),
+        };
+        match (role, number) {
+            ("root.json", Some(number)) => Some(Self::Root(number)),
+            ("timestamp.json", None) => Some(Self::Timestamp),
+            ("snapshot.json", _) => Some(Self::Snapshot),
+            ("targets.json", _) => Some(Self::Targets),
+            (_other, _) => None,
+        }
+    }
+
+    /// Whether `next` may follow this part.
+    fn precedes(self, next: Self) -> bool {
+        match self {
+            Self::Root(number) => next == Self::Timestamp || number.checked_add(1).map(Self::Root) == Some(next),
+            Self::Timestamp => next == Self::Snapshot,
+            Self::Snapshot => next == Self::Targets,
+            Self::Targets => next == Self::Manifest,
+            Self::Manifest => next == Self::Payload,
+            Self::Payload => false,
+        }
+    }
+
+    fn successor(self) -> &'static str {
+        match self {
+            Self::Root(_) => "the next root or timestamp.json",
+            Self::Timestamp => "snapshot.json",
+            Self::Snapshot => "targets.json",
+            Self::Targets => "manifest.json",
+            Self::Manifest => "payload",
+            Self::Payload => "the end",
+        }
+    }
+}
+
+impl<R: Read> Package<R> {
+    /// Reads metadata and manifest.
+    ///
+    /// # Errors
+    /// The bytes are not those of a package, or could not be read.
+    pub fn open(mut input: R) -> Result<Self, PackageError> {
+        let mut metadata = Metadata::default();
+        let (mut before, mut total) = (None, 0_u64);
+        loop {
+            let entry = read_header(&mut input, before.is_none())?;
+            let part = Part::of(&entry.name);
+            let expected = before.map_or("the first root", Part::successor);
+            let part = match (part, before) {
+                (Some(part @ Part::Root(_)), None) => part,
+                (Some(part), Some(before)) if before.precedes(part) => part,
+                (_misplaced, _) => return Err(PackageError::Order { name: entry.name, expected }),
+            };
+            before = Some(part);
+            if part == Part::Manifest {
+                let manifest = read_entry(&mut input, &entry, MANIFEST_BYTES_MAX, "manifest.json")?;
+                return Ok(Self { input, metadata, manifest });
+            }
+            total = total.saturating_add(entry.bytes);
+            if total > METADATA_BYTES_TOTAL_MAX {
+                return Err(PackageError::TooLarge { name: entry.name, bytes: total, max: METADATA_BYTES_TOTAL_MAX });
+            }
+            let bytes = read_entry(&mut input, &entry, METADATA_BYTES_MAX, "the metadata")?;
+            if let Part::Root(number) = part {
+                metadata.roots.insert(number, bytes);
+                if metadata.roots.len() > ROOTS_MAX {
+                    return Err(PackageError::TooManyRoots);
+                }
+            } else {
+                let name = entry.name.strip_prefix(METADATA_DIR).unwrap_or(&entry.name).to_owned();
+                metadata.files.insert(name, bytes);
+            }
+        }
+    }
+
+    /// Returns the metadata files.
+    #[must_use]
+    pub fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    /// Returns the manifest's bytes.
+    #[must_use]
+    pub fn manifest(&self) -> &[u8] {
+        &self.manifest
+    }
+
+    /// Goes on to the payload, which must have the length that the manifest says.
+    ///
+    /// # Errors
+    /// Something else follows the manifest.
+    pub fn into_payload(mut self, payload_bytes: u64) -> Result<Payload<R>, PackageError> {
+        let entry = read_header(&mut self.input, false)?;
+        if Part::of(&entry.name) != Some(Part::Payload) {
+            return Err(PackageError::Order { name: entry.name, expected: PAYLOAD_NAME });
+        }
+        if entry.bytes > PAYLOAD_BYTES_MAX {
+            return Err(PackageError::TooLarge { name: entry.name, bytes: entry.bytes, max: PAYLOAD_BYTES_MAX });
+        }
+        if entry.bytes != payload_bytes {
+            return Err(PackageError::PayloadLength { bytes: entry.bytes, manifest: payload_bytes });
+        }
+        Ok(Payload { input: self.input, bytes: payload_bytes, read: 0 })
+    }
+}
+
+/// The payload of a package, read from its beginning to its end.
+#[derive(Debug)]
+pub struct Payload<R> {
+    input: R,
+    bytes: u64,
+    read: u64,
+}
+
+impl<R: Read> Payload<R> {
+    /// Reads the next `bytes` into `buffer`, replacing what it held.
+    ///
+    /// # Errors
+    /// The package ends early, or could not be read.
+    pub fn read(&mut self, bytes: u64, buffer: &mut Vec<u8>) -> Result<(), PackageError> {
+        buffer.clear();
+        let left = self.bytes - self.read;
+        if bytes > left {
+            return Err(PackageError::Truncated { within: PAYLOAD_NAME });
+        }
+        read_into(&mut self.input, bytes, buffer, PAYLOAD_NAME)?;
+        self.read += bytes;
+        Ok(())
+    }
+
+    /// Passes over the next `bytes`.
+    ///
+    /// # Errors
+    /// As [`Payload::read`].
+    pub fn skip(&mut self, bytes: u64) -> Result<(), PackageError> {
+        if bytes > self.bytes - self.read {
+            return Err(PackageError::Truncated { within: PAYLOAD_NAME });
+        }
+        let skipped = io::copy(&mut (&mut self.input).take(bytes), &mut io::sink())
+            .map_err(|source| PackageError::Input { source })?;
+        self.read += skipped;
+        if skipped == bytes { Ok(()) } else { Err(PackageError::Truncated { within: PAYLOAD_NAME }) }
+    }
+
+    /// Returns how many bytes were read or skipped.
+    #[must_use]
+    pub fn position(&self) -> u64 {
+        self.read
+    }
+
+    /// Reads the end of the package, behind the last byte of the payload.
+    ///
+    /// # Errors
+    /// A part of the payload was not read, or the package does not end where it should.
+    pub fn finish(mut self) -> Result<(), PackageError> {
+        if self.read != self.bytes {
+            return Err(PackageError::PayloadLength { bytes: self.bytes, manifest: self.read });
+        }
+        read_filling(&mut self.input, self.bytes, PAYLOAD_NAME)?;
+        let mut end = Vec::with_capacity(2 * BLOCK_BYTES);
+        read_into(&mut self.input, 2 * BLOCK_BYTES as u64, &mut end, "its end")?;
+        if end.iter().any(|byte| *byte != 0) {
+            return Err(PackageError::NoEnd);
+        }
+        let mut more = Vec::new();
+        (&mut self.input).take(1).read_to_end(&mut more).map_err(|source| PackageError::Input { source })?;
+        if more.is_empty() { Ok(()) } else { Err(PackageError::Trailing) }
+    }
+}
+
+struct Entry {
+    name: String,
+    bytes: u64,
+}
+
+/// Returns the header that a package has for the entry `name` with `bytes`.
+///
+/// # Errors
+/// The name does not fit a header.
+pub(crate) fn header(name: &str, bytes: u64) -> io::Result<[u8; BLOCK_BYTES]> {
+    let mut header = tar::Header::new_ustar();
+    header.set_path(name)?;
+    header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    header.set_size(bytes);
+    header.set_entry_type(tar::EntryType::Regular);
+    header.set_cksum();
+    Ok(*header.as_bytes())
+}
+
+/// Returns how many bytes fill up the last block of an entry with `bytes`.
+pub(crate) fn filling(bytes: u64) -> usize {
+    let block = BLOCK_BYTES as u64;
+    usize::try_from((block - bytes % block) % block).unwrap_or(0)
+}
+
+fn read_header(input: &mut impl Read, first: bool) -> Result<Entry, PackageError> {
+    let mut block = Vec::with_capacity(BLOCK_BYTES);
+    match read_into(input, BLOCK_BYTES as u64, &mut block, "a header") {
+        Err(PackageError::Truncated { .. }) if first => return Err(PackageError::NotAPackage),
+        other => other?,
+    }
+    let header = tar::Header::from_byte_slice(&block);
+    let name = String::from_utf8_lossy(&header.path_bytes()).into_owned();
+    let wrong = || if first { PackageError::NotAPackage } else { PackageError::Header { name: name.clone() } };
+    let bytes = header.entry_size().map_err(|_no_number| wrong())?;
+    // One header for one meaning: owner, time, type, checksum and every unused byte are those this crate writes.
+    match self::header(&name, bytes) {
+        Ok(expected) if expected.as_slice() == block => Ok(Entry { name, bytes }),
+        Ok(_) | Err(_) => Err(wrong()),
+    }
+}
+
+fn read_entry(input: &mut impl Read, entry: &Entry, max: u64, within: &'static str) -> Result<Vec<u8>, PackageError> {
+    if entry.bytes > max {
+        return Err(PackageError::TooLarge { name: entry.name.clone(), bytes: entry.bytes, max });
+    }
+    let mut bytes = Vec::new();
+    read_into(input, entry.bytes, &mut bytes, within)?;
+    read_filling(input, entry.bytes, within)?;
+    Ok(bytes)
+}
+
+fn read_filling(input: &mut impl Read, bytes: u64, within: &'static str) -> Result<(), PackageError> {
+    let mut zeros = Vec::with_capacity(BLOCK_BYTES);
+    read_into(input, filling(bytes) as u64, &mut zeros, within)?;
+    if zeros.iter().all(|byte| *byte == 0) { Ok(()) } else { Err(PackageError::Filling { within }) }
+}
+
+/// Appends exactly `bytes` to `buffer`, which grows with what arrives and not with what was promised.
+fn read_into(
+    input: &mut impl Read,
+    bytes: u64,
+    buffer: &mut Vec<u8>,
+    within: &'static str,
+) -> Result<(), PackageError> {
+    let read = input.take(bytes).read_to_end(buffer).map_err(|source| PackageError::Input { source })?;
+    if read as u64 == bytes { Ok(()) } else { Err(PackageError::Truncated { within }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_parts() {
+        fn check(name: &str, expected: Option<Part>) {
+            assert_eq!(Part::of(name), expected, "{name}");
+        }
+        check("metadata/1.root.json", Some(Part::Root(1)));
+        check("metadata/12.root.json", Some(Part::Root(12)));
+        check("metadata/01.root.json", None);
+        check("metadata/root.json", None);
+        check("metadata/99999999999999999999.root.json", None);
+        check("metadata/timestamp.json", Some(Part::Timestamp));
+        check("metadata/1.timestamp.json", None);
+        check("metadata/3.snapshot.json", Some(Part::Snapshot));
+        check("metadata/snapshot.json", Some(Part::Snapshot));
+        check("metadata/targets.json", Some(Part::Targets));
+        check("metadata/../targets.json", None);
+        check("manifest.json", Some(Part::Manifest));
+        check("./manifest.json", None);
+        check("payload", Some(Part::Payload));
+        check("", None);
+    }
+
+    #[test]
+    fn what_is_no_package() {
+        fn check(bytes: &[u8], expected: &str) {
+            let error = Package::open(bytes).map(|_| ()).unwrap_err();
+            assert_eq!(error.to_string(), expected);
+        }
+        check(b"", "this is no package of refit");
+        check(b"PK\x03\x04", "this is no package of refit");
+        check(&[0; 1024], "this is no package of refit");
+        check(&[b'x'; 5000], "this is no package of refit");
+        let payload = header("payload", 0).unwrap();
+        check(&payload, "entry \"payload\" where the first root should be");
+        let root = header("metadata/1.root.json", 3).unwrap();
+        check(&root, "the package ends early, within the metadata");
+        let mut bytes = root.to_vec();
+        bytes.extend_from_slice(b"{} ");
+        bytes.extend_from_slice(&[1; 509]);
+        check(&bytes, "the filling behind the metadata is not empty");
+        check(
+            &header("metadata/1.root.json", 2 << 20).unwrap(),
+            "entry \"metadata/1.root.json\" has 2097152 bytes, 1048576 are allowed",
+        );
+    }
+}

@@ -1,0 +1,288 @@
+//! Receiving a package: from a stream of bytes to a verified, synced, read-only tree in staging.
+//!
+//! The order is the order of the package: signatures, manifest, this appliance's policy, free space; only then is anything
+//! made on disk. The caller's thread reads; workers check and decode frames and write each to its place. There is no
+//! temporary copy of the package, and what is in flight has a fixed number of bytes, whatever the package's size.
+//! Whatever fails leaves staging without a trace of it, and the home's trust as it was.
+
+mod error;
+mod plan;
+mod unpack;
+
+use std::fs::{self, Permissions};
+use std::io::{self, BufReader, Read};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use jiff::Timestamp;
+use semver::Version;
+use serde::Serialize;
+
+use crate::digest::Digest;
+use crate::durable;
+use crate::fault;
+use crate::manifest::{ARCH_ANY, INSTALLED_PATH, Manifest, RESERVED_DIR};
+use crate::package::{Package, PackageError};
+use crate::release::Store;
+use crate::trust::{Expired, Trust, VerifiedManifest};
+
+pub use crate::class::Class;
+pub use error::{FrameTrouble, ReceiveError};
+pub(crate) use unpack::check_frame;
+
+/// Headers and small frames are read in one call.
+const INPUT_BUFFER_BYTES: usize = 64 << 10;
+/// Permissions of the directories that are Refit's own in a release, and of its top.
+const DIR_MODE: u32 = 0o555;
+/// Permissions of the installed manifest.
+const MANIFEST_MODE: u32 = 0o444;
+
+/// What this appliance accepts.
+#[derive(Debug, Clone)]
+pub struct Policy {
+    /// The model; `None` where it is the package that decides, in the factory.
+    pub appliance: Option<String>,
+    /// The machine, as `std::env::consts::ARCH` names it.
+    pub arch: String,
+    /// The release that runs, if any does.
+    pub current: Option<Version>,
+    /// Whether the running version, or an older one, is welcome.
+    pub allow_downgrade: bool,
+    /// What to do with a package whose metadata is past its date.
+    pub expired: Expired,
+    /// The time.
+    pub now: Timestamp,
+}
+
+impl Policy {
+    /// Returns whether the release that `manifest` describes may be installed here and now.
+    ///
+    /// # Errors
+    /// It is for another appliance or machine, is not newer, or needs a newer release first.
+    pub fn check(&self, manifest: &Manifest) -> Result<(), ReceiveError> {
+        if let Some(appliance) = &self.appliance
+            && appliance != manifest.appliance()
+        {
+            return Err(ReceiveError::OtherAppliance {
+                package: manifest.appliance().to_owned(),
+                appliance: appliance.clone(),
+            });
+        }
+        if manifest.arch() != self.arch && manifest.arch() != ARCH_ANY {
+            return Err(ReceiveError::OtherArch { package: manifest.arch().to_owned(), machine: self.arch.clone() });
+        }
+        let Some(current) = &self.current else { return Ok(()) };
+        // Build metadata does not make a version newer.
+        if manifest.version().cmp_precedence(current).is_le() && !self.allow_downgrade {
+            return Err(ReceiveError::NotNewer { package: manifest.version().clone(), current: current.clone() });
+        }
+        match manifest.requires() {
+            Some(requires) if current.cmp_precedence(requires).is_lt() => {
+                Err(ReceiveError::RequiresNewer { requires: requires.clone(), current: current.clone() })
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+}
+
+/// How far receiving is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "step", rename_all = "kebab-case")]
+pub enum ReceiveProgress {
+    /// The signatures hold and the policy agrees: this is what arrives.
+    Verified {
+        /// Digest of the manifest: the identity of the release.
+        digest: Digest,
+        /// Its version.
+        version: Version,
+        /// Bytes of the payload.
+        bytes_total: u64,
+        /// Bytes of the unpacked release.
+        installed_bytes: u64,
+    },
+    /// The payload arrives.
+    Unpacking {
+        /// Bytes of the payload so far.
+        bytes: u64,
+        /// Bytes of the payload.
+        bytes_total: u64,
+    },
+    /// Everything has arrived and is being synced.
+    Syncing,
+}
+
+/// A package that was received: a whole release in staging, without a name in `releases/` yet.
+#[derive(Debug)]
+pub struct Received {
+    /// Digest of its manifest: the identity of the release.
+    pub digest: Digest,
+    /// What it holds.
+    pub manifest: Manifest,
+    /// Where it lies.
+    pub dir: PathBuf,
+    /// Whether some of its metadata is past its date.
+    pub expired: bool,
+    /// Bytes it shares with kept releases.
+    pub linked_bytes: u64,
+    /// Bytes that were written for it.
+    pub written_bytes: u64,
+}
+
+impl Received {
+    /// Returns what was received at an earlier time.
+    pub(crate) fn again(digest: Digest, manifest: Manifest, dir: PathBuf) -> Self {
+        let linked_bytes = manifest.installed_bytes();
+        Self { digest, manifest, dir, expired: false, linked_bytes, written_bytes: 0 }
+    }
+}
+
+/// Reads a package from `input` and leaves it, verified and unpacked, in staging.
+///
+/// Blocks; may be called inside a runtime from a thread that may block. A package that was received before is checked
+/// again and found in its place. `cancel` ends the work at the next frame.
+///
+/// # Errors
+/// The package is refused, the disk is full or failing, or the work was cancelled: nothing of it is left in staging.
+pub fn receive(
+    input: impl Read,
+    store: &Store,
+    trust: &Trust,
+    policy: &Policy,
+    cancel: &AtomicBool,
+    progress: &mut dyn FnMut(ReceiveProgress),
+) -> Result<Received, ReceiveError> {
+    let input = BufReader::with_capacity(INPUT_BUFFER_BYTES, Cancellable { input, cancel });
+    let result = receive_all(input, store, trust, policy, cancel, progress);
+    match result {
+        Err(ReceiveError::Package { source: PackageError::Input { .. } }) if cancel.load(Ordering::Relaxed) => {
+            Err(ReceiveError::Cancelled)
+        }
+        other => other,
+    }
+}
+
+fn receive_all(
+    input: impl Read,
+    store: &Store,
+    trust: &Trust,
+    policy: &Policy,
+    cancel: &AtomicBool,
+    progress: &mut dyn FnMut(ReceiveProgress),
+) -> Result<Received, ReceiveError> {
+    let package = Package::open(input)?;
+    let verified = trust.verify(package.metadata(), package.manifest(), policy.expired, policy.now)?;
+    let manifest = verified.manifest();
+    policy.check(manifest)?;
+    progress(ReceiveProgress::Verified {
+        digest: verified.digest(),
+        version: manifest.version().clone(),
+        bytes_total: manifest.payload_bytes(),
+        installed_bytes: manifest.installed_bytes(),
+    });
+    let mut payload = package.into_payload(manifest.payload_bytes())?;
+
+    let mut plan = plan::Plan::new(manifest);
+    plan.find_kept(&store.content_index()?, cancel)?;
+    plan.check_space(&store.staging_dir())?;
+
+    let tree = Tree::new(&store.staging_dir())?;
+    make_directories(&tree.path, manifest)?;
+    let linked_bytes = plan.make_kept_and_empty(&tree.path)?;
+    let written_bytes = unpack::unpack(&mut payload, manifest, &plan, &tree.path, cancel, progress)?;
+    payload.finish()?;
+    progress(ReceiveProgress::Syncing);
+    finish_tree(&tree.path, &verified)?;
+    fault::point("unpacked");
+
+    let dir = store.staging_dir().join(verified.digest().to_string());
+    if dir.is_dir() {
+        // The same package, received before: it may be in use, so it is the new tree that goes.
+        drop(tree);
+    } else {
+        tree.name(&dir)?;
+    }
+    fault::point("staged");
+    if let Err(error) = trust.commit(&verified) {
+        // The error that matters is the one at hand; what cannot be removed now is removed at the next start.
+        drop(durable::remove_tree(&dir));
+        return Err(error.into());
+    }
+    let (digest, expired) = (verified.digest(), verified.expired());
+    Ok(Received { digest, manifest: verified.into_manifest(), dir, expired, linked_bytes, written_bytes })
+}
+
+/// Lets a read fail once the work is cancelled.
+struct Cancellable<'a, R> {
+    input: R,
+    cancel: &'a AtomicBool,
+}
+
+impl<R: Read> Read for Cancellable<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.cancel.load(Ordering::Relaxed) {
+            return Err(io::Error::other("cancelled"));
+        }
+        self.input.read(buffer)
+    }
+}
+
+/// A tree that is being unpacked: gone when it is dropped, unless it got its name.
+struct Tree {
+    path: PathBuf,
+    named: bool,
+}
+
+impl Tree {
+    fn new(staging: &Path) -> Result<Self, ReceiveError> {
+        let path = tempfile::Builder::new()
+            .prefix("part-")
+            .tempdir_in(staging)
+            .map_err(ReceiveError::disk("make a directory in", staging))?
+            .keep();
+        Ok(Self { path, named: false })
+    }
+
+    fn name(mut self, dir: &Path) -> Result<(), ReceiveError> {
+        durable::rename(&self.path, dir).map_err(ReceiveError::disk("name", dir))?;
+        self.named = true;
+        Ok(())
+    }
+}
+
+impl Drop for Tree {
+    fn drop(&mut self) {
+        if !self.named
+            && let Err(error) = durable::remove_tree(&self.path)
+        {
+            // Staging is emptied at every start; until then it only takes space.
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove an unfinished tree");
+        }
+    }
+}
+
+fn make_directories(tree: &Path, manifest: &Manifest) -> Result<(), ReceiveError> {
+    for directory in manifest.directories() {
+        let path = tree.join(&directory.path);
+        fs::create_dir(&path).map_err(ReceiveError::disk("make", &path))?;
+    }
+    Ok(())
+}
+
+/// Adds the manifest, takes the write permissions away and syncs everything.
+fn finish_tree(tree: &Path, verified: &VerifiedManifest) -> Result<(), ReceiveError> {
+    let reserved = tree.join(RESERVED_DIR);
+    fs::create_dir(&reserved).map_err(ReceiveError::disk("make", &reserved))?;
+    let path = tree.join(INSTALLED_PATH);
+    durable::write_new(&path, verified.bytes(), MANIFEST_MODE).map_err(ReceiveError::disk("write", &path))?;
+    let chmod = |path: &Path, mode| {
+        fs::set_permissions(path, Permissions::from_mode(mode)).map_err(ReceiveError::disk("protect", path))
+    };
+    chmod(&reserved, DIR_MODE)?;
+    // Children before parents: a directory may be one that not even its owner may enter.
+    for directory in verified.manifest().directories().iter().rev() {
+        chmod(&tree.join(&directory.path), directory.mode.installed().bits())?;
+    }
+    chmod(tree, DIR_MODE)?;
+    durable::sync_file_system(tree).map_err(ReceiveError::disk("sync", tree))
+}

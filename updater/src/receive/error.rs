@@ -1,0 +1,219 @@
+//! Why a package was not received.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use semver::Version;
+
+use crate::class::Class;
+use crate::manifest::ManifestError;
+use crate::package::PackageError;
+use crate::release::StoreError;
+use crate::trust::TrustError;
+
+/// Why a package was not received. Nothing of it is left on disk.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReceiveError {
+    /// The bytes are no package.
+    #[error(transparent)]
+    Package {
+        /// What is wrong with them.
+        #[from]
+        source: PackageError,
+    },
+    /// The package is not trusted.
+    #[error(transparent)]
+    Trust {
+        /// Why.
+        #[from]
+        source: TrustError,
+    },
+    /// The kept releases could not be looked at.
+    #[error(transparent)]
+    Store {
+        /// Why.
+        #[from]
+        source: StoreError,
+    },
+    /// For another model.
+    #[error("the package is for {package:?}, this appliance is {appliance:?}")]
+    OtherAppliance {
+        /// The model it is for.
+        package: String,
+        /// This model.
+        appliance: String,
+    },
+    /// For another machine.
+    #[error("the package is for {package}, this machine is {machine}")]
+    OtherArch {
+        /// The machine it is for.
+        package: String,
+        /// This machine.
+        machine: String,
+    },
+    /// Not newer than what runs.
+    #[error("the package has version {package}, and {current} is running")]
+    NotNewer {
+        /// Its version.
+        package: Version,
+        /// The running version.
+        current: Version,
+    },
+    /// It cannot update from what runs.
+    #[error("the package updates from {requires} or newer, and {current} is running")]
+    RequiresNewer {
+        /// The oldest release it updates from.
+        requires: Version,
+        /// The running version.
+        current: Version,
+    },
+    /// The release does not fit.
+    #[error("the release needs {needed} bytes, {free} are free in {}", path.display())]
+    NoSpace {
+        /// Bytes it needs.
+        needed: u64,
+        /// Bytes that are free.
+        free: u64,
+        /// Where.
+        path: PathBuf,
+    },
+    /// A frame is not the one that was signed.
+    #[error("{path:?}: {why}")]
+    Frame {
+        /// The file it belongs to.
+        path: String,
+        /// What is wrong with it.
+        why: FrameTrouble,
+    },
+    /// A file operation failed.
+    #[error("cannot {action} {}", path.display())]
+    Disk {
+        /// What was tried.
+        action: &'static str,
+        /// On which path.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// Somebody asked for the end.
+    #[error("receiving the package was cancelled")]
+    Cancelled,
+    /// A worker could not be started.
+    #[error("cannot start to unpack")]
+    Start {
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A worker ended without a result.
+    #[error("unpacking ended without a result")]
+    Lost,
+}
+
+/// What is wrong with a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum FrameTrouble {
+    /// Its bytes are not those that were signed.
+    #[error("a frame differs from its signed digest")]
+    Stored,
+    /// Its signed bytes are nothing that can be decoded to its size.
+    #[error("a frame cannot be decoded")]
+    Decode,
+    /// It decodes to other bytes than were signed.
+    #[error("a frame decodes to other content than was signed")]
+    Content,
+}
+
+impl ReceiveError {
+    /// Returns the error of a file operation that failed.
+    pub(super) fn disk(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Disk { action, path, source }
+    }
+
+    /// Returns what kind of failure it was.
+    #[must_use]
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Package { source } => source.class(),
+            Self::Cancelled => Class::Busy,
+            Self::OtherAppliance { .. }
+            | Self::OtherArch { .. }
+            | Self::NotNewer { .. }
+            | Self::RequiresNewer { .. }
+            | Self::Frame { .. } => Class::Refused,
+            Self::Trust { source } => source.class(),
+            Self::Store { .. } | Self::NoSpace { .. } | Self::Disk { .. } => Class::Disk,
+            Self::Start { .. } | Self::Lost => Class::Internal,
+        }
+    }
+
+    /// Returns a short name for programs, one for each reason.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Package { source } => match source {
+                PackageError::Input { .. } => "package-interrupted",
+                PackageError::NotAPackage => "not-a-package",
+                PackageError::Truncated { .. } => "package-truncated",
+                PackageError::Header { .. }
+                | PackageError::Order { .. }
+                | PackageError::TooLarge { .. }
+                | PackageError::TooManyRoots
+                | PackageError::Filling { .. }
+                | PackageError::PayloadLength { .. }
+                | PackageError::NoEnd
+                | PackageError::Trailing => "package-malformed",
+            },
+            Self::Trust { source } => match source {
+                TrustError::Io { .. } | TrustError::SeenDamaged { .. } => "trust-unreadable",
+                TrustError::NoRoot { .. } | TrustError::OtherRootTrusted { .. } => "no-trust",
+                TrustError::Start { .. } | TrustError::Lost => "internal",
+                TrustError::Metadata { .. }
+                | TrustError::Spelling { .. }
+                | TrustError::RootUnsigned { .. }
+                | TrustError::RootMisnamed { .. }
+                | TrustError::OtherRoot { .. }
+                | TrustError::Refused { .. }
+                | TrustError::NoTarget
+                | TrustError::OtherManifest { .. } => "signature-invalid",
+                TrustError::Manifest { source: ManifestError::Format { .. } } => "format-unknown",
+                TrustError::Manifest { .. } => "manifest-refused",
+                TrustError::Expired { .. } => "expired",
+                TrustError::ClockWentBack { .. } => "clock-wrong",
+            },
+            Self::Store { .. } | Self::Disk { .. } => "disk",
+            Self::OtherAppliance { .. } => "other-appliance",
+            Self::OtherArch { .. } => "other-arch",
+            Self::NotNewer { .. } => "not-newer",
+            Self::RequiresNewer { .. } => "requires-newer",
+            Self::NoSpace { .. } => "no-space",
+            Self::Frame { .. } => "content-invalid",
+            Self::Cancelled => "cancelled",
+            Self::Start { .. } | Self::Lost => "internal",
+        }
+    }
+
+    /// Returns what to do about it.
+    #[must_use]
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Self::Package { source } => source.remedy(),
+            Self::Trust { source } => source.remedy(),
+            Self::Store { source } => source.remedy(),
+            Self::OtherAppliance { .. } | Self::OtherArch { .. } => {
+                "choose the package made for this appliance; nothing was changed"
+            }
+            Self::NotNewer { .. } => "choose a newer package, or allow a downgrade; nothing was changed",
+            Self::RequiresNewer { .. } => "install the release it asks for first; nothing was changed",
+            Self::NoSpace { .. } => "free space, for example with fewer kept releases; nothing was changed",
+            Self::Frame { .. } => "get the package again from its vendor; nothing was changed",
+            Self::Disk { .. } => "free space or check the disk, then send the package again; nothing was changed",
+            Self::Cancelled => "send the package again when it is wanted; nothing was changed",
+            Self::Start { .. } | Self::Lost => "try again; if it stays so, report it as a bug of refit",
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! What becomes of each content of a package: linked from a kept release, or decoded from the payload.
+
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
+use super::ReceiveError;
+use crate::digest::Digest;
+use crate::durable;
+use crate::manifest::{Body, Manifest, Mode};
+use crate::release::{ContentIndex, Place};
+
+/// The unit in which file systems give out space; smaller ones only make the estimate too careful.
+const BLOCK_BYTES: u64 = 4096;
+/// Space that stays free beside a new release: for the journal, logs and what components write meanwhile.
+const SPACE_RESERVE_BYTES: u64 = 8 << 20;
+
+/// One content, and where it goes.
+#[derive(Debug)]
+pub(super) struct Content {
+    pub(super) size: u64,
+    /// One file on disk for each set of permissions, with every path it has.
+    pub(super) files: Vec<(Mode, Vec<String>)>,
+    /// Where a kept release has it, checked.
+    kept: Option<Place>,
+}
+
+impl Content {
+    /// Whether the payload must bring it.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.size > 0 && self.kept.is_none()
+    }
+}
+
+/// Where everything in a release comes from.
+#[derive(Debug)]
+pub(super) struct Plan {
+    contents: HashMap<Digest, Content>,
+    links: Vec<(String, String)>,
+}
+
+impl Plan {
+    /// Plans to decode everything.
+    pub(super) fn new(manifest: &Manifest) -> Self {
+        let mut contents: HashMap<Digest, Content> = HashMap::new();
+        let mut links = Vec::new();
+        for file in manifest.files() {
+            match &file.body {
+                Body::Regular { mode, size, sha256, .. } => {
+                    let new = || Content { size: *size, files: Vec::new(), kept: None };
+                    let content = contents.entry(*sha256).or_insert_with(new);
+                    let mode = mode.installed();
+                    match content.files.iter_mut().find(|(other, _)| *other == mode) {
+                        Some((_, paths)) => paths.push(file.path.clone()),
+                        None => content.files.push((mode, vec![file.path.clone()])),
+                    }
+                }
+                Body::Link { target } => links.push((file.path.clone(), target.clone())),
+            }
+        }
+        Self { contents, links }
+    }
+
+    /// Finds contents that kept releases have. Each is hashed first: a name proves nothing about a disk.
+    pub(super) fn find_kept(&mut self, index: &ContentIndex, cancel: &AtomicBool) -> Result<(), ReceiveError> {
+        let work: Vec<(Digest, u64, Vec<Place>)> = self
+            .contents
+            .iter()
+            .filter(|(_, content)| content.size > 0)
+            .filter_map(|(digest, content)| {
+                let wanted = content.files.first().map(|(mode, _)| *mode);
+                let mut places = index.get(digest)?.clone();
+                // One that can be linked before one that must be copied.
+                places.sort_by_key(|place| Some(place.mode) != wanted);
+                Some((*digest, content.size, places))
+            })
+            .collect();
+        let (next, found) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+        let workers = thread::available_parallelism().map_or(1, usize::from).min(work.len());
+        thread::scope(|scope| {
+            for _ in 0..workers {
+                scope.spawn(|| {
+                    while let Some((digest, size, places)) = work.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        if cancel.load(Ordering::Relaxed) {
+                            return;
+                        }
+                        let whole = |place: &&Place| {
+                            File::open(&place.path)
+                                .and_then(Digest::of_reader)
+                                .is_ok_and(|found| found == (*digest, *size))
+                        };
+                        if let Some(place) = places.iter().find(whole) {
+                            found.lock().unwrap_or_else(PoisonError::into_inner).push((*digest, place.clone()));
+                        }
+                    }
+                });
+            }
+        });
+        if cancel.load(Ordering::Relaxed) {
+            return Err(ReceiveError::Cancelled);
+        }
+        for (digest, place) in found.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            if let Some(content) = self.contents.get_mut(&digest) {
+                content.kept = Some(place);
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that what is to be written fits.
+    pub(super) fn check_space(&self, staging: &Path) -> Result<(), ReceiveError> {
+        let mut needed = SPACE_RESERVE_BYTES;
+        for content in self.contents.values() {
+            let written = content.files.iter().filter(|(mode, _)| !content.can_link(*mode)).count() as u64;
+            needed += written * (content.size.div_ceil(BLOCK_BYTES) * BLOCK_BYTES);
+        }
+        let stat = nix::sys::statvfs::statvfs(staging)
+            .map_err(|source| ReceiveError::disk("measure", staging)(io::Error::from(source)))?;
+        let free = stat.blocks_available().saturating_mul(stat.fragment_size());
+        if needed > free {
+            return Err(ReceiveError::NoSpace { needed, free, path: staging.to_owned() });
+        }
+        Ok(())
+    }
+
+    /// Makes everything that needs nothing from the payload: links, empty files, and what kept releases have. Returns the
+    /// bytes that are shared.
+    pub(super) fn make_kept_and_empty(&self, tree: &Path) -> Result<u64, ReceiveError> {
+        let mut shared = 0;
+        for (path, target) in &self.links {
+            let path = tree.join(path);
+            durable::symlink(Path::new(target), &path).map_err(ReceiveError::disk("link", &path))?;
+        }
+        for content in self.contents.values() {
+            if content.size == 0 {
+                content.create(tree)?;
+            } else if let Some(place) = &content.kept {
+                for (mode, paths) in &content.files {
+                    let linked = *mode == place.mode && link_all(&place.path, tree, paths).is_ok();
+                    if linked {
+                        shared += content.size * paths.len() as u64;
+                    } else {
+                        copy(place, tree, *mode, paths)?;
+                    }
+                }
+            }
+        }
+        Ok(shared)
+    }
+
+    /// Returns the content with this digest.
+    pub(super) fn content(&self, digest: &Digest) -> Option<&Content> {
+        self.contents.get(digest)
+    }
+}
+
+impl Content {
+    fn can_link(&self, mode: Mode) -> bool {
+        self.kept.as_ref().is_some_and(|place| place.mode == mode)
+    }
+
+    /// Creates the content's files, with their size and permissions and nothing in them, and returns them open.
+    pub(super) fn create(&self, tree: &Path) -> Result<Vec<File>, ReceiveError> {
+        let mut files = Vec::with_capacity(self.files.len());
+        for (mode, paths) in &self.files {
+            let Some((first, others)) = paths.split_first() else { continue };
+            let path = tree.join(first);
+            let create = || -> io::Result<File> {
+                let file = OpenOptions::new().write(true).create_new(true).mode(mode.bits()).open(&path)?;
+                file.set_permissions(Permissions::from_mode(mode.bits()))?; // whatever the process's mask is
+                file.set_len(self.size)?;
+                link_all(&path, tree, others)?;
+                Ok(file)
+            };
+            files.push(create().map_err(ReceiveError::disk("make", &path))?);
+        }
+        Ok(files)
+    }
+}
+
+/// Gives `from` the names `paths`; those that were made are gone again when one fails.
+fn link_all(from: &Path, tree: &Path, paths: &[String]) -> io::Result<()> {
+    let mut made: Vec<PathBuf> = Vec::new();
+    for path in paths {
+        let path = tree.join(path);
+        if let Err(error) = durable::hard_link(from, &path) {
+            for path in made {
+                fs::remove_file(path)?;
+            }
+            return Err(error);
+        }
+        made.push(path);
+    }
+    Ok(())
+}
+
+/// Copies a kept file, sharing its blocks where the file system can.
+fn copy(place: &Place, tree: &Path, mode: Mode, paths: &[String]) -> Result<(), ReceiveError> {
+    let Some((first, others)) = paths.split_first() else { return Ok(()) };
+    let path = tree.join(first);
+    let copy = || -> io::Result<()> {
+        fs::copy(&place.path, &path)?;
+        fs::set_permissions(&path, Permissions::from_mode(mode.bits()))?;
+        link_all(&path, tree, others)
+    };
+    copy().map_err(ReceiveError::disk("copy", &path))
+}

@@ -1,0 +1,405 @@
+//! Releases on disk: the layout of a home, admitting, verifying and dropping releases.
+//!
+//! A release is a directory `releases/VERSION` that is never written to again. It got there by one rename of a tree that
+//! was verified and synced before, so what has the name is whole. `current` is a link that the journal decides about.
+
+mod verify;
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use semver::Version;
+
+use crate::digest::Digest;
+use crate::durable;
+use crate::fault;
+use crate::manifest::{self, Body, MANIFEST_BYTES_MAX, Manifest, ManifestError, Mode};
+use crate::receive::Received;
+
+pub use verify::{Problem, Trouble, VerifyProgress, VerifyReport};
+
+/// The link to the release that runs.
+pub const CURRENT: &str = "current";
+
+/// The directories of a home, as design fixes them.
+const LAYOUT: [&str; 6] = ["releases", "config", "data", "trust", "staging", "run"];
+
+/// The releases of one home.
+#[derive(Debug, Clone)]
+pub struct Store {
+    home: PathBuf,
+}
+
+/// An installed release.
+#[derive(Debug, Clone)]
+pub struct Release {
+    /// Its version, which is its directory's name.
+    pub version: Version,
+    /// Digest of its `manifest.json`: its identity.
+    pub digest: Digest,
+    /// What it holds.
+    pub manifest: Manifest,
+    /// Where it lies.
+    pub dir: PathBuf,
+}
+
+impl Release {
+    /// Returns the bytes of all its files; those it shares with a neighbour are counted, too.
+    #[must_use]
+    pub fn installed_bytes(&self) -> u64 {
+        self.manifest.installed_bytes()
+    }
+}
+
+/// What went wrong with the releases on disk.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// A file operation failed.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which path.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// A directory that is no home.
+    #[error("{} is no home of refit: it has no directory {missing:?}", home.display())]
+    NoHome {
+        /// The directory.
+        home: PathBuf,
+        /// What it lacks.
+        missing: &'static str,
+    },
+    /// No such release.
+    #[error("release {version} is not installed")]
+    Unknown {
+        /// The version asked for.
+        version: Version,
+    },
+    /// An installed release whose manifest cannot be read.
+    #[error("the manifest of {} is damaged", dir.display())]
+    Manifest {
+        /// The release's directory.
+        dir: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: ManifestError,
+    },
+    /// The directory's name and the manifest disagree.
+    #[error("{} holds release {version}", dir.display())]
+    Misplaced {
+        /// The directory.
+        dir: PathBuf,
+        /// What its manifest says.
+        version: Version,
+    },
+    /// Another release of the same version is installed.
+    #[error("release {version} is installed with other content: {installed}, not {offered}")]
+    Occupied {
+        /// The version.
+        version: Version,
+        /// Identity of what is installed.
+        installed: Digest,
+        /// Identity of what was to be admitted.
+        offered: Digest,
+    },
+    /// The release that runs is not dropped.
+    #[error("release {version} is the current one")]
+    IsCurrent {
+        /// The version.
+        version: Version,
+    },
+    /// The file at `current` is no link.
+    #[error("{} is not a link into releases/", path.display())]
+    CurrentIsNoLink {
+        /// Its path.
+        path: PathBuf,
+    },
+}
+
+impl StoreError {
+    /// Returns what to do about it.
+    #[must_use]
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Self::Io { .. } => "free space or check the disk and its permissions, then try again",
+            Self::NoHome { .. } => "name the right directory with --home, or make a home there first",
+            Self::Unknown { .. } => "see `refit releases` for what is installed",
+            Self::Manifest { .. } | Self::Misplaced { .. } => "install the release again from its package",
+            Self::Occupied { .. } => "give the new package a version of its own",
+            Self::IsCurrent { .. } => "update or roll back to another release first",
+            Self::CurrentIsNoLink { .. } => "remove it; refit makes the link again at its next start",
+        }
+    }
+}
+
+fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+    let path = path.to_owned();
+    move |source| StoreError::Io { action, path, source }
+}
+
+impl Store {
+    /// Makes the directories of a home, those that are missing, and returns its store.
+    ///
+    /// # Errors
+    /// A directory could not be made; those before it may be there.
+    pub fn init(home: &Path) -> Result<Self, StoreError> {
+        for name in LAYOUT {
+            let dir = home.join(name);
+            durable::create_dirs(&dir).map_err(io_error("make", &dir))?;
+        }
+        Ok(Self { home: home.to_owned() })
+    }
+
+    /// Returns the store of an existing home.
+    ///
+    /// # Errors
+    /// `home` is no home.
+    pub fn open(home: &Path) -> Result<Self, StoreError> {
+        match LAYOUT.into_iter().find(|name| !home.join(name).is_dir()) {
+            Some(missing) => Err(StoreError::NoHome { home: home.to_owned(), missing }),
+            None => Ok(Self { home: home.to_owned() }),
+        }
+    }
+
+    /// Returns the home's directory.
+    #[must_use]
+    pub fn home(&self) -> &Path {
+        &self.home
+    }
+
+    /// Returns where what arrives is put together.
+    #[must_use]
+    pub fn staging_dir(&self) -> PathBuf {
+        self.home.join("staging")
+    }
+
+    /// Returns where release `version` lies, or would lie.
+    #[must_use]
+    pub fn release_dir(&self, version: &Version) -> PathBuf {
+        self.home.join("releases").join(version.to_string())
+    }
+
+    /// Returns where the live configuration of release `version` lies, or would lie.
+    #[must_use]
+    pub fn config_dir(&self, version: &Version) -> PathBuf {
+        self.home.join("config").join(version.to_string())
+    }
+
+    /// Returns the versions of everything in `releases/`, in order, damaged ones included.
+    ///
+    /// # Errors
+    /// The directory could not be read.
+    pub fn versions(&self) -> Result<Vec<Version>, StoreError> {
+        let dir = self.home.join("releases");
+        let mut versions = Vec::new();
+        for entry in fs::read_dir(&dir).map_err(io_error("read", &dir))? {
+            let entry = entry.map_err(io_error("read", &dir))?;
+            // Anything else in there is not ours: it is neither shown nor removed.
+            if let Some(version) = entry.file_name().to_str().and_then(|name| Version::parse(name).ok()) {
+                versions.push(version);
+            }
+        }
+        versions.sort();
+        Ok(versions)
+    }
+
+    /// Returns the installed releases in order of their versions; one that is damaged is left out and logged.
+    ///
+    /// # Errors
+    /// The directory could not be read.
+    pub fn releases(&self) -> Result<Vec<Release>, StoreError> {
+        let mut releases = Vec::new();
+        for version in self.versions()? {
+            match self.release(&version) {
+                Ok(release) => releases.push(release),
+                Err(error) => {
+                    let error: &dyn std::error::Error = &error;
+                    tracing::warn!(release.version = %version, error, "release is damaged");
+                }
+            }
+        }
+        Ok(releases)
+    }
+
+    /// Returns the installed release `version`. Its files are not looked at: see [`Store::verify`].
+    ///
+    /// # Errors
+    /// It is not installed, or its manifest is damaged.
+    pub fn release(&self, version: &Version) -> Result<Release, StoreError> {
+        let dir = self.release_dir(version);
+        if !dir.is_dir() {
+            return Err(StoreError::Unknown { version: version.clone() });
+        }
+        let (digest, manifest) = read_manifest(&dir)?;
+        if manifest.version() != version {
+            return Err(StoreError::Misplaced { dir, version: manifest.version().clone() });
+        }
+        Ok(Release { version: version.clone(), digest, manifest, dir })
+    }
+
+    /// Returns the package with manifest `digest` that was received before and not admitted yet.
+    ///
+    /// # Errors
+    /// Its manifest could not be read.
+    pub fn received(&self, digest: &Digest) -> Result<Option<Received>, StoreError> {
+        let dir = self.staging_dir().join(digest.to_string());
+        // The name alone says that it is whole: it was given after everything below it was synced.
+        if !dir.is_dir() {
+            return Ok(None);
+        }
+        let (found, manifest) = read_manifest(&dir)?;
+        Ok((found == *digest).then(|| Received::again(found, manifest, dir)))
+    }
+
+    /// Gives a received package its place and name in `releases/`.
+    ///
+    /// The same release may be there already: it is verified, and kept when it is whole. Another one of the same version,
+    /// or a damaged one, is replaced only when its version is in `replaceable`.
+    ///
+    /// # Errors
+    /// Another release has the version, or a file operation failed; the release that was there still is, or, after a
+    /// failed rename, is gone and the received package is still in staging.
+    pub fn admit(&self, received: Received, replaceable: &[Version]) -> Result<Release, StoreError> {
+        let version = received.manifest.version().clone();
+        let dir = self.release_dir(&version);
+        if fs::symlink_metadata(&dir).is_ok() {
+            let installed = read_manifest(&dir).map(|(digest, _)| digest);
+            let same = installed.as_ref().is_ok_and(|digest| *digest == received.digest);
+            if same && self.verify(&version, &mut |_| {})?.problems.is_empty() {
+                durable::remove_tree(&received.dir).map_err(io_error("remove", &received.dir))?;
+                return self.release(&version);
+            }
+            // A damaged copy of the very same release may always be replaced by a whole one, unless it runs.
+            let repairs = same && self.current()?.as_ref() != Some(&version);
+            if !repairs && !replaceable.contains(&version) {
+                return Err(StoreError::Occupied { version, installed: installed?, offered: received.digest });
+            }
+            self.discard(&dir)?;
+        }
+        durable::rename_tree(&received.dir, &dir).map_err(io_error("name", &dir))?;
+        fault::point("admitted");
+        Ok(Release { version, digest: received.digest, manifest: received.manifest, dir })
+    }
+
+    /// Removes release `version` and its configuration.
+    ///
+    /// # Errors
+    /// It is the current one, or a file operation failed: the release is whole or gone from `releases/`.
+    pub fn remove(&self, version: &Version) -> Result<(), StoreError> {
+        if self.current()?.as_ref() == Some(version) {
+            return Err(StoreError::IsCurrent { version: version.clone() });
+        }
+        for dir in [self.release_dir(version), self.config_dir(version)] {
+            if fs::symlink_metadata(&dir).is_ok() {
+                self.discard(&dir)?;
+            }
+        }
+        fault::point("pruned");
+        Ok(())
+    }
+
+    /// Removes everything in staging.
+    ///
+    /// # Errors
+    /// Something could not be removed.
+    pub fn empty_staging(&self) -> Result<(), StoreError> {
+        let staging = self.staging_dir();
+        for entry in fs::read_dir(&staging).map_err(io_error("read", &staging))? {
+            let path = entry.map_err(io_error("read", &staging))?.path();
+            durable::remove_tree(&path).map_err(io_error("remove", &path))?;
+        }
+        durable::sync_dir(&staging).map_err(io_error("sync", &staging))
+    }
+
+    /// Makes `current` point to release `version`; repeating it changes nothing.
+    ///
+    /// # Errors
+    /// The link is what it was; or, if only the last sync failed, the new one may be lost.
+    pub fn point_current(&self, version: &Version) -> Result<(), StoreError> {
+        let target = Path::new("releases").join(version.to_string());
+        durable::replace_symlink(&self.home, CURRENT, &target).map_err(io_error("link", &self.home.join(CURRENT)))
+    }
+
+    /// Returns the version that `current` points to.
+    ///
+    /// # Errors
+    /// It is no link into `releases/`.
+    pub fn current(&self) -> Result<Option<Version>, StoreError> {
+        let path = self.home.join(CURRENT);
+        let target = match fs::read_link(&path) {
+            Ok(target) => target,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                return Err(StoreError::CurrentIsNoLink { path });
+            }
+            Err(source) => return Err(StoreError::Io { action: "read", path, source }),
+        };
+        let version =
+            target.strip_prefix("releases").ok().and_then(Path::to_str).and_then(|name| Version::parse(name).ok());
+        version.map(Some).ok_or(StoreError::CurrentIsNoLink { path })
+    }
+
+    /// Compares the installed release `version` with its manifest, byte for byte.
+    ///
+    /// # Errors
+    /// It is not installed or its manifest is damaged. What is wrong with its files is in the report.
+    pub fn verify(
+        &self,
+        version: &Version,
+        progress: &mut dyn FnMut(VerifyProgress),
+    ) -> Result<VerifyReport, StoreError> {
+        verify::verify(&self.release(version)?, progress)
+    }
+
+    /// Returns where each content with these permissions already lies: in a kept release, under any name.
+    pub(crate) fn content_index(&self) -> Result<ContentIndex, StoreError> {
+        let mut index = ContentIndex::new();
+        for release in self.releases()? {
+            for file in release.manifest.files() {
+                if let Body::Regular { mode, sha256, size, .. } = &file.body
+                    && *size > 0
+                {
+                    let place = Place { path: release.dir.join(&file.path), mode: mode.installed() };
+                    index.entry(*sha256).or_default().push(place);
+                }
+            }
+        }
+        Ok(index)
+    }
+
+    /// Removes a tree from its place at once, and its files after that.
+    fn discard(&self, dir: &Path) -> Result<(), StoreError> {
+        let name = dir.file_name().unwrap_or_default().to_string_lossy();
+        let gone = tempfile::Builder::new()
+            .prefix(&format!("gone-{name}-"))
+            .tempdir_in(self.staging_dir())
+            .map_err(io_error("make a directory in", &self.staging_dir()))?
+            .keep();
+        durable::rename_tree(dir, &gone.join("tree")).map_err(io_error("move away", dir))?;
+        durable::remove_tree(&gone).map_err(io_error("remove", &gone))
+    }
+}
+
+/// Where contents of kept releases lie.
+pub(crate) type ContentIndex = HashMap<Digest, Vec<Place>>;
+
+/// One file of a kept release.
+#[derive(Debug, Clone)]
+pub(crate) struct Place {
+    pub(crate) path: PathBuf,
+    pub(crate) mode: Mode,
+}
+
+fn read_manifest(dir: &Path) -> Result<(Digest, Manifest), StoreError> {
+    let path = dir.join(manifest::INSTALLED_PATH);
+    let bytes = durable::read_limited(&path, MANIFEST_BYTES_MAX).map_err(io_error("read", &path))?;
+    let manifest = Manifest::parse(&bytes).map_err(|source| StoreError::Manifest { dir: dir.to_owned(), source })?;
+    Ok((Digest::of(&bytes), manifest))
+}

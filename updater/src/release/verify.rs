@@ -1,0 +1,159 @@
+//! Re-hashing an installed release: what is on disk against what was signed.
+
+use std::fmt;
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::{Release, StoreError, io_error};
+use crate::digest::Digest;
+use crate::manifest::{Body, FileEntry, INSTALLED_PATH, Mode, RESERVED_DIR};
+
+/// How far a verification is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct VerifyProgress {
+    /// Bytes compared.
+    pub bytes: u64,
+    /// Bytes of the whole release.
+    pub bytes_total: u64,
+}
+
+/// What a verification found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct VerifyReport {
+    /// Files compared.
+    pub files: u64,
+    /// Bytes compared.
+    pub bytes: u64,
+    /// What differs; empty for a release that is as it was signed.
+    pub problems: Vec<Problem>,
+}
+
+/// One difference between a release and its manifest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Problem {
+    /// Path below the release.
+    pub path: String,
+    /// What is wrong there.
+    pub what: Trouble,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.path, self.what)
+    }
+}
+
+/// What can be wrong with a path of a release.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, thiserror::Error)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Trouble {
+    /// It is not there.
+    #[error("missing")]
+    Missing,
+    /// It is there and in no manifest.
+    #[error("not part of the release")]
+    Unexpected,
+    /// A file where a directory should be, or the like.
+    #[error("of another type")]
+    Type,
+    /// Its permissions are others.
+    #[error("other permissions")]
+    Mode,
+    /// It has another length.
+    #[error("other size")]
+    Size,
+    /// It has another content.
+    #[error("other content")]
+    Content,
+    /// It is a link to something else.
+    #[error("points elsewhere")]
+    Target,
+    /// It could not be read.
+    #[error("unreadable")]
+    Unreadable,
+}
+
+/// Compares `release` with its manifest.
+pub(super) fn verify(release: &Release, progress: &mut dyn FnMut(VerifyProgress)) -> Result<VerifyReport, StoreError> {
+    let bytes_total = release.manifest.installed_bytes();
+    let mut report = VerifyReport { files: 0, bytes: 0, problems: Vec::new() };
+    let mut known: HashSet<&str> = HashSet::from([RESERVED_DIR, INSTALLED_PATH]);
+    for directory in release.manifest.directories() {
+        known.insert(&directory.path);
+        if let Some(what) = directory_trouble(&release.dir.join(&directory.path), directory.mode) {
+            report.problems.push(Problem { path: directory.path.clone(), what });
+        }
+    }
+    for file in release.manifest.files() {
+        known.insert(&file.path);
+        report.files += 1;
+        if let Body::Regular { size, .. } = &file.body {
+            report.bytes += size;
+        }
+        if let Some(what) = file_trouble(&release.dir.join(&file.path), file) {
+            report.problems.push(Problem { path: file.path.clone(), what });
+        }
+        progress(VerifyProgress { bytes: report.bytes, bytes_total });
+    }
+    find_unexpected(&release.dir, "", &known, &mut report.problems)?;
+    Ok(report)
+}
+
+fn directory_trouble(path: &Path, mode: Mode) -> Option<Trouble> {
+    let Ok(metadata) = fs::symlink_metadata(path) else { return Some(Trouble::Missing) };
+    if !metadata.is_dir() {
+        Some(Trouble::Type)
+    } else if metadata.permissions().mode() & 0o7777 != mode.installed().bits() {
+        Some(Trouble::Mode)
+    } else {
+        None
+    }
+}
+
+fn file_trouble(path: &Path, file: &FileEntry) -> Option<Trouble> {
+    let Ok(metadata) = fs::symlink_metadata(path) else { return Some(Trouble::Missing) };
+    match &file.body {
+        Body::Link { target } => match fs::read_link(path) {
+            Ok(found) if found == Path::new(target) => None,
+            Ok(_elsewhere) => Some(Trouble::Target),
+            Err(_no_link) => Some(Trouble::Type),
+        },
+        Body::Regular { mode, size, sha256, .. } => {
+            if !metadata.is_file() {
+                return Some(Trouble::Type);
+            }
+            if metadata.len() != *size {
+                return Some(Trouble::Size);
+            }
+            match File::open(path).and_then(Digest::of_reader) {
+                Ok((found, _)) if found != *sha256 => Some(Trouble::Content),
+                Ok(_) if metadata.permissions().mode() & 0o7777 != mode.installed().bits() => Some(Trouble::Mode),
+                Ok(_) => None,
+                Err(_unreadable) => Some(Trouble::Unreadable),
+            }
+        }
+    }
+}
+
+fn find_unexpected(
+    dir: &Path,
+    prefix: &str,
+    known: &HashSet<&str>,
+    problems: &mut Vec<Problem>,
+) -> Result<(), StoreError> {
+    for entry in fs::read_dir(dir).map_err(io_error("read", dir))? {
+        let entry = entry.map_err(io_error("read", dir))?;
+        let path = format!("{prefix}{}", entry.file_name().to_string_lossy());
+        if !known.contains(path.as_str()) {
+            problems.push(Problem { path, what: Trouble::Unexpected });
+        } else if entry.file_type().map_err(io_error("read", dir))?.is_dir() {
+            find_unexpected(&entry.path(), &format!("{path}/"), known, problems)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,17 @@
+//! The crate from outside: packages are made, received, altered and refused, releases kept, verified and dropped.
+#![forbid(unsafe_code)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    reason = "a test that cannot go on has failed"
+)]
+
+mod config;
+#[cfg(feature = "fault")]
+mod crash;
+mod policy;
+mod reading;
+mod roundtrip;
+mod support;
+mod tampering;
