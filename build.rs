@@ -26,30 +26,10 @@ struct Program {
 }
 
 const PROGRAMS: [Program; 4] = [
-    Program {
-        name: "shop-1.0.0",
-        source: "shop.rs",
-        version: "1.0.0",
-        offers: false,
-    },
-    Program {
-        name: "shop-1.1.0",
-        source: "shop.rs",
-        version: "1.1.0",
-        offers: true,
-    },
-    Program {
-        name: "stock",
-        source: "stock.rs",
-        version: "1.0.0",
-        offers: false,
-    },
-    Program {
-        name: "crash",
-        source: "crash.rs",
-        version: "1.4.0",
-        offers: false,
-    },
+    Program { name: "shop-1.0.0", source: "shop.rs", version: "1.0.0", offers: false },
+    Program { name: "shop-1.1.0", source: "shop.rs", version: "1.1.0", offers: true },
+    Program { name: "stock", source: "stock.rs", version: "1.0.0", offers: false },
+    Program { name: "crash", source: "crash.rs", version: "1.4.0", offers: false },
 ];
 
 /// Sources that are a module of a program and no program.
@@ -72,27 +52,16 @@ fn run() -> Result<(), Error> {
         println!("cargo::rerun-if-changed={SOURCES}/{source}");
     }
     let out = PathBuf::from(variable("OUT_DIR")?);
-    PROGRAMS
-        .iter()
-        .try_for_each(|program| compile(program, &sources, &out))
+    PROGRAMS.iter().try_for_each(|program| compile(program, &sources, &out))
 }
 
 fn compile(program: &Program, sources: &Path, out: &Path) -> Result<(), Error> {
     let mut rustc = Command::new(variable("RUSTC")?);
     rustc.env("SHOP_VERSION", program.version);
     rustc.arg("--target").arg(variable("TARGET")?);
-    rustc.args([
-        "--edition=2024",
-        "--crate-type=bin",
-        "--check-cfg=cfg(shop_offers)",
-    ]);
+    rustc.args(["--edition=2024", "--crate-type=bin", "--check-cfg=cfg(shop_offers)"]);
     // Four programs travel inside `refit`: they are small before they are fast.
-    rustc.args([
-        "-Copt-level=s",
-        "-Cstrip=symbols",
-        "-Cpanic=abort",
-        "-Ccodegen-units=1",
-    ]);
+    rustc.args(["-Copt-level=s", "-Cstrip=symbols", "-Cpanic=abort", "-Ccodegen-units=1"]);
     // A packed binary must not depend on the directory that it was built in.
     let mut remap = OsString::from("--remap-path-prefix=");
     remap.push(sources);
@@ -106,22 +75,9 @@ fn compile(program: &Program, sources: &Path, out: &Path) -> Result<(), Error> {
         argument.push(linker);
         rustc.arg(argument);
     }
-    rustc
-        .arg("-o")
-        .arg(out.join(program.name))
-        .arg(sources.join(program.source));
-    let status = rustc.status().map_err(|source| Error::Start {
-        program: program.name,
-        source,
-    })?;
-    if status.success() {
-        Ok(())
-    } else {
-        Err(Error::Compile {
-            program: program.name,
-            status,
-        })
-    }
+    rustc.arg("-o").arg(out.join(program.name)).arg(sources.join(program.source));
+    let status = rustc.status().map_err(|source| Error::Start { program: program.name, source })?;
+    if status.success() { Ok(()) } else { Err(Error::Compile { program: program.name, status }) }
 }
 
 fn variable(name: &'static str) -> Result<String, Error> {
@@ -130,34 +86,19 @@ fn variable(name: &'static str) -> Result<String, Error> {
 
 /// Why a program of the shop could not be built.
 enum Error {
-    Variable {
-        name: &'static str,
-        source: VarError,
-    },
-    Start {
-        program: &'static str,
-        source: io::Error,
-    },
-    Compile {
-        program: &'static str,
-        status: std::process::ExitStatus,
-    },
+    Variable { name: &'static str, source: VarError },
+    Start { program: &'static str, source: io::Error },
+    Compile { program: &'static str, status: std::process::ExitStatus },
 }
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Variable { name, source } => {
-                write!(
-                    f,
-                    "cannot read {name}: {source}; build with cargo, which sets it"
-                )
+                write!(f, "cannot read {name}: {source}; build with cargo, which sets it")
             }
             Self::Start { program, source } => {
-                write!(
-                    f,
-                    "cannot start rustc for {program}: {source}; check the installed toolchain"
-                )
+                write!(f, "cannot start rustc for {program}: {source}; check the installed toolchain")
             }
             Self::Compile { program, status } => write!(
                 f,

@@ -81,10 +81,7 @@ pub(super) async fn trust_socket(mut request: Request, next: Next) -> Response {
 /// A browser says where a request comes from; one that changes something must come from our own page.
 fn is_foreign(request: &Request) -> bool {
     request.method() != Method::GET
-        && request
-            .headers()
-            .get("sec-fetch-site")
-            .is_some_and(|site| site != "same-origin" && site != "none")
+        && request.headers().get("sec-fetch-site").is_some_and(|site| site != "same-origin" && site != "none")
 }
 
 fn is_open(request: &Request) -> bool {
@@ -113,8 +110,6 @@ async fn account(app: &Shared, headers: &axum::http::HeaderMap) -> Result<String
 /// Checks a password where its hashing holds nobody up.
 pub(super) async fn check(app: &Shared, user: String, password: String) -> Result<String, Refusal> {
     let app = Arc::clone(app);
-    let work = move || {
-        app.around.estate.sessions.check_password(&app.around.home, &user, &password).map(|()| user)
-    };
+    let work = move || app.around.estate.sessions.check_password(&app.around.home, &user, &password).map(|()| user);
     tokio::task::spawn_blocking(work).await.unwrap_or(Err(Refusal::Wrong))
 }

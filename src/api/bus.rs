@@ -38,8 +38,8 @@ pub(super) async fn request(
         "reload" => Request::Reload,
         "restart" => Request::Restart(app.manager.restart_in_place()),
         "exit" => Request::Exit,
-        "update" => return updates::begin(&app, asked.update, Kind::Update, &who),
-        "rollback" => return updates::begin(&app, asked.update, Kind::Rollback, &who),
+        "update" => return updates::begin(&app, asked.update, Kind::Update, &who).await,
+        "rollback" => return updates::begin(&app, asked.update, Kind::Rollback, &who).await,
         other => {
             let names = "start, stop, reload, restart, exit, update, rollback";
             return Err(Problem::usage(format!("{other:?} is no request: use one of {names}")));

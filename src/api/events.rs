@@ -56,9 +56,7 @@ pub(super) async fn stream(State(app): State<Shared>, Query(query): Query<After>
         text.map(|text| (text, (app, newest, seen)))
     });
     let begin = if lines { String::new() } else { format!("retry: {RETRY_MS}\n\n") };
-    let body = stream::once(async { begin })
-        .chain(following)
-        .map(|text| Ok::<Bytes, Infallible>(Bytes::from(text)));
+    let body = stream::once(async { begin }).chain(following).map(|text| Ok::<Bytes, Infallible>(Bytes::from(text)));
     let kind = if lines { NDJSON } else { "text/event-stream" };
     ([(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, "no-store")], Body::from_stream(body)).into_response()
 }

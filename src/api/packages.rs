@@ -29,10 +29,7 @@ pub(super) async fn receive(
     Query(options): Query<Options>,
     request: Request,
 ) -> Result<(StatusCode, Json<PackageView>), Problem> {
-    let total = request
-        .headers()
-        .get(header::CONTENT_LENGTH)
-        .and_then(|value| value.to_str().ok()?.parse().ok());
+    let total = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
     let mut body = request.into_body().into_data_stream();
     let (reader, mut writer) = tokio::io::duplex(BETWEEN_BYTES);
     let feed = async {

@@ -101,9 +101,8 @@ impl Server {
         let socket = tokio::net::UnixListener::from_std(socket)?;
         let local: Router = app.clone().layer(from_fn(access::trust_socket));
         let stopped = stopping.clone();
-        serving.spawn(async move {
-            axum::serve(socket, local).with_graceful_shutdown(stopped.cancelled_owned()).await
-        });
+        serving
+            .spawn(async move { axum::serve(socket, local).with_graceful_shutdown(stopped.cancelled_owned()).await });
         if let Some(admin) = &self.admin {
             let admin = admin.try_clone()?;
             admin.set_nonblocking(true)?;
@@ -141,17 +140,14 @@ impl Participant for Server {
     }
 
     fn start(self: Arc<Self>, _cancelled: CancellationToken) -> Work {
-        Box::pin(async move {
-            self.begin().map_err(|error| Failure::new(format!("cannot serve the API: {error}")))
-        })
+        Box::pin(async move { self.begin().map_err(|error| Failure::new(format!("cannot serve the API: {error}"))) })
     }
 
     fn stop(self: Arc<Self>, _reason: StopReason, hurry: CancellationToken) -> Work {
         Box::pin(async move {
             *self.stopped_accepting_ns.lock().unwrap_or_else(PoisonError::into_inner) = Some(monotonic_ns());
             self.app.stopping.cancel();
-            let mut serving =
-                std::mem::take(&mut *self.serving.lock().unwrap_or_else(PoisonError::into_inner));
+            let mut serving = std::mem::take(&mut *self.serving.lock().unwrap_or_else(PoisonError::into_inner));
             // Cancel-safe: dropping the set ends the connections that are left.
             tokio::select! {
                 () = async { while serving.join_next().await.is_some() {} } => {}

@@ -27,7 +27,8 @@ pub(super) async fn status(State(app): State<Shared>) -> Json<Value> {
             .map(|(name, address)| json!({ "name": name, "address": address.to_string() }))
             .collect()
     };
-    let components: Vec<Value> = app.components.values().map(|component| view_json(&component.view().borrow())).collect();
+    let components: Vec<Value> =
+        app.components.values().map(|component| view_json(&component.view().borrow())).collect();
     Json(json!({
         "appliance": app.config.name,
         "release": {

@@ -136,9 +136,8 @@ pub fn set_password(home: &Home, name: &str, password: &str) -> Result<(), AuthE
     if password.chars().count() < PASSWORD_CHARS_MIN || password.len() > PASSWORD_BYTES_MAX {
         return Err(AuthError::Length);
     }
-    let hash: PasswordHash = Argon2::default()
-        .hash_password(password.as_bytes())
-        .map_err(|reason| AuthError::Hash { reason })?;
+    let hash: PasswordHash =
+        Argon2::default().hash_password(password.as_bytes()).map_err(|reason| AuthError::Hash { reason })?;
     let mut users = match load(home) {
         Ok(users) => users,
         Err(AuthError::Damaged { .. }) => BTreeMap::new(), // the remedy for a damaged file is this command

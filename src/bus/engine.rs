@@ -337,7 +337,11 @@ impl Engine {
                     (Some(replacement), _) => StopReason::Replace(Arc::clone(replacement)),
                     (None, Goal::Exited) => StopReason::Exit,
                     (None, Goal::Idle | Goal::Running) => {
-                        if state == State::Starting { StopReason::Undo } else { StopReason::Stop }
+                        if state == State::Starting {
+                            StopReason::Undo
+                        } else {
+                            StopReason::Stop
+                        }
                     }
                 };
                 self.enter(State::Stopping);

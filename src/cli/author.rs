@@ -137,10 +137,10 @@ pub(super) fn keys(context: &Context, keys: &Keys) -> Exit {
     match SigningKeys::init(&dir, in_days(*expires_days)) {
         Ok(_) => {
             if context.json {
-                context.print(&json!({ "keys": dir, "root": dir.join("root.json") }).to_string());
+                context.print(&json!({ "keys": dir, "root": dir.join("1.root.json") }).to_string());
             }
             context.tell(&format!("the key is in {}; keep it secret and keep a copy", dir.display()));
-            context.tell(&format!("appliances trust {}; ship it with them", dir.join("root.json").display()));
+            context.tell(&format!("appliances trust {}; ship it with them", dir.join("1.root.json").display()));
             Exit::Done
         }
         Err(error) => context.fail(&AuthorError::from(error)),
@@ -237,8 +237,15 @@ fn try_inspect(context: &Context, inspect: &Inspect) -> Result<(), AuthorError> 
         context.print(&format!("requires  {requires} or newer"));
     }
     let installed = manifest.installed_bytes();
-    context.print(&format!("size      {} packed, {} installed", HumanBytes(found.package_bytes), HumanBytes(installed)));
-    context.print(&format!("content   {}", if found.checked { "every byte is as signed" } else { "not checked: no --check" }));
+    context.print(&format!(
+        "size      {} packed, {} installed",
+        HumanBytes(found.package_bytes),
+        HumanBytes(installed)
+    ));
+    context.print(&format!(
+        "content   {}",
+        if found.checked { "every byte is as signed" } else { "not checked: no --check" }
+    ));
     context.print("");
     let rows: Vec<Vec<String>> = manifest
         .files()

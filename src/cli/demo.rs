@@ -77,11 +77,14 @@ fn files(version: &str) -> Vec<File> {
         ("appliance.toml", appliance),
         ("bin/shop", if first { program!("shop-1.0.0") } else { program!("shop-1.1.0") }),
         ("bin/stock", program!("stock")),
-        ("bin/refit", match version {
-            "1.0.0" => Content::Refit(None),
-            "1.4.0" => program!("crash"),
-            _ => Content::Refit(Some("shop 1.1.0")),
-        }),
+        (
+            "bin/refit",
+            match version {
+                "1.0.0" => Content::Refit(None),
+                "1.4.0" => program!("crash"),
+                _ => Content::Refit(Some("shop 1.1.0")),
+            },
+        ),
         ("lib/prices.txt", if first { text!("1.0.0/lib/prices.txt") } else { text!("1.1.0/lib/prices.txt") }),
         ("share/style.css", text!("1.0.0/share/style.css")),
         ("config/shop.toml", if first { text!("1.0.0/config/shop.toml") } else { text!("1.1.0/config/shop.toml") }),
@@ -166,10 +169,8 @@ fn make(home: &Home, program: &Path) -> Result<Made, DemoError> {
     let keys = Keys::init(&home.path().join("keys"), expiry())?;
     let addresses = addresses().map_err(failed("find free ports"))?;
     let refit = fs::read(program).map_err(failed("read this program"))?;
-    let scratch = tempfile::Builder::new()
-        .prefix("demo-")
-        .tempdir_in(home.path())
-        .map_err(failed("make a scratch directory"))?;
+    let scratch =
+        tempfile::Builder::new().prefix("demo-").tempdir_in(home.path()).map_err(failed("make a scratch directory"))?;
     let write = |version: &str, extra: &[(&str, &str)]| -> Result<PathBuf, DemoError> {
         let dir = scratch.path().join(format!("{version}{}", if extra.is_empty() { "" } else { "-hostile" }));
         write_release(&dir, version, extra, &addresses, &refit).map_err(failed("write a demo release"))?;
@@ -192,7 +193,7 @@ fn make(home: &Home, program: &Path) -> Result<Made, DemoError> {
     pack(&dir, &hostile, &keys, &options, &mut |_| {})?;
     change_one_byte(&hostile, offer)?;
     let first = packages.join("shop-1.0.0.refit");
-    Ok(setup::make_home(home, &first, &home.path().join("keys").join("root.json"))?)
+    Ok(setup::make_home(home, &first, &home.path().join("keys").join("1.root.json"))?)
 }
 
 fn expiry() -> Timestamp {

@@ -73,7 +73,8 @@ async fn send(context: &Context, client: &Client, install: &Install, path: &Path
     let request = client.request(Method::PUT, &url).header(header::CONTENT_TYPE, "application/octet-stream");
     let is_url = install.what.starts_with("http://") || install.what.starts_with("https://");
     let (body, length) = if is_url {
-        let fetch = |source: reqwest::Error| ClientError::Fetch { url: install.what.clone(), source: source.without_url() };
+        let fetch =
+            |source: reqwest::Error| ClientError::Fetch { url: install.what.clone(), source: source.without_url() };
         let answer = reqwest::get(&install.what).await.and_then(reqwest::Response::error_for_status).map_err(fetch)?;
         let length = answer.content_length();
         (answer.bytes_stream().map(|chunk| chunk.map_err(std::io::Error::other)).boxed(), length)
@@ -213,9 +214,7 @@ fn try_verify(context: &Context, verify: &Verify) -> Result<(), VerifyError> {
         context.tell(&problem.to_string());
     }
     match report.problems.first() {
-        Some(first) => {
-            Err(VerifyError::Damaged { version, problems: report.problems.len(), first: first.to_string() })
-        }
+        Some(first) => Err(VerifyError::Damaged { version, problems: report.problems.len(), first: first.to_string() }),
         None => {
             context.tell(&format!("release {version} is as signed: {} files, {} bytes", report.files, report.bytes));
             Ok(())

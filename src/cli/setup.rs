@@ -25,7 +25,7 @@ use crate::home::Home;
 pub(super) struct Init {
     /// The package of the first release.
     package: PathBuf,
-    /// The vendor's root of trust, `root.json` of `refit keys init`.
+    /// The vendor's root of trust, `1.root.json` of `refit keys init`.
     #[arg(long)]
     root: PathBuf,
 }

@@ -77,7 +77,12 @@ pub(super) async fn status(context: &Context) -> Result<Exit, ClientError> {
         .collect();
     table(context, &["LISTENER", "ADDRESS"], &rows);
     for fault in status["faults"].as_array().into_iter().flatten() {
-        context.print(&format!("fault: {} {}: {}", cell(&fault["component"]), cell(&fault["phase"]), cell(&fault["cause"])));
+        context.print(&format!(
+            "fault: {} {}: {}",
+            cell(&fault["component"]),
+            cell(&fault["phase"]),
+            cell(&fault["cause"])
+        ));
     }
     Ok(Exit::Done)
 }
@@ -112,7 +117,13 @@ pub(super) async fn releases(context: &Context) -> Result<Exit, ClientError> {
         .flatten()
         .map(|row| {
             let digest: String = cell(&row["digest"]).chars().take(12).collect();
-            vec![cell(&row["version"]), cell(&row["state"]), cell(&row["installed_bytes"]), digest, cell(&row["reason"])]
+            vec![
+                cell(&row["version"]),
+                cell(&row["state"]),
+                cell(&row["installed_bytes"]),
+                digest,
+                cell(&row["reason"]),
+            ]
         })
         .collect();
     table(context, &["RELEASE", "STATE", "BYTES", "DIGEST", "WHY"], &rows);

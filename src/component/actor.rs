@@ -283,7 +283,7 @@ struct Actor {
 enum Event {
     Asked(Option<Ask>),
     Ended(String),
-    Gone(Option<Instance>),
+    Gone(Option<Box<Instance>>),
     Restart,
     Health(health::State),
     Said,
@@ -353,7 +353,7 @@ impl Actor {
             biased;
             event = watched => event,
             ask = asks.recv() => Event::Asked(ask),
-            Some(gone) = self.outgoing.tasks.join_next() => Event::Gone(gone.ok()),
+            Some(gone) = self.outgoing.tasks.join_next() => Event::Gone(gone.ok().map(Box::new)),
             () = until(restart_at) => Event::Restart,
             state = health => Event::Health(state),
         }

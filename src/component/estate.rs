@@ -129,10 +129,9 @@ impl Estate {
         self.save();
     }
 
-    /// Returns the document of this moment.
-    pub fn carry(&self) -> Carry {
-        let mut inner = self.lock();
-        inner.sequence += 1;
+    /// Returns the document of this moment, with the number of the one that the guard has.
+    fn carry(&self) -> Carry {
+        let inner = self.lock();
         Carry {
             format: CARRY_FORMAT,
             sequence: inner.sequence,
@@ -147,20 +146,23 @@ impl Estate {
         }
     }
 
-    /// Gives the guard the document of this moment, and has it drop the one before.
-    pub fn save(&self) {
-        if self.guard.is_none() {
-            return;
-        }
+    /// Gives the guard the document of this moment, and has it drop the one before. Returns the document.
+    pub fn save(&self) -> Carry {
+        self.lock().sequence += 1;
         let carry = self.carry();
         match carry.seal() {
             Ok(file) => {
-                self.store(&format!("{}{}", names::STATE, carry.sequence), &file);
-                let before = format!("FDSTOREREMOVE=1\nFDNAME={}{}", names::STATE, carry.sequence - 1);
-                self.tell_guard(&before, &[]);
+                self.store(&state_name(carry.sequence), &file);
+                self.drop_state(carry.sequence - 1);
             }
             Err(error) => tracing::warn!(%error, "cannot store the runtime's state; a crash would lose it"),
         }
+        carry
+    }
+
+    /// Has the guard drop the document `sequence`.
+    pub fn drop_state(&self, sequence: u64) {
+        self.tell_guard(&format!("FDSTOREREMOVE=1\nFDNAME={}", state_name(sequence)), &[]);
     }
 
     /// Returns the releases that some process was started from: they must stay on disk.
@@ -188,6 +190,11 @@ impl Estate {
         }
         Ok(parts)
     }
+}
+
+/// Returns the name under which the guard keeps the document `sequence`.
+pub fn state_name(sequence: u64) -> String {
+    format!("{}{sequence}", names::STATE)
 }
 
 /// What the registry reads when it writes its document.

@@ -109,11 +109,8 @@ async fn probe(client: &reqwest::Client, health: &Health, around: &Surroundings)
         }
         Probe::Command(words) => {
             let Some((program, arguments)) = words.split_first() else { return Ok(()) };
-            let program = if program.contains('/') {
-                around.release_dir.join(program).into_os_string()
-            } else {
-                program.into()
-            };
+            let program =
+                if program.contains('/') { around.release_dir.join(program).into_os_string() } else { program.into() };
             let run = Command::new(&program)
                 .args(arguments)
                 .current_dir(&around.release_dir)

@@ -99,12 +99,14 @@ impl Instance {
         let failed = |what: &str, error: io::Error| Failure::new(format!("cannot {what}: {error}"));
         let id = format!("{}-{generation}", component.name);
         let token: String = hex::encode(rand::random::<[u8; 16]>());
-        let (notify, notify_address) = bind_notify(around, &id).map_err(|error| failed("bind its notify socket", error))?;
+        let (notify, notify_address) =
+            bind_notify(around, &id).map_err(|error| failed("bind its notify socket", error))?;
         let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(io::Error::from);
         let (stdout, stdout_end) = pipe().map_err(|error| failed("make a pipe", error))?;
         let (stderr, stderr_end) = pipe().map_err(|error| failed("make a pipe", error))?;
         let (report, report_end) = report_pipe().map_err(|error| failed("make a pipe", error))?;
-        let sockets = sockets(component, around, overlapping).map_err(|error| failed("hand over its listeners", error))?;
+        let sockets =
+            sockets(component, around, overlapping).map_err(|error| failed("hand over its listeners", error))?;
 
         let mut command = Command::new("/proc/self/exe");
         command.arg("launch").arg("--listen-fds").arg(sockets.len().to_string()).arg("--report");
@@ -121,11 +123,8 @@ impl Instance {
         command.env_clear().envs(environment(component, &token, &notify_address, around));
         command.current_dir(&around.release_dir).stdin(Stdio::null()).stdout(stdout_end).stderr(stderr_end);
         command.process_group(0);
-        let mut mappings: Vec<FdMapping> = sockets
-            .into_iter()
-            .zip(FIRST..)
-            .map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd })
-            .collect();
+        let mut mappings: Vec<FdMapping> =
+            sockets.into_iter().zip(FIRST..).map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd }).collect();
         let next = FIRST + i32::try_from(mappings.len()).unwrap_or(0);
         mappings.push(FdMapping { parent_fd: report_end, child_fd: next });
         command.fd_mappings(mappings).map_err(|error| Failure::new(error.to_string()))?;
@@ -239,11 +238,7 @@ impl Instance {
 
     /// Asks it to end; kills what is left of it after `limit`, or when `hurry` says so. Returns how it ended, and whether it
     /// had to be killed.
-    pub(super) async fn stop(
-        &self,
-        limit: Duration,
-        hurry: &tokio_util::sync::CancellationToken,
-    ) -> (String, bool) {
+    pub(super) async fn stop(&self, limit: Duration, hurry: &tokio_util::sync::CancellationToken) -> (String, bool) {
         self.handle.terminate();
         // Cancel-safe: all three only wait.
         let ended = tokio::select! {
@@ -449,11 +444,7 @@ async fn read_notifications(
 }
 
 /// Waits for the end of a process. Returns how it ended: known if it is our child, told by the guard if it is the guard's.
-async fn wait_end(
-    process: &AsyncFd<OwnedFd>,
-    pid: i32,
-    mut reaped: watch::Receiver<BTreeMap<i32, String>>,
-) -> String {
+async fn wait_end(process: &AsyncFd<OwnedFd>, pid: i32, mut reaped: watch::Receiver<BTreeMap<i32, String>>) -> String {
     loop {
         match process.readable().await {
             Ok(mut ready) => {

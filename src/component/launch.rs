@@ -58,10 +58,11 @@ fn become_program(launch: &Launch, sockets: Vec<OwnedFd>) -> io::Result<std::con
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "the command is empty"));
     };
     let text = |bytes: &[u8]| CString::new(bytes.to_vec()).map_err(io::Error::from);
-    let arguments: Vec<CString> =
-        launch.command.iter().map(|word| text(word.as_bytes())).collect::<io::Result<_>>()?;
+    let arguments: Vec<CString> = launch.command.iter().map(|word| text(word.as_bytes())).collect::<io::Result<_>>()?;
     let mut environment: Vec<CString> = std::env::vars_os()
-        .filter(|(key, _)| key != "LISTEN_FDS" && key != "LISTEN_PID" && (key != "LISTEN_FDNAMES" || launch.listen_fds > 0))
+        .filter(|(key, _)| {
+            key != "LISTEN_FDS" && key != "LISTEN_PID" && (key != "LISTEN_FDNAMES" || launch.listen_fds > 0)
+        })
         .map(|(key, value)| text(&[key.as_bytes(), b"=", value.as_bytes()].concat()))
         .collect::<io::Result<_>>()?;
     if launch.listen_fds > 0 {

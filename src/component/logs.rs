@@ -72,9 +72,9 @@ impl Logs {
 
     /// Returns the last `count` lines of `component`.
     pub fn last(&self, component: &str, count: usize) -> Vec<LogLine> {
-        self.lock().get(component).map_or_else(Vec::new, |lines| {
-            lines.range(lines.len().saturating_sub(count)..).cloned().collect()
-        })
+        self.lock()
+            .get(component)
+            .map_or_else(Vec::new, |lines| lines.range(lines.len().saturating_sub(count)..).cloned().collect())
     }
 
     /// Returns the last `count` lines that one process printed.
@@ -97,9 +97,7 @@ impl Logs {
     pub fn carried(&self, count: usize) -> BTreeMap<String, Vec<LogLine>> {
         self.lock()
             .iter()
-            .map(|(name, lines)| {
-                (name.clone(), lines.range(lines.len().saturating_sub(count)..).cloned().collect())
-            })
+            .map(|(name, lines)| (name.clone(), lines.range(lines.len().saturating_sub(count)..).cloned().collect()))
             .collect()
     }
 

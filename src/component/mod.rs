@@ -16,7 +16,7 @@ mod logs;
 mod signal;
 
 pub use actor::{CarriedParts, Process, State, View, end_stray};
-pub use estate::{Estate, EstateParts};
+pub use estate::{Estate, EstateParts, state_name};
 pub use health::State as Health;
 pub use instance::Surroundings;
 pub use logs::{LogLine, Logs, Stream};
@@ -25,9 +25,5 @@ use crate::{bus, config};
 
 /// Returns a component's place in the order of the bus.
 pub fn order(component: &config::Component) -> bus::Order {
-    bus::Order {
-        needs: component.needs.clone(),
-        after: component.after.clone(),
-        priority: component.priority,
-    }
+    bus::Order { needs: component.needs.clone(), after: component.after.clone(), priority: component.priority }
 }

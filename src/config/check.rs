@@ -173,7 +173,11 @@ impl Checker<'_> {
             start_timeout: self.text_value(start_timeout, START_TIMEOUT_DEFAULT, value::duration),
             keep: match keep {
                 Some(keep) if keep.value == 0 => {
-                    self.wrong(keep.source, &keep.span, "keep at least 1 release: there must be one to go back to".into());
+                    self.wrong(
+                        keep.source,
+                        &keep.span,
+                        "keep at least 1 release: there must be one to go back to".into(),
+                    );
                     1
                 }
                 Some(keep) => keep.value as usize,
@@ -249,10 +253,8 @@ impl Checker<'_> {
         listeners: &BTreeMap<String, At<SocketAddr>>,
         start_timeout: Duration,
     ) -> Vec<Component> {
-        let mut over: Vec<(String, RawComponent)> = over
-            .into_iter()
-            .filter_map(|raw| raw.name.clone().map(|name| (name.into_inner(), raw)))
-            .collect();
+        let mut over: Vec<(String, RawComponent)> =
+            over.into_iter().filter_map(|raw| raw.name.clone().map(|name| (name.into_inner(), raw))).collect();
         let mut components: Vec<Component> = Vec::new();
         let mut references = Vec::new();
         for raw in base {
@@ -297,10 +299,8 @@ impl Checker<'_> {
                 self.wrong(reference.source, &reference.span, text);
             }
         }
-        let rows: Vec<(String, bus::Order)> = components
-            .iter()
-            .map(|component| (component.name.clone(), crate::component::order(component)))
-            .collect();
+        let rows: Vec<(String, bus::Order)> =
+            components.iter().map(|component| (component.name.clone(), crate::component::order(component))).collect();
         if let Err(cycle) = bus::waves(&rows) {
             self.missing(&cycle.to_string());
         }
@@ -344,19 +344,23 @@ impl Checker<'_> {
             after: words(local.after.or(raw.after)),
             priority: local.priority.or(raw.priority).unwrap_or(bus::PRIORITY_DEFAULT),
             handover: self.text_value(handover, Handover::Restart, |text| {
-                one_of(text, "handover", &[
-                    ("overlap", Handover::Overlap),
-                    ("restart", Handover::Restart),
-                    ("keep", Handover::Keep),
-                ])
+                one_of(
+                    text,
+                    "handover",
+                    &[("overlap", Handover::Overlap), ("restart", Handover::Restart), ("keep", Handover::Keep)],
+                )
             }),
             ready: self.text_value(ready, Ready::Exec, |text| {
-                one_of(text, "ready", &[
-                    ("notify", Ready::Notify),
-                    ("listen", Ready::Listen),
-                    ("exec", Ready::Exec),
-                    ("started", Ready::Started),
-                ])
+                one_of(
+                    text,
+                    "ready",
+                    &[
+                        ("notify", Ready::Notify),
+                        ("listen", Ready::Listen),
+                        ("exec", Ready::Exec),
+                        ("started", Ready::Started),
+                    ],
+                )
             }),
             health: self.health(name, raw.health, local.health),
             restart: self.restart(raw.restart.unwrap_or_default(), local.restart.unwrap_or_default()),
@@ -426,11 +430,15 @@ impl Checker<'_> {
         let limit = self.pick(raw.limit, local.limit);
         Restart {
             policy: self.text_value(policy, RestartPolicy::OnFailure, |text| {
-                one_of(text, "policy", &[
-                    ("no", RestartPolicy::No),
-                    ("on-failure", RestartPolicy::OnFailure),
-                    ("always", RestartPolicy::Always),
-                ])
+                one_of(
+                    text,
+                    "policy",
+                    &[
+                        ("no", RestartPolicy::No),
+                        ("on-failure", RestartPolicy::OnFailure),
+                        ("always", RestartPolicy::Always),
+                    ],
+                )
             }),
             backoff: self.text_value(backoff, RESTART_BACKOFF_DEFAULT, value::backoff),
             limit: self.text_value(limit, RESTART_LIMIT_DEFAULT, value::limit),
@@ -515,7 +523,10 @@ restart = { policy = "on-failure", backoff = "100ms..30s", limit = "5/1m" }
             (GOOD.replace(":8443", ":8080"), "the listeners admin and http have one address"),
             (GOOD.replace("\"1.4.0\"", "\"1.4\""), "a.toml:4:11: \"1.4\" is not a version"),
             (GOOD.replace("\"overlap\"", "\"swap\""), "\"swap\" is no handover: use one of overlap, restart, keep"),
-            (GOOD.replace("command = [\"bin/db\"]", "command = [\"bin/db\"]\nneeds = [\"web\"]"), "wait for each other"),
+            (
+                GOOD.replace("command = [\"bin/db\"]", "command = [\"bin/db\"]\nneeds = [\"web\"]"),
+                "wait for each other",
+            ),
         ];
         for (text, expected) in rows {
             let found = mistakes(&text, None);

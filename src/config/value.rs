@@ -62,7 +62,8 @@ mod tests {
 
     #[test]
     fn durations_and_ranges() {
-        for (text, expected) in [("30s", Some(30_000)), ("100ms", Some(100)), ("1m 30s", Some(90_000)), ("2m", Some(120_000))]
+        for (text, expected) in
+            [("30s", Some(30_000)), ("100ms", Some(100)), ("1m 30s", Some(90_000)), ("2m", Some(120_000))]
         {
             assert_eq!(duration(text).ok().map(|d| d.as_millis()), expected, "{text}");
         }

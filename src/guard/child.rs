@@ -16,6 +16,7 @@ use crate::handover::Named;
 use crate::handover::fd::FIRST;
 use crate::handover::inherit::VARIABLES;
 use crate::home::Home;
+use crate::runtime::EXECUTING;
 
 /// How many of the runtime's last lines are kept for the history.
 const TAIL_LINES_MAX: usize = 40;
@@ -136,8 +137,13 @@ impl Output {
                 if self.lines.len() == TAIL_LINES_MAX {
                     self.lines.pop_front();
                 }
-                self.lines.push_back(String::from_utf8_lossy(&self.partial).into_owned());
+                let line = String::from_utf8_lossy(&self.partial).into_owned();
                 self.partial.clear();
+                if line.strip_prefix("refit: ").is_some_and(|text| text.starts_with(EXECUTING)) {
+                    self.lines.clear(); // what comes now is another program's
+                } else {
+                    self.lines.push_back(line);
+                }
             }
             if *byte != b'\n' {
                 self.partial.push(*byte);

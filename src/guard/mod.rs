@@ -184,14 +184,9 @@ struct Guard {
 impl Guard {
     fn new(given: Given, lock: &HomeLock) -> Result<Self, GuardError> {
         let mut mask = SigSet::empty();
-        for signal in [
-            Signal::SIGTERM,
-            Signal::SIGINT,
-            Signal::SIGHUP,
-            Signal::SIGUSR1,
-            Signal::SIGUSR2,
-            Signal::SIGCHLD,
-        ] {
+        for signal in
+            [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGCHLD]
+        {
             mask.add(signal);
         }
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&mask), None)
@@ -211,9 +206,8 @@ impl Guard {
         let channel = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
             .map_err(io::Error::from)
             .map_err(system("make the channel to the runtime"))?;
-        let (reader, pipe) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)
-            .map_err(io::Error::from)
-            .map_err(system("make a pipe"))?;
+        let (reader, pipe) =
+            rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from).map_err(system("make a pipe"))?;
         rustix::io::ioctl_fionbio(&reader, true).map_err(io::Error::from).map_err(system("set up a pipe"))?;
         let mut store = Store::new(given.descriptors);
         for stale in [names::GUARD, names::LOCK] {
@@ -384,24 +378,20 @@ impl Guard {
 
     /// Passes a signal on. Returns the exit status if that ends the guard itself.
     fn on_signal(&mut self, signal: Signal, phase: &Phase) -> Option<Exit> {
-        match signal {
-            Signal::SIGTERM | Signal::SIGINT => {
-                self.asked_to_end += 1;
-                match phase {
-                    Phase::Pausing { .. } => return Some(Exit::Done),
-                    Phase::Up { pid, .. } if self.asked_to_end < 3 => {
-                        self.end_by.get_or_insert_with(|| Instant::now() + END_MAX);
-                        self.kill(*pid, Signal::SIGTERM);
-                    }
-                    Phase::Up { pid, .. } => self.kill(*pid, Signal::SIGKILL),
+        if matches!(signal, Signal::SIGTERM | Signal::SIGINT) {
+            self.asked_to_end += 1;
+            match phase {
+                Phase::Pausing { .. } => return Some(Exit::Done),
+                Phase::Up { pid, .. } if self.asked_to_end < 3 => {
+                    self.end_by.get_or_insert_with(|| Instant::now() + END_MAX);
+                    self.kill(*pid, Signal::SIGTERM);
                 }
+                Phase::Up { pid, .. } => self.kill(*pid, Signal::SIGKILL),
             }
-            Signal::SIGHUP | Signal::SIGUSR1 | Signal::SIGUSR2 => {
-                if let Phase::Up { pid, .. } = phase {
-                    self.kill(*pid, signal);
-                }
-            }
-            _ => {} // SIGCHLD: the reaping that follows every wait
+        } else if signal != Signal::SIGCHLD
+            && let Phase::Up { pid, .. } = phase
+        {
+            self.kill(*pid, signal); // SIGCHLD is for the reaping that follows every wait
         }
         None
     }
@@ -436,17 +426,9 @@ impl Guard {
         let _ = rustix::net::send(&self.channel.0, &bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
     }
 
-    fn on_runtime_end(
-        &mut self,
-        status: WaitStatus,
-        since: Instant,
-        ending: &mut Ending,
-    ) -> Result<Next, GuardError> {
+    fn on_runtime_end(&mut self, status: WaitStatus, since: Instant, ending: &mut Ending) -> Result<Next, GuardError> {
         let how = child::describe(status);
-        let code = match status {
-            WaitStatus::Exited(_, code) => Some(Exit::from_code(code)),
-            _ => None,
-        };
+        let code = if let WaitStatus::Exited(_, code) = status { Some(Exit::from_code(code)) } else { None };
         if self.asked_to_end > 0 || self.ends_as_asked {
             return Ok(Next::End(code.unwrap_or(Exit::Failed)));
         }

@@ -46,8 +46,7 @@ pub fn replace(plan: Plan) -> (io::Error, Vec<Named>) {
     };
     // No image was replaced: this one goes on with what it had.
     let failed = fd::withdraw(&placed).err().unwrap_or(failed);
-    let descriptors =
-        names.into_iter().zip(placed).map(|(name, descriptor)| Named { name, descriptor }).collect();
+    let descriptors = names.into_iter().zip(placed).map(|(name, descriptor)| Named { name, descriptor }).collect();
     (failed, descriptors)
 }
 

@@ -48,18 +48,15 @@ impl Listeners {
     /// # Errors
     /// An address cannot be bound.
     pub fn adopt(wanted: &BTreeMap<String, SocketAddr>, inherited: &mut Inheritance) -> Result<Self, BindError> {
-        let mut aside: Vec<(String, TcpListener)> = inherited
-            .take_all(ASIDE)
-            .into_iter()
-            .map(|part| (part.name, TcpListener::from(part.descriptor)))
-            .collect();
+        let mut aside: Vec<(String, TcpListener)> =
+            inherited.take_all(ASIDE).into_iter().map(|part| (part.name, TcpListener::from(part.descriptor))).collect();
         let mut bound = BTreeMap::new();
         let mut fresh = Vec::new();
         for (name, address) in wanted {
             let fits = |listener: &TcpListener| {
-                listener.local_addr().is_ok_and(|local| {
-                    local == *address || (address.port() == 0 && local.ip() == address.ip())
-                })
+                listener
+                    .local_addr()
+                    .is_ok_and(|local| local == *address || (address.port() == 0 && local.ip() == address.ip()))
             };
             let handed = inherited.take(name).map(TcpListener::from);
             let listener = match handed {
@@ -79,8 +76,7 @@ impl Listeners {
             });
             let listener = match listener {
                 Some(listener) => listener,
-                None => bind(*address)
-                    .map_err(|source| BindError { name: name.clone(), address: *address, source })?,
+                None => bind(*address).map_err(|source| BindError { name: name.clone(), address: *address, source })?,
             };
             bound.insert(name.clone(), listener);
         }
@@ -109,10 +105,7 @@ impl Listeners {
 
     /// Returns each listener's name and the address it is really bound to.
     pub fn addresses(&self) -> Vec<(String, SocketAddr)> {
-        self.bound
-            .iter()
-            .filter_map(|(name, listener)| Some((name.clone(), listener.local_addr().ok()?)))
-            .collect()
+        self.bound.iter().filter_map(|(name, listener)| Some((name.clone(), listener.local_addr().ok()?))).collect()
     }
 
     /// Returns a duplicate of everything, for the next image or the guard's store.
@@ -238,7 +231,7 @@ mod tests {
         let listener = bind(any()).expect("bound");
         assert!(!answers(&listener, Duration::from_millis(100)).await.expect("connected"));
         let accepting = listener.try_clone().expect("cloned");
-        let thread = std::thread::spawn(move || (0..2).map(|_| accepting.accept().is_ok()).all(|accepted| accepted));
+        let thread = std::thread::spawn(move || (0..2).all(|_| accepting.accept().is_ok()));
         assert!(answers(&listener, Duration::from_secs(5)).await.expect("connected"));
         assert!(thread.join().expect("joined"));
     }

@@ -12,8 +12,8 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::Path;
 
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recvmsg,
-    sendmsg,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    recvmsg, sendmsg,
 };
 
 /// The longest datagram that is read: systemd's own limit is a page.
@@ -86,7 +86,9 @@ pub fn connect(address: &Path) -> io::Result<UnixDatagram> {
     match address.as_os_str().as_bytes().split_first() {
         Some((b'@', name)) => socket.connect_addr(&SocketAddr::from_abstract_name(name)?)?,
         Some((b'/', _)) => super::unix::with_short_path(address, |path| socket.connect(path))?,
-        Some(_) | None => return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a path and not an abstract name")),
+        Some(_) | None => {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a path and not an abstract name"));
+        }
     }
     Ok(socket)
 }

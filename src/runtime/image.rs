@@ -96,7 +96,9 @@ impl Reported for RuntimeError {
             Self::Store(error) => error.remedy(),
             Self::Trust(error) => error.remedy(),
             Self::Config(error) => error.remedy(),
-            Self::Bind(_) => "stop the program that uses it, or override the listener in local.toml; nothing was started",
+            Self::Bind(_) => {
+                "stop the program that uses it, or override the listener in local.toml; nothing was started"
+            }
             Self::ApiSocket(_) => "check the permissions of the home; nothing was started",
             Self::Update(error) => error.remedy(),
             Self::Cycle(_) => "correct appliance.toml; nothing was started",
@@ -174,7 +176,8 @@ impl Hooks for BusHooks {
 pub(super) async fn live(given: &Given, mut inherited: Inheritance) -> Result<End, RuntimeError> {
     let guard_channel = inherited.take(names::GUARD);
     let lock = inherited.take(names::LOCK);
-    let states: Vec<OwnedFd> = inherited.take_all(names::STATE).into_iter().map(|part| part.descriptor).collect();
+    let (stored, states): (Vec<String>, Vec<OwnedFd>) =
+        inherited.take_all(names::STATE).into_iter().map(|part| (part.name, part.descriptor)).unzip();
     let mut instance_parts = inherited.take_all(names::INSTANCE);
     let inherited_api = inherited.take(names::API).map(UnixListener::from);
     let before = Carry::newest(&states).map_err(io_error("read the state of the image before"))?;
@@ -200,6 +203,9 @@ pub(super) async fn live(given: &Given, mut inherited: Inheritance) -> Result<En
         }
     });
     let estate = estate(&before, guard);
+    for older in stored.iter().filter_map(|number| number.parse().ok()).filter(|number| *number != before.sequence) {
+        estate.drop_state(older); // a crash came between keeping the newer and dropping the older
+    }
     store_with_guard(&estate, &listeners, &had, &api_socket, api_was_there)?;
     let micros = disk.config.update.watchdog.as_micros();
     estate.tell_guard(&format!("WATCHDOG_USEC={micros}\nWATCHDOG=1"), &[]);
@@ -235,12 +241,17 @@ pub(super) async fn live(given: &Given, mut inherited: Inheritance) -> Result<En
 
 fn estate(before: &Carry, guard: Option<std::os::unix::net::UnixDatagram>) -> Arc<Estate> {
     let stem = format!("{:x}", clock::now().as_millisecond());
-    Arc::new(Estate::new(before, before.generation + 1, guard, EstateParts {
-        events: Arc::new(Events::new(before.events.clone())),
-        tickets: Arc::new(Tickets::new(before.tickets.clone(), stem)),
-        logs: Arc::new(Logs::new(before.logs.clone())),
-        sessions: Arc::new(Sessions::new(before.sessions.clone())),
-    }))
+    Arc::new(Estate::new(
+        before,
+        before.generation + 1,
+        guard,
+        EstateParts {
+            events: Arc::new(Events::new(before.events.clone())),
+            tickets: Arc::new(Tickets::new(before.tickets.clone(), stem)),
+            logs: Arc::new(Logs::new(before.logs.clone())),
+            sessions: Arc::new(Sessions::new(before.sessions.clone())),
+        },
+    ))
 }
 
 /// Gives the guard what it does not keep yet under its present name, and has it drop what is not wanted any more.
@@ -347,8 +358,8 @@ async fn run_image(
     let engine = seat.engine(participants, hooks)?;
 
     let now = CancellationToken::new();
-    let signals = signals::listen(bus.clone(), Arc::clone(&manager), now.clone())
-        .map_err(io_error("receive signals"))?;
+    let signals =
+        signals::listen(bus.clone(), Arc::clone(&manager), now.clone()).map_err(io_error("receive signals"))?;
     tasks.spawn(signals);
     exec::unblock_signals().map_err(io_error("receive signals"))?;
     tasks.spawn(guard_link::feed_watchdog(Arc::clone(&estate), config.update.watchdog));
@@ -383,11 +394,7 @@ async fn run_image(
             tasks.shutdown().await;
             let descriptors = describe(&around, &server, api_socket, kept_channel, lock)
                 .map_err(io_error("describe what is handed over"))?;
-            Ok(End::Replace {
-                program: replacement.program.clone(),
-                label: replacement.label.clone(),
-                descriptors,
-            })
+            Ok(End::Replace { program: replacement.program.clone(), label: replacement.label.clone(), descriptors })
         }
         None => {
             if ended.asked && !manager.gives_way() {
@@ -471,9 +478,9 @@ fn describe(
     parts.extend(channel.map(|channel| named(names::GUARD, channel)));
     parts.extend(lock.map(|lock| named(names::LOCK, lock)));
     parts.extend(around.estate.describe()?);
-    let mut carry = around.estate.carry();
+    let mut carry = around.estate.save();
     carry.stopped_accepting_ns = server.stopped_accepting_ns();
     carry.exec_ns = Some(clock::monotonic_ns());
-    parts.push(named(&format!("{}{}", names::STATE, carry.sequence), carry.seal()?));
+    parts.push(named(&component::state_name(carry.sequence), carry.seal()?));
     Ok(parts)
 }

@@ -27,6 +27,9 @@ use crate::home::Home;
 
 pub use image::RuntimeError;
 
+/// The last line of an image that replaces itself begins so, after the program's name.
+pub const EXECUTING: &str = "executing ";
+
 /// How long a blocking task may hold up the exec: nothing that waits for a disk is worth a gap.
 const SHUTDOWN_MAX: Duration = Duration::from_millis(500);
 /// The fewest worker threads: one that is held up must not hold up the others.
@@ -80,6 +83,8 @@ pub fn main(given: &Given) -> Exit {
             Ok(End::Replace { program, label, descriptors }) => (program, label, descriptors),
             Err(error) => return say(&crate::error::message(&error, &error), error.exit()),
         };
+        // The guard keeps what follows this line: the output of the next image.
+        say(&format!("{EXECUTING}{}", program.display()), Exit::Done);
         let plan = Plan {
             program: program.clone(),
             arguments: vec!["refit".into(), "runtime".into(), "--home".into(), given.home.path().into()],

@@ -215,7 +215,9 @@ impl Reported for UpdateError {
             Self::Config { .. } | Self::Misnamed { .. } | Self::NotExecutable { .. } | Self::DryRun { .. } => {
                 "ask the vendor for a corrected package; the running release is untouched"
             }
-            Self::Bind(_) => "free the address, or override the listener in local.toml; the running release is untouched",
+            Self::Bind(_) => {
+                "free the address, or override the listener in local.toml; the running release is untouched"
+            }
             Self::Io { .. } | Self::Worker { .. } => "see the log, then try again; the running release is untouched",
             Self::Bus { .. } => "try again when the appliance runs; nothing was changed",
         }

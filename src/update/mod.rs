@@ -118,21 +118,23 @@ impl Manager {
         let home = parts.store.home().to_owned();
         let finished = parts.journal.finished.take();
         if let Some(entry) = &finished {
-            history::append(&home, entry)
-                .map_err(|source| UpdateError::Io { what: "write the history", source })?;
+            history::append(&home, entry).map_err(|source| UpdateError::Io { what: "write the history", source })?;
             journal::store(&home, &parts.journal)?;
         }
         parts.store.point_current(parts.journal.state.wanted())?;
-        let view = parts.journal.attempt.as_ref().map(|attempt| view(attempt, "starting", "the new release starts"));
-        Ok(Self {
+        let manager = Self {
             journal: Mutex::new(parts.journal.clone()),
+            view: Mutex::new(None),
             parts,
             gives_way: AtomicBool::new(false),
-            view: Mutex::new(view),
             finished: Mutex::new(finished),
             receiving: Arc::new(tokio::sync::Semaphore::new(1)),
             tasks: Mutex::new(JoinSet::new()),
-        })
+        };
+        if let (State::Trial { .. }, Some(attempt)) = (&manager.parts.journal.state, &manager.parts.journal.attempt) {
+            manager.step(attempt, "starting", &format!("release {} starts", attempt.to));
+        }
+        Ok(manager)
     }
 
     /// Returns the journal.
@@ -294,9 +296,7 @@ impl Manager {
                 let ticket = bus.request(request, Origin(attempt.who.clone()));
                 match ticket.outcome().await {
                     Progress::Done | Progress::Already => return, // the next image goes on
-                    Progress::Refused(reason) | Progress::Failed(reason) => {
-                        ("stopping", UpdateError::Bus { reason })
-                    }
+                    Progress::Refused(reason) | Progress::Failed(reason) => ("stopping", UpdateError::Bus { reason }),
                     Progress::Accepted => return,
                 }
             }
@@ -315,8 +315,7 @@ impl Manager {
             State::Idle { .. } => {
                 // It failed before the journal knew of it.
                 let mut journal = journal;
-                journal.finished =
-                    Some(Entry::of(attempt.clone(), refit_updater::history::Outcome::Failed, ending));
+                journal.finished = Some(Entry::of(attempt.clone(), refit_updater::history::Outcome::Failed, ending));
                 self.write(journal)
             }
             State::Staged { .. } | State::Trial { .. } => match journal.failed(ending) {
@@ -355,8 +354,7 @@ impl Manager {
         received: bool,
     ) -> Result<Arc<Replacement>, (&'static str, UpdateError)> {
         let begun = std::time::Instant::now();
-        let release =
-            self.clone().stage(attempt.clone(), received).await.map_err(|error| ("staged", error))?;
+        let release = self.clone().stage(attempt.clone(), received).await.map_err(|error| ("staged", error))?;
         attempt.durations.insert("staging".to_owned(), millis(begun));
         self.step(attempt, "staged", &format!("release {} is complete on disk", attempt.to));
 
@@ -369,9 +367,7 @@ impl Manager {
 
         let journal = self.journal();
         let approved = journal.state.clone().next(Event::Approved).and_then(|state| state.next(Event::Started));
-        let state = approved.map_err(|error| {
-            preflight(UpdateError::Bus { reason: Chain(&error).to_string() })
-        })?;
+        let state = approved.map_err(|error| preflight(UpdateError::Bus { reason: Chain(&error).to_string() }))?;
         self.write(Journal { state, attempt: Some(attempt.clone()), ..journal }).map_err(preflight)?;
         self.step(attempt, "trial", &format!("release {} is on trial from now on", attempt.to));
         Ok(replacement)
@@ -383,9 +379,8 @@ impl Manager {
             let store = &self.parts.store;
             let journal = self.journal();
             let release = if received {
-                let package = store
-                    .received(&attempt.digest)?
-                    .ok_or(UpdateError::UnknownPackage { digest: attempt.digest })?;
+                let package =
+                    store.received(&attempt.digest)?.ok_or(UpdateError::UnknownPackage { digest: attempt.digest })?;
                 let in_use: BTreeSet<Version> =
                     self.parts.around.estate.releases_in_use().into_iter().chain([attempt.from.clone()]).collect();
                 let replaceable: Vec<Version> =
@@ -428,10 +423,10 @@ impl Manager {
     /// Returns the replacement of this image by a new one of the same release: every component stays.
     pub fn restart_in_place(&self) -> Arc<Replacement> {
         let config = &self.parts.config;
-        let program = config.runtime.as_ref().map_or_else(
-            || self.parts.installed.clone(),
-            |program| self.parts.around.release_dir.join(program),
-        );
+        let program = config
+            .runtime
+            .as_ref()
+            .map_or_else(|| self.parts.installed.clone(), |program| self.parts.around.release_dir.join(program));
         Arc::new(Replacement {
             label: config.version.to_string(),
             program,
@@ -476,10 +471,8 @@ impl Manager {
         let local = self.parts.around.home.path().join(crate::config::LOCAL_FILE);
         let config = Config::load(&release.dir, &local)
             .map_err(|source| UpdateError::Config { version: previous.clone(), source })?;
-        let program = config
-            .runtime
-            .as_ref()
-            .map_or_else(|| self.parts.installed.clone(), |program| release.dir.join(program));
+        let program =
+            config.runtime.as_ref().map_or_else(|| self.parts.installed.clone(), |program| release.dir.join(program));
         self.replacement(&preflight::Examined { release, config, program })
     }
 
@@ -551,7 +544,9 @@ impl Manager {
                     tracing::info!(release.version = %version, "release removed");
                     kept_good.retain(|good| *good != version);
                 }
-                Err(error) => tracing::warn!(release.version = %version, error = %Chain(&error), "cannot remove a release"),
+                Err(error) => {
+                    tracing::warn!(release.version = %version, error = %Chain(&error), "cannot remove a release")
+                }
             }
         }
         if kept_good != journal.good
@@ -565,16 +560,8 @@ impl Manager {
     ///
     /// # Errors
     /// The live configuration cannot be read.
-    pub fn fingerprints(
-        config: &Config,
-        release: &Release,
-        live: &std::path::Path,
-    ) -> std::io::Result<Vec<String>> {
-        config
-            .components
-            .iter()
-            .map(|component| fingerprint::of(component, config, &release.manifest, live))
-            .collect()
+    pub fn fingerprints(config: &Config, release: &Release, live: &std::path::Path) -> std::io::Result<Vec<String>> {
+        config.components.iter().map(|component| fingerprint::of(component, config, &release.manifest, live)).collect()
     }
 }
 

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use refit_updater::Digest;
 use refit_updater::manifest::{Body, Manifest};
 use refit_updater::receive::{Policy, ReceiveProgress, Received, receive};
 use refit_updater::trust::Expired;
-use refit_updater::Digest;
 use semver::Version;
 use serde::Serialize;
 use serde_json::json;

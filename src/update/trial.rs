@@ -86,9 +86,8 @@ impl Manager {
                     return Err(ending);
                 }
             }
-            let left = healthy_since.map_or(PROGRESS_EVERY, |since: Instant| {
-                limit.saturating_sub(since.elapsed()).min(PROGRESS_EVERY)
-            });
+            let left = healthy_since
+                .map_or(PROGRESS_EVERY, |since: Instant| limit.saturating_sub(since.elapsed()).min(PROGRESS_EVERY));
             let changes = watched.iter_mut().map(|view| Box::pin(view.changed()));
             // Cancel-safe: both only wait; what has changed is read above. Without components there is nothing to hear of.
             if self.parts.components.is_empty() {
@@ -128,7 +127,8 @@ impl Manager {
         ending.component = Some(view.name.clone());
         ending.output = if view.output.is_empty() {
             let logs = &self.parts.around.estate.logs;
-            logs.last(&view.name, refit_updater::history::OUTPUT_LINES_MAX).into_iter().map(|line| line.line).collect()
+            let instance = format!("{}-{}", view.name, view.generation);
+            logs.last_of(&view.name, &instance, refit_updater::history::OUTPUT_LINES_MAX)
         } else {
             view.output.clone()
         };

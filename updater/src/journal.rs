@@ -75,9 +75,15 @@ pub enum Event {
 #[error("the journal cannot take the event {event:?} in the state {state:?}")]
 pub struct Impossible {
     /// The state, unchanged.
-    pub state: State,
+    pub state: Box<State>,
     /// The event.
-    pub event: Event,
+    pub event: Box<Event>,
+}
+
+impl Impossible {
+    fn new(state: State, event: Event) -> Self {
+        Self { state: Box::new(state), event: Box::new(event) }
+    }
 }
 
 impl State {
@@ -90,12 +96,12 @@ impl State {
             Self::Idle { ref current } => match event {
                 Event::Admitted(next) => Ok(Self::Staged { current: current.clone(), next }),
                 Event::Started => Ok(self),
-                Event::Approved | Event::Healthy | Event::Failed => Err(Impossible { state: self, event }),
+                Event::Approved | Event::Healthy | Event::Failed => Err(Impossible::new(self, event)),
             },
             Self::Staged { current, next } => match event {
                 Event::Approved => Ok(Self::Trial { previous: current, next, starts_left: TRIAL_STARTS }),
                 Event::Started | Event::Failed => Ok(Self::Idle { current }),
-                Event::Admitted(_) | Event::Healthy => Err(Impossible { state: Self::Staged { current, next }, event }),
+                Event::Admitted(_) | Event::Healthy => Err(Impossible::new(Self::Staged { current, next }, event)),
             },
             Self::Trial { previous, next, starts_left } => match event {
                 Event::Healthy => Ok(Self::Idle { current: next }),
@@ -103,7 +109,7 @@ impl State {
                 Event::Started if starts_left == 0 => Ok(Self::Idle { current: previous }),
                 Event::Started => Ok(Self::Trial { previous, next, starts_left: starts_left - 1 }),
                 Event::Admitted(_) | Event::Approved => {
-                    Err(Impossible { state: Self::Trial { previous, next, starts_left }, event })
+                    Err(Impossible::new(Self::Trial { previous, next, starts_left }, event))
                 }
             },
         }
@@ -448,7 +454,7 @@ mod tests {
             let outcome = state.clone().next(event.clone());
             match expected {
                 Some(expected) => assert_eq!(outcome, Ok(expected), "{state:?} {event:?}"),
-                None => assert_eq!(outcome, Err(Impossible { state, event })),
+                None => assert_eq!(outcome, Err(Impossible::new(state, event))),
             }
         }
     }

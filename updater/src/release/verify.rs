@@ -1,7 +1,7 @@
 //! Re-hashing an installed release: what is on disk against what was signed.
 
-use std::fmt;
 use std::collections::HashSet;
+use std::fmt;
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
