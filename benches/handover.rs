@@ -24,7 +24,9 @@ const UPDATES: usize = 20;
 /// How long the load runs before anything is measured.
 const WARM_UP: Duration = Duration::from_secs(1);
 /// No further update is begun after this: a slow machine gets fewer of them, and the table says how many.
-const RUN_MAX: Duration = Duration::from_secs(75);
+const RUN_MAX: Duration = Duration::from_secs(60);
+/// How many failures are printed word for word.
+const REASONS_MAX: usize = 10;
 
 /// One line of the table.
 struct Row {
@@ -180,6 +182,6 @@ impl Measured {
     }
 
     fn reasons(&self) -> Vec<&str> {
-        self.reports().flat_map(|report| &report.reasons).map(String::as_str).collect()
+        self.reports().flat_map(|report| &report.reasons).map(String::as_str).take(REASONS_MAX).collect()
     }
 }

@@ -60,7 +60,7 @@ impl Exit {
 /// An error that reaches a person: it has a code for programs, a remedy for people and an exit status for scripts.
 pub trait Reported: Error {
     /// Returns a stable name in snake case.
-    fn code(&self) -> &'static str;
+    fn code(&self) -> &str;
     /// Returns what to do about it.
     fn remedy(&self) -> &str;
     /// Returns the exit status of a command that fails with it.

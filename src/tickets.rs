@@ -82,6 +82,23 @@ impl Tickets {
         self.changed();
     }
 
+    /// Ends the tickets of the image before that nobody else will: the restart that they asked for has happened, or whatever
+    /// they asked for was lost with that image. Updates and rollbacks end with their history.
+    pub fn settle_carried(&self) {
+        for ticket in self.lock().iter_mut().filter(|ticket| !ticket.is_final()) {
+            if ticket.id.starts_with(&self.stem) || ticket.request == "update" || ticket.request == "rollback" {
+                continue;
+            }
+            if ticket.request == "restart" {
+                "done".clone_into(&mut ticket.state);
+            } else {
+                "failed".clone_into(&mut ticket.state);
+                ticket.reason = Some("the runtime ended before it was done".to_owned());
+            }
+        }
+        self.changed();
+    }
+
     fn changed(&self) {
         self.changes.send_modify(|count| *count += 1);
     }
@@ -114,7 +131,15 @@ mod tests {
         tickets.resolve(&id, "done", None);
         let ticket = tickets.get(&id).expect("kept");
         assert_eq!((ticket.state.as_str(), ticket.reason.as_deref()), ("failed", Some("why")));
+        let restart = tickets.open("restart", "cli").id;
+        let stop = tickets.open("stop", "cli").id;
         let next = Tickets::new(tickets.all(), "u".to_owned());
         assert!(next.get(&id).is_some_and(|ticket| ticket.is_final()));
+        let own = next.open("reload", "cli").id;
+        next.settle_carried();
+        let state = |id: &str| next.get(id).map(|ticket| ticket.state);
+        assert_eq!(state(&restart).as_deref(), Some("done"));
+        assert_eq!(state(&stop).as_deref(), Some("failed"));
+        assert_eq!(state(&own).as_deref(), Some("accepted"));
     }
 }

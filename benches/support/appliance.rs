@@ -302,12 +302,8 @@ fn write_release(tree: &Path, version: &str, shop: &[u8], appliance: &str) -> io
 
 /// Runs a command of `refit` to its end.
 fn refit(words: &[&str], paths: &[&Path]) -> Result<(), BenchError> {
-    let output = Command::new(REFIT)
-        .args(words)
-        .args(paths)
-        .stdin(Stdio::null())
-        .output()
-        .map_err(failed("start refit"))?;
+    let output =
+        Command::new(REFIT).args(words).args(paths).stdin(Stdio::null()).output().map_err(failed("start refit"))?;
     if output.status.success() {
         return Ok(());
     }

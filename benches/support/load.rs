@@ -1,7 +1,7 @@
 //! Clients over plain sockets: those that only load the shop, and the one that looks for the longest silence.
 //!
-//! Nothing is retried: a request without a whole answer of status 200 has failed. A kept connection is left only after an
-//! answer that announced its end.
+//! Nothing is retried: a request to the shop without a whole answer of status 200 has failed. A kept connection is left only
+//! after an answer that announced its end.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -42,7 +42,7 @@ struct Counts {
 }
 
 impl Counts {
-    fn count(&self, class: &str, result: &io::Result<bool>) {
+    fn count<T>(&self, class: &str, result: &io::Result<T>) {
         match result {
             Ok(_) => {
                 self.answered.fetch_add(1, Ordering::Relaxed);
@@ -67,7 +67,7 @@ impl Counts {
 /// What a load has met in the end.
 #[derive(Debug)]
 pub(crate) struct Report {
-    /// Whole answers of status 200.
+    /// Whole answers.
     pub(crate) answered: u64,
     /// Requests without one.
     pub(crate) failed: u64,
@@ -109,7 +109,7 @@ fn end(counts: &Counts, threads: Vec<JoinHandle<()>>) -> Report {
     counts.ended.store(true, Ordering::Relaxed);
     for thread in threads {
         if thread.join().is_err() {
-            counts.count("generator", &Err(io::Error::other("a client of the load itself failed")));
+            counts.count("generator", &Err::<(), _>(io::Error::other("a client of the load itself failed")));
         }
     }
     Report {
@@ -125,7 +125,7 @@ fn new_connections(counts: &Counts, address: SocketAddr, begun: Instant, index: 
     let mut due = begun + period * index;
     while counts.goes_on_at(due) {
         due += period * NEW_THREADS;
-        counts.count("new", &connect(address).and_then(|mut stream| ask(&mut stream, "/version", true)));
+        counts.count("new", &connect(address).and_then(|mut stream| page(&mut stream, "/version", true)));
     }
 }
 
@@ -137,7 +137,7 @@ fn kept_connection(counts: &Counts, address: SocketAddr, begun: Instant, index: 
         due = (due + KEPT_PERIOD).max(Instant::now());
         let stream = kept.take().map_or_else(|| connect(address), Ok);
         let result = stream.and_then(|mut stream| {
-            let goes_on = ask(&mut stream, "/version", false)?;
+            let goes_on = page(&mut stream, "/version", false)?;
             kept = goes_on.then_some(stream);
             Ok(goes_on)
         });
@@ -148,12 +148,13 @@ fn kept_connection(counts: &Counts, address: SocketAddr, begun: Instant, index: 
 fn slow_requests(counts: &Counts, address: SocketAddr, begun: Instant, _index: u32) {
     let mut due = begun;
     while counts.goes_on_at(due) {
-        counts.count("slow", &connect(address).and_then(|mut stream| ask(&mut stream, SLOW_PATH, true)));
+        counts.count("slow", &connect(address).and_then(|mut stream| page(&mut stream, SLOW_PATH, true)));
         due = Instant::now() + LOOK_PERIOD; // a failure at once would be asked again without end
     }
 }
 
-/// One client that connects anew each [`LOOK_PERIOD`] and notes the longest time without the end of an answer.
+/// One client that connects anew each [`LOOK_PERIOD`] and notes the longest time without the end of an answer, whatever its
+/// status: an appliance that is between two releases says 503 at `/healthz`, and is not silent.
 pub(crate) struct Watch {
     counts: Arc<Counts>,
     longest: Arc<Mutex<Duration>>,
@@ -198,12 +199,27 @@ fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Asks for `path`. Returns whether the connection goes on.
-fn ask(stream: &mut TcpStream, path: &str, close: bool) -> io::Result<bool> {
+/// Asks for `path`, which has to be there. Returns whether the connection goes on.
+fn page(stream: &mut TcpStream, path: &str, close: bool) -> io::Result<bool> {
+    let Answer { status, goes_on } = ask(stream, path, close)?;
+    if status == 200 { Ok(goes_on) } else { Err(wrong(&format!("{path} has the status {status}"))) }
+}
+
+/// A whole answer.
+struct Answer {
+    status: u16,
+    /// Whether the connection goes on.
+    goes_on: bool,
+}
+
+fn wrong(text: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, text.to_owned())
+}
+
+fn ask(stream: &mut TcpStream, path: &str, close: bool) -> io::Result<Answer> {
     let connection = if close { "close" } else { "keep-alive" };
     let request = format!("GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: {connection}\r\n\r\n");
     stream.write_all(request.as_bytes())?;
-    let wrong = |text: &str| io::Error::new(io::ErrorKind::InvalidData, text.to_owned());
     let mut bytes = Vec::new();
     let head_end = loop {
         if let Some(found) = bytes.windows(4).position(|four| four == b"\r\n\r\n") {
@@ -215,9 +231,8 @@ fn ask(stream: &mut TcpStream, path: &str, close: bool) -> io::Result<bool> {
         read_more(stream, &mut bytes)?;
     };
     let head = String::from_utf8_lossy(&bytes[..head_end]).to_ascii_lowercase();
-    if !head.starts_with("http/1.1 200 ") {
-        return Err(wrong(head.lines().next().unwrap_or_default()));
-    }
+    let status = head.strip_prefix("http/1.1 ").and_then(|rest| rest.get(..3)?.parse().ok());
+    let status = status.ok_or_else(|| wrong("the answer is not HTTP/1.1"))?;
     let field = |name: &str| head.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
     let length: usize = field("content-length:")
         .and_then(|value| value.parse().ok())
@@ -229,7 +244,7 @@ fn ask(stream: &mut TcpStream, path: &str, close: bool) -> io::Result<bool> {
         // The server closes first: the port of this end is free again at once.
         stream.read_to_end(&mut bytes)?;
     }
-    Ok(!close && field("connection:") != Some("close"))
+    Ok(Answer { status, goes_on: !close && field("connection:") != Some("close") })
 }
 
 fn read_more(stream: &mut TcpStream, bytes: &mut Vec<u8>) -> io::Result<()> {

@@ -39,6 +39,20 @@ pub(super) fn unknown(refusal: Refusal) -> Problem {
     }
 }
 
+/// Returns the answer to a login that failed.
+pub(super) fn refused(refusal: Refusal) -> Problem {
+    match refusal {
+        Refusal::Wrong => Problem::new(
+            StatusCode::UNAUTHORIZED,
+            "wrong_password",
+            Exit::Usage,
+            "the account or the password is wrong",
+            "try again; `refit user passwd` on the appliance sets a new password",
+        ),
+        Refusal::TooMany => unknown(refusal),
+    }
+}
+
 /// Returns the session's token in the request's cookies.
 pub(super) fn token(request: &axum::http::HeaderMap) -> Option<&str> {
     request

@@ -47,8 +47,9 @@ pub(super) async fn stream(State(app): State<Shared>, Query(query): Query<After>
             let text: String = events.iter().map(|event| write(event, lines)).collect();
             return Some((text, (app, newest, seen)));
         }
-        // Cancel-safe: all three only wait.
+        // Cancel-safe: all three only wait. An event that was published before the stop is still sent.
         let text = tokio::select! {
+            biased;
             changed = newest.wait_for(|id| *id > seen) => changed.is_ok().then(String::new),
             () = tokio::time::sleep(PING_EVERY) => Some(if lines { "\n" } else { ": ping\n\n" }.to_owned()),
             () = app.stopping.cancelled() => None,

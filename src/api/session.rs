@@ -21,7 +21,7 @@ pub(super) async fn begin(
 ) -> Result<Response, Problem> {
     let Json(login) = login.map_err(|error| Problem::usage(error.body_text()))?;
     let user = login.user.unwrap_or_else(|| crate::auth::ADMIN.to_owned());
-    let user = access::check(&app, user, login.password).await.map_err(access::unknown)?;
+    let user = access::check(&app, user, login.password).await.map_err(access::refused)?;
     let token = app.around.estate.sessions.begin(&user);
     app.around.estate.save();
     let cookie = format!("{}={token}; Path=/; HttpOnly; SameSite=Strict", access::COOKIE);

@@ -61,6 +61,7 @@ pub(super) async fn releases(State(app): State<Shared>) -> Result<Json<Value>, P
         .map_err(|source| Problem::of(&UpdateError::Worker { source }))?
         .map_err(|error| Problem::of(&error))?;
     let current = journal.state.wanted();
+    let on_trial = matches!(journal.state, journal::State::Trial { .. });
     let previous = journal.previous();
     let list: Vec<Value> = releases
         .iter()
@@ -69,7 +70,7 @@ pub(super) async fn releases(State(app): State<Shared>) -> Result<Json<Value>, P
             let version = &release.version;
             let failed = journal.failed.get(version);
             let state = if version == current {
-                "current"
+                if on_trial { "trial" } else { "current" }
             } else if Some(version) == previous {
                 "previous"
             } else if failed.is_some() {
@@ -84,11 +85,18 @@ pub(super) async fn releases(State(app): State<Shared>) -> Result<Json<Value>, P
                 "state": state,
                 "digest": release.digest,
                 "installed_bytes": release.installed_bytes(),
+                "installed_at": installed_at(&release.dir),
                 "reason": failed.map(|failed| &failed.reason),
             })
         })
         .collect();
     Ok(Json(json!({ "releases": list })))
+}
+
+/// Returns when a release was unpacked: its manifest is the last file that is written.
+fn installed_at(dir: &std::path::Path) -> Option<String> {
+    let modified = dir.join(refit_updater::manifest::INSTALLED_PATH).metadata().ok()?.modified().ok()?;
+    Some(clock::rfc3339(jiff::Timestamp::try_from(modified).ok()?))
 }
 
 pub(super) async fn history(State(app): State<Shared>) -> Result<Json<Value>, Problem> {

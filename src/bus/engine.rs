@@ -95,6 +95,8 @@ pub struct Ended {
 
 /// The owner of the state.
 pub struct Engine {
+    /// Those that are there once per process image: started while `Entering`, stopped while `Exiting`. They come first.
+    entering: usize,
     participants: Vec<Arc<dyn Participant>>,
     waves: Vec<Vec<usize>>,
     hooks: Arc<dyn Hooks>,
@@ -120,15 +122,24 @@ pub struct Seat {
 }
 
 impl Seat {
-    /// Returns the engine over `participants`.
+    /// Returns the engine over `entering`, which are there once per process image, and `participants`, which start and stop.
     ///
     /// # Errors
     /// Some participants wait for each other.
-    pub fn engine(self, participants: Vec<Arc<dyn Participant>>, hooks: Arc<dyn Hooks>) -> Result<Engine, Cycle> {
+    pub fn engine(
+        self,
+        entering: Vec<Arc<dyn Participant>>,
+        participants: Vec<Arc<dyn Participant>>,
+        hooks: Arc<dyn Hooks>,
+    ) -> Result<Engine, Cycle> {
         let rows: Vec<_> = participants.iter().map(|part| (part.name().to_owned(), part.order())).collect();
+        let offset = entering.len();
+        let waves =
+            waves(&rows)?.into_iter().map(|wave| wave.into_iter().map(|index| index + offset).collect()).collect();
         Ok(Engine {
-            waves: waves(&rows)?,
-            participants,
+            waves,
+            entering: offset,
+            participants: entering.into_iter().chain(participants).collect(),
             hooks,
             requests: self.requests,
             state: self.state,
@@ -345,11 +356,36 @@ impl Engine {
                     }
                 };
                 self.enter(State::Stopping);
-                self.stop(reason).await;
+                let started = std::mem::take(&mut self.started);
+                self.stop(started, &reason).await;
                 self.enter(State::Idle);
             }
-            State::Initial | State::Entering | State::Idle | State::Running | State::Exiting | State::Exited => {
-                self.enter(next);
+            State::Entering => {
+                self.enter(State::Entering);
+                self.enter_process().await;
+                self.enter(State::Idle);
+            }
+            State::Exiting => {
+                self.enter(State::Exiting);
+                let entered = vec![(0..self.entering).collect()];
+                let reason = self.replacement.clone().map_or(StopReason::Exit, StopReason::Replace);
+                self.stop(entered, &reason).await;
+                self.enter(State::Exited);
+            }
+            State::Initial | State::Idle | State::Running | State::Exited => self.enter(next),
+        }
+    }
+
+    /// Starts what is there once per process image. A failure ends the process.
+    async fn enter_process(&mut self) {
+        for index in 0..self.entering {
+            let participant = Arc::clone(&self.participants[index]);
+            let limit = participant.start_limit();
+            let result = tokio::time::timeout(limit, participant.start(CancellationToken::new())).await;
+            let result = result.unwrap_or_else(|_| Err(Failure::new("not started within its time")));
+            if let Err(failure) = result {
+                self.fault(index, "enter", failure);
+                self.goal = Goal::Exited;
             }
         }
     }
@@ -426,8 +462,8 @@ impl Engine {
     }
 
     /// Stops what started, in reverse, while requests are taken. Nothing is skipped because something fails.
-    async fn stop(&mut self, reason: StopReason) {
-        for mut wave in std::mem::take(&mut self.started).into_iter().rev() {
+    async fn stop(&mut self, started: Vec<Vec<usize>>, reason: &StopReason) {
+        for mut wave in started.into_iter().rev() {
             wave.reverse();
             let mut tasks = JoinSet::new();
             let mut running = BTreeMap::new();

@@ -90,7 +90,7 @@ pub(super) enum AuthorError {
 }
 
 impl Reported for AuthorError {
-    fn code(&self) -> &'static str {
+    fn code(&self) -> &str {
         match self {
             Self::Keys(_) => "keys_unusable",
             Self::Pack(_) => "not_packed",

@@ -24,7 +24,7 @@ pub(super) enum ClientError {
         socket: PathBuf,
         /// Why.
         #[source]
-        source: reqwest::Error,
+        source: std::io::Error,
     },
     /// The connection broke.
     #[error("the connection to the appliance broke")]
@@ -73,12 +73,12 @@ pub(super) enum ClientError {
 }
 
 impl Reported for ClientError {
-    fn code(&self) -> &'static str {
+    fn code(&self) -> &str {
         match self {
             Self::Unavailable { .. } => "no_running_appliance",
             Self::Broken { .. } => "connection_broken",
             Self::Client { .. } | Self::Answer { .. } => "internal",
-            Self::Refused { .. } => "refused",
+            Self::Refused { problem } => &problem.code,
             Self::File { .. } => "file_unreadable",
             Self::Fetch { .. } => "fetch_failed",
         }
@@ -162,22 +162,22 @@ impl Client {
     }
 
     fn failed(&self, source: reqwest::Error) -> ClientError {
-        if source.is_connect() || is_connect(&source) {
-            ClientError::Unavailable { socket: self.socket.clone(), source: source.without_url() }
-        } else {
-            ClientError::Broken { source: source.without_url() }
+        match refused(&source) {
+            Some(source) => ClientError::Unavailable { socket: self.socket.clone(), source },
+            None => ClientError::Broken { source: source.without_url() },
         }
     }
 }
 
-/// Returns whether some cause of `error` is that nobody listens.
-fn is_connect(error: &reqwest::Error) -> bool {
+/// Returns the cause if it is that no connection was made: what the system said, without the layers above it.
+fn refused(error: &reqwest::Error) -> Option<std::io::Error> {
     let mut cause: Option<&(dyn Error + 'static)> = error.source();
-    while let Some(error) = cause {
-        if let Some(error) = error.downcast_ref::<std::io::Error>() {
-            return matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused);
+    while let Some(inner) = cause {
+        if let Some(inner) = inner.downcast_ref::<std::io::Error>() {
+            let nobody = matches!(inner.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused);
+            return (nobody || error.is_connect()).then(|| std::io::Error::from(inner.kind()));
         }
-        cause = error.source();
+        cause = inner.source();
     }
-    false
+    None
 }

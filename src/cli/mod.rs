@@ -16,6 +16,7 @@ use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 
+use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
 use crate::component::launch::{self, Launch};
@@ -166,10 +167,7 @@ impl Context {
 pub fn main(process: Process) -> Exit {
     let cli = match Cli::try_parse_from(&process.arguments) {
         Ok(cli) => cli,
-        Err(error) => {
-            drop(error.print()); // as in `Context::print`
-            return if error.use_stderr() { Exit::Usage } else { Exit::Done };
-        }
+        Err(error) => return not_understood(&error),
     };
     let home = Home::new(&process.cwd, &cli.home);
     let context = Context { home, json: cli.json, process };
@@ -193,6 +191,19 @@ pub fn main(process: Process) -> Exit {
         Command::Component(component) => online(&context, component::main(&context, &component)),
         Command::Bus(bus) => online(&context, bus::main(&context, &bus)),
     }
+}
+
+/// Prints the help that was asked for, or one line that says what is wrong with the command line.
+fn not_understood(error: &clap::Error) -> Exit {
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand || !error.use_stderr() {
+        drop(error.print()); // as in `Context::print`
+        return if error.use_stderr() { Exit::Usage } else { Exit::Done };
+    }
+    let text = error.render().to_string();
+    let what = text.split("Usage:").next().unwrap_or_default().trim_start_matches("error: ");
+    let line = what.split_whitespace().collect::<Vec<_>>().join(" ");
+    drop(writeln!(io::stderr().lock(), "refit: {line}; see `refit --help`"));
+    Exit::Usage
 }
 
 /// Runs a command that talks to the API.

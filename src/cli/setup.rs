@@ -73,7 +73,7 @@ pub(super) enum InitError {
 }
 
 impl Reported for InitError {
-    fn code(&self) -> &'static str {
+    fn code(&self) -> &str {
         match self {
             Self::Installed { .. } => "home_installed",
             Self::Read { .. } => "file_unreadable",

@@ -7,7 +7,6 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -15,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::estate::Descriptors;
 use super::health;
 use super::instance::{Instance, Surroundings, wait_ready};
+use super::view::{State, View};
 use crate::bus::{Failure, Order, Participant, StopReason, Work};
 use crate::config::{Component, Handover, RestartPolicy};
 use crate::handover::carry::{CarriedInstance, Role};
@@ -23,69 +23,6 @@ use crate::handover::carry::{CarriedInstance, Role};
 const ORDERS_MAX: usize = 16;
 /// How long the kernel may take to remove a killed process, on top of the stop's own limit.
 const KILL_ALLOWANCE: Duration = Duration::from_secs(5);
-
-/// What a component is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum State {
-    /// It is coming up.
-    Starting,
-    /// It serves.
-    Running,
-    /// It is going down.
-    Stopping,
-    /// It is down.
-    Stopped,
-    /// It ended by itself and is started again after a pause.
-    Backoff,
-    /// It ended by itself and is not started again.
-    Failed,
-}
-
-impl State {
-    /// Returns the name that API and page show.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Starting => "starting",
-            Self::Running => "running",
-            Self::Stopping => "stopping",
-            Self::Stopped => "stopped",
-            Self::Backoff => "backoff",
-            Self::Failed => "failed",
-        }
-    }
-}
-
-/// What everybody may see of a component.
-#[derive(Debug, Clone, PartialEq)]
-pub struct View {
-    /// Its name.
-    pub name: String,
-    /// What it is doing.
-    pub state: State,
-    /// Its process.
-    pub pid: Option<i32>,
-    /// Counts its processes.
-    pub generation: u32,
-    /// Its health.
-    pub health: health::State,
-    /// What an update does to it.
-    pub handover: Handover,
-    /// The release that its process was started from.
-    pub release: Option<semver::Version>,
-    /// When its process was started.
-    pub started_at: Option<String>,
-    /// How often it was started again after it had ended by itself.
-    pub restarts: u32,
-    /// What it says of itself.
-    pub status: Option<String>,
-    /// Why it is not running.
-    pub reason: Option<String>,
-    /// The last output that belongs to the reason.
-    pub output: Vec<String>,
-    /// How often it ended without having been asked to, in this process image.
-    pub downs: u32,
-}
 
 enum Asked {
     Start { cancelled: CancellationToken },
@@ -116,9 +53,8 @@ impl Process {
     ) -> Self {
         let mut current: Option<Instance> = None;
         let mut outgoing = Vec::new();
-        let mut newest = 0;
+        let newest = around.estate.newest_generation(&component.name);
         for (instance, CarriedParts(descriptors)) in carried {
-            newest = newest.max(instance.generation);
             let role = instance.role;
             let Some(instance) = Instance::adopt(instance, descriptors, &around) else { continue };
             match (role, &current) {

@@ -55,6 +55,8 @@ struct Inner {
     generation: u32,
     sequence: u64,
     instances: BTreeMap<String, (CarriedInstance, Arc<Descriptors>)>,
+    /// The highest generation of each component's processes: no two processes ever have one name.
+    generations: BTreeMap<String, u32>,
 }
 
 /// The registry.
@@ -76,7 +78,12 @@ impl Estate {
     /// Returns the registry of the process image `generation`, going on after `carry`, with the guard at the other end of `guard`.
     pub fn new(carry: &Carry, generation: u32, guard: Option<UnixDatagram>, parts: EstateParts) -> Self {
         Self {
-            inner: Mutex::new(Inner { generation, sequence: carry.sequence, instances: BTreeMap::new() }),
+            inner: Mutex::new(Inner {
+                generation,
+                sequence: carry.sequence,
+                instances: BTreeMap::new(),
+                generations: carry.component_generations.clone(),
+            }),
             guard,
             events: parts.events,
             tickets: parts.tickets,
@@ -115,8 +122,18 @@ impl Estate {
                 self.store(&format!("{}{}.{part}", names::INSTANCE, instance.id), descriptor);
             }
         }
-        self.lock().instances.insert(instance.id.clone(), (instance, Arc::clone(descriptors)));
+        {
+            let mut inner = self.lock();
+            let newest = inner.generations.entry(instance.component.clone()).or_default();
+            *newest = instance.generation.max(*newest);
+            inner.instances.insert(instance.id.clone(), (instance, Arc::clone(descriptors)));
+        }
         self.save();
+    }
+
+    /// Returns the highest generation of the processes of `component`.
+    pub(super) fn newest_generation(&self, component: &str) -> u32 {
+        self.lock().generations.get(component).copied().unwrap_or(0)
     }
 
     /// Removes a process that has ended.
@@ -143,6 +160,8 @@ impl Estate {
             sessions: self.sessions.carried(),
             stopped_accepting_ns: None,
             exec_ns: None,
+            trial_ns: None,
+            component_generations: inner.generations.clone(),
         }
     }
 

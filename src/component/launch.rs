@@ -11,7 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use nix::unistd::{User, setgid, setgroups, setuid};
 
 use crate::error::Exit;
-use crate::handover::fd;
+use crate::handover::{exec, fd};
 
 /// What the child is to become.
 #[derive(Debug, clap::Args)]
@@ -19,7 +19,7 @@ pub struct Launch {
     /// How many descriptors from 3 on are its sockets.
     #[arg(long, default_value_t = 0)]
     pub listen_fds: usize,
-    /// The next descriptor after them is a pipe on which a failure is reported; its end means success.
+    /// It is a component: the next descriptor after them is a pipe on which a failure is reported; its end means success.
     #[arg(long)]
     pub report: bool,
     /// The account to run as.
@@ -74,6 +74,15 @@ fn become_program(launch: &Launch, sockets: Vec<OwnedFd>) -> io::Result<std::con
     }
     for socket in sockets {
         fd::keep_over_exec(socket)?;
+    }
+    if launch.report {
+        // A component begins as any program does. A runtime keeps signals blocked until it has handlers.
+        exec::unblock_signals()?;
+    }
+    if launch.report {
+        // A component begins with no signal blocked, whatever thread started it. The runtime keeps the guard's mask: what
+        // comes before it has handlers has to wait.
+        exec::unblock_signals()?;
     }
     let name = text(program.as_bytes())?;
     nix::unistd::execvpe(&name, &arguments, &environment)

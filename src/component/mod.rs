@@ -14,12 +14,14 @@ mod instance;
 pub mod launch;
 mod logs;
 mod signal;
+mod view;
 
-pub use actor::{CarriedParts, Process, State, View, end_stray};
+pub use actor::{CarriedParts, Process, end_stray};
 pub use estate::{Estate, EstateParts, state_name};
 pub use health::State as Health;
 pub use instance::Surroundings;
 pub use logs::{LogLine, Logs, Stream};
+pub use view::{State, View};
 
 use crate::{bus, config};
 

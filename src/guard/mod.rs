@@ -67,7 +67,7 @@ pub enum GuardError {
 }
 
 impl Reported for GuardError {
-    fn code(&self) -> &'static str {
+    fn code(&self) -> &str {
         match self {
             Self::Home(error) => error.code(),
             Self::Journal(_) => "journal_unusable",
@@ -174,6 +174,8 @@ struct Guard {
     watchdog: Option<Duration>,
     /// Whether any runtime of this guard ever became ready.
     was_ready: bool,
+    /// Whether the image that runs became ready.
+    image_is_ready: bool,
     /// Whether the runtime says that it ends because it was asked to.
     ends_as_asked: bool,
     asked_to_end: u32,
@@ -233,6 +235,7 @@ impl Guard {
             output: Output::new(reader),
             watchdog: None,
             was_ready: false,
+            image_is_ready: false,
             ends_as_asked: false,
             asked_to_end: 0,
             end_by: None,
@@ -292,6 +295,7 @@ impl Guard {
         descriptors.push(Named { name: names::GUARD.to_owned(), descriptor: channel });
         self.starts += 1;
         self.ends_as_asked = false;
+        self.image_is_ready = false;
         self.watchdog = None;
         let pid = child::start(&program, &self.home, &self.installed, descriptors, &self.pipe)
             .map_err(system("start the runtime"))?;
@@ -349,6 +353,10 @@ impl Guard {
             }
             if report.get("READY") == Some("1") {
                 self.was_ready = true;
+                self.image_is_ready = true;
+            }
+            if report.get("RELOADING") == Some("1") {
+                self.image_is_ready = false;
             }
             if report.get("STOPPING") == Some("1") {
                 self.ends_as_asked = true;
@@ -367,9 +375,13 @@ impl Guard {
         let lines: Vec<String> = report
             .fields
             .iter()
-            .filter(|(key, _)| key != "WATCHDOG_USEC")
+            // What is between the guard and the runtime means nothing, or something else, above.
+            .filter(|(key, _)| key != "WATCHDOG_USEC" && key != "RELOADING")
             .map(|(key, value)| format!("{key}={value}"))
             .collect();
+        if lines.is_empty() {
+            return;
+        }
         let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
         if let Err(error) = notify::send(manager, &lines.join("\n"), &borrowed) {
             say(&format!("cannot report to the service manager: {error}"));
@@ -476,7 +488,7 @@ impl Guard {
         Ending {
             at: clock::rfc3339(now),
             at_ms: now.as_millisecond(),
-            step: "trial".to_owned(),
+            step: if self.image_is_ready { "probation" } else { "starting" }.to_owned(),
             reason,
             component: None,
             output: Vec::new(),

@@ -49,6 +49,12 @@ pub struct Carry {
     /// When it was about to execute the next image.
     #[serde(default)]
     pub exec_ns: Option<u64>,
+    /// When the trial was journaled and the stop began.
+    #[serde(default)]
+    pub trial_ns: Option<u64>,
+    /// The highest generation of each component's processes.
+    #[serde(default)]
+    pub component_generations: BTreeMap<String, u32>,
 }
 
 /// Whether a process serves or is on its way out.

@@ -22,7 +22,7 @@ use crate::bus::{self, Bus, BusEvent, Cycle, Ended, Fault, Hooks, Origin, Partic
 use crate::clock;
 use crate::component::{self, CarriedParts, Estate, EstateParts, Logs, Process, Surroundings};
 use crate::config::{self, Config, ConfigError};
-use crate::error::{Exit, Reported};
+use crate::error::{Chain, Exit, Reported};
 use crate::events::Events;
 use crate::handover::carry::{CarriedInstance, Carry};
 use crate::handover::exec;
@@ -31,7 +31,7 @@ use crate::handover::listener::{BindError, Listeners};
 use crate::handover::{Named, names, notify};
 use crate::home::HomeError;
 use crate::tickets::Tickets;
-use crate::update::{Manager, Parts, UpdateError};
+use crate::update::{Manager, Parts, Times, UpdateError};
 
 /// Why the runtime could not start.
 #[derive(Debug, thiserror::Error)]
@@ -75,7 +75,7 @@ pub enum RuntimeError {
 }
 
 impl Reported for RuntimeError {
-    fn code(&self) -> &'static str {
+    fn code(&self) -> &str {
         match self {
             Self::Home(error) => error.code(),
             Self::Journal(_) => "journal_unusable",
@@ -137,7 +137,6 @@ fn read_disk(given: &Given) -> Result<OnDisk, RuntimeError> {
     let journal = journal::load(home)?.ok_or_else(|| HomeError::Empty { home: home.to_owned() })?;
     let store = Store::open(home)?;
     let trust = Trust::open(home)?;
-    store.empty_staging()?;
     let release = store.release(journal.state.wanted())?;
     let config = Arc::new(Config::load(&release.dir, &home.join(config::LOCAL_FILE))?);
     Ok(OnDisk { store, trust, journal, release, config })
@@ -155,6 +154,9 @@ impl Hooks for BusHooks {
             BusEvent::State(state) => {
                 tracing::info!(bus.state = state.name(), "bus");
                 self.events.publish("bus.state", json!({ "state": state }));
+                if *state == bus::State::Exiting {
+                    self.manager.about_to_exec();
+                }
             }
             BusEvent::Fault(fault) => {
                 tracing::warn!(component.name = fault.component, phase = fault.phase, cause = fault.cause, "fault");
@@ -174,6 +176,7 @@ impl Hooks for BusHooks {
 
 /// Lives from what was handed over to an end.
 pub(super) async fn live(given: &Given, mut inherited: Inheritance) -> Result<End, RuntimeError> {
+    let begun_ns = clock::monotonic_ns();
     let guard_channel = inherited.take(names::GUARD);
     let lock = inherited.take(names::LOCK);
     let (stored, states): (Vec<String>, Vec<OwnedFd>) =
@@ -233,7 +236,8 @@ pub(super) async fn live(given: &Given, mut inherited: Inheritance) -> Result<En
         components: components.clone(),
         installed: given.installed.clone(),
         bus: bus.clone(),
-    })?);
+        times: Times { trial_ns: before.trial_ns, exec_ns: before.exec_ns, begun_ns },
+    }));
 
     let parts = Assembled { config: disk.config, around, components, manager, bus, seat, before };
     run_image(parts, guard_channel, lock, reaped_sender, api_socket, tasks).await
@@ -353,9 +357,8 @@ async fn run_image(
     });
     let socket = api_socket.try_clone().map_err(io_error("duplicate the API's socket"))?;
     let server = Arc::new(Server::new(app, socket, admin, before));
-    let mut participants: Vec<Arc<dyn Participant>> = vec![Arc::clone(&server) as Arc<dyn Participant>];
-    participants.extend(components.iter().map(|component| Arc::clone(component) as Arc<dyn Participant>));
-    let engine = seat.engine(participants, hooks)?;
+    let participants = components.iter().map(|component| Arc::clone(component) as Arc<dyn Participant>).collect();
+    let engine = seat.engine(vec![Arc::clone(&server) as Arc<dyn Participant>], participants, hooks)?;
 
     let now = CancellationToken::new();
     let signals =
@@ -377,7 +380,10 @@ async fn run_image(
     for component in &components {
         tasks.spawn(publish_changes(Arc::clone(component), Arc::clone(&estate)));
     }
-    tasks.spawn(tell_running(bus.clone(), Arc::clone(&manager), Arc::clone(&estate), config.name.clone()));
+    // Held before anybody can ask: until the disk is tidy nothing is received.
+    let permit = manager.hold_receiving();
+    let tidied = tell_running(bus.clone(), Arc::clone(&manager), Arc::clone(&estate), config.name.clone(), permit);
+    tasks.spawn(tidied);
 
     drop(bus.request(Request::Start, Origin("start".to_owned())));
     // Cancel-safe: when the third signal comes nothing of the bus is wanted any more.
@@ -392,7 +398,9 @@ async fn run_image(
         Some(replacement) => {
             manager.end();
             tasks.shutdown().await;
-            let descriptors = describe(&around, &server, api_socket, kept_channel, lock)
+            // Until the next image says that it is ready, nothing is.
+            estate.tell_guard("RELOADING=1", &[]);
+            let descriptors = describe(&around, &server, manager.trial_ns(), api_socket, kept_channel, lock)
                 .map_err(io_error("describe what is handed over"))?;
             Ok(End::Replace { program: replacement.program.clone(), label: replacement.label.clone(), descriptors })
         }
@@ -451,13 +459,27 @@ async fn publish_changes(component: Arc<Process>, estate: Arc<Estate>) {
     }
 }
 
-/// Tells the guard and the update manager when the site runs.
-async fn tell_running(bus: Bus, manager: Arc<Manager>, estate: Arc<Estate>, name: String) {
+/// Tidies the disk, and tells the guard and the update manager when the site runs.
+async fn tell_running(
+    bus: Bus,
+    manager: Arc<Manager>,
+    estate: Arc<Estate>,
+    name: String,
+    permit: Option<tokio::sync::OwnedSemaphorePermit>,
+) {
     let mut states = bus.watch();
+    // After the first accept: what waits for the disk is not on the way there.
+    let entered = states.wait_for(|state| !matches!(state, bus::State::Initial | bus::State::Entering)).await.is_ok();
+    if let (true, Some(permit)) = (entered, permit)
+        && let Err(error) = manager.tidy(permit).await
+    {
+        tracing::error!(error = %Chain(&error), "cannot tidy the home; the next start tries again");
+    }
     if states.wait_for(|state| *state == bus::State::Running).await.is_ok() {
         let status = format!("READY=1\nSTATUS={name} is running");
         estate.tell_guard(&status, &[]);
         manager.site_runs();
+        estate.tickets.settle_carried();
         estate.save();
     }
 }
@@ -466,6 +488,7 @@ async fn tell_running(bus: Bus, manager: Arc<Manager>, estate: Arc<Estate>, name
 fn describe(
     around: &Surroundings,
     server: &Server,
+    trial_ns: Option<u64>,
     api_socket: UnixListener,
     channel: Option<OwnedFd>,
     lock: Option<OwnedFd>,
@@ -481,6 +504,7 @@ fn describe(
     let mut carry = around.estate.save();
     carry.stopped_accepting_ns = server.stopped_accepting_ns();
     carry.exec_ns = Some(clock::monotonic_ns());
+    carry.trial_ns = trial_ns;
     parts.push(named(&component::state_name(carry.sequence), carry.seal()?));
     Ok(parts)
 }

@@ -8,6 +8,7 @@ mod error;
 mod plan;
 mod preflight;
 mod receiving;
+mod transaction;
 mod trial;
 
 use std::collections::BTreeSet;
@@ -16,7 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use refit_updater::history::{self, Entry};
-use refit_updater::journal::{self, Attempt, Ending, Event, Journal, Kind, State};
+use refit_updater::journal::{self, Attempt, Ending, Journal, Kind, State};
 use refit_updater::release::Release;
 use refit_updater::trust::Trust;
 use refit_updater::{Digest, Store};
@@ -25,7 +26,7 @@ use serde::Serialize;
 use serde_json::json;
 use tokio::task::JoinSet;
 
-use crate::bus::{Bus, Fault, Origin, Progress, Replacement, Request};
+use crate::bus::{Bus, Fault, Replacement};
 use crate::clock;
 use crate::component::{Process, Surroundings, fingerprint};
 use crate::config::Config;
@@ -87,6 +88,19 @@ pub struct Parts {
     pub installed: PathBuf,
     /// The bus that it asks.
     pub bus: Bus,
+    /// When the image before got how far.
+    pub times: Times,
+}
+
+/// Moments of a handover on the monotonic clock, in nanoseconds.
+#[derive(Debug, Clone, Copy)]
+pub struct Times {
+    /// The trial was journaled and the stop began.
+    pub trial_ns: Option<u64>,
+    /// The image before was about to execute this one.
+    pub exec_ns: Option<u64>,
+    /// This image began.
+    pub begun_ns: u64,
 }
 
 /// The update manager.
@@ -101,6 +115,10 @@ pub struct Manager {
     tasks: Mutex<JoinSet<()>>,
     /// Whether this image ends so that the guard selects the release anew.
     gives_way: AtomicBool,
+    /// When this image journaled a trial.
+    trial_ns: Mutex<Option<u64>>,
+    /// Whether [`Manager::tidy`] has been.
+    tidy: AtomicBool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -108,33 +126,47 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Manager {
-    /// Returns the manager.
-    ///
-    /// An attempt that the journal says is finished is put into the history first.
-    ///
-    /// # Errors
-    /// The history or the journal cannot be written.
-    pub fn new(mut parts: Parts) -> Result<Self, UpdateError> {
-        let home = parts.store.home().to_owned();
-        let finished = parts.journal.finished.take();
-        if let Some(entry) = &finished {
-            history::append(&home, entry).map_err(|source| UpdateError::Io { what: "write the history", source })?;
-            journal::store(&home, &parts.journal)?;
-        }
-        parts.store.point_current(parts.journal.state.wanted())?;
+    /// Returns the manager. Nothing is written yet: the way from an exec to the first accept is kept short.
+    pub fn new(parts: Parts) -> Self {
         let manager = Self {
             journal: Mutex::new(parts.journal.clone()),
+            finished: Mutex::new(parts.journal.finished.clone()),
             view: Mutex::new(None),
             parts,
             gives_way: AtomicBool::new(false),
-            finished: Mutex::new(finished),
+            trial_ns: Mutex::new(None),
+            tidy: AtomicBool::new(false),
             receiving: Arc::new(tokio::sync::Semaphore::new(1)),
             tasks: Mutex::new(JoinSet::new()),
         };
         if let (State::Trial { .. }, Some(attempt)) = (&manager.parts.journal.state, &manager.parts.journal.attempt) {
             manager.step(attempt, "starting", &format!("release {} starts", attempt.to));
         }
-        Ok(manager)
+        manager
+    }
+
+    /// Does what every start owes the disk: the `current` link, an empty staging, and the history of an attempt that ended
+    /// with the image before. Until then nothing is received and no update begins. Repeating it changes nothing.
+    ///
+    /// # Errors
+    /// A file cannot be written; what is left is done at the next start.
+    pub async fn tidy(self: &Arc<Self>, permit: tokio::sync::OwnedSemaphorePermit) -> Result<(), UpdateError> {
+        let manager = Arc::clone(self);
+        let work = move || {
+            let _permit = permit;
+            let store = &manager.parts.store;
+            store.point_current(manager.parts.journal.state.wanted())?;
+            store.empty_staging()?;
+            manager.record_finished()
+        };
+        let result = tokio::task::spawn_blocking(work).await.map_err(|source| UpdateError::Worker { source })?;
+        self.tidy.store(true, Ordering::Release);
+        result
+    }
+
+    /// Returns the right to receive packages, for [`Manager::tidy`]; `None` if somebody has it.
+    pub fn hold_receiving(&self) -> Option<tokio::sync::OwnedSemaphorePermit> {
+        Arc::clone(&self.receiving).try_acquire_owned().ok()
     }
 
     /// Returns the journal.
@@ -207,7 +239,7 @@ impl Manager {
         if shown.is_some() {
             return Err(UpdateError::Busy);
         }
-        let journal = self.journal();
+        let journal = self.idle_journal()?;
         let State::Idle { current } = &journal.state else { return Err(UpdateError::Busy) };
         let (digest, to, received) = self.resolve(target, &journal)?;
         if to == *current && !received {
@@ -234,6 +266,20 @@ impl Manager {
         Ok(ticket)
     }
 
+    /// Returns when this image journaled a trial, on the monotonic clock.
+    pub fn trial_ns(&self) -> Option<u64> {
+        *lock(&self.trial_ns)
+    }
+
+    /// Shows that the last step of this image has come.
+    pub fn about_to_exec(&self) {
+        if let (State::Trial { .. }, Some(attempt)) = (&self.journal().state, self.journal().attempt)
+            && lock(&self.trial_ns).is_some()
+        {
+            self.step(&attempt, "exec", &format!("executing the runtime of release {}", attempt.to));
+        }
+    }
+
     /// Returns whether this image ends so that the guard selects the release anew.
     pub fn gives_way(&self) -> bool {
         self.gives_way.load(Ordering::Relaxed)
@@ -249,8 +295,24 @@ impl Manager {
         lock(&self.tasks).abort_all();
     }
 
+    /// Returns the journal; one that a full disk left in `Staged`, with nothing under way, is ended first.
+    fn idle_journal(&self) -> Result<Journal, UpdateError> {
+        let journal = self.journal();
+        if !matches!(journal.state, State::Staged { .. }) {
+            return Ok(journal);
+        }
+        let ending = Self::ending("staged", "the update could not be recorded".to_owned());
+        let ended = journal.failed(&ending).map_err(|_| UpdateError::Busy)?;
+        self.write(ended)?;
+        self.record_finished()?;
+        Ok(self.journal())
+    }
+
     fn running_bus(&self) -> Result<&Bus, UpdateError> {
         match self.parts.bus.state() {
+            crate::bus::State::Running if !self.tidy.load(Ordering::Acquire) => {
+                Err(UpdateError::NotRunning { state: "starting" })
+            }
             crate::bus::State::Running => Ok(&self.parts.bus),
             state @ (crate::bus::State::Initial
             | crate::bus::State::Entering
@@ -280,144 +342,6 @@ impl Manager {
             Target::Version(version) => installed(&version),
             Target::Previous => installed(journal.previous().ok_or(UpdateError::NoPrevious)?),
         }
-    }
-
-    /// Drives one attempt up to the request that replaces this image, or to its failure.
-    async fn transact(self: Arc<Self>, mut attempt: Attempt, received: bool, bus: Bus) {
-        let result = self.prepare(&mut attempt, received).await;
-        let failed = match result {
-            Ok(replacement) => {
-                let text = format!("stopping what release {} replaces", attempt.to);
-                self.step(&attempt, "stopping", &text);
-                let request = match attempt.kind {
-                    Kind::Update => Request::Update(replacement),
-                    Kind::Rollback => Request::Rollback(replacement),
-                };
-                let ticket = bus.request(request, Origin(attempt.who.clone()));
-                match ticket.outcome().await {
-                    Progress::Done | Progress::Already => return, // the next image goes on
-                    Progress::Refused(reason) | Progress::Failed(reason) => ("stopping", UpdateError::Bus { reason }),
-                    Progress::Accepted => return,
-                }
-            }
-            Err(failed) => failed,
-        };
-        let (step, error) = failed;
-        let mut ending = Self::ending(step, error::reason(&error));
-        ending.output = error.output();
-        self.give_up(&attempt, &ending);
-    }
-
-    /// Ends an attempt whose release was not started.
-    fn give_up(&self, attempt: &Attempt, ending: &Ending) {
-        let journal = self.journal();
-        let result = match journal.state {
-            State::Idle { .. } => {
-                // It failed before the journal knew of it.
-                let mut journal = journal;
-                journal.finished = Some(Entry::of(attempt.clone(), refit_updater::history::Outcome::Failed, ending));
-                self.write(journal)
-            }
-            State::Staged { .. } | State::Trial { .. } => match journal.failed(ending) {
-                Ok(journal) => self.write(journal),
-                Err(error) => {
-                    tracing::error!(error = %Chain(&error), "cannot end the update");
-                    Ok(())
-                }
-            },
-        };
-        if let Err(error) = result.and_then(|()| self.record_finished()) {
-            tracing::error!(error = %Chain(&error), "cannot record the end of the update");
-        }
-        *lock(&self.view) = None;
-        self.publish_step(attempt, "failed", "the update failed; the running release is untouched", Some(ending));
-        self.parts.around.estate.tickets.resolve(&attempt.id, "failed", Some(ending.reason.clone()));
-        self.parts.around.estate.save();
-    }
-
-    /// Moves the finished attempt from the journal into the history.
-    fn record_finished(&self) -> Result<(), UpdateError> {
-        let mut journal = self.journal();
-        let Some(entry) = journal.finished.take() else { return Ok(()) };
-        history::append(self.parts.store.home(), &entry)
-            .map_err(|source| UpdateError::Io { what: "write the history", source })?;
-        self.write(journal)
-    }
-
-    /// Does everything before the stop. Returns how this image is to be replaced.
-    ///
-    /// # Errors
-    /// The step it failed in, and why.
-    async fn prepare(
-        self: &Arc<Self>,
-        attempt: &mut Attempt,
-        received: bool,
-    ) -> Result<Arc<Replacement>, (&'static str, UpdateError)> {
-        let begun = std::time::Instant::now();
-        let release = self.clone().stage(attempt.clone(), received).await.map_err(|error| ("staged", error))?;
-        attempt.durations.insert("staging".to_owned(), millis(begun));
-        self.step(attempt, "staged", &format!("release {} is complete on disk", attempt.to));
-
-        let begun = std::time::Instant::now();
-        self.step(attempt, "preflight", &format!("examining release {}", attempt.to));
-        let preflight = |error| ("preflight", error);
-        let examined = self.examine(release, attempt).await.map_err(preflight)?;
-        let replacement = self.replacement(&examined).map_err(preflight)?;
-        attempt.durations.insert("preflight".to_owned(), millis(begun));
-
-        let journal = self.journal();
-        let approved = journal.state.clone().next(Event::Approved).and_then(|state| state.next(Event::Started));
-        let state = approved.map_err(|error| preflight(UpdateError::Bus { reason: Chain(&error).to_string() }))?;
-        self.write(Journal { state, attempt: Some(attempt.clone()), ..journal }).map_err(preflight)?;
-        self.step(attempt, "trial", &format!("release {} is on trial from now on", attempt.to));
-        Ok(replacement)
-    }
-
-    /// Gives the release its place and journals it as the next.
-    async fn stage(self: Arc<Self>, attempt: Attempt, received: bool) -> Result<Release, UpdateError> {
-        let work = move || {
-            let store = &self.parts.store;
-            let journal = self.journal();
-            let release = if received {
-                let package =
-                    store.received(&attempt.digest)?.ok_or(UpdateError::UnknownPackage { digest: attempt.digest })?;
-                let in_use: BTreeSet<Version> =
-                    self.parts.around.estate.releases_in_use().into_iter().chain([attempt.from.clone()]).collect();
-                let replaceable: Vec<Version> =
-                    (!in_use.contains(&attempt.to)).then(|| attempt.to.clone()).into_iter().collect();
-                store.admit(package, &replaceable)?
-            } else {
-                let report = store.verify(&attempt.to, &mut |_| {})?;
-                if let Some(problem) = report.problems.first() {
-                    return Err(UpdateError::Damaged { version: attempt.to.clone(), what: problem.to_string() });
-                }
-                store.release(&attempt.to)?
-            };
-            let state = journal.state.clone().next(Event::Admitted(attempt.to.clone()));
-            let state = state.map_err(|_| UpdateError::Busy)?;
-            self.write(Journal { state, attempt: Some(attempt.clone()), ..journal })?;
-            preflight::merge(store, &attempt.from, &attempt.to, attempt.kind == Kind::Rollback)?;
-            Ok(release)
-        };
-        tokio::task::spawn_blocking(work).await.map_err(|source| UpdateError::Worker { source })?
-    }
-
-    async fn examine(&self, release: Release, _attempt: &Attempt) -> Result<preflight::Examined, UpdateError> {
-        let bound: Vec<_> = lock(&self.parts.around.listeners).addresses().into_iter().map(|(_, at)| at).collect();
-        let home = &self.parts.around.home;
-        preflight::examine(home, release, &self.parts.config.name, &bound, &self.parts.installed).await
-    }
-
-    fn replacement(&self, examined: &preflight::Examined) -> Result<Arc<Replacement>, UpdateError> {
-        let running = self.parts.around.estate.instances();
-        let live = self.parts.store.config_dir(&examined.release.version);
-        let leave = plan::leave(&running, &examined.config, &examined.release.manifest, &live)
-            .map_err(|source| UpdateError::Io { what: "read the live configuration", source })?;
-        Ok(Arc::new(Replacement {
-            label: examined.release.version.to_string(),
-            program: examined.program.clone(),
-            leave,
-        }))
     }
 
     /// Returns the replacement of this image by a new one of the same release: every component stays.
@@ -492,7 +416,8 @@ impl Manager {
             self.tell_finished(&entry);
         }
         let journal = self.journal();
-        if let (State::Trial { .. }, Some(attempt)) = (&journal.state, journal.attempt) {
+        if let (State::Trial { .. }, Some(mut attempt)) = (&journal.state, journal.attempt) {
+            self.parts.times.record(&mut attempt, clock::monotonic_ns());
             let manager = Arc::clone(self);
             lock(&self.tasks).spawn(async move { manager.watch_trial(attempt).await });
         } else {
@@ -507,9 +432,13 @@ impl Manager {
             history::Outcome::Failed => "failed",
         };
         let reason = entry.reason.clone().unwrap_or_default();
+        let text = match entry.outcome {
+            history::Outcome::Done => format!("release {} is good", entry.to),
+            history::Outcome::RolledBack | history::Outcome::Failed => format!("release {} runs again", entry.from),
+        };
         let data = json!({
             "id": entry.id, "kind": entry.kind, "step": step, "from": entry.from, "to": entry.to,
-            "text": format!("release {} runs again", entry.from), "reason": reason, "component": entry.component,
+            "text": text, "reason": reason, "component": entry.component,
             "output": entry.output,
         });
         let estate = &self.parts.around.estate;
@@ -562,6 +491,20 @@ impl Manager {
     /// The live configuration cannot be read.
     pub fn fingerprints(config: &Config, release: &Release, live: &std::path::Path) -> std::io::Result<Vec<String>> {
         config.components.iter().map(|component| fingerprint::of(component, config, &release.manifest, live)).collect()
+    }
+}
+
+impl Times {
+    /// Adds to `attempt` how long stopping, exec and starting took, now that the site runs.
+    fn record(self, attempt: &mut Attempt, now_ns: u64) {
+        let mut add = |step: &str, from: Option<u64>, to: Option<u64>| {
+            if let (Some(from), Some(to)) = (from, to) {
+                attempt.durations.insert(step.to_owned(), to.saturating_sub(from) / 1_000_000);
+            }
+        };
+        add("stopping", self.trial_ns, self.exec_ns);
+        add("exec", self.exec_ns, Some(self.begun_ns));
+        add("starting", Some(self.begun_ns), Some(now_ns));
     }
 }
 

@@ -78,7 +78,7 @@ impl Manager {
         total_bytes: Option<u64>,
         allow_downgrade: bool,
     ) -> Result<PackageView, UpdateError> {
-        let permit = Arc::clone(&self.receiving).try_acquire_owned().map_err(|_| UpdateError::Receiving)?;
+        let permit = self.hold_receiving().ok_or(UpdateError::Receiving)?;
         let current = self.journal().state.wanted().clone();
         let policy = Policy {
             appliance: Some(self.parts.config.name.clone()),

@@ -1,8 +1,8 @@
-// The admin page of a real appliance, driven in a browser as a person would: the whole scenario, from a wrong password to
-// signing out.
+// The admin page of a real appliance, driven in a browser as a person would: the whole scenario, from a wrong password
+// to signing out.
 //
-// DEMO is the line that `refit demo --json` prints, CHROMIUM the browser. PICTURES, if set, is a directory that gets the
-// page at each point of the scenario, wide and narrow, light and dark.
+// DEMO is the line that `refit demo --json` prints, CHROMIUM the browser. PICTURES, if set, is a directory that gets
+// the page at each point of the scenario, wide and narrow, light and dark.
 
 import { mkdirSync } from "node:fs";
 import { join } from "node:path";
@@ -32,7 +32,7 @@ let passed = 0;
 const failures = [];
 
 function check(ok, what) {
-  console.log(`${ok ? "ok  " : "FAIL"} ${what}`);
+  console.log(`${ok ? "ok  " : "FAIL"} ${what.replace(/\s+/g, " ")}`);
   if (ok) passed += 1;
   else failures.push(what);
 }
@@ -43,7 +43,8 @@ const browser = await chromium.launch({
   args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync"],
 });
-const context = await browser.newContext({ viewport: { width: LOOKS[0].width, height: HEIGHT }, reducedMotion: "reduce" });
+const viewport = { width: LOOKS[0].width, height: HEIGHT };
+const context = await browser.newContext({ viewport, reducedMotion: "reduce" });
 const page = await context.newPage();
 const devtools = await context.newCDPSession(page);
 page.setDefaultTimeout(WAIT_MS);
@@ -58,16 +59,16 @@ const visible = (selector) => page.locator(selector).filter({ visible: true }).f
 const text = async (selector) => (await page.locator(selector).first().innerText()).trim();
 
 /** Takes a picture in each look; the page must fit the window in all of them. */
-async function picture(name) {
+async function picture(name, fullPage = true) {
   for (const { theme, width } of LOOKS) {
     await page.emulateMedia({ colorScheme: theme, reducedMotion: "reduce" });
     await page.setViewportSize({ width, height: HEIGHT });
     const fits = await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth);
     if (!fits) check(false, `${name} is wider than a window of ${width} px`);
-    if (PICTURES) await page.screenshot({ path: join(PICTURES, `${name}-${theme}-${width}.png`), fullPage: true });
+    if (PICTURES) await page.screenshot({ path: join(PICTURES, `${name}-${theme}-${width}.png`), fullPage });
   }
   await page.emulateMedia({ colorScheme: LOOKS[0].theme, reducedMotion: "reduce" });
-  await page.setViewportSize({ width: LOOKS[0].width, height: HEIGHT });
+  await page.setViewportSize(viewport);
 }
 
 /** Drops a file on the page as the file manager does. */
@@ -77,7 +78,8 @@ async function drop(name) {
   const at = { x: zone.x + zone.width / 2, y: zone.y + zone.height / 2 };
   await page.bringToFront();
   for (const type of ["dragEnter", "dragOver"]) await devtools.send("Input.dispatchDragEvent", { type, ...at, data });
-  check(await page.evaluate(() => document.body.classList.contains("dragging")), `${name} is expected while it is dragged`);
+  const expected = await page.evaluate(() => document.body.classList.contains("dragging"));
+  check(expected, `${name} is expected while it is dragged`);
   await devtools.send("Input.dispatchDragEvent", { type: "drop", ...at, data });
 }
 
@@ -131,11 +133,11 @@ async function firstLook() {
   check(await text("#version") === "1.0.0", "the page shows version 1.0.0");
   const names = await page.locator("#components .fold").allInnerTexts();
   check(names.join() === "shop,stock", "and both components");
-  check(await text("#releases li") !== "", "and the release");
+  check(/1\.0\.0\s+current/.test(await text("#releases li")), "and the release");
   check(await page.locator("#history, #history-empty").filter({ visible: true }).count() === 1, "and the history");
   const fold = page.locator("#components .fold").first();
   await fold.click();
-  await page.waitForFunction(() => /version 1\.0\.0/.test(document.querySelector("#components tr.detail pre").textContent));
+  await page.locator("#components tr.detail pre", { hasText: "version 1.0.0" }).waitFor();
   check(true, "the opened component shows what it wrote");
   await picture("02-idle");
   await fold.click();
@@ -175,12 +177,14 @@ async function goodUpdate() {
   await page.click("#install");
   await visible('#run [data-step="probation"][data-state="active"] progress');
   check(/on trial/.test(await text("#release-state")), "the header says that the release is on trial");
+  await page.waitForFunction(() => document.querySelector('[data-step="probation"] progress').value > 0.4);
+  check(/1\.1\.0\s+on trial/.test(await text("#releases li")), "and so do the releases");
   await picture("06-probation");
   const title = await outcome();
   check(title === "1.1.0 is installed", `the outcome: ${title}`);
   const seen = await page.evaluate(() => window.seen ?? []);
-  for (const step of ["preflight", "stopping", "probation"]) {
-    check(seen.includes(`${step} active`), `step ${step} was seen while it ran`);
+  for (const step of ["preflight", "stopping", "exec", "probation"]) {
+    check(seen.some((change) => change.startsWith(step)), `step ${step} was followed live`);
   }
   const steps = await page.locator("#run [data-step]").evaluateAll((items) => items.map((item) => item.dataset.state));
   check(steps.length > 0 && steps.every((state) => state === "done"), "all steps are done");
@@ -191,13 +195,16 @@ async function goodUpdate() {
   await closeOutcome("1.1.0");
 }
 
-/** `said` is a part of the last output that must be shown with the reason. */
-async function badUpdate(version, said) {
+/** `step` is where it must be shown to fail, `said` a part of the last output that must be shown with the reason. */
+async function badUpdate(version, step, said) {
   await choose(`shop-${version}.refit`);
   await visible("#package");
   await page.click("#install");
   const title = await outcome();
   check(title === `${version} failed; 1.1.0 is running again`, `the outcome: ${title}`);
+  const crossed = page.locator('#run [data-state="failed"]');
+  const failed = await crossed.evaluateAll((items) => items.map((item) => item.dataset.step));
+  check(failed.join() === step, `it failed in step ${failed.join()}`);
   const reason = await text("#outcome-reason");
   check(reason.length > 0, `its reason: ${reason}`);
   check((await text("#outcome-output pre")).includes(said), `its last output: ${said}`);
@@ -205,7 +212,7 @@ async function badUpdate(version, said) {
   await closeOutcome("1.1.0");
   const row = page.locator("#history tbody tr:not(.detail)").first();
   const line = await row.innerText();
-  check(line.includes(version) && line.includes("rolled-back") && line.includes(reason), "the history says so, too");
+  check(line.includes(version) && line.includes("rolled back") && line.includes(reason), "the history says so, too");
   await row.locator(".fold").click();
   const kept = await page.locator("#history tr.detail:not([hidden]) pre").first().innerText();
   check(kept.includes(said), "with the last output");
@@ -219,7 +226,7 @@ async function rollback() {
   await button.click();
   await visible("#confirm");
   check(await page.evaluate(() => document.activeElement.value === "no"), "the dialog proposes not to go back");
-  await picture("10-dialog");
+  await picture("10-dialog", false);
   await page.keyboard.press("Escape");
   await page.waitForSelector("#confirm:not([open])", { state: "attached" });
   check(await page.locator("#run").isHidden(), "Escape changes nothing");
@@ -261,15 +268,15 @@ try {
   await firstLook();
   await hostile();
   await goodUpdate();
-  await badUpdate("1.2.0", "cannot open the catalogue");
-  await badUpdate("1.3.0", "version 1.3.0 serves");
-  await badUpdate("1.4.0", "cannot map the session table");
+  await badUpdate("1.2.0", "starting", "cannot open the catalogue");
+  await badUpdate("1.3.0", "probation", "version 1.3.0 serves");
+  await badUpdate("1.4.0", "exec", "cannot map the session table");
   await rollback();
   await reloadMidway();
   await signOut();
 } catch (error) {
-  check(false, String(error));
-  await picture("error");
+  check(false, error.stack.split("Browser logs")[0]);
+  if (!page.isClosed()) await picture("error");
 }
 await browser.close();
 for (const what of failures) console.log(`failed: ${what}`);

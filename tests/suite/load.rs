@@ -100,10 +100,7 @@ pub(crate) struct LoadReport {
 impl LoadReport {
     /// Asserts that clients noticed nothing.
     pub(crate) fn assert_clean(&self) {
-        assert!(
-            self.ok > 0 && self.failed == 0 && self.closed_unannounced == 0,
-            "not clean: {self}"
-        );
+        assert!(self.ok > 0 && self.failed == 0 && self.closed_unannounced == 0, "not clean: {self}");
     }
 }
 
@@ -121,9 +118,7 @@ impl fmt::Display for LoadReport {
             self.longest_gap,
             self.elapsed,
         )?;
-        self.failures
-            .iter()
-            .try_for_each(|failure| write!(f, "\n  {failure}"))
+        self.failures.iter().try_for_each(|failure| write!(f, "\n  {failure}"))
     }
 }
 
@@ -131,17 +126,10 @@ impl Load {
     /// Starts to send; returns at once.
     pub(crate) fn start(addr: SocketAddr, options: LoadOptions) -> Self {
         assert!(addr.ip().is_loopback(), "{addr} is not a loopback address");
-        assert!(
-            options.new_per_second <= NEW_PER_SECOND_MAX,
-            "at most {NEW_PER_SECOND_MAX} new connections a second"
-        );
+        assert!(options.new_per_second <= NEW_PER_SECOND_MAX, "at most {NEW_PER_SECOND_MAX} new connections a second");
         let now = Instant::now();
         let (keepalive, slow) = (options.keepalive_connections, options.slow_connections);
-        let new = if options.new_per_second == 0 {
-            0
-        } else {
-            NEW_THREADS
-        };
+        let new = if options.new_per_second == 0 { 0 } else { NEW_THREADS };
         let shared = Arc::new(Shared {
             addr,
             options,
@@ -171,21 +159,14 @@ impl Load {
     /// Returns what has been counted so far.
     pub(crate) fn report(&self) -> LoadReport {
         let log = self.shared.log();
-        LoadReport {
-            elapsed: self.shared.started.elapsed(),
-            ..log.report.clone()
-        }
+        LoadReport { elapsed: self.shared.started.elapsed(), ..log.report.clone() }
     }
 
     /// Waits until `version` gives an answer that ends from now on; returns how long that took.
     ///
     /// # Errors
     /// It gave none within `limit`; the text says what was seen instead.
-    pub(crate) fn wait_for_version(
-        &self,
-        version: &str,
-        limit: Duration,
-    ) -> Result<Duration, String> {
+    pub(crate) fn wait_for_version(&self, version: &str, limit: Duration) -> Result<Duration, String> {
         let answers = |log: &Log| log.answers.get(version).copied().unwrap_or(0);
         let before = answers(&self.shared.log());
         self.wait(limit, |log| answers(log) > before)
@@ -211,25 +192,15 @@ impl Load {
         if self.shared.options.new_per_second + self.shared.options.keepalive_connections > 0 {
             log.report.longest_gap = log.report.longest_gap.max(now.duration_since(log.last_ok));
         }
-        LoadReport {
-            elapsed,
-            ..log.report.clone()
-        }
+        LoadReport { elapsed, ..log.report.clone() }
     }
 
     fn wait(&self, limit: Duration, met: impl Fn(&Log) -> bool) -> Result<Duration, LoadReport> {
         let begin = Instant::now();
         let log = self.shared.log();
-        let (log, timeout) = self
-            .shared
-            .changed
-            .wait_timeout_while(log, limit, |log| !met(log))
-            .unwrap_or_else(PoisonError::into_inner);
-        if timeout.timed_out() {
-            Err(log.report.clone())
-        } else {
-            Ok(begin.elapsed())
-        }
+        let (log, timeout) =
+            self.shared.changed.wait_timeout_while(log, limit, |log| !met(log)).unwrap_or_else(PoisonError::into_inner);
+        if timeout.timed_out() { Err(log.report.clone()) } else { Ok(begin.elapsed()) }
     }
 
     fn end(&mut self) {
@@ -278,17 +249,10 @@ impl Shared {
     fn goes_on_at(&self, due: Instant) -> bool {
         let mut log = self.log();
         while !log.ended {
-            let Some(left) = due
-                .checked_duration_since(Instant::now())
-                .filter(|left| !left.is_zero())
-            else {
+            let Some(left) = due.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) else {
                 return true;
             };
-            log = self
-                .changed
-                .wait_timeout(log, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            log = self.changed.wait_timeout(log, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         false
     }
@@ -322,9 +286,7 @@ impl Shared {
         log.report.failed += 1;
         if log.report.failures.len() < FAILURES_MAX {
             let at = self.started.elapsed().as_secs_f64();
-            log.report
-                .failures
-                .push(format!("{at:.3} s: {class}: {failure}"));
+            log.report.failures.push(format!("{at:.3} s: {class}: {failure}"));
         }
         drop(log);
         self.changed.notify_all();
@@ -345,21 +307,10 @@ impl Shared {
         self.request(&mut stream, path, true, deadline)
     }
 
-    fn request(
-        &self,
-        stream: &mut TcpStream,
-        path: &str,
-        close: bool,
-        deadline: Instant,
-    ) -> Result<Answer, Failure> {
+    fn request(&self, stream: &mut TcpStream, path: &str, close: bool, deadline: Instant) -> Result<Answer, Failure> {
         let connection = if close { "close" } else { "keep-alive" };
-        let head = format!(
-            "GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: {connection}\r\n\r\n",
-            self.addr
-        );
-        stream
-            .write_all(head.as_bytes())
-            .map_err(|error| Failure::from_io(&error, 0))?;
+        let head = format!("GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: {connection}\r\n\r\n", self.addr);
+        stream.write_all(head.as_bytes()).map_err(|error| Failure::from_io(&error, 0))?;
         Answer::read(stream, &self.options.version_header, deadline)
     }
 }
@@ -394,8 +345,7 @@ fn slow_requests(shared: &Shared) {
 fn keepalive_connection(shared: &Shared, index: u32) {
     let period = shared.options.keepalive_period;
     // Spread over one period: all at once is another load.
-    let mut due = shared.started
-        + period.mul_f64(f64::from(index) / f64::from(shared.options.keepalive_connections));
+    let mut due = shared.started + period.mul_f64(f64::from(index) / f64::from(shared.options.keepalive_connections));
     let mut kept: Option<TcpStream> = None;
     while shared.goes_on_at(due) {
         due = (due + period).max(Instant::now());
@@ -416,10 +366,7 @@ fn keepalive_connection(shared: &Shared, index: u32) {
     kept.filter(|stream| still_open(shared, stream));
 }
 
-fn keepalive_request(
-    shared: &Shared,
-    kept: Option<TcpStream>,
-) -> Result<(Answer, TcpStream), Failure> {
+fn keepalive_request(shared: &Shared, kept: Option<TcpStream>) -> Result<(Answer, TcpStream), Failure> {
     let deadline = Instant::now() + REQUEST_MAX;
     let mut stream = kept.map_or_else(|| connect(shared.addr), Ok)?;
     let answer = shared.request(&mut stream, &shared.options.path, false, deadline)?;
@@ -428,11 +375,9 @@ fn keepalive_request(
 
 /// Looks whether an idle connection was closed behind our back, and counts it then.
 fn still_open(shared: &Shared, stream: &TcpStream) -> bool {
-    let looked = stream
-        .set_nonblocking(true)
-        .and_then(|()| stream.peek(&mut [0]));
-    let open = looked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
-        && stream.set_nonblocking(false).is_ok();
+    let looked = stream.set_nonblocking(true).and_then(|()| stream.peek(&mut [0]));
+    let open =
+        looked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) && stream.set_nonblocking(false).is_ok();
     if !open {
         shared.closed(false); // end of file, a reset, or bytes that nobody asked for
     }
@@ -440,13 +385,8 @@ fn still_open(shared: &Shared, stream: &TcpStream) -> bool {
 }
 
 fn connect(addr: SocketAddr) -> Result<TcpStream, Failure> {
-    let stream = TcpStream::connect_timeout(&addr, REQUEST_MAX)
-        .map_err(|error| Failure::Connect(error.kind()))?;
-    stream
-        .set_nodelay(true)
-        .map_err(|error| Failure::Connect(error.kind()))?;
-    stream
-        .set_write_timeout(Some(REQUEST_MAX))
-        .map_err(|error| Failure::Connect(error.kind()))?;
+    let stream = TcpStream::connect_timeout(&addr, REQUEST_MAX).map_err(|error| Failure::Connect(error.kind()))?;
+    stream.set_nodelay(true).map_err(|error| Failure::Connect(error.kind()))?;
+    stream.set_write_timeout(Some(REQUEST_MAX)).map_err(|error| Failure::Connect(error.kind()))?;
     Ok(stream)
 }

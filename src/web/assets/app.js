@@ -145,6 +145,9 @@ function startStream() {
   });
   stream.addEventListener("error", () => {
     if (!lostTimer) lostTimer = setTimeout(() => show($("connection"), true), RECONNECT_SHOWN_MS);
+    // It ends with the process image that serves it.
+    if (live && !live.outcome && !live.backing) reachExec();
+    draw();
     // A network error is retried by the browser itself, from the last event on; a refused request is left to us.
     if (stream?.readyState === EventSource.CLOSED) setTimeout(reviveStream, RECONNECT_MS);
     refresh();
@@ -213,7 +216,8 @@ function send(file) {
     } else if (request.status === 401) {
       signedOut();
     } else if (request.status) {
-      showProblem(new Problem(request.status, answer));
+      const why = answer.detail ?? answer.title ?? `the appliance answered ${request.status}`;
+      showProblem(new Problem(request.status, { ...answer, detail: `${file.name} was not accepted: ${why}` }));
     } else if (!request.aborted) {
       const detail = "the upload was cut off; nothing was changed";
       showProblem(new Problem(0, { detail, remedy: "send the package again" }));
@@ -272,8 +276,10 @@ $("file").addEventListener("change", (event) => {
 });
 $("upload-cancel").addEventListener("click", () => upload?.abort());
 $("install").addEventListener("click", (event) => attempt(event.target, async () => {
-  const { ticket } = await call("POST", "/updates", { digest: offered.digest });
-  begin("update", offered.from, offered.version, ticket);
+  const { digest, from, version } = offered;
+  const shown = live;
+  const { ticket } = await call("POST", "/updates", { digest });
+  begin("update", from, version, ticket, shown);
 }));
 $("discard").addEventListener("click", (event) => attempt(event.target, async () => {
   await call("DELETE", `/packages/${offered.digest}`);
@@ -303,19 +309,24 @@ let live = null;
 function follow(id, kind, from, to) {
   return {
     id, kind, from: from ?? status.release.version, to, startedAt: now(), endedAt: 0,
-    reached: -1, active: false, progress: null, at: {}, notes: {}, // the step it is in; when each came, what it says
+    reached: -1, active: false, at: {}, notes: {}, // the step it is in; when each came, what it says
+    progress: null, progressNote: null,            // of the step it is in
     backing: false, outcome: null, reason: null, component: null, output: [],
     missingSince: 0,
   };
 }
 
-/** Shows an update that was just asked for; its id is known with its first event. */
-function begin(kind, from, to, ticket) {
+/**
+ * Shows an update that was just asked for; its id is known with its first event. `shown` is what was shown when it was
+ * asked for: anything else by now is this update, whose events were faster than the answer.
+ */
+function begin(kind, from, to, ticket, shown) {
   if (ticket.state === "refused" || ticket.state === "failed") {
     throw new Problem(0, { detail: ticket.reason ?? `the ${kind} was ${ticket.state}` });
   }
-  if (!live || live.outcome) live = follow(null, kind, from, to);
   offered = null;
+  if (live !== shown) return;
+  live = follow(null, kind, from, to);
   announce(`${kind === "update" ? "Update" : "Rollback"} to ${to} begins`);
   draw();
   refresh();
@@ -347,10 +358,15 @@ function adopt(id, kind, from, to) {
 function reach(name, at) {
   const index = STEP[name];
   if (index === undefined || index < live.reached) return;
-  if (index > live.reached) live.progress = null;
+  if (index > live.reached) live.progress = live.progressNote = null;
   live.reached = index;
   live.active = !REACHED_IS_DONE.has(name);
   if (at) live.at[index] ??= Date.parse(at);
+}
+
+/** The exec has no event of its own: who was in the steps before it is in it now. */
+function reachExec() {
+  if (live.reached >= STEP.trial && live.reached <= STEP.stopping) reach("exec", null);
 }
 
 function onStep(event) {
@@ -376,12 +392,13 @@ function onStep(event) {
 function onProgress(event) {
   if (!live || live.outcome || live.id !== String(event.id)) return;
   live.progress = event.progress;
-  if (event.text && live.active) live.notes[live.reached] = event.text;
+  live.progressNote = event.text ?? live.progressNote;
   draw();
 }
 
 function finish(outcome, at) {
   const first = !live.outcome;
+  if (outcome === "rolled-back") reachExec(); // before it there is nothing to go back from
   live.outcome = outcome;
   live.endedAt = at || now();
   if (!first) return;
@@ -445,7 +462,8 @@ function drawSteps(list, steps) {
     item.dataset.state = state;
     if (state === "active") item.setAttribute("aria-current", "step"); else item.removeAttribute("aria-current");
     item.querySelector("b").replaceChildren(label, h("span", { class: "unseen" }, `: ${state}`));
-    text(item.querySelector("p"), live.notes[index] ?? meaning);
+    const progress = state === "active" || state === "failed" ? live.progressNote : null;
+    text(item.querySelector("p"), progress ?? live.notes[index] ?? meaning);
     const next = Object.entries(live.at).filter(([other]) => Number(other) > index).map(([, at]) => at);
     const end = next.length ? Math.min(...next) : state === "active" ? now() : live.endedAt || null;
     const timed = live.at[index] && end && !REACHED_IS_DONE.has(name);
@@ -495,8 +513,9 @@ async function goBack(button, version) {
     `Go back to ${version}`);
   if (!sure) return;
   await attempt(button, async () => {
+    const shown = live;
     const { ticket } = await call("POST", "/rollback", { version });
-    begin("rollback", from, version, ticket);
+    begin("rollback", from, version, ticket, shown);
   });
   draw();
 }
@@ -531,7 +550,8 @@ function draw() {
   if (mode === "package" && $("package").dataset.digest !== offered.digest) drawPackage();
   $("package").dataset.digest = offered?.digest ?? "";
   drawComponents(status.components, status.faults ?? []);
-  drawReleases(releases, status.update !== null || Boolean(live && !live.outcome), goBack);
+  const onTrial = status.release.state === "trial" ? status.release.version : null;
+  drawReleases(releases, onTrial, status.update !== null || Boolean(live && !live.outcome), goBack);
   drawListeners(status.listeners);
   drawHistory(history);
 }

@@ -54,9 +54,15 @@ export function voyage(element, from, to) {
 }
 
 export function outputBlock(lines, component) {
-  const label = component ? `Last output of ${component}` : "Last output";
-  return h("div", {}, h("p", { class: "output-title" }, label),
-    h("pre", { tabindex: "0", role: "region", "aria-label": label }, lines.join("\n")));
+  const label = component ? `Last output of ${component}` : "Last output of the runtime";
+  const pre = h("pre", { tabindex: "0", role: "region", "aria-label": label }, lines.join("\n"));
+  queueMicrotask(() => { pre.scrollTop = pre.scrollHeight; }); // in place by then; the end is what tells why
+  return h("div", {}, h("p", { class: "output-title" }, label), pre);
+}
+
+/** Returns a message as nodes: what stands between backquotes is code. */
+function prose(message) {
+  return message.split("`").map((part, index) => (index % 2 ? h("code", {}, part) : part));
 }
 
 // ---- figures ------------------------------------------------------------------------------------------------------
@@ -108,7 +114,6 @@ export class Problem extends Error {
   }
 }
 
-
 export async function call(method, path, body) {
   let response;
   try {
@@ -134,7 +139,7 @@ export async function call(method, path, body) {
 export function showProblem(problem, place = $("problem")) {
   if (problem.status === 401 && place === $("problem")) return; // the login form has taken over
   const remedy = problem.remedy ? `To do: ${problem.remedy}` : "";
-  place.replaceChildren(h("p", {}, problem.message), h("p", {}, remedy));
+  place.replaceChildren(h("p", {}, ...prose(problem.message)), h("p", {}, ...prose(remedy)));
   show(place, true);
   if (place !== $("problem")) return;
   place.append(h("button", { type: "button", class: "small", onclick: () => show(place, false) }, "Close"));

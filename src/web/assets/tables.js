@@ -13,7 +13,8 @@ const STATE_TONE = {
   running: "good", starting: "warn", stopping: "warn", backoff: "warn", failed: "bad", stopped: "off",
 };
 const HEALTH_TONE = { healthy: "good", unhealthy: "bad", unknown: "warn", none: "none" };
-const OUTCOME_TONE = { done: "good", "rolled-back": "bad", failed: "bad", refused: "warn" };
+const OUTCOME_TONE = { done: "good", "rolled back": "bad", failed: "bad", refused: "warn" };
+const OUTCOME_WORDS = { "rolled-back": "rolled back" };
 
 const cell = (label, name) => h("td", { role: "cell", "data-label": label, class: name });
 
@@ -107,7 +108,7 @@ function fillComponent([, state, health, pid, generation, handover, since], comp
   }
 }
 
-export function drawReleases(releases, busy, goBack) {
+export function drawReleases(releases, onTrial, busy, goBack) {
   keyed($("releases"), releases, (release) => release.version, ({ version }) => h("li", {},
     h("span", { class: "label" }, h("b", {}, version), h("span"), h("small", { class: "muted" })),
     h("button", { type: "button", class: "small", onclick: (event) => goBack(event.target, version) })),
@@ -115,9 +116,11 @@ export function drawReleases(releases, busy, goBack) {
     const [, state, facts] = item.firstChild.children;
     const words = { current: "current", previous: "previous", kept: "kept", failed: "failed here", staged: "staged" };
     const tones = { current: "good", previous: "none", kept: "none", failed: "bad", staged: "none" };
-    text(state, words[release.state] ?? release.state);
+    const trial = release.version === onTrial;
+    text(state, trial ? "on trial" : words[release.state] ?? release.state);
     state.className = "tone";
-    state.dataset.tone = tones[release.state] ?? "none";
+    state.dataset.tone = trial ? "warn" : tones[release.state] ?? "none";
+    state.title = release.reason ?? "";
     const installed = release.installed_at ? ` · ${clock(release.installed_at)}` : "";
     text(facts, bytes(release.installed_bytes) + installed);
     const button = item.lastChild;
@@ -150,7 +153,8 @@ function historyRow(line) {
 function fillHistory([, who, versions, outcome, reason, duration], line) {
   text(who, line.who);
   text(versions, `${line.from ?? "–"} → ${line.to}`);
-  tone(outcome, line.outcome, OUTCOME_TONE, line.kind === "rollback" ? "rollback asked for" : null);
+  const note = line.kind === "rollback" ? "rollback asked for" : null;
+  tone(outcome, OUTCOME_WORDS[line.outcome] ?? line.outcome, OUTCOME_TONE, note);
   text(reason, line.reason);
   text(duration, span(line.duration_ms));
 }

@@ -37,11 +37,7 @@ impl Failure {
     }
 
     fn from_eof(received: usize) -> Self {
-        if received == 0 {
-            Self::EofBeforeResponse
-        } else {
-            Self::EofMidResponse { received }
-        }
+        if received == 0 { Self::EofBeforeResponse } else { Self::EofMidResponse { received } }
     }
 }
 
@@ -84,11 +80,7 @@ impl Answer {
     ///
     /// # Errors
     /// It is not whole, not 2xx, or not there before `deadline`; the connection is of no further use.
-    pub(super) fn read(
-        stream: &mut TcpStream,
-        version_header: &str,
-        deadline: Instant,
-    ) -> Result<Self, Failure> {
+    pub(super) fn read(stream: &mut TcpStream, version_header: &str, deadline: Instant) -> Result<Self, Failure> {
         let mut bytes = Vec::new();
         let body_at = loop {
             if let Some(at) = bytes.windows(4).position(|window| window == b"\r\n\r\n") {
@@ -110,30 +102,20 @@ impl Answer {
                     }
                 }
                 if bytes.len() > body_at + length {
-                    return Err(Failure::BadResponse(
-                        "more bytes than its content-length says",
-                    ));
+                    return Err(Failure::BadResponse("more bytes than its content-length says"));
                 }
             }
             BodyEnd::Close => while read_more(stream, &mut bytes, deadline)? > 0 {},
         }
-        if (200..300).contains(&status) {
-            Ok(answer)
-        } else {
-            Err(Failure::BadStatus(status))
-        }
+        if (200..300).contains(&status) { Ok(answer) } else { Err(Failure::BadStatus(status)) }
     }
 
     fn parse(head: &[u8], version_header: &str) -> Result<(u16, Self, BodyEnd), Failure> {
-        let head =
-            str::from_utf8(head).map_err(|_| Failure::BadResponse("its head is not text"))?;
+        let head = str::from_utf8(head).map_err(|_| Failure::BadResponse("its head is not text"))?;
         let mut lines = head.split("\r\n");
         let mut words = lines.next().unwrap_or_default().split(' ');
         let protocol = words.next().unwrap_or_default();
-        let status = words
-            .next()
-            .and_then(|word| word.parse().ok())
-            .ok_or(Failure::BadResponse("it has no status"))?;
+        let status = words.next().and_then(|word| word.parse().ok()).ok_or(Failure::BadResponse("it has no status"))?;
         let (mut length, mut version) = (None, None);
         let mut close = match protocol {
             "HTTP/1.1" => false,
@@ -143,18 +125,11 @@ impl Answer {
         for (name, value) in lines.filter_map(|line| line.split_once(':')) {
             let value = value.trim();
             if name.eq_ignore_ascii_case("connection") {
-                close = value.eq_ignore_ascii_case("close")
-                    || (close && !value.eq_ignore_ascii_case("keep-alive"));
+                close = value.eq_ignore_ascii_case("close") || (close && !value.eq_ignore_ascii_case("keep-alive"));
             } else if name.eq_ignore_ascii_case("content-length") {
-                length = Some(
-                    value
-                        .parse()
-                        .map_err(|_| Failure::BadResponse("its content-length is no number"))?,
-                );
+                length = Some(value.parse().map_err(|_| Failure::BadResponse("its content-length is no number"))?);
             } else if name.eq_ignore_ascii_case("transfer-encoding") {
-                return Err(Failure::BadResponse(
-                    "its body comes in chunks, which the load does not read",
-                ));
+                return Err(Failure::BadResponse("its body comes in chunks, which the load does not read"));
             } else if name.eq_ignore_ascii_case(version_header) {
                 version = Some(value.to_owned());
             }
@@ -169,22 +144,14 @@ impl Answer {
 }
 
 /// Appends what comes next; returns 0 at the end of the stream.
-fn read_more(
-    stream: &mut TcpStream,
-    bytes: &mut Vec<u8>,
-    deadline: Instant,
-) -> Result<usize, Failure> {
+fn read_more(stream: &mut TcpStream, bytes: &mut Vec<u8>, deadline: Instant) -> Result<usize, Failure> {
     let received = bytes.len();
-    let left = deadline
-        .checked_duration_since(Instant::now())
-        .filter(|left| !left.is_zero());
+    let left = deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero());
     stream
         .set_read_timeout(Some(left.ok_or(Failure::Timeout { received })?))
         .map_err(|error| Failure::from_io(&error, received))?;
     let mut chunk = [0; 4096];
-    let count = stream
-        .read(&mut chunk)
-        .map_err(|error| Failure::from_io(&error, received))?;
+    let count = stream.read(&mut chunk).map_err(|error| Failure::from_io(&error, received))?;
     bytes.extend_from_slice(&chunk[..count]);
     Ok(count)
 }

@@ -1,0 +1,69 @@
+//! What everybody may see of a component.
+
+use serde::Serialize;
+
+use super::health;
+use crate::config::Handover;
+
+/// What a component is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// It is coming up.
+    Starting,
+    /// It serves.
+    Running,
+    /// It is going down.
+    Stopping,
+    /// It is down.
+    Stopped,
+    /// It ended by itself and is started again after a pause.
+    Backoff,
+    /// It ended by itself and is not started again.
+    Failed,
+}
+
+impl State {
+    /// Returns the name that API and page show.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Stopping => "stopping",
+            Self::Stopped => "stopped",
+            Self::Backoff => "backoff",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// What everybody may see of a component.
+#[derive(Debug, Clone, PartialEq)]
+pub struct View {
+    /// Its name.
+    pub name: String,
+    /// What it is doing.
+    pub state: State,
+    /// Its process.
+    pub pid: Option<i32>,
+    /// Counts its processes.
+    pub generation: u32,
+    /// Its health.
+    pub health: health::State,
+    /// What an update does to it.
+    pub handover: Handover,
+    /// The release that its process was started from.
+    pub release: Option<semver::Version>,
+    /// When its process was started.
+    pub started_at: Option<String>,
+    /// How often it was started again after it had ended by itself.
+    pub restarts: u32,
+    /// What it says of itself.
+    pub status: Option<String>,
+    /// Why it is not running.
+    pub reason: Option<String>,
+    /// The last output that belongs to the reason.
+    pub output: Vec<String>,
+    /// How often it ended without having been asked to, in this process image.
+    pub downs: u32,
+}

@@ -1,0 +1,161 @@
+//! The transaction up to the exec: stage, examine, journal the trial, ask the bus.
+//!
+//! Each step is journaled before it acts. What fails here fails before anything was stopped.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use refit_updater::history::{self, Entry, Outcome};
+use refit_updater::journal::{Attempt, Ending, Event, Journal, Kind, State};
+use refit_updater::release::Release;
+use semver::Version;
+
+use super::{Manager, UpdateError, error, lock, millis, plan, preflight};
+use crate::bus::{Bus, Origin, Progress, Replacement, Request};
+use crate::clock;
+use crate::error::Chain;
+
+impl Manager {
+    /// Drives one attempt up to the request that replaces this image, or to its failure.
+    pub(super) async fn transact(self: Arc<Self>, mut attempt: Attempt, received: bool, bus: Bus) {
+        let result = self.prepare(&mut attempt, received).await;
+        let failed = match result {
+            Ok(replacement) => {
+                let text = format!("stopping what release {} replaces", attempt.to);
+                self.step(&attempt, "stopping", &text);
+                let request = match attempt.kind {
+                    Kind::Update => Request::Update(replacement),
+                    Kind::Rollback => Request::Rollback(replacement),
+                };
+                let ticket = bus.request(request, Origin(attempt.who.clone()));
+                match ticket.outcome().await {
+                    Progress::Done | Progress::Already => return, // the next image goes on
+                    Progress::Refused(reason) | Progress::Failed(reason) => ("stopping", UpdateError::Bus { reason }),
+                    Progress::Accepted => return,
+                }
+            }
+            Err(failed) => failed,
+        };
+        let (step, error) = failed;
+        let mut ending = Self::ending(step, error::reason(&error));
+        ending.output = error.output();
+        self.give_up(&attempt, &ending);
+    }
+
+    /// Ends an attempt whose release was not started.
+    pub(super) fn give_up(&self, attempt: &Attempt, ending: &Ending) {
+        let journal = self.journal();
+        let result = match journal.state {
+            State::Idle { .. } => {
+                // It failed before the journal knew of it.
+                let mut journal = journal;
+                journal.finished = Some(Entry::of(attempt.clone(), Outcome::Failed, ending));
+                self.write(journal)
+            }
+            State::Staged { .. } | State::Trial { .. } => match journal.failed(ending) {
+                Ok(journal) => self.write(journal),
+                Err(error) => {
+                    tracing::error!(error = %Chain(&error), "cannot end the update");
+                    Ok(())
+                }
+            },
+        };
+        if let Err(error) = result.and_then(|()| self.record_finished()) {
+            tracing::error!(error = %Chain(&error), "cannot record the end of the update");
+        }
+        *lock(&self.view) = None;
+        self.publish_step(attempt, "failed", "the update failed; the running release is untouched", Some(ending));
+        self.parts.around.estate.tickets.resolve(&attempt.id, "failed", Some(ending.reason.clone()));
+        self.parts.around.estate.save();
+    }
+
+    /// Moves the finished attempt from the journal into the history.
+    pub(super) fn record_finished(&self) -> Result<(), UpdateError> {
+        let mut journal = self.journal();
+        let Some(entry) = journal.finished.take() else { return Ok(()) };
+        history::append(self.parts.store.home(), &entry)
+            .map_err(|source| UpdateError::Io { what: "write the history", source })?;
+        self.write(journal)
+    }
+
+    /// Does everything before the stop. Returns how this image is to be replaced.
+    ///
+    /// # Errors
+    /// The step it failed in, and why.
+    pub(super) async fn prepare(
+        self: &Arc<Self>,
+        attempt: &mut Attempt,
+        received: bool,
+    ) -> Result<Arc<Replacement>, (&'static str, UpdateError)> {
+        let begun = std::time::Instant::now();
+        let release = self.clone().stage(attempt.clone(), received).await.map_err(|error| ("staged", error))?;
+        attempt.durations.insert("staging".to_owned(), millis(begun));
+        self.step(attempt, "staged", &format!("release {} is complete on disk", attempt.to));
+
+        let begun = std::time::Instant::now();
+        self.step(attempt, "preflight", &format!("examining release {}", attempt.to));
+        let preflight = |error| ("preflight", error);
+        let examined = self.examine(release, attempt).await.map_err(preflight)?;
+        let replacement = self.replacement(&examined).map_err(preflight)?;
+        attempt.durations.insert("preflight".to_owned(), millis(begun));
+
+        let journal = self.journal();
+        let approved = journal.state.clone().next(Event::Approved).and_then(|state| state.next(Event::Started));
+        let state = approved.map_err(|error| preflight(UpdateError::Bus { reason: Chain(&error).to_string() }))?;
+        self.write(Journal { state, attempt: Some(attempt.clone()), ..journal }).map_err(preflight)?;
+        *lock(&self.trial_ns) = Some(clock::monotonic_ns());
+        self.step(attempt, "trial", &format!("release {} is on trial from now on", attempt.to));
+        Ok(replacement)
+    }
+
+    /// Gives the release its place and journals it as the next.
+    pub(super) async fn stage(self: Arc<Self>, attempt: Attempt, received: bool) -> Result<Release, UpdateError> {
+        let work = move || {
+            let store = &self.parts.store;
+            let journal = self.journal();
+            let release = if received {
+                let package =
+                    store.received(&attempt.digest)?.ok_or(UpdateError::UnknownPackage { digest: attempt.digest })?;
+                let in_use: BTreeSet<Version> =
+                    self.parts.around.estate.releases_in_use().into_iter().chain([attempt.from.clone()]).collect();
+                let replaceable: Vec<Version> =
+                    (!in_use.contains(&attempt.to)).then(|| attempt.to.clone()).into_iter().collect();
+                store.admit(package, &replaceable)?
+            } else {
+                let report = store.verify(&attempt.to, &mut |_| {})?;
+                if let Some(problem) = report.problems.first() {
+                    return Err(UpdateError::Damaged { version: attempt.to.clone(), what: problem.to_string() });
+                }
+                store.release(&attempt.to)?
+            };
+            let state = journal.state.clone().next(Event::Admitted(attempt.to.clone()));
+            let state = state.map_err(|_| UpdateError::Busy)?;
+            self.write(Journal { state, attempt: Some(attempt.clone()), ..journal })?;
+            preflight::merge(store, &attempt.from, &attempt.to, attempt.kind == Kind::Rollback)?;
+            Ok(release)
+        };
+        tokio::task::spawn_blocking(work).await.map_err(|source| UpdateError::Worker { source })?
+    }
+
+    pub(super) async fn examine(
+        &self,
+        release: Release,
+        _attempt: &Attempt,
+    ) -> Result<preflight::Examined, UpdateError> {
+        let bound: Vec<_> = lock(&self.parts.around.listeners).addresses().into_iter().map(|(_, at)| at).collect();
+        let home = &self.parts.around.home;
+        preflight::examine(home, release, &self.parts.config.name, &bound, &self.parts.installed).await
+    }
+
+    pub(super) fn replacement(&self, examined: &preflight::Examined) -> Result<Arc<Replacement>, UpdateError> {
+        let running = self.parts.around.estate.instances();
+        let live = self.parts.store.config_dir(&examined.release.version);
+        let leave = plan::leave(&running, &examined.config, &examined.release.manifest, &live)
+            .map_err(|source| UpdateError::Io { what: "read the live configuration", source })?;
+        Ok(Arc::new(Replacement {
+            label: examined.release.version.to_string(),
+            program: examined.program.clone(),
+            leave,
+        }))
+    }
+}

@@ -1,0 +1,295 @@
+//! The API from outside: who gets in, packages and updates over HTTP, events across an exec, problems, the page.
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use crate::appliance::{Appliance, component, text};
+use crate::http::{Answer, At, Request};
+use crate::release::Release;
+use crate::wait::{LIMIT, until};
+
+/// Returns `text` in Base64.
+fn base64(text: &str) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    text.as_bytes()
+        .chunks(3)
+        .flat_map(|chunk| {
+            let bits = chunk.iter().fold(0_u32, |bits, byte| bits << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
+            let digits = [18, 12, 6, 0].map(|shift| DIGITS[(bits >> shift & 63) as usize] as char);
+            (0..4).map(move |place| if place <= chunk.len() { digits[place] } else { '=' }).collect::<Vec<_>>()
+        })
+        .collect()
+}
+
+fn basic(user: &str, password: &str) -> String {
+    format!("Basic {}", base64(&format!("{user}:{password}")))
+}
+
+/// Returns a request to the admin listener that says who asks.
+fn asked(appliance: &Appliance, method: &str, path: &str) -> Request {
+    Request::new(&appliance.admin(), method, path).header("Authorization", &basic("admin", appliance.password()))
+}
+
+fn assert_problem(answer: &Answer, status: u16, code: &str) -> Value {
+    assert_eq!(answer.status, status, "{}", answer.text());
+    assert_eq!(answer.header("content-type"), "application/problem+json");
+    let problem = answer.json();
+    assert_eq!((&problem["status"], &problem["code"]), (&status.into(), &code.into()), "{problem}");
+    assert!(["type", "title", "detail", "remedy"].iter().all(|key| problem[key].is_string()), "{problem}");
+    problem
+}
+
+/// Uploads a package; returns its description.
+fn upload(appliance: &Appliance, release: &Release) -> Value {
+    let bytes = fs::read(release.package()).expect("read the package");
+    let answer = asked(appliance, "PUT", "/api/v1/packages").body(bytes).send();
+    assert_eq!(answer.status, 201, "{}", answer.text());
+    answer.json()
+}
+
+/// Waits for the outcome of a ticket, asking with `request`, whoever answers.
+fn outcome(request: &dyn Fn(&str) -> Request, id: &str) -> Value {
+    let path = format!("/api/v1/bus/requests/{id}?wait_ms=2000");
+    until(LIMIT, "the ticket has an outcome", || {
+        let answer = request(&path).try_send().ok()?;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let ticket = answer.json()["ticket"].clone();
+        (ticket["state"] != "accepted").then_some(ticket)
+    })
+}
+
+#[test]
+fn the_admin_listener_asks_for_a_password_and_the_socket_does_not() {
+    let appliance = Appliance::new(&Release::shop("1.0.0")).start();
+    let (socket, admin) = (appliance.socket(), appliance.admin());
+    for path in ["status", "releases", "history", "components", "events", "components/shop/logs"] {
+        let path = format!("/api/v1/{path}");
+        let answer = Request::new(&admin, "GET", &path).send();
+        assert_problem(&answer, 401, "not_logged_in");
+    }
+    for (method, path) in [("PUT", "packages"), ("POST", "updates"), ("POST", "rollback"), ("POST", "bus/requests")] {
+        let path = format!("/api/v1/{path}");
+        assert_eq!(Request::new(&admin, method, &path).send().status, 401, "{method} {path}");
+    }
+    assert_eq!(Request::new(&admin, "GET", "/metrics").send().status, 401);
+    let wrong = Request::new(&admin, "GET", "/api/v1/status").header("Authorization", &basic("admin", "not this one"));
+    assert_eq!(wrong.send().status, 401);
+    let known = asked(&appliance, "GET", "/api/v1/status").send();
+    assert_eq!(known.status, 200);
+    let local = Request::new(&socket, "GET", "/api/v1/status").send();
+    assert_eq!(local.status, 200);
+    let (mut known, mut local) = (known.json(), local.json());
+    known["time"] = Value::Null;
+    local["time"] = Value::Null;
+    assert_eq!(known["runtime"], local["runtime"], "the same API on both");
+    let status = appliance.refit(&["status", "--json"]).ends_with(0).objects().remove(0);
+    assert_eq!(status["components"], known["components"]);
+    for key in ["appliance", "release", "previous", "guard", "runtime", "bus", "components", "listeners", "update"] {
+        assert!(status.get(key).is_some(), "{key}: {status}");
+    }
+    for key in ["name", "state", "pid", "generation", "health", "handover"] {
+        assert!(component(&status, "shop").get(key).is_some(), "{key}: {status}");
+    }
+}
+
+#[test]
+fn a_session_survives_an_update_and_ends_when_asked() {
+    let appliance = Appliance::new(&Release::shop("1.0.0")).start();
+    let admin = appliance.admin();
+    let login =
+        Request::new(&admin, "POST", "/api/v1/session").json(&json!({ "password": appliance.password() })).send();
+    assert_eq!(login.status, 200, "{}", login.text());
+    let cookie = login.header("set-cookie").to_owned();
+    assert!(cookie.contains("HttpOnly") && cookie.contains("SameSite=Strict"), "{cookie}");
+    let cookie = cookie.split(';').next().expect("a pair").to_owned();
+    let status = || Request::new(&admin, "GET", "/api/v1/status").header("Cookie", &cookie).send().status;
+    assert_eq!(status(), 200);
+    appliance.install(&Release::shop("1.1.0"), &[]).ends_with(0);
+    assert_eq!(status(), 200, "nobody has to log in again after an update");
+    appliance.kill_runtime();
+    assert_eq!(status(), 200, "nor after a crash");
+    let logout = Request::new(&admin, "DELETE", "/api/v1/session").header("Cookie", &cookie).send();
+    assert_eq!(logout.status, 204);
+    assert_eq!(status(), 401);
+}
+
+#[test]
+fn many_wrong_passwords_close_the_door() {
+    /// More than are allowed within a minute.
+    const TRIES: usize = 15;
+    let appliance = Appliance::new(&Release::bare("1.0.0")).start();
+    let login = |password: &str| {
+        let body = json!({ "user": "admin", "password": password });
+        Request::new(&appliance.admin(), "POST", "/api/v1/session").json(&body).send()
+    };
+    let answers: Vec<Answer> = (0..TRIES).map(|number| login(&format!("guess number {number}"))).collect();
+    assert_eq!(answers[0].status, 401);
+    let last = answers.last().expect("an answer");
+    let problem = assert_problem(last, 429, "too_many_logins");
+    assert!(text(&problem["remedy"]).contains("minute"), "{problem}");
+    assert_eq!(login(appliance.password()).status, 429, "the right one does not help now");
+}
+
+#[test]
+fn a_package_is_uploaded_and_installed_by_its_digest() {
+    let appliance = Appliance::new(&Release::shop("1.0.0")).start();
+    let package = upload(&appliance, &Release::shop("1.1.0"));
+    assert_eq!((&package["version"], &package["from"]), (&"1.1.0".into(), &"1.0.0".into()), "{package}");
+    let changed = package["changes"]["changed"].to_string();
+    for path in ["bin/shop", "lib/prices.txt", "config/shop.toml"] {
+        assert!(changed.contains(path), "{path}: {changed}");
+    }
+    assert!(!changed.contains("bin/stock") && package["linked_bytes"].as_u64() > Some(0), "{package}");
+    assert_eq!(appliance.status()["release"]["version"], "1.0.0", "nothing is installed before it is asked for");
+
+    let body = json!({ "digest": package["digest"] });
+    let answer = asked(&appliance, "POST", "/api/v1/updates").json(&body).send();
+    assert_eq!(answer.status, 202, "{}", answer.text());
+    let ticket = answer.json()["ticket"].clone();
+    let ticket = outcome(&|path| asked(&appliance, "GET", path), &text(&ticket["id"]));
+    assert_eq!(ticket["state"], "done", "{ticket}");
+    appliance.settled("1.1.0");
+    assert_eq!(appliance.history()[0]["who"], "admin (web)");
+
+    let answer = asked(&appliance, "POST", "/api/v1/rollback").send();
+    assert_eq!(answer.status, 202, "{}", answer.text());
+    let ticket = outcome(&|path| asked(&appliance, "GET", path), &text(&answer.json()["ticket"]["id"]));
+    assert_eq!(ticket["state"], "done", "{ticket}");
+    appliance.settled("1.0.0");
+}
+
+#[test]
+fn what_is_refused_says_why_and_what_to_do() {
+    let appliance = Appliance::new(&Release::shop("1.0.0")).start();
+    let answer = asked(&appliance, "PUT", "/api/v1/packages").body(vec![7; 5000]).send();
+    let problem = assert_problem(&answer, 422, "package_refused");
+    assert_eq!(problem["exit"], 65);
+    let older = fs::read(Release::shop("0.9.0").package()).expect("read");
+    let problem =
+        assert_problem(&asked(&appliance, "PUT", "/api/v1/packages").body(older).send(), 422, "package_refused");
+    assert!(text(&problem["detail"]).contains("0.9.0"), "{problem}");
+    let nobodys = json!({ "digest": "0".repeat(64) });
+    assert_problem(&asked(&appliance, "POST", "/api/v1/updates").json(&nobodys).send(), 404, "package_unknown");
+    let runs = json!({ "version": "1.0.0" });
+    assert!(asked(&appliance, "POST", "/api/v1/updates").json(&runs).send().status >= 400);
+    assert_problem(&asked(&appliance, "POST", "/api/v1/rollback").send(), 404, "no_previous_release");
+    assert_problem(&asked(&appliance, "GET", "/api/v1/nowhere").send(), 404, "not_found");
+    let broken = asked(&appliance, "POST", "/api/v1/updates").header("Content-Type", "application/json");
+    assert_problem(&broken.body(b"{".to_vec()).send(), 400, "bad_request");
+    appliance.settled("1.0.0");
+    assert!(appliance.history().is_empty());
+}
+
+#[test]
+fn another_sites_page_changes_nothing() {
+    let appliance = Appliance::new(&Release::shop("1.0.0")).start();
+    for (method, path) in [("POST", "bus/requests"), ("POST", "rollback"), ("PUT", "packages"), ("POST", "session")] {
+        let request = asked(&appliance, method, &format!("/api/v1/{path}")).header("Sec-Fetch-Site", "cross-site");
+        assert_problem(&request.json(&json!({ "request": "exit" })).send(), 403, "cross_site");
+    }
+    let own = asked(&appliance, "POST", "/api/v1/bus/requests").header("Sec-Fetch-Site", "same-origin");
+    assert_eq!(own.json(&json!({ "request": "reload" })).send().status, 202);
+}
+
+/// An event as Server-Sent Events tell it.
+#[derive(Debug)]
+struct Event {
+    id: u64,
+    name: String,
+    data: Value,
+}
+
+/// Reads events after `seen` until `last` is among them, connecting again with the last number as a browser does.
+fn events_until(at: &dyn Fn() -> Request, seen: u64, last: &dyn Fn(&Event) -> bool) -> Vec<Event> {
+    let mut events: Vec<Event> = Vec::new();
+    until(LIMIT, "the last event came", || {
+        let seen = events.last().map_or(seen, |event| event.id);
+        let lines = at().header("Last-Event-ID", &seen.to_string()).stream().ok()?;
+        assert_eq!((lines.status, lines.header("content-type")), (200, "text/event-stream"));
+        let (mut id, mut name, mut data) = (0, String::new(), Value::Null);
+        for line in lines {
+            match line.split_once(": ") {
+                Some(("id", value)) => id = value.parse().expect("a number"),
+                Some(("event", value)) => name = value.to_owned(),
+                Some(("data", value)) => data = serde_json::from_str(value).expect("JSON"),
+                Some(_) => {}
+                None if line.is_empty() && id > 0 => {
+                    let event = Event { id, name: std::mem::take(&mut name), data: data.take() };
+                    id = 0;
+                    let is_last = last(&event);
+                    events.push(event);
+                    if is_last {
+                        return Some(());
+                    }
+                }
+                None => {}
+            }
+        }
+        None
+    });
+    events
+}
+
+fn steps(events: &[Event]) -> Vec<String> {
+    events.iter().filter(|event| event.name == "update.step").map(|event| text(&event.data["step"])).collect()
+}
+
+#[test]
+fn events_go_on_across_the_exec_and_none_is_missing() {
+    let appliance = Appliance::new(&Release::voyage("1.0.0")).start();
+    let package = upload(&appliance, &Release::voyage("1.1.0"));
+    let events = std::thread::scope(|scope| {
+        let stream = || asked(&appliance, "GET", "/api/v1/events");
+        let reading = scope.spawn(move || events_until(&stream, 1, &|event| event.data["step"] == "committed"));
+        let body = json!({ "digest": package["digest"] });
+        assert_eq!(asked(&appliance, "POST", "/api/v1/updates").json(&body).send().status, 202);
+        reading.join().expect("no panic")
+    });
+    let numbers: Vec<u64> = events.iter().map(|event| event.id).collect();
+    let expected: Vec<u64> = (2..).take(numbers.len()).collect();
+    assert_eq!(numbers, expected, "every number, once, in order");
+    assert_eq!(steps(&events), ["staged", "preflight", "trial", "stopping", "starting", "probation", "committed"]);
+    assert!(events.iter().any(|event| event.name == "handover"), "the exec is told");
+}
+
+#[test]
+fn the_steps_of_an_update_that_is_rolled_back() {
+    let appliance = Appliance::new(&Release::shop("1.0.0")).start();
+    let bad = Release::shop_with("1.2.0", ", \"--fault\", \"exit-at-start\"");
+    appliance.install(&bad, &[]).complains_with(70);
+    let socket = appliance.socket();
+    let stream = || Request::new(&socket, "GET", "/api/v1/events");
+    let events = events_until(&stream, 1, &|event| event.data["step"] == "rolled-back");
+    assert_eq!(steps(&events), ["staged", "preflight", "trial", "stopping", "starting", "rolling-back", "rolled-back"]);
+    let last = events.last().expect("an event");
+    assert_eq!(last.data["component"], "shop", "{last:?}");
+    assert!(last.data["output"].to_string().contains("no index for schema 2"), "{last:?}");
+}
+
+#[test]
+fn events_come_as_json_lines_for_who_wants_them() {
+    let appliance = Appliance::new(&Release::shop("1.0.0")).start();
+    let request = Request::new(&appliance.socket(), "GET", "/api/v1/events?after=0");
+    let mut lines = request.header("Accept", "application/x-ndjson").stream().expect("a stream");
+    assert_eq!(lines.header("content-type"), "application/x-ndjson");
+    let first: Value = serde_json::from_str(&lines.next().expect("a line")).expect("JSON");
+    assert_eq!(first["id"], 1, "{first}");
+    assert!(first["event"].is_string() && first["at"].is_string() && first["data"].is_object(), "{first}");
+}
+
+#[test]
+fn the_page_and_the_health_need_no_password() {
+    let appliance = Appliance::new(&Release::shop("1.0.0")).start();
+    let admin: At = appliance.admin();
+    let page = Request::new(&admin, "GET", "/").send();
+    assert_eq!(page.status, 200);
+    assert!(page.header("content-type").starts_with("text/html"), "{}", page.header("content-type"));
+    let policy = page.header("content-security-policy");
+    assert!(policy.contains("default-src") && !policy.contains("unsafe"), "{policy}");
+    assert!(!page.text().contains("http://") && !page.text().contains("https://"), "nothing comes from elsewhere");
+    let health = Request::new(&admin, "GET", "/healthz").send();
+    assert_eq!((health.status, health.text().as_str()), (200, "ok\n"));
+    let metrics = asked(&appliance, "GET", "/metrics").send();
+    assert!(metrics.status == 200 && metrics.text().contains("# TYPE"), "{}", metrics.text());
+}

@@ -1,0 +1,274 @@
+//! The bus as a user sees it: the order of starts and stops, deadlines, signals, and single components.
+
+use std::process::ExitStatus;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::appliance::{Appliance, Ran, component, refit, text};
+use crate::process;
+use crate::release::Release;
+use crate::wait::{LIMIT, eventually, until};
+
+/// An end within this time is no deadline of 30 s that has passed.
+const FAST: Duration = Duration::from_secs(15);
+
+/// Returns a release whose components start in the order database, cache and queue, web, report.
+fn four(version: &str) -> Release {
+    Release::bare(version)
+        .part("web", &[], "needs = [\"cache\"]\nafter = [\"queue\"]")
+        .part("queue", &[], "after = [\"database\"]")
+        .part("cache", &[], "needs = [\"database\"]")
+        .part("database", &[], "")
+}
+
+/// Asserts that each of `names` comes after the one before it.
+fn assert_order(lines: &[String], names: &[&str]) {
+    let places: Vec<usize> = names
+        .iter()
+        .map(|name| lines.iter().position(|line| line == name).unwrap_or_else(|| panic!("no {name}: {lines:?}")))
+        .collect();
+    assert!(places.is_sorted(), "not {names:?}: {lines:?}");
+}
+
+fn end(appliance: &mut Appliance, signal: Signal) -> ExitStatus {
+    process::send(appliance.guard_pid(), signal);
+    appliance.wait_guard(LIMIT)
+}
+
+fn generation(appliance: &Appliance) -> u64 {
+    appliance.status()["runtime"]["generation"].as_u64().expect("a number")
+}
+
+/// Waits until a component is in this state; returns what the status says of it.
+fn wait_state(appliance: &Appliance, name: &str, state: &str) -> serde_json::Value {
+    until(LIMIT, &format!("{name} is {state}"), || {
+        let found = component(&appliance.try_status()?, name);
+        (found["state"] == state).then_some(found)
+    })
+}
+
+#[test]
+fn components_start_after_what_they_need_and_stop_in_exact_reverse() {
+    let mut appliance = Appliance::new(&four("1.0.0")).start();
+    let started = appliance.order();
+    assert_eq!(started.len(), 4, "{started:?}");
+    assert_order(&started, &["start database", "start cache", "start web"]);
+    assert_order(&started, &["start database", "start queue", "start web"]);
+    assert_eq!(end(&mut appliance, Signal::SIGTERM).code(), Some(0), "{}", appliance.log());
+    assert!(appliance.processes().is_empty(), "no process is left");
+    let all = appliance.order();
+    assert_eq!(all.len(), 8, "{all:?}");
+    assert_order(&all, &["stop web", "stop cache", "stop database"]);
+    assert_order(&all, &["stop web", "stop queue", "stop database"]);
+}
+
+#[test]
+fn a_component_that_hangs_at_start_meets_its_deadline_and_the_appliance_ends_with_70() {
+    let release = Release::bare("1.0.0").part("database", &[], "").part(
+        "web",
+        &["--hang"],
+        "needs = [\"database\"]\nstart_timeout = \"300ms\"",
+    );
+    let appliance = Appliance::new(&release);
+    let begun = Instant::now();
+    let ran = Ran::of(refit().args(["run", "--with-parent", "--home"]).arg(appliance.home()));
+    let ran = ran.ends_with(70);
+    assert!(begun.elapsed() < FAST, "{:?}", begun.elapsed());
+    assert!(ran.stderr.contains("web") && ran.stderr.contains("0.3 s"), "{}", ran.stderr);
+    assert!(appliance.processes().is_empty(), "no process is left");
+    assert_order(&appliance.order(), &["start database", "start web", "stop database"]);
+}
+
+#[test]
+fn sigint_ends_everything_as_well() {
+    let mut appliance = Appliance::new(&Release::shop("1.0.0")).start();
+    assert_eq!(end(&mut appliance, Signal::SIGINT).code(), Some(0));
+    assert!(appliance.processes().is_empty());
+    appliance.run_guard();
+    appliance.wait_running();
+}
+
+#[test]
+fn the_request_to_exit_ends_everything_with_0() {
+    let mut appliance = Appliance::new(&Release::shop("1.0.0")).start();
+    appliance.refit(&["bus", "request", "exit"]).ends_with(0);
+    assert_eq!(appliance.wait_guard(LIMIT).code(), Some(0));
+    assert!(appliance.processes().is_empty());
+}
+
+fn deaf() -> Appliance {
+    Appliance::new(&Release::bare("1.0.0").part("deaf", &["--deaf"], "stop_timeout = \"30s\"")).start()
+}
+
+#[test]
+fn a_second_sigterm_ends_the_patience_with_a_component_that_does_not_listen() {
+    let mut appliance = deaf();
+    process::send(appliance.guard_pid(), Signal::SIGTERM);
+    wait_stopping(&appliance);
+    process::send(appliance.guard_pid(), Signal::SIGTERM);
+    appliance.wait_guard(FAST);
+    assert!(appliance.processes().is_empty(), "no process is left");
+}
+
+#[test]
+fn a_third_sigterm_ends_everything_at_once() {
+    let mut appliance = deaf();
+    for _ in 0..3 {
+        process::send(appliance.guard_pid(), Signal::SIGTERM);
+        // A signal that is pending already is not sent again: each has to arrive first.
+        wait_stopping(&appliance);
+    }
+    appliance.wait_guard(FAST);
+    assert!(appliance.processes().is_empty(), "no process is left");
+}
+
+/// Waits until the stop has begun, or is over.
+fn wait_stopping(appliance: &Appliance) {
+    eventually(LIMIT, "the stop has begun", || {
+        appliance.log().contains("stopping") || appliance.processes().is_empty()
+    });
+}
+
+#[test]
+fn a_restart_in_place_keeps_pid_and_components() {
+    let appliance = Appliance::new(&Release::shop("1.0.0")).start();
+    let pids = || (appliance.runtime_pid(), appliance.component_pid("shop"), appliance.component_pid("stock"));
+    let (before, first) = (pids(), generation(&appliance));
+    let load = appliance.load(crate::load::LoadOptions::default());
+    appliance.refit(&["bus", "request", "restart"]).ends_with(0);
+    assert_eq!((pids(), generation(&appliance)), (before, first + 1));
+    process::send(appliance.guard_pid(), Signal::SIGUSR2);
+    eventually(LIMIT, "the next image runs", || {
+        appliance
+            .try_status()
+            .is_some_and(|status| status["bus"]["state"] == "running" && status["runtime"]["generation"] == first + 2)
+    });
+    assert_eq!(pids(), before);
+    load.finish().assert_clean();
+    assert!(appliance.history().is_empty(), "a restart is no update");
+}
+
+#[test]
+fn a_reload_stops_nothing() {
+    let appliance = Appliance::new(&Release::shop("1.0.0")).start();
+    let pids = || (appliance.runtime_pid(), appliance.component_pid("shop"), appliance.component_pid("stock"));
+    let (before, first) = (pids(), generation(&appliance));
+    appliance.refit(&["bus", "request", "reload"]).ends_with(0);
+    assert_eq!((pids(), generation(&appliance)), (before, first));
+    let state = appliance.refit(&["bus", "state"]).ends_with(0);
+    assert_eq!(state.stdout, "running\n");
+}
+
+#[test]
+fn stop_and_start_of_the_site_are_requests_like_any_other() {
+    let appliance = Appliance::new(&four("1.0.0")).start();
+    appliance.refit(&["bus", "request", "stop"]).ends_with(0);
+    eventually(LIMIT, "the site is stopped", || appliance.order().len() == 8);
+    let state = appliance.refit(&["bus", "state"]).ends_with(0);
+    assert_eq!(state.stdout, "idle\n");
+    let line = appliance.install(&four("1.1.0"), &[]).complains_with(75);
+    assert!(line.contains("idle"), "{line}");
+    appliance.refit(&["bus", "request", "start"]).ends_with(0);
+    assert_eq!(appliance.status()["bus"]["state"], "running");
+    assert_eq!(appliance.order().len(), 12);
+}
+
+#[test]
+fn one_component_is_stopped_started_and_restarted_alone() {
+    let appliance = Appliance::new(&four("1.0.0")).start();
+    let (web, cache) = (appliance.component_pid("web"), appliance.component_pid("cache"));
+    appliance.refit(&["component", "stop", "web"]).ends_with(0);
+    let stopped = component(&appliance.status(), "web");
+    assert_eq!((&stopped["state"], stopped["pid"].is_null()), (&"stopped".into(), true), "{stopped}");
+    assert!(!process::is_alive(web));
+    appliance.refit(&["component", "start", "web"]).ends_with(0);
+    let second = appliance.component_pid("web");
+    assert_ne!(second, web);
+    appliance.refit(&["component", "restart", "web"]).ends_with(0);
+    assert_ne!(appliance.component_pid("web"), second);
+    assert_eq!(appliance.component_pid("cache"), cache, "nobody else was touched");
+    let logs = appliance.refit(&["component", "logs", "web", "--json"]).ends_with(0).objects();
+    assert_eq!(logs.iter().filter(|line| line["line"] == "web is up").count(), 3, "{logs:?}");
+    let list = appliance.refit(&["component", "list", "--json"]).ends_with(0).objects();
+    assert_eq!(list[0]["components"].as_array().expect("a list").len(), 4);
+}
+
+#[test]
+fn a_component_that_was_killed_comes_back() {
+    let appliance = Appliance::new(&Release::shop("1.0.0")).start();
+    let shop = appliance.component_pid("shop");
+    let inodes = process::listening_inodes(appliance.address("http").port());
+    process::send(shop, Signal::SIGKILL);
+    let back = until(LIMIT, "the shop is back", || {
+        let found = component(&appliance.try_status()?, "shop");
+        (found["state"] == "running" && found["pid"] != shop).then_some(found)
+    });
+    assert_eq!((&back["restarts"], &back["generation"]), (&1.into(), &2.into()), "{back}");
+    assert_eq!(process::listening_inodes(appliance.address("http").port()), inodes);
+    let load = appliance.load(crate::load::LoadOptions::default());
+    load.finish().assert_clean();
+}
+
+#[test]
+fn a_component_that_keeps_dying_is_given_up() {
+    let keys = "restart = { policy = \"on-failure\", backoff = \"10ms..20ms\", limit = \"2/1m\" }";
+    let appliance = Appliance::new(&Release::bare("1.0.0").part("frail", &["--dies"], keys));
+    let mut appliance = appliance;
+    appliance.run_guard();
+    appliance.wait_running();
+    let failed = wait_state(&appliance, "frail", "failed");
+    assert_eq!(failed["restarts"], 2, "{failed}");
+    let reason = text(&failed["reason"]);
+    assert!(reason.contains("status 3") && reason.contains("not started again"), "{reason}");
+    assert_eq!(appliance.status()["bus"]["state"], "running", "one component is not the site");
+    assert_eq!(appliance.order(), ["start frail"; 3]);
+}
+
+#[test]
+fn an_update_touches_only_the_components_that_it_changes() {
+    let two = |version: &str, word: &str| {
+        Release::bare(version)
+            .part("same", &[], "files = [\"lib/part.py\"]")
+            .part("other", &[], "files = [\"lib/part.py\", \"lib/word.txt\"]")
+            .file("lib/word.txt", word)
+    };
+    let appliance = Appliance::new(&two("1.0.0", "one")).start();
+    let before = (appliance.component_pid("same"), appliance.component_pid("other"));
+    appliance.install(&two("1.1.0", "two"), &[]).ends_with(0);
+    let status = appliance.settled("1.1.0");
+    assert_eq!(appliance.component_pid("same"), before.0, "{status}");
+    assert_ne!(appliance.component_pid("other"), before.1, "{status}");
+    let releases = ["same", "other"].map(|name| text(&component(&status, name)["release"]));
+    assert_eq!(releases, ["1.0.0", "1.1.0"]);
+    assert_eq!(appliance.order(), ["start same", "start other", "stop other", "start other"].map(String::from));
+}
+
+#[test]
+fn an_update_starts_what_is_new_and_ends_what_is_no_more() {
+    let appliance = Appliance::new(&Release::bare("1.0.0").part("old", &[], "")).start();
+    appliance.install(&Release::bare("1.1.0").part("new", &[], ""), &[]).ends_with(0);
+    let status = appliance.settled("1.1.0");
+    assert_eq!(status["components"].as_array().expect("a list").len(), 1);
+    assert_eq!(component(&status, "new")["state"], "running");
+    eventually(LIMIT, "the old one has ended", || appliance.order().contains(&"stop old".to_owned()));
+    assert_eq!(appliance.processes().len(), 3);
+}
+
+#[test]
+fn requests_at_the_same_time_all_get_an_outcome() {
+    let appliance = Appliance::new(&Release::shop("1.0.0")).start();
+    let first = generation(&appliance);
+    let asked = ["restart", "reload", "restart", "reload", "start"];
+    thread::scope(|scope| {
+        let appliance = &appliance;
+        let asking = asked.map(|name| scope.spawn(move || (name, appliance.refit(&["bus", "request", name]))));
+        for one in asking {
+            let (name, ran) = one.join().expect("no panic");
+            assert!([0, 70].contains(&ran.code), "{name}: {} {}", ran.code, ran.stderr);
+        }
+    });
+    let status = appliance.settled("1.0.0");
+    assert!(status["runtime"]["generation"].as_u64().is_some_and(|now| now > first));
+}

@@ -1,0 +1,27 @@
+//! Refit from outside: the real program, started as a user starts it, judged by what a user sees.
+//!
+//! One file per subject; [`appliance`] is the builder they share, [`release`] makes the packages, [`load`] the clients.
+//! Every test has a home and ports of its own and ends what it started: all run side by side, as root or as anybody.
+#![forbid(unsafe_code)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    reason = "a test that cannot go on has failed"
+)]
+
+mod api;
+mod appliance;
+mod bus;
+mod config;
+mod crash;
+mod demo;
+mod descriptors;
+mod http;
+mod load;
+mod process;
+mod refuse;
+mod release;
+mod voyage;
+mod wait;
+mod wsgi;

@@ -1,0 +1,82 @@
+//! Processes as the kernel shows them: what they execute, which descriptors they hold, whose they are.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// Sends a signal to a process of ours.
+pub(crate) fn send(pid: i32, signal: Signal) {
+    kill(Pid::from_raw(pid), signal).unwrap_or_else(|error| panic!("cannot send {signal} to process {pid}: {error}"));
+}
+
+/// Returns whether the process runs; one that has ended and was not collected yet does not.
+pub(crate) fn is_alive(pid: i32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat"))
+        .is_ok_and(|stat| stat.rsplit(')').next().is_some_and(|rest| !rest.trim_start().starts_with(['Z', 'X'])))
+}
+
+/// Returns the file that the process executes.
+pub(crate) fn program(pid: i32) -> PathBuf {
+    fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_else(|error| panic!("process {pid} is gone: {error}"))
+}
+
+/// Returns the living processes that name `home` on their command line or in their environment.
+pub(crate) fn of_home(home: &Path) -> Vec<i32> {
+    let wanted = home.as_os_str().as_bytes();
+    let names_it =
+        |path: String| fs::read(path).is_ok_and(|bytes| bytes.windows(wanted.len()).any(|window| window == wanted));
+    fs::read_dir("/proc")
+        .expect("/proc is there")
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok())
+        .filter(|pid| *pid != std::process::id() as i32)
+        .filter(|pid| names_it(format!("/proc/{pid}/cmdline")) || names_it(format!("/proc/{pid}/environ")))
+        .filter(|pid| is_alive(*pid))
+        .collect()
+}
+
+/// Returns how many descriptors of each kind a process holds: `socket`, `pipe`, or what else the kernel calls it.
+pub(crate) fn descriptors(pid: i32) -> BTreeMap<String, usize> {
+    let mut kinds = BTreeMap::new();
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).unwrap_or_else(|error| panic!("process {pid}: {error}"));
+    for entry in entries.flatten() {
+        // One that was closed since is none.
+        let Ok(target) = fs::read_link(entry.path()) else { continue };
+        let target = target.to_string_lossy().into_owned();
+        let kind = match target.split_once(":[") {
+            Some((kind @ ("socket" | "pipe" | "pidfd"), _)) => kind.to_owned(),
+            _ if target.starts_with("/memfd:") => "memfd".to_owned(),
+            _ => target,
+        };
+        *kinds.entry(kind).or_default() += 1;
+    }
+    kinds
+}
+
+/// Returns the inodes of the sockets that a process holds.
+pub(crate) fn socket_inodes(pid: i32) -> Vec<u64> {
+    fs::read_dir(format!("/proc/{pid}/fd"))
+        .unwrap_or_else(|error| panic!("process {pid}: {error}"))
+        .filter_map(|entry| {
+            let target = fs::read_link(entry.ok()?.path()).ok()?;
+            target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+        })
+        .collect()
+}
+
+/// Returns the inodes of all sockets that listen on this port of 127.0.0.1.
+pub(crate) fn listening_inodes(port: u16) -> Vec<u64> {
+    /// The kernel's number of the state `LISTEN`.
+    const LISTEN: &str = "0A";
+    let wanted = format!("0100007F:{port:04X}");
+    let table = fs::read_to_string("/proc/net/tcp").expect("the kernel lists its sockets");
+    table
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>())
+        .filter(|row| row.get(1) == Some(&wanted.as_str()) && row.get(3) == Some(&LISTEN))
+        .filter_map(|row| row.get(9)?.parse().ok())
+        .collect()
+}
