@@ -88,7 +88,7 @@ fn measure(handover: Handover) -> Result<Measured, BenchError> {
         if begun.elapsed() > RUN_MAX {
             break;
         }
-        let looks = [Watch::start(appliance.admin), Watch::start(appliance.shop)];
+        let looks = [Watch::start("admin", appliance.admin), Watch::start("http", appliance.shop)];
         let asked = Instant::now();
         let told = appliance.update(to);
         lengths.push(asked.elapsed());
@@ -103,7 +103,7 @@ fn measure(handover: Handover) -> Result<Measured, BenchError> {
     let lengths = Figures::of(lengths);
     let (mut quiet_admin, mut quiet_shop) = (Vec::new(), Vec::new());
     for _ in 0..gaps.len() {
-        let looks = [Watch::start(appliance.admin), Watch::start(appliance.shop)];
+        let looks = [Watch::start("admin", appliance.admin), Watch::start("http", appliance.shop)];
         thread::sleep(lengths.median);
         let [at_admin, at_shop] = looks.map(Watch::finish);
         quiet_admin.push(at_admin.0);

@@ -162,8 +162,8 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    /// Starts to ask `address` for `/healthz`.
-    pub(crate) fn start(address: SocketAddr) -> Self {
+    /// Starts to ask the listener `name` at `address` for `/healthz`.
+    pub(crate) fn start(name: &'static str, address: SocketAddr) -> Self {
         let counts = Arc::new(Counts::default());
         let longest = Arc::new(Mutex::new(Duration::ZERO));
         let (counted, noted) = (Arc::clone(&counts), Arc::clone(&longest));
@@ -171,7 +171,7 @@ impl Watch {
             let mut last = Instant::now();
             while counted.goes_on_at(last + LOOK_PERIOD) {
                 let result = connect(address).and_then(|mut stream| ask(&mut stream, "/healthz", true));
-                counted.count("watch", &result);
+                counted.count(name, &result);
                 if result.is_ok() {
                     let now = Instant::now();
                     let mut longest = noted.lock().unwrap_or_else(PoisonError::into_inner);

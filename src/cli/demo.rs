@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 use nix::sys::signal::{SigSet, Signal};
+use refit_updater::durable::remove_tree;
 use refit_updater::inspect::inspect;
 use refit_updater::journal;
 use refit_updater::keys::Keys;
@@ -159,6 +160,10 @@ fn run(context: &Context) -> Result<Exit, DemoError> {
     let result = serve(context, &home, &password, &mut guard, &signals);
     drop(guard.kill()); // for the case that it could not be waited for; otherwise it has ended
     drop(guard.wait());
+    if let Some(dir) = temporary {
+        // Releases are read-only: dropping the directory would leave them to whoever is not root.
+        remove_tree(dir.path()).map_err(failed("remove the temporary home"))?;
+    }
     result
 }
 

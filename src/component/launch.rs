@@ -79,11 +79,6 @@ fn become_program(launch: &Launch, sockets: Vec<OwnedFd>) -> io::Result<std::con
         // A component begins as any program does. A runtime keeps signals blocked until it has handlers.
         exec::unblock_signals()?;
     }
-    if launch.report {
-        // A component begins with no signal blocked, whatever thread started it. The runtime keeps the guard's mask: what
-        // comes before it has handlers has to wait.
-        exec::unblock_signals()?;
-    }
     let name = text(program.as_bytes())?;
     nix::unistd::execvpe(&name, &arguments, &environment)
         .map_err(|error| io::Error::other(format!("cannot execute {}: {}", program.display(), io::Error::from(error))))

@@ -249,7 +249,10 @@ fn events_go_on_across_the_exec_and_none_is_missing() {
     let numbers: Vec<u64> = events.iter().map(|event| event.id).collect();
     let expected: Vec<u64> = (2..).take(numbers.len()).collect();
     assert_eq!(numbers, expected, "every number, once, in order");
-    assert_eq!(steps(&events), ["staged", "preflight", "trial", "stopping", "starting", "probation", "committed"]);
+    assert_eq!(
+        steps(&events),
+        ["staged", "preflight", "trial", "stopping", "exec", "starting", "probation", "committed"]
+    );
     assert!(events.iter().any(|event| event.name == "handover"), "the exec is told");
 }
 
@@ -261,7 +264,10 @@ fn the_steps_of_an_update_that_is_rolled_back() {
     let socket = appliance.socket();
     let stream = || Request::new(&socket, "GET", "/api/v1/events");
     let events = events_until(&stream, 1, &|event| event.data["step"] == "rolled-back");
-    assert_eq!(steps(&events), ["staged", "preflight", "trial", "stopping", "starting", "rolling-back", "rolled-back"]);
+    assert_eq!(
+        steps(&events),
+        ["staged", "preflight", "trial", "stopping", "exec", "starting", "rolling-back", "rolled-back"]
+    );
     let last = events.last().expect("an event");
     assert_eq!(last.data["component"], "shop", "{last:?}");
     assert!(last.data["output"].to_string().contains("no index for schema 2"), "{last:?}");

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use refit_updater::durable::make_dirs_writable;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -162,6 +163,8 @@ impl Appliance {
         let log = File::create(self.log_path()).expect("make the log");
         let mut command = refit();
         command.args(["run", "--with-parent", "--home"]).arg(&self.home).stdout(Stdio::null()).stderr(log);
+        #[cfg(feature = "fault")]
+        command.env("REFIT_FAULT_FILE", self.scratch().join("fault"));
         self.guard = Some(command.spawn().expect("start the guard"));
     }
 
@@ -339,6 +342,8 @@ impl Drop for Appliance {
             guard.wait().ok();
         }
         end_all(&self.home);
+        // Releases are read-only, also for the directory that is removed now.
+        make_dirs_writable(&self.home).ok(); // one that was never made needs nothing
     }
 }
 

@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use refit_updater::durable::make_dirs_writable;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -69,6 +70,7 @@ impl Drop for Demo {
         self.child.kill().ok(); // gone already is as good
         self.child.wait().ok();
         end_all(&self.home);
+        make_dirs_writable(&self.home).ok(); // it may be gone already
     }
 }
 

@@ -17,6 +17,8 @@ mod config;
 mod crash;
 mod demo;
 mod descriptors;
+#[cfg(feature = "fault")]
+mod fault;
 mod http;
 mod load;
 mod process;

@@ -19,6 +19,13 @@ pub(crate) fn is_alive(pid: i32) -> bool {
         .is_ok_and(|stat| stat.rsplit(')').next().is_some_and(|rest| !rest.trim_start().starts_with(['Z', 'X'])))
 }
 
+/// Returns the signals that the process has blocked, as the kernel's mask.
+pub(crate) fn blocked_signals(pid: i32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_else(|error| panic!("{pid}: {error}"));
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).expect("the kernel says it");
+    u64::from_str_radix(mask.trim(), 16).expect("a mask")
+}
+
 /// Returns the file that the process executes.
 pub(crate) fn program(pid: i32) -> PathBuf {
     fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_else(|error| panic!("process {pid} is gone: {error}"))

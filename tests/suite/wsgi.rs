@@ -6,8 +6,12 @@ use std::time::Duration;
 use crate::appliance::{Appliance, component, free_port};
 use crate::http::{At, Request};
 use crate::load::LoadOptions;
+use crate::process;
 use crate::release::Release;
-use crate::wait::LIMIT;
+use crate::wait::{LIMIT, eventually};
+
+/// How long an old server may take to finish what it has: its requests take 300 ms.
+const STOP_MAX: Duration = Duration::from_secs(8);
 
 #[test]
 fn a_python_application_is_updated_and_rolled_back_under_load_unnoticed() {
@@ -31,12 +35,15 @@ fn a_python_application_is_updated_and_rolled_back_under_load_unnoticed() {
 
     appliance.install(&v2, &[]).ends_with(0);
     load.wait_for_version("2.0.0", LIMIT).expect("version 2 answers");
+    // While both serve, either may answer; the old one's limit is 15 s, and nothing of it is needed.
+    eventually(STOP_MAX, "version 1 has ended", || !process::is_alive(first));
     assert!(page().contains("version 2."), "{}", page());
     let second = appliance.component_pid("web");
     assert_ne!(first, second);
 
     appliance.refit(&["rollback"]).ends_with(0);
     load.wait_for_version("1.0.0", LIMIT).expect("version 1 answers again");
+    eventually(STOP_MAX, "version 2 has ended", || !process::is_alive(second));
     assert!(page().contains("version 1."), "{}", page());
     let report = load.finish();
     report.assert_clean();
