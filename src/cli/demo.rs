@@ -122,7 +122,7 @@ pub(super) fn main(context: &Context, _demo: &Demo) -> Exit {
         Ok(exit) => exit,
         Err(error) => {
             let remedy = "see the lines above, or try another --home";
-            context.complain(&format!("{}; {remedy}", Chain(&error)), "demo_failed", remedy, Exit::Failed)
+            context.complain(&Chain(&error).to_string(), "demo_failed", remedy, Exit::Failed)
         }
     }
 }

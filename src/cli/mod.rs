@@ -11,7 +11,6 @@ mod setup;
 mod show;
 
 use std::collections::BTreeMap;
-use std::error::Error;
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
@@ -20,7 +19,7 @@ use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
 use crate::component::launch::{self, Launch};
-use crate::error::{Exit, Reported, message};
+use crate::error::{Chain, Exit, Reported};
 use crate::guard;
 use crate::handover::inherit::Announcement;
 use crate::home::Home;
@@ -146,16 +145,16 @@ impl Context {
 
     /// Says what failed, why, and what to do. Returns the exit status.
     fn fail(&self, error: &(impl Reported + 'static)) -> Exit {
-        let exit = error.exit();
-        self.complain(&message(error, error as &dyn Error), error.code(), error.remedy(), exit)
+        self.complain(&Chain(error).to_string(), error.code(), error.remedy(), error.exit())
     }
 
     /// Prints one line on standard error and, for scripts, one object on standard output.
-    fn complain(&self, line: &str, code: &str, remedy: &str, exit: Exit) -> Exit {
-        drop(writeln!(io::stderr().lock(), "refit: {line}"));
+    fn complain(&self, detail: &str, code: &str, remedy: &str, exit: Exit) -> Exit {
+        let what_to_do = if remedy.is_empty() { String::new() } else { format!("; {remedy}") };
+        drop(writeln!(io::stderr().lock(), "refit: {detail}{what_to_do}"));
         if self.json {
             let object = serde_json::json!({
-                "error": { "code": code, "detail": line, "remedy": remedy, "exit": exit.code() }
+                "error": { "code": code, "detail": detail, "remedy": remedy, "exit": exit.code() }
             });
             self.print(&object.to_string());
         }
@@ -211,7 +210,7 @@ fn online(context: &Context, work: impl Future<Output = Result<Exit, client::Cli
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            let line = format!("cannot start the async runtime: {error}; check the limits of the system");
+            let line = format!("cannot start the async runtime: {error}");
             return context.complain(&line, "system_refused", "check the limits of the system", Exit::Failed);
         }
     };

@@ -111,7 +111,9 @@ async fn probe(client: &reqwest::Client, health: &Health, around: &Surroundings)
             let Some((program, arguments)) = words.split_first() else { return Ok(()) };
             let program =
                 if program.contains('/') { around.release_dir.join(program).into_os_string() } else { program.into() };
-            let run = Command::new(&program)
+            let run = Command::new("/proc/self/exe")
+                .args(["launch", "--"])
+                .arg(&program)
                 .args(arguments)
                 .current_dir(&around.release_dir)
                 .stdin(std::process::Stdio::null())

@@ -6,11 +6,13 @@
 use std::ffi::{CString, OsString};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 use nix::unistd::{User, setgid, setgroups, setuid};
 
 use crate::error::Exit;
+use crate::handover::inherit::VARIABLES;
 use crate::handover::{exec, fd};
 
 /// What the child is to become.
@@ -22,6 +24,9 @@ pub struct Launch {
     /// It is a component: the next descriptor after them is a pipe on which a failure is reported; its end means success.
     #[arg(long)]
     pub report: bool,
+    /// Leave signals as they are: the program keeps them blocked until it has handlers.
+    #[arg(long)]
+    pub keep_blocked: bool,
     /// The account to run as.
     #[arg(long)]
     pub user: Option<String>,
@@ -57,17 +62,15 @@ fn become_program(launch: &Launch, sockets: Vec<OwnedFd>) -> io::Result<std::con
     let Some(program) = launch.command.first() else {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "the command is empty"));
     };
-    let text = |bytes: &[u8]| CString::new(bytes.to_vec()).map_err(io::Error::from);
-    let arguments: Vec<CString> = launch.command.iter().map(|word| text(word.as_bytes())).collect::<io::Result<_>>()?;
-    let mut environment: Vec<CString> = std::env::vars_os()
-        .filter(|(key, _)| {
-            key != "LISTEN_FDS" && key != "LISTEN_PID" && (key != "LISTEN_FDNAMES" || launch.listen_fds > 0)
-        })
-        .map(|(key, value)| text(&[key.as_bytes(), b"=", value.as_bytes()].concat()))
-        .collect::<io::Result<_>>()?;
+    let mut command = Command::new(program);
+    command.args(&launch.command[1..]);
+    for variable in VARIABLES {
+        if launch.listen_fds == 0 || variable != "LISTEN_FDNAMES" {
+            command.env_remove(variable);
+        }
+    }
     if launch.listen_fds > 0 {
-        environment.push(text(format!("LISTEN_PID={}", std::process::id()).as_bytes())?);
-        environment.push(text(format!("LISTEN_FDS={}", launch.listen_fds).as_bytes())?);
+        command.env("LISTEN_PID", std::process::id().to_string()).env("LISTEN_FDS", launch.listen_fds.to_string());
     }
     if let Some(user) = &launch.user {
         change_user(user)?;
@@ -75,13 +78,12 @@ fn become_program(launch: &Launch, sockets: Vec<OwnedFd>) -> io::Result<std::con
     for socket in sockets {
         fd::keep_over_exec(socket)?;
     }
-    if launch.report {
-        // A component begins as any program does. A runtime keeps signals blocked until it has handlers.
+    if !launch.keep_blocked {
         exec::unblock_signals()?;
     }
-    let name = text(program.as_bytes())?;
-    nix::unistd::execvpe(&name, &arguments, &environment)
-        .map_err(|error| io::Error::other(format!("cannot execute {}: {}", program.display(), io::Error::from(error))))
+    // Also gives SIGPIPE its default action back, which this program, like all in Rust, ignores.
+    let error = command.exec();
+    Err(io::Error::other(format!("cannot execute {}: {error}", program.display())))
 }
 
 /// Groups first, then group, then user: after the last there is no way to do the others.

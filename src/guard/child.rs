@@ -60,8 +60,7 @@ pub(super) fn start(
     // The launcher is this very program, even when its file was replaced: it puts the child's own PID into LISTEN_PID.
     let mut command = Command::new("/proc/self/exe");
     command
-        .arg("launch")
-        .arg("--listen-fds")
+        .args(["launch", "--keep-blocked", "--listen-fds"])
         .arg(names.len().to_string())
         .arg("--")
         .arg(program)

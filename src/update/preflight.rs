@@ -96,7 +96,9 @@ fn is_executable(path: &Path) -> bool {
 /// Has the release's runtime read everything that it will need.
 async fn dry_run(home: &Home, program: &Path, version: &Version) -> Result<(), UpdateError> {
     let failed = |how: String, output| UpdateError::DryRun { version: version.clone(), how, output };
-    let run = Command::new(program)
+    let run = Command::new("/proc/self/exe")
+        .args(["launch", "--"])
+        .arg(program)
         .args(["runtime", "--home"])
         .arg(home.path())
         .arg("--check")
