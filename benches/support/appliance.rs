@@ -130,7 +130,7 @@ impl Appliance {
                 let output = fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
                 return Err(BenchError::Command { command: "run".to_owned(), status, output });
             }
-            if self.status().is_ok_and(|status| status["bus"]["state"] == "running") {
+            if self.status().is_ok_and(|status| status["bus"]["state"] == "Running") {
                 return Ok(());
             }
             thread::sleep(LOOK_AGAIN);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{Path, Query, State};
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
 use axum::{Extension, Json};
 use refit_updater::journal::Kind;
 use serde::Deserialize;
@@ -30,7 +30,7 @@ pub(super) async fn request(
     State(app): State<Shared>,
     Extension(who): Extension<Who>,
     asked: Result<Json<Asked>, axum::extract::rejection::JsonRejection>,
-) -> Result<(StatusCode, Json<Value>), Problem> {
+) -> Result<Accepted, Problem> {
     let Json(asked) = asked.map_err(|error| Problem::usage(error.body_text()))?;
     let request = match asked.request.as_str() {
         "start" => Request::Start,
@@ -63,9 +63,13 @@ pub(super) async fn request(
     Ok(accepted(&view))
 }
 
+/// 202, where the ticket is found again, and the ticket.
+pub(super) type Accepted = (StatusCode, [(header::HeaderName, String); 1], Json<Value>);
+
 /// Returns the answer to a request that was taken.
-pub(super) fn accepted(ticket: &TicketView) -> (StatusCode, Json<Value>) {
-    (StatusCode::ACCEPTED, Json(json!({ "ticket": ticket })))
+pub(super) fn accepted(ticket: &TicketView) -> Accepted {
+    let place = format!("/api/v1/bus/requests/{}", ticket.id);
+    (StatusCode::ACCEPTED, [(header::LOCATION, place)], Json(json!({ "ticket": ticket })))
 }
 
 #[derive(Debug, Deserialize)]

@@ -1,16 +1,14 @@
 //! `POST /api/v1/updates` and `POST /api/v1/rollback`: going to another release.
 
 use axum::extract::State;
-use axum::http::StatusCode;
 use axum::{Extension, Json};
 use refit_updater::Digest;
 use refit_updater::journal::Kind;
 use semver::Version;
 use serde::Deserialize;
-use serde_json::Value;
 
 use super::access::Who;
-use super::bus::accepted;
+use super::bus::{Accepted, accepted};
 use super::{Problem, Shared};
 use crate::update::Target;
 
@@ -22,7 +20,7 @@ pub(super) struct Wanted {
 }
 
 type Parsed = Result<Json<Wanted>, axum::extract::rejection::JsonRejection>;
-type Answer = Result<(StatusCode, Json<Value>), Problem>;
+type Answer = Result<Accepted, Problem>;
 
 pub(super) async fn update(State(app): State<Shared>, Extension(who): Extension<Who>, wanted: Parsed) -> Answer {
     let Json(wanted) = wanted.map_err(|error| Problem::usage(error.body_text()))?;

@@ -7,7 +7,6 @@ use serde::{Deserialize, Serialize};
 
 /// Where the site stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
 pub enum State {
     /// Nothing was done yet.
     Initial,
@@ -90,14 +89,14 @@ impl State {
     /// Returns the name that logs, API and pages show.
     pub const fn name(self) -> &'static str {
         match self {
-            Self::Initial => "initial",
-            Self::Entering => "entering",
-            Self::Idle => "idle",
-            Self::Starting => "starting",
-            Self::Running => "running",
-            Self::Stopping => "stopping",
-            Self::Exiting => "exiting",
-            Self::Exited => "exited",
+            Self::Initial => "Initial",
+            Self::Entering => "Entering",
+            Self::Idle => "Idle",
+            Self::Starting => "Starting",
+            Self::Running => "Running",
+            Self::Stopping => "Stopping",
+            Self::Exiting => "Exiting",
+            Self::Exited => "Exited",
         }
     }
 }

@@ -334,7 +334,7 @@ fn wait_running(home: &Home, guard: &mut Child) -> Option<serde_json::Value> {
         }
         let status = runtime.block_on(async { Client::new(home).ok()?.get("/api/v1/status").await.ok() });
         if let Some(status) = status
-            && status["bus"]["state"] == "running"
+            && status["bus"]["state"] == "Running"
         {
             return Some(status);
         }

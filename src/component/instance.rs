@@ -515,8 +515,17 @@ pub(super) async fn wait_ready(
     }
 }
 
-/// Waits until somebody accepts on every listener of the component.
+/// Waits until somebody accepts on every listener of the component; on the address of its health probe if it binds its own.
 async fn accepts(component: &Component, around: &Surroundings, limit: Duration) {
+    /// How often a port that nobody listens on yet is tried.
+    const TRY_AGAIN: Duration = Duration::from_millis(20);
+    if component.listeners.is_empty()
+        && let Some(address) = component.health.as_ref().and_then(crate::config::Health::address)
+    {
+        while tokio::net::TcpStream::connect(&address).await.is_err() {
+            tokio::time::sleep(TRY_AGAIN).await;
+        }
+    }
     for name in &component.listeners {
         let listener = {
             let listeners = around.listeners.lock().unwrap_or_else(std::sync::PoisonError::into_inner);

@@ -97,6 +97,20 @@ pub struct Health {
     pub threshold: u32,
 }
 
+impl Health {
+    /// Returns the `host:port` that the probe connects to; `None` for a command.
+    pub fn address(&self) -> Option<String> {
+        match &self.probe {
+            Probe::Http(url) => {
+                let host = url.strip_prefix("http://")?.split(['/', '?', '#']).next()?;
+                Some(if host.rsplit(']').next()?.contains(':') { host.to_owned() } else { format!("{host}:80") })
+            }
+            Probe::Tcp(address) => Some(address.to_string()),
+            Probe::Command(_) => None,
+        }
+    }
+}
+
 /// One way to try a component.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]

@@ -25,7 +25,7 @@ pub enum UpdateError {
     #[error("another package is being received")]
     Receiving,
     /// The site is not running.
-    #[error("the appliance is {state}, not running")]
+    #[error("the appliance is {state}, not Running")]
     NotRunning {
         /// What it is doing instead.
         state: &'static str,

@@ -311,7 +311,7 @@ impl Manager {
     fn running_bus(&self) -> Result<&Bus, UpdateError> {
         match self.parts.bus.state() {
             crate::bus::State::Running if !self.tidy.load(Ordering::Acquire) => {
-                Err(UpdateError::NotRunning { state: "starting" })
+                Err(UpdateError::NotRunning { state: "Starting" })
             }
             crate::bus::State::Running => Ok(&self.parts.bus),
             state @ (crate::bus::State::Initial

@@ -95,7 +95,7 @@ impl Manager {
         let begun = std::time::Instant::now();
         self.step(attempt, "preflight", &format!("examining release {}", attempt.to));
         let preflight = |error| ("preflight", error);
-        let examined = self.examine(release, attempt).await.map_err(preflight)?;
+        let examined = self.examine(release).await.map_err(preflight)?;
         let replacement = self.replacement(&examined).map_err(preflight)?;
         attempt.durations.insert("preflight".to_owned(), millis(begun));
 
@@ -137,11 +137,7 @@ impl Manager {
         tokio::task::spawn_blocking(work).await.map_err(|source| UpdateError::Worker { source })?
     }
 
-    pub(super) async fn examine(
-        &self,
-        release: Release,
-        _attempt: &Attempt,
-    ) -> Result<preflight::Examined, UpdateError> {
+    pub(super) async fn examine(&self, release: Release) -> Result<preflight::Examined, UpdateError> {
         let bound: Vec<_> = lock(&self.parts.around.listeners).addresses().into_iter().map(|(_, at)| at).collect();
         let home = &self.parts.around.home;
         preflight::examine(home, release, &self.parts.config.name, &bound, &self.parts.installed).await

@@ -178,7 +178,7 @@ impl Appliance {
             }
             // A runtime whose guard was killed answers for a moment more.
             let status = self.try_status()?;
-            (status["bus"]["state"] == "running" && status["guard"]["pid"] == guard).then_some(())
+            (status["bus"]["state"] == "Running" && status["guard"]["pid"] == guard).then_some(())
         });
     }
 
@@ -264,7 +264,7 @@ impl Appliance {
         until(LIMIT, &format!("release {version} is settled"), || {
             let status = self.try_status()?;
             let settled = status["update"].is_null()
-                && status["bus"]["state"] == "running"
+                && status["bus"]["state"] == "Running"
                 && status["release"]["version"] == version
                 && status["release"]["state"] == "good";
             settled.then_some(status)
@@ -292,7 +292,7 @@ impl Appliance {
         process::send(killed, Signal::SIGKILL);
         eventually(LIMIT, "another runtime runs", || {
             self.try_status()
-                .is_some_and(|status| status["bus"]["state"] == "running" && status["runtime"]["pid"] != killed)
+                .is_some_and(|status| status["bus"]["state"] == "Running" && status["runtime"]["pid"] != killed)
         });
         killed
     }

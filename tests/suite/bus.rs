@@ -143,7 +143,7 @@ fn a_restart_in_place_keeps_pid_and_components() {
     eventually(LIMIT, "the next image runs", || {
         appliance
             .try_status()
-            .is_some_and(|status| status["bus"]["state"] == "running" && status["runtime"]["generation"] == first + 2)
+            .is_some_and(|status| status["bus"]["state"] == "Running" && status["runtime"]["generation"] == first + 2)
     });
     assert_eq!(pids(), before);
     load.finish().assert_clean();
@@ -167,11 +167,11 @@ fn stop_and_start_of_the_site_are_requests_like_any_other() {
     appliance.refit(&["bus", "request", "stop"]).ends_with(0);
     eventually(LIMIT, "the site is stopped", || appliance.order().len() == 8);
     let state = appliance.refit(&["bus", "state"]).ends_with(0);
-    assert_eq!(state.stdout, "idle\n");
+    assert_eq!(state.stdout, "Idle\n");
     let line = appliance.install(&four("1.1.0"), &[]).complains_with(75);
-    assert!(line.contains("idle"), "{line}");
+    assert!(line.contains("Idle"), "{line}");
     appliance.refit(&["bus", "request", "start"]).ends_with(0);
-    assert_eq!(appliance.status()["bus"]["state"], "running");
+    assert_eq!(appliance.status()["bus"]["state"], "Running");
     assert_eq!(appliance.order().len(), 12);
 }
 
@@ -222,7 +222,7 @@ fn a_component_that_keeps_dying_is_given_up() {
     assert_eq!(failed["restarts"], 2, "{failed}");
     let reason = text(&failed["reason"]);
     assert!(reason.contains("status 3") && reason.contains("not started again"), "{reason}");
-    assert_eq!(appliance.status()["bus"]["state"], "running", "one component is not the site");
+    assert_eq!(appliance.status()["bus"]["state"], "Running", "one component is not the site");
     assert_eq!(appliance.order(), ["start frail"; 3]);
 }
 

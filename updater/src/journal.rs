@@ -30,7 +30,7 @@ pub const FAILED_MAX: usize = 64;
 
 /// Where the appliance stands between two releases.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "phase", rename_all = "lowercase", deny_unknown_fields)]
+#[serde(tag = "phase", deny_unknown_fields)]
 pub enum State {
     /// One release runs and no update is under way.
     Idle {
