@@ -5,6 +5,7 @@
 mod access;
 mod bus;
 mod components;
+mod connection;
 mod error;
 mod events;
 mod metrics;
@@ -27,7 +28,7 @@ use crate::config::Config;
 use crate::update::Manager;
 
 pub use error::Problem;
-pub use server::{ApiSocketError, Server, api_socket};
+pub use server::{ApiSocketError, Parked, Server, api_socket};
 
 /// Everything that the handlers read.
 pub struct App {

@@ -3,18 +3,23 @@
 use std::fs;
 use std::io;
 use std::net::TcpListener;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
+use axum::serve::Listener;
+use bytes::Bytes;
 use serde_json::json;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::connection::{self, End};
 use super::{App, access, routes};
 use crate::bus::{Failure, Order, Participant, StopReason, Work};
 use crate::clock::monotonic_ns;
@@ -60,6 +65,22 @@ pub fn api_socket(home: &Home, inherited: Option<UnixListener>) -> Result<UnixLi
     bind().map_err(|source| ApiSocketError { path: path.clone(), source })
 }
 
+/// A connection that waits between two requests, for the next process image.
+#[derive(Debug)]
+pub struct Parked {
+    /// The listener that it was accepted from: `api` or `admin`.
+    pub listener: String,
+    /// The connection.
+    pub socket: OwnedFd,
+    /// What was read and belongs to no request yet.
+    pub read: Bytes,
+}
+
+/// The name of the API's Unix socket among the listeners of parked connections.
+const LOCAL: &str = "api";
+/// How many connections are parked: each is a descriptor of the handover. The others end as if they had been idle too long.
+const PARKED_MAX: usize = 256;
+
 /// The API on the bus.
 pub struct Server {
     app: Arc<App>,
@@ -68,13 +89,28 @@ pub struct Server {
     drain_grace: Duration,
     /// What the image before left: when it stopped accepting.
     before: Carry,
-    serving: Mutex<JoinSet<io::Result<()>>>,
+    serving: Mutex<JoinSet<()>>,
     stopped_accepting_ns: Mutex<Option<u64>>,
+    /// Whether connections are parked when the server stops: only if another image follows.
+    park: Arc<AtomicBool>,
+    /// Connections of the image before until the start, and those for the next image after the stop.
+    parked: Arc<Mutex<Vec<Parked>>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Server {
-    /// Returns a server of `app` on the Unix socket and, if there is one, the admin listener.
-    pub fn new(app: Arc<App>, socket: UnixListener, admin: Option<TcpListener>, before: Carry) -> Self {
+    /// Returns a server of `app` on the Unix socket and, if there is one, the admin listener. `parked` are the connections of
+    /// the image before.
+    pub fn new(
+        app: Arc<App>,
+        socket: UnixListener,
+        admin: Option<TcpListener>,
+        before: Carry,
+        parked: Vec<Parked>,
+    ) -> Self {
         let drain_grace = app.config.update.drain_grace;
         Self {
             app,
@@ -84,36 +120,98 @@ impl Server {
             before,
             serving: Mutex::new(JoinSet::new()),
             stopped_accepting_ns: Mutex::new(None),
+            park: Arc::new(AtomicBool::new(false)),
+            parked: Arc::new(Mutex::new(parked)),
         }
     }
 
     /// Returns when it stopped accepting, on the monotonic clock.
     pub fn stopped_accepting_ns(&self) -> Option<u64> {
-        *self.stopped_accepting_ns.lock().unwrap_or_else(PoisonError::into_inner)
+        *lock(&self.stopped_accepting_ns)
+    }
+
+    /// Returns the connections that wait for the next image.
+    pub fn take_parked(&self) -> Vec<Parked> {
+        std::mem::take(&mut *lock(&self.parked))
     }
 
     fn begin(&self) -> io::Result<()> {
-        let stopping = self.app.stopping.clone();
         let app = routes(Arc::clone(&self.app));
-        let mut serving = self.serving.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut local_waiting, mut admin_waiting) = (Vec::new(), Vec::new());
+        for Parked { listener, socket, read } in self.take_parked() {
+            if listener == LOCAL {
+                let stream = std::os::unix::net::UnixStream::from(socket);
+                local_waiting.push((tokio::net::UnixStream::from_std(stream)?, read));
+            } else {
+                let stream = std::net::TcpStream::from(socket);
+                admin_waiting.push((tokio::net::TcpStream::from_std(stream)?, read));
+            }
+        }
         let socket = self.socket.try_clone()?;
         socket.set_nonblocking(true)?;
         let socket = tokio::net::UnixListener::from_std(socket)?;
         let local: Router = app.clone().layer(from_fn(access::trust_socket));
-        let stopped = stopping.clone();
-        serving
-            .spawn(async move { axum::serve(socket, local).with_graceful_shutdown(stopped.cancelled_owned()).await });
+        let mut serving = lock(&self.serving);
+        serving.spawn(self.accepting(LOCAL, socket, local, local_waiting, |stream| Ok(stream.into_std()?.into())));
         if let Some(admin) = &self.admin {
             let admin = admin.try_clone()?;
             admin.set_nonblocking(true)?;
             let admin = tokio::net::TcpListener::from_std(admin)?;
             let behind: Router = app.layer(from_fn_with_state(Arc::clone(&self.app), access::require_account));
-            serving.spawn(async move {
-                axum::serve(admin, behind).with_graceful_shutdown(stopping.cancelled_owned()).await
-            });
+            let name = crate::config::ADMIN;
+            serving.spawn(self.accepting(name, admin, behind, admin_waiting, |stream| Ok(stream.into_std()?.into())));
         }
+        drop(serving);
         self.tell_handover();
         Ok(())
+    }
+
+    /// Accepts from `listener` until the server stops, and serves what it accepts and what is `waiting`; ends when every
+    /// connection has ended or is parked.
+    fn accepting<L: Listener>(
+        &self,
+        name: &'static str,
+        mut listener: L,
+        router: Router,
+        waiting: Vec<(L::Io, Bytes)>,
+        into_socket: fn(L::Io) -> io::Result<OwnedFd>,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        let stopping = self.app.stopping.clone();
+        let (park, parked) = (Arc::clone(&self.park), Arc::clone(&self.parked));
+        let serve = {
+            let stopping = stopping.clone();
+            move |socket, read| connection::serve(socket, read, router.clone(), stopping.clone(), Arc::clone(&park))
+        };
+        async move {
+            let ended = |end: Result<End<L::Io>, tokio::task::JoinError>| {
+                let Ok(End::Parked(socket, read)) = end else { return };
+                let mut parked = lock(&parked);
+                if parked.len() >= PARKED_MAX {
+                    return;
+                }
+                match into_socket(socket) {
+                    Ok(socket) => parked.push(Parked { listener: name.to_owned(), socket, read }),
+                    Err(error) => tracing::warn!(listener.name = name, %error, "cannot park a connection"),
+                }
+            };
+            let mut connections = JoinSet::new();
+            for (socket, read) in waiting {
+                connections.spawn(serve(socket, read));
+            }
+            loop {
+                // Cancel-safe: accepting and joining take from queues.
+                tokio::select! {
+                    biased;
+                    () = stopping.cancelled() => break,
+                    Some(end) = connections.join_next() => ended(end),
+                    (socket, _) = listener.accept() => drop(connections.spawn(serve(socket, Bytes::new()))),
+                }
+            }
+            drop(listener); // the appliance's own duplicate stays open
+            while let Some(end) = connections.join_next().await {
+                ended(end);
+            }
+        }
     }
 
     /// Publishes how long nobody accepted, if there was an image before this one.
@@ -143,17 +241,23 @@ impl Participant for Server {
         Box::pin(async move { self.begin().map_err(|error| Failure::new(format!("cannot serve the API: {error}"))) })
     }
 
-    fn stop(self: Arc<Self>, _reason: StopReason, hurry: CancellationToken) -> Work {
+    fn stop(self: Arc<Self>, reason: StopReason, hurry: CancellationToken) -> Work {
         Box::pin(async move {
-            *self.stopped_accepting_ns.lock().unwrap_or_else(PoisonError::into_inner) = Some(monotonic_ns());
+            let replaced = match reason {
+                StopReason::Replace(_) => true,
+                StopReason::Stop | StopReason::Exit | StopReason::Undo => false,
+            };
+            self.park.store(replaced, Ordering::Release);
+            *lock(&self.stopped_accepting_ns) = Some(monotonic_ns());
             self.app.stopping.cancel();
-            let mut serving = std::mem::take(&mut *self.serving.lock().unwrap_or_else(PoisonError::into_inner));
+            let mut serving = std::mem::take(&mut *lock(&self.serving));
             // Cancel-safe: dropping the set ends the connections that are left.
             tokio::select! {
                 () = async { while serving.join_next().await.is_some() {} } => {}
                 () = tokio::time::sleep(self.drain_grace) => {}
                 () = hurry.cancelled() => {}
             }
+            serving.shutdown().await;
             Ok(())
         })
     }

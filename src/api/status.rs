@@ -109,16 +109,13 @@ pub(super) async fn history(State(app): State<Shared>) -> Result<Json<Value>, Pr
     Ok(Json(json!({ "history": newest_first })))
 }
 
-/// 200 when the appliance serves, 503 otherwise.
+/// 200 when the appliance serves, 503 otherwise. While one process image takes over from another it goes on serving.
 pub(super) async fn healthz(State(app): State<Shared>) -> impl IntoResponse {
-    match app.bus.state() {
-        bus::State::Running => (StatusCode::OK, "ok\n".to_owned()),
-        state @ (bus::State::Initial
-        | bus::State::Entering
-        | bus::State::Idle
-        | bus::State::Starting
-        | bus::State::Stopping
-        | bus::State::Exiting
-        | bus::State::Exited) => (StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", state.name())),
+    let state = app.bus.state();
+    let takes_over = app.around.estate.generation() > 1 && !app.bus.ran();
+    if state == bus::State::Running || app.bus.is_replacing() || takes_over {
+        (StatusCode::OK, "ok\n".to_owned())
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", state.name()))
     }
 }

@@ -5,6 +5,7 @@
 //! listener is ever nested in another.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -73,6 +74,16 @@ pub struct Bus {
     state: watch::Receiver<State>,
     faults: Arc<Mutex<Vec<Fault>>>,
     hurry: CancellationToken,
+    life: Arc<Life>,
+}
+
+/// What the state alone does not say.
+#[derive(Debug, Default)]
+struct Life {
+    /// Whether the site was ever running in this process image.
+    ran: AtomicBool,
+    /// Whether this process image is on its way to be replaced.
+    replacing: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -104,6 +115,7 @@ pub struct Engine {
     state: watch::Sender<State>,
     faults: Arc<Mutex<Vec<Fault>>>,
     hurry: CancellationToken,
+    life: Arc<Life>,
     goal: Goal,
     replacement: Option<Arc<Replacement>>,
     asked_to_exit: bool,
@@ -119,6 +131,7 @@ pub struct Seat {
     state: watch::Sender<State>,
     faults: Arc<Mutex<Vec<Fault>>>,
     hurry: CancellationToken,
+    life: Arc<Life>,
 }
 
 impl Seat {
@@ -145,6 +158,7 @@ impl Seat {
             state: self.state,
             faults: self.faults,
             hurry: self.hurry,
+            life: self.life,
             goal: Goal::Idle,
             replacement: None,
             asked_to_exit: false,
@@ -162,8 +176,15 @@ impl Bus {
         let (state, watched) = watch::channel(State::Initial);
         let faults = Arc::new(Mutex::new(Vec::new()));
         let hurry = CancellationToken::new();
-        let bus = Self { requests: sender, state: watched, faults: Arc::clone(&faults), hurry: hurry.clone() };
-        (bus, Seat { requests, state, faults, hurry })
+        let life = Arc::new(Life::default());
+        let bus = Self {
+            requests: sender,
+            state: watched,
+            faults: Arc::clone(&faults),
+            hurry: hurry.clone(),
+            life: Arc::clone(&life),
+        };
+        (bus, Seat { requests, state, faults, hurry, life })
     }
 
     /// Asks. Never blocks; the ticket says what becomes of it.
@@ -187,6 +208,16 @@ impl Bus {
     /// Returns a receiver of the state.
     pub fn watch(&self) -> watch::Receiver<State> {
         self.state.clone()
+    }
+
+    /// Returns whether the site was ever running in this process image.
+    pub fn ran(&self) -> bool {
+        self.life.ran.load(Ordering::Relaxed)
+    }
+
+    /// Returns whether this process image is on its way to be replaced.
+    pub fn is_replacing(&self) -> bool {
+        self.life.replacing.load(Ordering::Relaxed)
     }
 
     /// Returns what failed so far.
@@ -264,6 +295,7 @@ impl Engine {
                 if ending {
                     outcome.send_replace(Progress::Refused("the site is ending".to_owned()));
                 } else {
+                    self.life.replacing.store(true, Ordering::Relaxed);
                     self.replacement = Some(replacement);
                     self.goal = Goal::Exited;
                     self.waiting.push((Goal::Exited, outcome));
@@ -271,6 +303,7 @@ impl Engine {
             }
             Request::Exit => {
                 // The strongest request absorbs the others, a replacement that has not happened yet included.
+                self.life.replacing.store(false, Ordering::Relaxed);
                 self.replacement = None;
                 self.asked_to_exit = true;
                 self.goal = Goal::Exited;
@@ -454,10 +487,12 @@ impl Engine {
             return;
         }
         if faults.is_empty() {
+            self.life.ran.store(true, Ordering::Relaxed);
             self.enter(State::Running);
             return;
         }
         self.replacement = self.hooks.start_failed(&faults);
+        self.life.replacing.store(self.replacement.is_some(), Ordering::Relaxed);
         self.goal = Goal::Exited;
     }
 

@@ -175,7 +175,8 @@ fn refused(error: &reqwest::Error) -> Option<std::io::Error> {
     while let Some(inner) = cause {
         if let Some(inner) = inner.downcast_ref::<std::io::Error>() {
             let nobody = matches!(inner.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused);
-            return (nobody || error.is_connect()).then(|| std::io::Error::from(inner.kind()));
+            let copy = inner.raw_os_error().map_or_else(|| inner.kind().into(), std::io::Error::from_raw_os_error);
+            return (nobody || error.is_connect()).then_some(copy);
         }
         cause = inner.source();
     }

@@ -161,6 +161,7 @@ impl Estate {
             stopped_accepting_ns: None,
             exec_ns: None,
             trial_ns: None,
+            parked: BTreeMap::new(),
             component_generations: inner.generations.clone(),
         }
     }

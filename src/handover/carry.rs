@@ -52,6 +52,9 @@ pub struct Carry {
     /// When the trial was journaled and the stop began.
     #[serde(default)]
     pub trial_ns: Option<u64>,
+    /// What was read of the next request on each parked connection, in base64, by the rest of its name.
+    #[serde(default)]
+    pub parked: BTreeMap<String, String>,
     /// The highest generation of each component's processes.
     #[serde(default)]
     pub component_generations: BTreeMap<String, u32>,

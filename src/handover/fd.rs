@@ -18,9 +18,9 @@ use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_getfd, fcntl_setfd};
 
 /// The first descriptor that is handed over; 0 to 2 are the standard streams.
 pub const FIRST: RawFd = 3;
-/// How many descriptors may be handed over: more than any appliance has listeners and components, and below the usual limit
-/// of 1,024 open files twice over, since each is duplicated once on the way.
-pub const HANDED_OVER_MAX: usize = 400;
+/// How many descriptors may be handed over: more than any appliance has listeners, components and parked connections, and below
+/// the usual limit of 1,024 open files.
+pub const HANDED_OVER_MAX: usize = 700;
 
 /// Whether [`take`] has been called: a number may become an owned descriptor only once.
 static TAKEN: AtomicBool = AtomicBool::new(false);

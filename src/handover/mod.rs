@@ -35,6 +35,8 @@ pub mod names {
     pub const API: &str = "refit.api";
     /// The beginning of the names of the sealed state, a number follows.
     pub const STATE: &str = "refit.state.";
+    /// The beginning of the names of parked connections: listener, dot, number follow.
+    pub const PARKED: &str = "refit.parked.";
     /// The beginning of the names of a component's descriptors: instance, dot, which one follow.
     pub const INSTANCE: &str = "refit.instance.";
 }

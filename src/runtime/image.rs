@@ -6,6 +6,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::sync::{Arc, Mutex};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use refit_updater::Store;
 use refit_updater::journal::{self, Journal, JournalError};
 use refit_updater::release::{Release, StoreError};
@@ -16,7 +18,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::{End, Given, guard_link, signals};
-use crate::api::{self, ApiSocketError, App, Server};
+use crate::api::{self, ApiSocketError, App, Parked, Server};
 use crate::auth::Sessions;
 use crate::bus::{self, Bus, BusEvent, Cycle, Ended, Fault, Hooks, Origin, Participant, Replacement, Request, Seat};
 use crate::clock;
@@ -183,6 +185,7 @@ pub(super) async fn live(given: &Given, mut inherited: Inheritance) -> Result<En
         inherited.take_all(names::STATE).into_iter().map(|part| (part.name, part.descriptor)).unzip();
     let mut instance_parts = inherited.take_all(names::INSTANCE);
     let inherited_api = inherited.take(names::API).map(UnixListener::from);
+    let parked_parts = inherited.take_all(names::PARKED);
     let before = Carry::newest(&states).map_err(io_error("read the state of the image before"))?;
     drop(states);
 
@@ -239,7 +242,8 @@ pub(super) async fn live(given: &Given, mut inherited: Inheritance) -> Result<En
         times: Times { trial_ns: before.trial_ns, exec_ns: before.exec_ns, begun_ns },
     }));
 
-    let parts = Assembled { config: disk.config, around, components, manager, bus, seat, before };
+    let parked = unpark(parked_parts, &before.parked);
+    let parts = Assembled { config: disk.config, around, components, manager, bus, seat, parked, before };
     run_image(parts, guard_channel, lock, reaped_sender, api_socket, tasks).await
 }
 
@@ -318,6 +322,19 @@ fn components(
     Ok(components)
 }
 
+/// Returns the connections that the image before left, with what it had read of them.
+fn unpark(parts: Vec<Named>, read: &BTreeMap<String, String>) -> Vec<Parked> {
+    parts
+        .into_iter()
+        .filter_map(|part| {
+            // A connection whose beginning is lost would be answered wrongly: it is closed.
+            let read = BASE64.decode(read.get(&part.name)?).ok()?;
+            let listener = part.name.split('.').next()?.to_owned();
+            Some(Parked { listener, socket: part.descriptor, read: read.into() })
+        })
+        .collect()
+}
+
 /// What one image is made of.
 struct Assembled {
     config: Arc<Config>,
@@ -326,6 +343,8 @@ struct Assembled {
     manager: Arc<Manager>,
     bus: Bus,
     seat: Seat,
+    /// The connections of the image before.
+    parked: Vec<Parked>,
     before: Carry,
 }
 
@@ -337,7 +356,7 @@ async fn run_image(
     api_socket: UnixListener,
     mut tasks: JoinSet<()>,
 ) -> Result<End, RuntimeError> {
-    let Assembled { config, around, components, manager, bus, seat, before } = parts;
+    let Assembled { config, around, components, manager, bus, seat, parked, before } = parts;
     let estate = Arc::clone(&around.estate);
     let hooks = Arc::new(BusHooks { manager: Arc::clone(&manager), events: Arc::clone(&estate.events) });
     let admin = {
@@ -356,7 +375,7 @@ async fn run_image(
         stopping: CancellationToken::new(),
     });
     let socket = api_socket.try_clone().map_err(io_error("duplicate the API's socket"))?;
-    let server = Arc::new(Server::new(app, socket, admin, before));
+    let server = Arc::new(Server::new(app, socket, admin, before, parked));
     let participants = components.iter().map(|component| Arc::clone(component) as Arc<dyn Participant>).collect();
     let engine = seat.engine(vec![Arc::clone(&server) as Arc<dyn Participant>], participants, hooks)?;
 
@@ -505,6 +524,11 @@ fn describe(
     carry.stopped_accepting_ns = server.stopped_accepting_ns();
     carry.exec_ns = Some(clock::monotonic_ns());
     carry.trial_ns = trial_ns;
+    for (number, Parked { listener, socket, read }) in server.take_parked().into_iter().enumerate() {
+        let name = format!("{listener}.{number}");
+        parts.push(named(&format!("{}{name}", names::PARKED), socket));
+        carry.parked.insert(name, BASE64.encode(read));
+    }
     parts.push(named(&component::state_name(carry.sequence), carry.seal()?));
     Ok(parts)
 }

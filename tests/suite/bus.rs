@@ -158,7 +158,7 @@ fn a_reload_stops_nothing() {
     appliance.refit(&["bus", "request", "reload"]).ends_with(0);
     assert_eq!((pids(), generation(&appliance)), (before, first));
     let state = appliance.refit(&["bus", "state"]).ends_with(0);
-    assert_eq!(state.stdout, "running\n");
+    assert_eq!(state.stdout, "Running\n");
 }
 
 #[test]
