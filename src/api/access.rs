@@ -8,6 +8,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
 
+use super::connection::Peer;
 use super::{Problem, Shared};
 use crate::auth::Refusal;
 use crate::error::Exit;
@@ -88,8 +89,16 @@ pub(super) async fn require_account(State(app): State<Shared>, mut request: Requ
 
 /// Whoever can open the Unix socket may ask everything: its file's permissions decide.
 pub(super) async fn trust_socket(mut request: Request, next: Next) -> Response {
-    request.extensions_mut().insert(Who("local socket".to_owned()));
+    let peer = request.extensions_mut().remove::<Peer>();
+    let who = peer.map_or_else(|| "somebody (local)".to_owned(), |Peer(name)| format!("{name} (local)"));
+    request.extensions_mut().insert(Who(who));
     next.run(request).await
+}
+
+/// Returns the name of the account `uid`, or its number if it has none.
+pub(super) fn account_name(uid: u32) -> Peer {
+    let user = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid)).ok().flatten();
+    Peer(user.map_or_else(|| format!("uid {uid}"), |user| user.name).into())
 }
 
 /// A browser says where a request comes from; one that changes something must come from our own page.

@@ -24,6 +24,10 @@ use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use tokio_util::sync::CancellationToken;
 
+/// Who is at the other end, if the socket says so.
+#[derive(Debug, Clone)]
+pub(super) struct Peer(pub(super) Arc<str>);
+
 /// How a connection ended here.
 pub(super) enum End<S> {
     /// It is closed.
@@ -54,6 +58,7 @@ impl Traffic {
 /// With `park`, a stop leaves it at the next boundary; otherwise the connection is told to end there.
 pub(super) async fn serve<S>(
     socket: S,
+    peer: Option<Peer>,
     read: Bytes,
     router: Router,
     stopping: CancellationToken,
@@ -66,7 +71,7 @@ where
     let io = Watched { read, io: TokioIo::new(socket), traffic: Arc::clone(&traffic) };
     let router = TowerToHyperService::new(router);
     let counted = Arc::clone(&traffic);
-    let service = service_fn(move |request| answer(router.clone(), request, Arc::clone(&counted)));
+    let service = service_fn(move |request| answer(router.clone(), request, peer.clone(), Arc::clone(&counted)));
     let mut connection = http1::Builder::new().serve_connection(io, service);
     let mut stop = pin!(stopping.cancelled());
     let mut told = false;
@@ -100,10 +105,14 @@ where
 /// Answers one request, counting it until the last byte of the answer was taken.
 async fn answer(
     router: TowerToHyperService<Router>,
-    request: hyper::Request<Incoming>,
+    mut request: hyper::Request<Incoming>,
+    peer: Option<Peer>,
     traffic: Arc<Traffic>,
 ) -> Result<Response, std::convert::Infallible> {
     let counted = Counted::new(&traffic);
+    if let Some(peer) = peer {
+        request.extensions_mut().insert(peer);
+    }
     let request: Request = request.map(|body| Body::new(Whole { body, ended: false, traffic: Arc::clone(&traffic) }));
     let response = router.call(request).await?;
     Ok(response.map(|body| Body::new(Answer { body, _counted: counted })))

@@ -19,7 +19,7 @@ use serde_json::json;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::connection::{self, End};
+use super::connection::{self, End, Peer};
 use super::{App, access, routes};
 use crate::bus::{Failure, Order, Participant, StopReason, Work};
 use crate::clock::monotonic_ns;
@@ -97,6 +97,14 @@ pub struct Server {
     parked: Arc<Mutex<Vec<Parked>>>,
 }
 
+/// What is done with the two ends of a connection, by kind of socket.
+struct Ends<S> {
+    /// Returns who is at the other end.
+    peer: fn(&S) -> Option<Peer>,
+    /// Returns the socket for the next image.
+    into_socket: fn(S) -> io::Result<OwnedFd>,
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -152,14 +160,20 @@ impl Server {
         let socket = tokio::net::UnixListener::from_std(socket)?;
         let local: Router = app.clone().layer(from_fn(access::trust_socket));
         let mut serving = lock(&self.serving);
-        serving.spawn(self.accepting(LOCAL, socket, local, local_waiting, |stream| Ok(stream.into_std()?.into())));
+        let ends = Ends::<tokio::net::UnixStream> {
+            peer: |stream| stream.peer_cred().ok().map(|peer| access::account_name(peer.uid())),
+            into_socket: |stream| Ok(stream.into_std()?.into()),
+        };
+        serving.spawn(self.accepting(LOCAL, socket, local, local_waiting, ends));
         if let Some(admin) = &self.admin {
             let admin = admin.try_clone()?;
             admin.set_nonblocking(true)?;
             let admin = tokio::net::TcpListener::from_std(admin)?;
             let behind: Router = app.layer(from_fn_with_state(Arc::clone(&self.app), access::require_account));
             let name = crate::config::ADMIN;
-            serving.spawn(self.accepting(name, admin, behind, admin_waiting, |stream| Ok(stream.into_std()?.into())));
+            let ends =
+                Ends::<tokio::net::TcpStream> { peer: |_| None, into_socket: |stream| Ok(stream.into_std()?.into()) };
+            serving.spawn(self.accepting(name, admin, behind, admin_waiting, ends));
         }
         drop(serving);
         self.tell_handover();
@@ -174,13 +188,16 @@ impl Server {
         mut listener: L,
         router: Router,
         waiting: Vec<(L::Io, Bytes)>,
-        into_socket: fn(L::Io) -> io::Result<OwnedFd>,
+        ends: Ends<L::Io>,
     ) -> impl Future<Output = ()> + Send + 'static {
         let stopping = self.app.stopping.clone();
         let (park, parked) = (Arc::clone(&self.park), Arc::clone(&self.parked));
         let serve = {
             let stopping = stopping.clone();
-            move |socket, read| connection::serve(socket, read, router.clone(), stopping.clone(), Arc::clone(&park))
+            move |socket, read| {
+                let peer = (ends.peer)(&socket);
+                connection::serve(socket, peer, read, router.clone(), stopping.clone(), Arc::clone(&park))
+            }
         };
         async move {
             let ended = |end: Result<End<L::Io>, tokio::task::JoinError>| {
@@ -189,7 +206,7 @@ impl Server {
                 if parked.len() >= PARKED_MAX {
                     return;
                 }
-                match into_socket(socket) {
+                match (ends.into_socket)(socket) {
                     Ok(socket) => parked.push(Parked { listener: name.to_owned(), socket, read }),
                     Err(error) => tracing::warn!(listener.name = name, %error, "cannot park a connection"),
                 }

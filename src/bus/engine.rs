@@ -429,8 +429,8 @@ impl Engine {
         let mut failed: BTreeSet<String> = BTreeSet::new();
         let mut faults = Vec::new();
         for wave in self.waves.clone() {
-            if self.goal != Goal::Running {
-                break;
+            if self.goal != Goal::Running || !faults.is_empty() {
+                break; // what would start now would only have to stop again
             }
             let mut tasks = JoinSet::new();
             let mut running = BTreeMap::new();

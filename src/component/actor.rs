@@ -473,12 +473,14 @@ impl Actor {
             return;
         }
         tracing::warn!(component.name = self.component.name, how, "component ended by itself");
+        let clean = how == "ended with status 0";
+        // One that is never started again and ends well has done its work.
+        let done = clean && self.component.restart.policy == RestartPolicy::No;
         self.view.send_modify(|view| {
-            view.downs += 1;
+            view.downs += u32::from(!done);
             view.reason = Some(failure.reason.clone());
             view.output.clone_from(&failure.output);
         });
-        let clean = how == "ended with status 0";
         let again = match self.component.restart.policy {
             RestartPolicy::No => false,
             RestartPolicy::OnFailure => !clean,

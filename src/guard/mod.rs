@@ -36,6 +36,8 @@ use store::Store;
 const FIRST_WORD_MAX: Duration = Duration::from_secs(60);
 /// After the first request to end, the runtime has so long: its own deadlines are far shorter.
 const END_MAX: Duration = Duration::from_secs(120);
+/// How long a report may wait for a place in the service manager's queue: the guard has others to look after.
+const MANAGER_WAIT_MAX: Duration = Duration::from_millis(200);
 /// The first pause before a runtime that crashed is started again; doubled each time.
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 /// The longest pause between two starts.
@@ -153,6 +155,31 @@ fn say(text: &str) {
     drop(writeln!(io::stderr().lock(), "refit: {text}"));
 }
 
+/// How far a process image has come, as far as the guard has heard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Image {
+    /// None was seen by this guard.
+    Unknown,
+    /// It was executed and has said nothing.
+    Silent,
+    /// It lives.
+    Starting,
+    /// It serves.
+    Ready,
+}
+
+impl Image {
+    /// Returns the step of an update that it is in.
+    const fn step(self) -> &'static str {
+        match self {
+            Self::Unknown => "trial",
+            Self::Silent => "exec",
+            Self::Starting => "starting",
+            Self::Ready => "probation",
+        }
+    }
+}
+
 /// Whether a runtime runs, and since when.
 #[derive(Debug)]
 enum Phase {
@@ -174,8 +201,8 @@ struct Guard {
     watchdog: Option<Duration>,
     /// Whether any runtime of this guard ever became ready.
     was_ready: bool,
-    /// Whether the image that runs became ready.
-    image_is_ready: bool,
+    /// How far the image that runs has come.
+    image: Image,
     /// Whether the runtime says that it ends because it was asked to.
     ends_as_asked: bool,
     asked_to_end: u32,
@@ -216,7 +243,12 @@ impl Guard {
             store.remove(stale);
         }
         store.keep(names::LOCK, lock.share().map_err(system("share the lock"))?);
-        let manager = given.manager.as_deref().and_then(|address| match notify::connect(address) {
+        let connected = |address: &Path| {
+            let socket = notify::connect(address)?;
+            socket.set_write_timeout(Some(MANAGER_WAIT_MAX))?;
+            Ok::<_, io::Error>(socket)
+        };
+        let manager = given.manager.as_deref().and_then(|address| match connected(address) {
             Ok(socket) => Some(socket),
             Err(error) => {
                 say(&format!("cannot reach the service manager: {error}"));
@@ -235,7 +267,7 @@ impl Guard {
             output: Output::new(reader),
             watchdog: None,
             was_ready: false,
-            image_is_ready: false,
+            image: Image::Unknown,
             ends_as_asked: false,
             asked_to_end: 0,
             end_by: None,
@@ -295,7 +327,7 @@ impl Guard {
         descriptors.push(Named { name: names::GUARD.to_owned(), descriptor: channel });
         self.starts += 1;
         self.ends_as_asked = false;
-        self.image_is_ready = false;
+        self.image = Image::Silent;
         self.watchdog = None;
         let pid = child::start(&program, &self.home, &self.installed, descriptors, &self.pipe)
             .map_err(system("start the runtime"))?;
@@ -350,13 +382,14 @@ impl Guard {
             }
             if let Some(micros) = report.get("WATCHDOG_USEC").and_then(|text| text.parse().ok()) {
                 self.watchdog = (micros > 0).then(|| Duration::from_micros(micros));
+                self.image = Image::Starting; // the first thing that an image says
             }
             if report.get("READY") == Some("1") {
                 self.was_ready = true;
-                self.image_is_ready = true;
+                self.image = Image::Ready;
             }
             if report.get("RELOADING") == Some("1") {
-                self.image_is_ready = false;
+                self.image = Image::Silent;
             }
             if report.get("STOPPING") == Some("1") {
                 self.ends_as_asked = true;
@@ -488,7 +521,7 @@ impl Guard {
         Ending {
             at: clock::rfc3339(now),
             at_ms: now.as_millisecond(),
-            step: if self.image_is_ready { "probation" } else { "starting" }.to_owned(),
+            step: self.image.step().to_owned(),
             reason,
             component: None,
             output: Vec::new(),

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -125,6 +127,9 @@ fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> RuntimeError {
     move |source| RuntimeError::Io { what, source }
 }
 
+/// How long a report to the guard may wait for a place in its queue: a guard that hangs must not hang the runtime.
+const GUARD_WAIT_MAX: Duration = Duration::from_secs(1);
+
 /// What is read from disk before anything else.
 struct OnDisk {
     store: Store,
@@ -192,6 +197,9 @@ pub(super) async fn live(given: &Given, mut inherited: Inheritance) -> Result<En
     let disk = read_disk(given)?;
     let had: Vec<String> = inherited.names();
     let listeners = Listeners::adopt(&disk.config.listeners, &mut inherited)?;
+    if disk.config.listeners.get(config::ADMIN).is_some_and(|address| !address.ip().is_loopback()) {
+        tracing::warn!("the admin listener speaks plain HTTP and is not bound to the loopback address");
+    }
     let api_was_there = inherited_api.is_some();
     let api_socket = api::api_socket(&given.home, inherited_api)?;
     let mut listeners = listeners;
@@ -201,7 +209,12 @@ pub(super) async fn live(given: &Given, mut inherited: Inheritance) -> Result<En
         listeners.keep_aside(part);
     }
 
-    let guard = given.notify.as_deref().and_then(|address| match notify::connect(address) {
+    let connected = |address: &Path| {
+        let socket = notify::connect(address)?;
+        socket.set_write_timeout(Some(GUARD_WAIT_MAX))?;
+        Ok::<_, io::Error>(socket)
+    };
+    let guard = given.notify.as_deref().and_then(|address| match connected(address) {
         Ok(socket) => Some(socket),
         Err(error) => {
             tracing::warn!(%error, "cannot reach the guard");
