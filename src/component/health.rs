@@ -45,6 +45,8 @@ pub(super) async fn watch(health: Health, state: watch::Sender<State>, around: s
         .timeout(health.timeout)
         .pool_max_idle_per_host(0)
         .no_proxy()
+        // Probes are plain HTTP: reading the system's certificates would be work for nothing at every start.
+        .tls_certs_only(std::iter::empty())
         .redirect(reqwest::redirect::Policy::none())
         .build();
     let client = match client {
