@@ -6,6 +6,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use crate::error::Exit;
+
 /// How many tickets are kept: the last hundred requests.
 pub const TICKETS_MAX: usize = 100;
 
@@ -22,6 +24,9 @@ pub struct TicketView {
     pub state: String,
     /// Why it failed or was refused.
     pub reason: Option<String>,
+    /// The exit status of a command that waited for it.
+    #[serde(default)]
+    pub exit: Option<u8>,
 }
 
 impl TicketView {
@@ -61,6 +66,7 @@ impl Tickets {
             origin: origin.to_owned(),
             state: "accepted".to_owned(),
             reason: None,
+            exit: None,
         };
         {
             let mut kept = self.lock();
@@ -77,7 +83,18 @@ impl Tickets {
     pub fn resolve(&self, id: &str, state: &str, reason: Option<String>) {
         if let Some(ticket) = self.lock().iter_mut().find(|ticket| ticket.id == id && !ticket.is_final()) {
             state.clone_into(&mut ticket.state);
+            ticket.exit = Some(if reason.is_none() { Exit::Done } else { Exit::Failed }.code());
             ticket.reason = reason;
+        }
+        self.changed();
+    }
+
+    /// Records that what the ticket `id` asked for failed, with the exit status of a command that waited for it.
+    pub fn fail(&self, id: &str, reason: String, exit: Exit) {
+        if let Some(ticket) = self.lock().iter_mut().find(|ticket| ticket.id == id && !ticket.is_final()) {
+            "failed".clone_into(&mut ticket.state);
+            ticket.reason = Some(reason);
+            ticket.exit = Some(exit.code());
         }
         self.changed();
     }

@@ -130,7 +130,8 @@ pub(super) fn conclude(context: &Context, ticket: &Value) -> Exit {
     let line = format!("the {request} {state}: {reason}; see `refit history --json` for the last output");
     use std::io::Write;
     drop(writeln!(std::io::stderr().lock(), "refit: {line}"));
-    Exit::Failed
+    let code = ticket["exit"].as_i64().and_then(|code| i32::try_from(code).ok());
+    code.map_or(Exit::Failed, Exit::from_code)
 }
 
 /// Waits for the outcome of a ticket without showing steps.

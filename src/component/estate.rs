@@ -63,6 +63,8 @@ struct Inner {
 #[derive(Debug)]
 pub struct Estate {
     inner: Mutex<Inner>,
+    /// Held while a document is given to the guard: each is dropped by exactly the one after it.
+    saving: Mutex<()>,
     guard: Option<UnixDatagram>,
     /// The events.
     pub events: Arc<Events>,
@@ -84,6 +86,7 @@ impl Estate {
                 instances: BTreeMap::new(),
                 generations: carry.component_generations.clone(),
             }),
+            saving: Mutex::new(()),
             guard,
             events: parts.events,
             tickets: parts.tickets,
@@ -168,6 +171,7 @@ impl Estate {
 
     /// Gives the guard the document of this moment, and has it drop the one before. Returns the document.
     pub fn save(&self) -> Carry {
+        let _one_at_a_time = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
         self.lock().sequence += 1;
         let carry = self.carry();
         match carry.seal() {

@@ -252,3 +252,16 @@ impl Reported for UpdateError {
 pub(super) fn reason(error: &dyn Error) -> String {
     crate::error::Chain(error).to_string()
 }
+
+/// Returns whether the cause of `error` is a disk that takes no more.
+pub(super) fn is_disk(error: &(dyn Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            use io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+            return matches!(error.kind(), StorageFull | QuotaExceeded | ReadOnlyFilesystem);
+        }
+        cause = error.source();
+    }
+    false
+}

@@ -13,7 +13,7 @@ use semver::Version;
 use super::{Manager, UpdateError, error, lock, millis, plan, preflight};
 use crate::bus::{Bus, Origin, Progress, Replacement, Request};
 use crate::clock;
-use crate::error::Chain;
+use crate::error::{Chain, Exit, Reported};
 
 impl Manager {
     /// Drives one attempt up to the request that replaces this image, or to its failure.
@@ -39,11 +39,14 @@ impl Manager {
         let (step, error) = failed;
         let mut ending = Self::ending(step, error::reason(&error));
         ending.output = error.output();
-        self.give_up(&attempt, &ending);
+        // A disk is the admin's to mend, everything else the vendor's.
+        let disk = error.exit() == Exit::Disk || error::is_disk(&error);
+        let exit = if disk { Exit::Disk } else { Exit::Failed };
+        self.give_up(&attempt, &ending, exit);
     }
 
     /// Ends an attempt whose release was not started.
-    pub(super) fn give_up(&self, attempt: &Attempt, ending: &Ending) {
+    pub(super) fn give_up(&self, attempt: &Attempt, ending: &Ending, exit: Exit) {
         let journal = self.journal();
         let result = match journal.state {
             State::Idle { .. } => {
@@ -65,7 +68,7 @@ impl Manager {
         }
         *lock(&self.view) = None;
         self.publish_step(attempt, "failed", "the update failed; the running release is untouched", Some(ending));
-        self.parts.around.estate.tickets.resolve(&attempt.id, "failed", Some(ending.reason.clone()));
+        self.parts.around.estate.tickets.fail(&attempt.id, ending.reason.clone(), exit);
         self.parts.around.estate.save();
     }
 

@@ -335,7 +335,9 @@ impl Appliance {
 impl Drop for Appliance {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("--- the log of {}:\n{}", self.home.display(), self.log());
+            // A guard that was never started has none; and this must not panic again.
+            let log = fs::read_to_string(self.log_path()).unwrap_or_default();
+            eprintln!("--- the log of {}:\n{log}", self.home.display());
         }
         if let Some(mut guard) = self.guard.take() {
             guard.kill().ok(); // gone already is as good

@@ -69,14 +69,15 @@ fn a_component_that_hangs_at_start_meets_its_deadline_and_the_appliance_ends_wit
     let release = Release::bare("1.0.0").part("database", &[], "").part(
         "web",
         &["--hang"],
-        "needs = [\"database\"]\nstart_timeout = \"300ms\"",
+        // Long enough for an interpreter to start on a busy machine and to write its line.
+        "needs = [\"database\"]\nstart_timeout = \"3s\"",
     );
     let appliance = Appliance::new(&release);
     let begun = Instant::now();
     let ran = Ran::of(refit().args(["run", "--with-parent", "--home"]).arg(appliance.home()));
     let ran = ran.ends_with(70);
     assert!(begun.elapsed() < FAST, "{:?}", begun.elapsed());
-    assert!(ran.stderr.contains("web") && ran.stderr.contains("0.3 s"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("web") && ran.stderr.contains("within 3 s"), "{}", ran.stderr);
     assert!(appliance.processes().is_empty(), "no process is left");
     assert_order(&appliance.order(), &["start database", "start web", "stop database"]);
 }
