@@ -16,7 +16,7 @@ const LINES_DEFAULT: usize = 100;
 /// Returns what is shown of a component.
 pub(super) fn view_json(view: &View) -> Value {
     let why_unhealthy = match &view.health {
-        Health::Unhealthy(reason) => Some(reason.clone()),
+        Health::Unhealthy(reason) | Health::Doubtful(reason) => Some(reason.clone()),
         Health::None | Health::Unknown | Health::Healthy => None,
     };
     json!({

@@ -13,6 +13,11 @@ use crate::error::Chain;
 /// How much of an answer explains a failure.
 const ANSWER_CHARS_MAX: usize = 200;
 
+/// So many tries are made in quick succession after a start.
+const FIRST_TRIES: u32 = 4;
+/// The longest pause between them.
+const FIRST_INTERVAL_MAX: Duration = Duration::from_millis(500);
+
 /// What is known of a component's health.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -23,6 +28,8 @@ pub enum State {
     Unknown,
     /// The last try was good.
     Healthy,
+    /// The last try was bad, and not enough before it: why. Nobody can say that it is healthy.
+    Doubtful(String),
     /// The last tries were bad: why.
     Unhealthy(String),
 }
@@ -32,7 +39,7 @@ impl State {
     pub const fn name(&self) -> &'static str {
         match self {
             Self::None => "none",
-            Self::Unknown => "unknown",
+            Self::Unknown | Self::Doubtful(_) => "unknown",
             Self::Healthy => "healthy",
             Self::Unhealthy(_) => "unhealthy",
         }
@@ -56,7 +63,7 @@ pub(super) async fn watch(health: Health, state: watch::Sender<State>, around: s
             return;
         }
     };
-    let mut failures = 0;
+    let (mut failures, mut tries) = (0, 0);
     loop {
         match probe(&client, &health, &around).await {
             Ok(()) => {
@@ -65,12 +72,16 @@ pub(super) async fn watch(health: Health, state: watch::Sender<State>, around: s
             }
             Err(reason) => {
                 failures += 1;
-                if failures >= health.threshold {
-                    set(&state, State::Unhealthy(reason));
-                }
+                set(
+                    &state,
+                    if failures >= health.threshold { State::Unhealthy(reason) } else { State::Doubtful(reason) },
+                );
             }
         }
-        tokio::time::sleep(health.interval).await;
+        tries += 1;
+        // The first tries may have been answered by the process before, which accepts until it has heard that it is to stop.
+        let pause = if tries < FIRST_TRIES { health.interval.min(FIRST_INTERVAL_MAX) } else { health.interval };
+        tokio::time::sleep(pause).await;
     }
 }
 
