@@ -83,18 +83,23 @@ fn a_runtime_that_was_killed_can_still_be_updated_and_rolled_back() {
     load.finish().assert_clean();
 }
 
+/// Starts the next guard and asserts that it serves and that none of `old` is left.
+fn assert_next_guard_starts_cleanly(appliance: &mut Appliance, old: &[i32]) {
+    appliance.run_guard();
+    appliance.wait_running();
+    for pid in old {
+        assert!(!process::is_alive(*pid), "process {pid} is left of the life before");
+    }
+    assert_serves(appliance, "1.0.0");
+    assert_eq!(appliance.processes().len(), 4);
+}
+
 #[test]
 fn after_the_guard_was_killed_the_next_one_starts_cleanly() {
     let mut appliance = shop().start();
     let old = [appliance.runtime_pid(), appliance.component_pid("shop"), appliance.component_pid("stock")];
     appliance.kill_guard();
-    appliance.run_guard();
-    appliance.wait_running();
-    for pid in old {
-        assert!(!process::is_alive(pid), "process {pid} is left of the life before");
-    }
-    assert_serves(&appliance, "1.0.0");
-    assert_eq!(appliance.processes().len(), 4);
+    assert_next_guard_starts_cleanly(&mut appliance, &old);
 }
 
 #[test]
@@ -103,13 +108,7 @@ fn after_guard_and_runtime_were_killed_the_next_guard_ends_the_orphans_and_start
     let old = [appliance.component_pid("shop"), appliance.component_pid("stock")];
     kill_guard_and_runtime(&mut appliance);
     assert!(old.into_iter().all(process::is_alive), "the components are orphans now");
-    appliance.run_guard();
-    appliance.wait_running();
-    for pid in old {
-        assert!(!process::is_alive(pid), "process {pid} is left of the life before");
-    }
-    assert_serves(&appliance, "1.0.0");
-    assert_eq!(appliance.processes().len(), 4);
+    assert_next_guard_starts_cleanly(&mut appliance, &old);
 }
 
 #[test]
