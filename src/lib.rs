@@ -32,3 +32,5 @@ pub mod runtime;
 pub mod tickets;
 pub mod update;
 pub mod web;
+
+pub use bus::{Bus, Component, Failure, Fault, Origin, Progress, Request, State, Ticket};

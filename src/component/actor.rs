@@ -15,7 +15,7 @@ use super::estate::Descriptors;
 use super::health;
 use super::instance::{Instance, Surroundings, wait_ready};
 use super::view::{State, View};
-use crate::bus::{Failure, Order, Participant, StopReason, Work};
+use crate::bus::{self, Act, Failure, Limits, Order, StopReason};
 use crate::config::{Component, Handover, RestartPolicy};
 use crate::handover::carry::{CarriedInstance, Role};
 
@@ -109,7 +109,7 @@ impl Process {
         &self.component
     }
 
-    fn ask(&self, asked: Asked) -> Work {
+    fn ask(&self, asked: Asked) -> Act {
         let asks = self.asks.clone();
         Box::pin(async move {
             let (reply, answer) = oneshot::channel();
@@ -164,7 +164,7 @@ pub fn end_stray(
     });
 }
 
-impl Participant for Process {
+impl bus::Component for Process {
     fn name(&self) -> &str {
         &self.component.name
     }
@@ -173,22 +173,19 @@ impl Participant for Process {
         super::order(&self.component)
     }
 
-    fn start(self: Arc<Self>, cancelled: CancellationToken) -> Work {
+    fn limits(&self) -> Limits {
+        // The actor keeps the start's own limit and says what went wrong; stopping a predecessor comes on top.
+        let start = self.component.start_timeout + self.component.stop_timeout + KILL_ALLOWANCE;
+        Limits { start: Some(start), stop: Some(self.component.stop_timeout + KILL_ALLOWANCE), reload: None }
+    }
+
+    fn start(self: Arc<Self>, cancelled: CancellationToken) -> Act {
         self.ask(Asked::Start { cancelled })
     }
 
-    fn stop(self: Arc<Self>, reason: StopReason, hurry: CancellationToken) -> Work {
+    fn stop(self: Arc<Self>, reason: StopReason, hurry: CancellationToken) -> Act {
         let leave = reason.leaves(&self.component.name);
         self.ask(Asked::Stop { leave, hurry })
-    }
-
-    fn start_limit(&self) -> Duration {
-        // The actor keeps the start's own limit and says what went wrong; stopping a predecessor comes on top.
-        self.component.start_timeout + self.component.stop_timeout + KILL_ALLOWANCE
-    }
-
-    fn stop_limit(&self) -> Duration {
-        self.component.stop_timeout + KILL_ALLOWANCE
     }
 }
 

@@ -299,8 +299,12 @@ impl Checker<'_> {
                 self.wrong(reference.source, &reference.span, text);
             }
         }
-        let rows: Vec<(String, bus::Order)> =
-            components.iter().map(|component| (component.name.clone(), crate::component::order(component))).collect();
+        let orders: Vec<bus::Order> = components.iter().map(crate::component::order).collect();
+        let rows: Vec<bus::Row<'_>> = components
+            .iter()
+            .zip(&orders)
+            .map(|(component, order)| bus::Row { name: &component.name, group: None, order })
+            .collect();
         if let Err(cycle) = bus::waves(&rows) {
             self.missing(&cycle.to_string());
         }

@@ -8,13 +8,13 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use base64::Engine;
+use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use refit_updater::Store;
 use refit_updater::journal::{self, Journal, JournalError};
 use refit_updater::release::{Release, StoreError};
 use refit_updater::trust::{Trust, TrustError};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -22,7 +22,10 @@ use tokio_util::sync::CancellationToken;
 use super::{End, Given, guard_link, signals};
 use crate::api::{self, ApiSocketError, App, Parked, Server};
 use crate::auth::Sessions;
-use crate::bus::{self, Bus, BusEvent, Cycle, Ended, Fault, Hooks, Origin, Participant, Replacement, Request, Seat};
+use crate::bus::{
+    self, AfterFailure, AttachError, Bus, BusEvent, Decision, Ended, Engine, Fault, Hooks, Level, LogEntry, Options,
+    Origin, Request, Subscription,
+};
 use crate::clock;
 use crate::component::{self, CarriedParts, Estate, EstateParts, Logs, Process, Surroundings};
 use crate::config::{self, Config, ConfigError};
@@ -64,9 +67,9 @@ pub enum RuntimeError {
     /// The update manager cannot begin.
     #[error(transparent)]
     Update(#[from] UpdateError),
-    /// Components wait for each other.
+    /// The components do not fit together.
     #[error(transparent)]
-    Cycle(#[from] Cycle),
+    Attach(#[from] AttachError),
     /// The system refused something.
     #[error("cannot {what}")]
     Io {
@@ -88,7 +91,7 @@ impl Reported for RuntimeError {
             Self::Config(error) => error.code(),
             Self::Bind(_) | Self::ApiSocket(_) => "address_in_use",
             Self::Update(error) => error.code(),
-            Self::Cycle(_) => "configuration_refused",
+            Self::Attach(_) => "configuration_refused",
             Self::Io { .. } => "system_refused",
         }
     }
@@ -105,7 +108,7 @@ impl Reported for RuntimeError {
             }
             Self::ApiSocket(_) => "check the permissions of the home; nothing was started",
             Self::Update(error) => error.remedy(),
-            Self::Cycle(_) => "correct appliance.toml; nothing was started",
+            Self::Attach(_) => "correct appliance.toml; nothing was started",
             Self::Io { .. } => "check the limits of the system",
         }
     }
@@ -116,7 +119,7 @@ impl Reported for RuntimeError {
             Self::Journal(JournalError::Format { .. } | JournalError::Damaged { .. }) => Exit::Config,
             Self::Journal(JournalError::Read { .. } | JournalError::Write { .. }) => Exit::Disk,
             Self::Store(_) | Self::Bind(_) | Self::ApiSocket(_) | Self::Io { .. } => Exit::Failed,
-            Self::Trust(_) | Self::Cycle(_) => Exit::Config,
+            Self::Trust(_) | Self::Attach(_) => Exit::Config,
             Self::Config(error) => error.exit(),
             Self::Update(error) => error.exit(),
         }
@@ -159,26 +162,52 @@ impl Hooks for BusHooks {
     fn observe(&self, event: &BusEvent) {
         match event {
             BusEvent::State(state) => {
-                tracing::info!(bus.state = state.name(), "bus");
                 self.events.publish("bus.state", json!({ "state": state }));
                 if *state == bus::State::Exiting {
                     self.manager.about_to_exec();
                 }
             }
             BusEvent::Fault(fault) => {
-                tracing::warn!(component.name = fault.component, phase = fault.phase, cause = fault.cause, "fault");
                 self.events.publish("fault", json!(fault));
             }
-            BusEvent::Request { name, origin } => {
-                tracing::info!(request = name, origin = origin.0, "request");
-                self.events.publish("bus.request", json!({ "request": name, "origin": origin.0 }));
+            BusEvent::Request { number, ask, origin, decision } => {
+                let (outcome, reason) = match decision {
+                    Decision::Accept => ("accepted", None),
+                    Decision::Merge => ("merged", None),
+                    Decision::Already => ("already", None),
+                    Decision::Refuse(refusal) => ("refused", Some(refusal.to_string())),
+                };
+                let data = json!({
+                    "number": number, "request": ask.name(), "origin": origin.0, "outcome": outcome, "reason": reason,
+                });
+                self.events.publish("bus.request", data);
+            }
+            BusEvent::Publication(report) => self.events.publish("bus.publication", json!(report)),
+            BusEvent::Reloaded { generation, reason } => {
+                self.events.publish("bus.reload", json!({ "generation": generation, "reason": reason }));
             }
         }
     }
 
-    fn start_failed(&self, faults: &[Fault]) -> Option<Arc<Replacement>> {
-        self.manager.start_failed(faults)
+    fn start_failed(&self, faults: &[Fault]) -> AfterFailure {
+        self.manager.start_failed(faults).map_or(AfterFailure::Exit, AfterFailure::Replace)
     }
+}
+
+/// Has what the bus says go where everything of the runtime goes: to standard error.
+fn trace(bus: &Bus) {
+    let write = bus::listener(|call| async move {
+        if let Ok(LogEntry { level, text, .. }) = serde_json::from_value(call.argument) {
+            match level {
+                Level::Debug => tracing::debug!(target: "refit::bus", "{text}"),
+                Level::Info => tracing::info!(target: "refit::bus", "{text}"),
+                Level::Warning => tracing::warn!(target: "refit::bus", "{text}"),
+                Level::Error => tracing::error!(target: "refit::bus", "{text}"),
+            }
+        }
+        Ok(Value::Null)
+    });
+    bus.subscribe(Subscription::new(bus::LOG, "refit.stderr", write));
 }
 
 /// Lives from what was handed over to an end.
@@ -242,7 +271,8 @@ pub(super) async fn live(given: &Given, mut inherited: Inheritance) -> Result<En
     });
     let mut tasks = JoinSet::new();
     let components = components(&disk, &around, before.instances.clone(), &mut instance_parts, &mut tasks)?;
-    let (bus, seat) = Bus::open();
+    let (bus, engine) = Bus::new(Options::default());
+    trace(&bus);
     let manager = Arc::new(Manager::new(Parts {
         store: disk.store,
         trust: disk.trust,
@@ -256,7 +286,7 @@ pub(super) async fn live(given: &Given, mut inherited: Inheritance) -> Result<En
     }));
 
     let parked = unpark(parked_parts, &before.parked);
-    let parts = Assembled { config: disk.config, around, components, manager, bus, seat, parked, before };
+    let parts = Assembled { config: disk.config, around, components, manager, bus, engine, parked, before };
     run_image(parts, guard_channel, lock, reaped_sender, api_socket, tasks).await
 }
 
@@ -355,7 +385,7 @@ struct Assembled {
     components: Vec<Arc<Process>>,
     manager: Arc<Manager>,
     bus: Bus,
-    seat: Seat,
+    engine: Engine,
     /// The connections of the image before.
     parked: Vec<Parked>,
     before: Carry,
@@ -369,7 +399,7 @@ async fn run_image(
     api_socket: UnixListener,
     mut tasks: JoinSet<()>,
 ) -> Result<End, RuntimeError> {
-    let Assembled { config, around, components, manager, bus, seat, parked, before } = parts;
+    let Assembled { config, around, components, manager, bus, engine, parked, before } = parts;
     let estate = Arc::clone(&around.estate);
     let hooks = Arc::new(BusHooks { manager: Arc::clone(&manager), events: Arc::clone(&estate.events) });
     let admin = {
@@ -389,8 +419,11 @@ async fn run_image(
     });
     let socket = api_socket.try_clone().map_err(io_error("duplicate the API's socket"))?;
     let server = Arc::new(Server::new(app, socket, admin, before, parked));
-    let participants = components.iter().map(|component| Arc::clone(component) as Arc<dyn Participant>).collect();
-    let engine = seat.engine(vec![Arc::clone(&server) as Arc<dyn Participant>], participants, hooks)?;
+    server.attach(&bus);
+    for component in &components {
+        bus.attach(Arc::clone(component) as Arc<dyn bus::Component>)?;
+    }
+    let engine = engine.with_hooks(hooks);
 
     let now = CancellationToken::new();
     let signals =
