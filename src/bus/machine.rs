@@ -202,9 +202,10 @@ mod tests {
                     Ask::Restart | Ask::Update | Ask::Rollback => assert_eq!(decision, Decision::Accept, "{said}"),
                     Ask::Start | Ask::Stop => {
                         let goal = ask.goal().expect("both have one");
-                        let reached = match ask {
-                            Ask::Start => standing.state == State::Running,
-                            _ => matches!(standing.state, State::Initial | State::Entering | State::Idle),
+                        let reached = if ask == Ask::Start {
+                            standing.state == State::Running
+                        } else {
+                            matches!(standing.state, State::Initial | State::Entering | State::Idle)
                         };
                         let expected = match (standing.goal == goal, reached) {
                             (true, true) => Decision::Already,

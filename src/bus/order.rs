@@ -132,11 +132,8 @@ mod tests {
                 priority: *priority,
             })
             .collect();
-        let rows: Vec<Row<'_>> = given
-            .iter()
-            .zip(&orders)
-            .map(|((name, group, _, _), order)| Row { name: *name, group: *group, order })
-            .collect();
+        let rows: Vec<Row<'_>> =
+            given.iter().zip(&orders).map(|((name, group, _, _), order)| Row { name, group: *group, order }).collect();
         let expected = expected.map_err(|names| Cycle { names: names.iter().map(|name| (*name).to_owned()).collect() });
         assert_eq!(waves(&rows), expected, "{given:?}");
     }

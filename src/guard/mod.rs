@@ -243,12 +243,8 @@ impl Guard {
             store.remove(stale);
         }
         store.keep(names::LOCK, lock.share().map_err(system("share the lock"))?);
-        let connected = |address: &Path| {
-            let socket = notify::connect(address)?;
-            socket.set_write_timeout(Some(MANAGER_WAIT_MAX))?;
-            Ok::<_, io::Error>(socket)
-        };
-        let manager = given.manager.as_deref().and_then(|address| match connected(address) {
+        let connect = |address: &Path| notify::connect(address, MANAGER_WAIT_MAX);
+        let manager = given.manager.as_deref().and_then(|address| match connect(address) {
             Ok(socket) => Some(socket),
             Err(error) => {
                 say(&format!("cannot reach the service manager: {error}"));

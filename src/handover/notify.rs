@@ -10,6 +10,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
@@ -77,11 +78,12 @@ pub fn receive(socket: BorrowedFd<'_>) -> io::Result<Notification> {
     Ok(Notification { fields: Notification::parse(&bytes[..message.bytes.min(DATAGRAM_BYTES_MAX)]), descriptors })
 }
 
-/// Returns a socket connected to the address in `NOTIFY_SOCKET`: a path, or `@` and an abstract name.
+/// Returns a socket connected to the address in `NOTIFY_SOCKET`: a path, or `@` and an abstract name. Sending waits at most
+/// `write_limit` for a place in the other end's queue: one that hangs must not hang its clients.
 ///
 /// # Errors
 /// The address is of another kind, or nobody is there.
-pub fn connect(address: &Path) -> io::Result<UnixDatagram> {
+pub fn connect(address: &Path, write_limit: Duration) -> io::Result<UnixDatagram> {
     let socket = UnixDatagram::unbound()?;
     match address.as_os_str().as_bytes().split_first() {
         Some((b'@', name)) => socket.connect_addr(&SocketAddr::from_abstract_name(name)?)?,
@@ -90,6 +92,7 @@ pub fn connect(address: &Path) -> io::Result<UnixDatagram> {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a path and not an abstract name"));
         }
     }
+    socket.set_write_timeout(Some(write_limit))?;
     Ok(socket)
 }
 

@@ -238,12 +238,8 @@ pub(super) async fn live(given: &Given, mut inherited: Inheritance) -> Result<En
         listeners.keep_aside(part);
     }
 
-    let connected = |address: &Path| {
-        let socket = notify::connect(address)?;
-        socket.set_write_timeout(Some(GUARD_WAIT_MAX))?;
-        Ok::<_, io::Error>(socket)
-    };
-    let guard = given.notify.as_deref().and_then(|address| match connected(address) {
+    let connect = |address: &Path| notify::connect(address, GUARD_WAIT_MAX);
+    let guard = given.notify.as_deref().and_then(|address| match connect(address) {
         Ok(socket) => Some(socket),
         Err(error) => {
             tracing::warn!(%error, "cannot reach the guard");
