@@ -6,6 +6,7 @@ mod client;
 mod component;
 mod demo;
 mod follow;
+mod inhibit;
 mod install;
 mod setup;
 mod show;

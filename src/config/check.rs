@@ -10,13 +10,14 @@ use semver::Version;
 use toml::Spanned;
 
 use super::raw::{Raw, RawComponent, RawHealth, RawRestart};
-use super::{Component, Config, Handover, Health, Mistake, Probe, Ready, Restart, RestartPolicy, Update, value};
+use super::{Component, Config, Handover, Health, Mistake, Probe, Ready, Restart, RestartPolicy, Update, Watch, value};
 use crate::bus;
 
 const PROBATION_DEFAULT: Duration = Duration::from_secs(10);
 const START_TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
 const STOP_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
 const KEEP_DEFAULT: u32 = 3;
+const SETTLE_DEFAULT: Duration = Duration::from_secs(1);
 const WATCHDOG_DEFAULT: Duration = Duration::from_secs(30);
 /// A shorter one would end a runtime that only waits for a slow disk.
 const WATCHDOG_MIN: Duration = Duration::from_secs(1);
@@ -161,6 +162,18 @@ impl Checker<'_> {
                 }
             })
         });
+        let settle = self.pick(base.runtime.settle, over.runtime.settle);
+        let watch = Watch {
+            paths: over
+                .runtime
+                .watch
+                .or(base.runtime.watch)
+                .into_iter()
+                .flatten()
+                .map(|path| path.into_inner().into())
+                .collect(),
+            settle: self.text_value(settle, SETTLE_DEFAULT, value::duration),
+        };
         let listeners = self.listeners(base.listeners, over.listeners);
         let pick_text = |base, over| self.pick(base, over);
         let probation = pick_text(base.update.probation, over.update.probation);
@@ -198,6 +211,7 @@ impl Checker<'_> {
             name: name?.value,
             version: version?,
             runtime,
+            watch,
             listeners: listeners.into_iter().map(|(name, at)| (name, at.value)).collect(),
             update,
             components,

@@ -32,12 +32,23 @@ pub struct Config {
     pub version: Version,
     /// The runtime's program in the release; the installed `refit` if there is none.
     pub runtime: Option<String>,
+    /// What restarts the runtime when it changes.
+    pub watch: Watch,
     /// The listeners that the runtime owns.
     pub listeners: BTreeMap<String, SocketAddr>,
     /// How updates are judged.
     pub update: Update,
     /// The components, in the order of the file.
     pub components: Vec<Component>,
+}
+
+/// The files that restart the runtime in place when they change.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Watch {
+    /// The files, below the home or absolute.
+    pub paths: Vec<PathBuf>,
+    /// How long they must be left alone before they are taken to be whole.
+    pub settle: Duration,
 }
 
 /// The listener on which the runtime itself serves the page and the API.

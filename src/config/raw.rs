@@ -31,6 +31,8 @@ pub(super) struct RawAppliance {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawRuntime {
     pub(super) binary: Option<Spanned<String>>,
+    pub(super) watch: Option<Vec<Spanned<String>>>,
+    pub(super) settle: Option<Spanned<String>>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]

@@ -19,7 +19,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::{End, Given, guard_link, signals};
+use super::watch::Watch;
+use super::{End, Given, guard_link, settings, signals};
 use crate::api::{self, ApiSocketError, App, Parked, Server};
 use crate::auth::Sessions;
 use crate::bus::{
@@ -416,6 +417,7 @@ async fn run_image(
     let socket = api_socket.try_clone().map_err(io_error("duplicate the API's socket"))?;
     let server = Arc::new(Server::new(app, socket, admin, before, parked));
     server.attach(&bus);
+    settings::attach(&bus, Arc::clone(&config), around.release_dir.clone(), &around.home);
     for component in &components {
         bus.attach(Arc::clone(component) as Arc<dyn bus::Component>)?;
     }
@@ -437,6 +439,17 @@ async fn run_image(
             tracing::error!("the guard is gone; ending, so that the next one finds a clean place");
             drop(bus.request(Request::Exit, Origin("guard lost".to_owned())));
         });
+    }
+    if !config.watch.paths.is_empty() {
+        let watch = Watch {
+            bus: bus.clone(),
+            manager: Arc::clone(&manager),
+            events: Arc::clone(&estate.events),
+            home: around.home.clone(),
+            paths: config.watch.paths.iter().map(|path| around.home.path().join(path)).collect(),
+            settle: config.watch.settle,
+        };
+        tasks.spawn(watch.run());
     }
     for component in &components {
         tasks.spawn(publish_changes(Arc::clone(component), Arc::clone(&estate)));

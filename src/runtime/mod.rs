@@ -5,7 +5,9 @@
 
 mod guard_link;
 mod image;
+mod settings;
 mod signals;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -26,6 +28,7 @@ use crate::handover::inherit::{Announcement, Inheritance};
 use crate::home::Home;
 
 pub use image::RuntimeError;
+pub use watch::Inhibitor;
 
 /// The last line of an image that replaces itself begins so, after the program's name.
 pub const EXECUTING: &str = "executing ";

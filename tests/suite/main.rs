@@ -28,4 +28,5 @@ mod refuse;
 mod release;
 mod voyage;
 mod wait;
+mod watch;
 mod wsgi;
