@@ -134,6 +134,9 @@ fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> RuntimeError {
 /// How long a report to the guard may wait for a place in its queue: a guard that hangs must not hang the runtime.
 const GUARD_WAIT_MAX: Duration = Duration::from_secs(1);
 
+/// A database that migrates may ask for hours; every component has a deadline of its own.
+const TRANSITION_MAX: Duration = Duration::from_secs(24 * 3600);
+
 /// What is read from disk before anything else.
 struct OnDisk {
     store: Store,
@@ -268,7 +271,7 @@ pub(super) async fn live(given: &Given, mut inherited: Inheritance) -> Result<En
     });
     let mut tasks = JoinSet::new();
     let components = components(&disk, &around, before.instances.clone(), &mut instance_parts, &mut tasks)?;
-    let (bus, engine) = Bus::new(Options::default());
+    let (bus, engine) = Bus::new(Options { transition: TRANSITION_MAX, ..Options::default() });
     trace(&bus);
     let manager = Arc::new(Manager::new(Parts {
         store: disk.store,
