@@ -36,7 +36,9 @@ impl Actor {
         if self.current.as_ref().is_some_and(|instance| instance.said.borrow().triggered) {
             self.give_up("watchdog: it said itself that it hangs".to_owned());
         }
-        self.show(self.view.borrow().state);
+        // Read first: the view cannot be changed while it is looked at.
+        let state = self.view.borrow().state;
+        self.show(state);
     }
 
     /// Returns when the current process will have been silent for too long.
