@@ -4,7 +4,7 @@
 //! mark in the environment that every child inherits, and by their parents. One that empties its environment, begins a
 //! session and outlives its parent at once is not found so; it ends with the appliance, whose guard inherits every orphan.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::time::{Duration, Instant};
 
@@ -62,16 +62,20 @@ impl Remains {
             }
         }
         let deadline = Instant::now() + END_MAX;
-        let mut others: BTreeSet<i32> = BTreeSet::new();
+        let mut seen: BTreeMap<i32, u64> = BTreeMap::new();
         loop {
-            let found = self.find();
+            let mut found = self.find();
+            // One that is just ending has no environment any more, and is there all the same.
+            let lives = |pid: i32, began: u64| Stat::of(pid).is_ok_and(|stat| stat.lives && stat.began == began);
+            found.extend(seen.iter().filter(|(pid, began)| lives(**pid, **began)));
+            seen.extend(&found);
+            let others = seen.keys().filter(|pid| **pid != self.leader).count();
             if found.is_empty() {
-                return others.len();
+                return others;
             }
-            others.extend(found.keys().filter(|pid| **pid != self.leader));
             if Instant::now() >= deadline {
                 tracing::warn!(process.pid = self.leader, left = ?found, "processes that a component started go on");
-                return others.len();
+                return others;
             }
             for (pid, began) in found {
                 // One that ended meanwhile is as good.

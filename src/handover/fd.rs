@@ -151,17 +151,22 @@ pub fn default_signals() -> io::Result<()> {
     use nix::libc;
     /// The highest signal of Linux.
     const SIGNALS_MAX: i32 = 64;
+    /// The kernel's set of signals, in bytes.
+    const SET_BYTES: usize = 8;
+    // Handler, flags, restorer and mask: all zero is the default action.
+    let default = [0_u64; 4];
     for number in 1..=SIGNALS_MAX {
         if number == libc::SIGKILL || number == libc::SIGSTOP {
             continue; // nobody can change them
         }
-        // SAFETY: the default action runs no code of ours.
-        if unsafe { libc::signal(number, libc::SIG_DFL) } == libc::SIG_ERR {
-            let error = io::Error::last_os_error();
-            // The C library keeps two for itself and says that they do not exist.
-            if error.kind() != io::ErrorKind::InvalidInput {
-                return Err(error);
-            }
+        // SAFETY: the default action runs no code, and the kernel only reads the structure. The C library's own call would refuse
+        // the two signals that it keeps for itself.
+        let result = unsafe {
+            let nothing = std::ptr::null_mut::<u64>();
+            libc::syscall(libc::SYS_rt_sigaction, number, default.as_ptr(), nothing, SET_BYTES)
+        };
+        if result != 0 {
+            return Err(io::Error::last_os_error());
         }
     }
     Ok(())

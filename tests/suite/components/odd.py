@@ -84,7 +84,7 @@ def describe():
         except OSError:
             pass  # the directory that was listed
     with open("/proc/self/status") as file:
-        status = dict(line.strip().split(":\t", 1) for line in file if ":\t" in line)
+        status = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
     mask = os.umask(0)
     found = {
         "fds": links, "status": status, "umask": mask, "cwd": os.getcwd(), "env": dict(os.environ), "pid": os.getpid(),
