@@ -10,7 +10,10 @@ use semver::Version;
 use toml::Spanned;
 
 use super::raw::{Raw, RawComponent, RawHealth, RawRestart};
-use super::{Component, Config, Handover, Health, Mistake, Probe, Ready, Restart, RestartPolicy, Update, Watch, value};
+use super::{
+    Component, Config, Handover, Health, HealthAction, Mistake, Probe, Ready, Restart, RestartPolicy, Update, Watch,
+    value,
+};
 use crate::bus;
 
 const PROBATION_DEFAULT: Duration = Duration::from_secs(10);
@@ -32,17 +35,17 @@ const RESTART_LIMIT_DEFAULT: (u32, Duration) = (5, Duration::from_secs(60));
 
 /// Which file a value comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Source {
+pub(super) enum Source {
     Release,
     Local,
 }
 
 /// A value with the place it was written at.
 #[derive(Debug, Clone)]
-struct At<T> {
-    value: T,
-    source: Source,
-    span: Range<usize>,
+pub(super) struct At<T> {
+    pub(super) value: T,
+    pub(super) source: Source,
+    pub(super) span: Range<usize>,
 }
 
 fn at<T>(spanned: Spanned<T>, source: Source) -> At<T> {
@@ -51,7 +54,7 @@ fn at<T>(spanned: Spanned<T>, source: Source) -> At<T> {
 }
 
 /// The two files, and what is wrong in them.
-struct Checker<'a> {
+pub(super) struct Checker<'a> {
     release: (&'a Path, &'a str),
     local: Option<(&'a Path, &'a str)>,
     mistakes: Vec<Mistake>,
@@ -97,7 +100,7 @@ impl Checker<'_> {
         }
     }
 
-    fn wrong(&mut self, source: Source, span: &Range<usize>, what: String) {
+    pub(super) fn wrong(&mut self, source: Source, span: &Range<usize>, what: String) {
         let (file, text) = self.text(source);
         let mistake = Mistake { place: Some(place(text, span.start)), file: file.to_owned(), what };
         self.mistakes.push(mistake);
@@ -109,12 +112,12 @@ impl Checker<'_> {
     }
 
     /// Returns the local value if there is one, else the release's.
-    fn pick<T>(&self, base: Option<Spanned<T>>, over: Option<Spanned<T>>) -> Option<At<T>> {
+    pub(super) fn pick<T>(&self, base: Option<Spanned<T>>, over: Option<Spanned<T>>) -> Option<At<T>> {
         over.map(|value| at(value, Source::Local)).or_else(|| base.map(|value| at(value, Source::Release)))
     }
 
     /// Returns what `read` makes of a text, or `default`, which also stands in for a mistake.
-    fn text_value<T>(
+    pub(super) fn text_value<T>(
         &mut self,
         written: Option<At<String>>,
         default: T,
@@ -174,6 +177,7 @@ impl Checker<'_> {
                 .collect(),
             settle: self.text_value(settle, SETTLE_DEFAULT, value::duration),
         };
+        let cgroups = over.runtime.cgroups.or(base.runtime.cgroups).unwrap_or(true);
         let listeners = self.listeners(base.listeners, over.listeners);
         let pick_text = |base, over| self.pick(base, over);
         let probation = pick_text(base.update.probation, over.update.probation);
@@ -212,6 +216,7 @@ impl Checker<'_> {
             version: version?,
             runtime,
             watch,
+            cgroups,
             listeners: listeners.into_iter().map(|(name, at)| (name, at.value)).collect(),
             update,
             components,
@@ -332,6 +337,7 @@ impl Checker<'_> {
         local: RawComponent,
         start_timeout: Duration,
     ) -> Option<Component> {
+        let spawn = self.spawn(&raw, &local);
         let command = self.pick(raw.command, local.command);
         let command = match command {
             Some(command) if command.value.first().is_none_or(String::is_empty) => {
@@ -347,13 +353,12 @@ impl Checker<'_> {
         let words = |list: Option<Vec<Spanned<String>>>| -> Vec<String> {
             list.into_iter().flatten().map(Spanned::into_inner).collect()
         };
+        let env = self.environment(raw.env, local.env);
         let handover = self.pick(raw.handover, local.handover);
         let ready = self.pick(raw.ready, local.ready);
         let start = self.pick(raw.start_timeout, local.start_timeout);
         let stop = self.pick(raw.stop_timeout, local.stop_timeout);
         let user = self.pick(raw.user, local.user);
-        let mut env = raw.env.unwrap_or_default();
-        env.extend(local.env.unwrap_or_default());
         Some(Component {
             name: name.value.clone(),
             command,
@@ -386,6 +391,7 @@ impl Checker<'_> {
             stop_timeout: self.text_value(stop, STOP_TIMEOUT_DEFAULT, value::duration),
             user: user.map(|user| user.value),
             env,
+            spawn,
             files: local.files.or(raw.files).map(|list| words(Some(list))),
             allow: words(local.allow.or(raw.allow)),
             migrates: local.migrates.or(raw.migrates).unwrap_or(true),
@@ -403,6 +409,7 @@ impl Checker<'_> {
         let interval = self.pick(raw.interval, local.interval);
         let timeout = self.pick(raw.timeout, local.timeout);
         let threshold = self.pick(raw.threshold, local.threshold);
+        let action = self.pick(raw.action, local.action);
         let probe = match (http, tcp, command) {
             (Some(http), None, None) => {
                 let url = self.text_value(Some(http), String::new(), |text| {
@@ -420,7 +427,12 @@ impl Checker<'_> {
                     text.parse().map_err(|_| format!("{text:?} is not an address: write IP:PORT"))
                 }))
             }
-            (None, None, Some(command)) => Probe::Command(command.value),
+            (None, None, Some(command)) => {
+                if command.value.first().is_none_or(String::is_empty) {
+                    self.wrong(command.source, &command.span, "the health command is empty".to_owned());
+                }
+                Probe::Command(command.value)
+            }
             (_, _, _) => {
                 let what = format!("the health of {:?} needs one of http, tcp, command", name.value);
                 self.wrong(name.source, &name.span, what);
@@ -439,6 +451,9 @@ impl Checker<'_> {
             }),
             timeout: self.text_value(timeout, HEALTH_TIMEOUT_DEFAULT, value::duration),
             threshold: threshold.map_or(HEALTH_THRESHOLD_DEFAULT, |threshold| threshold.value.max(1)),
+            action: self.text_value(action, HealthAction::Report, |text| {
+                one_of(text, "action", &[("report", HealthAction::Report), ("restart", HealthAction::Restart)])
+            }),
         })
     }
 
@@ -468,7 +483,7 @@ fn version_of(text: &str) -> Result<Version, String> {
     Version::parse(text).map_err(|error| format!("{text:?} is not a version: {error}"))
 }
 
-fn one_of<T: Copy>(text: &str, key: &str, values: &[(&str, T)]) -> Result<T, String> {
+pub(super) fn one_of<T: Copy>(text: &str, key: &str, values: &[(&str, T)]) -> Result<T, String> {
     values.iter().find(|(name, _)| *name == text).map(|(_, value)| *value).ok_or_else(|| {
         let names: Vec<&str> = values.iter().map(|(name, _)| *name).collect();
         format!("{text:?} is no {key}: use one of {}", names.join(", "))

@@ -27,6 +27,7 @@ use crate::api::{self, App, Parked, Server};
 use crate::auth::Sessions;
 use crate::bus::{self, Bus, Ended, Engine, Failure, Options, Origin, Request};
 use crate::clock;
+use crate::component::cgroup::Cgroups;
 use crate::component::{self, CarriedParts, Estate, EstateParts, Logs, Process, Surroundings};
 use crate::config::{self, Config};
 use crate::error::{Chain, Exit};
@@ -36,7 +37,7 @@ use crate::handover::exec;
 use crate::handover::inherit::Inheritance;
 use crate::handover::listener::Listeners;
 use crate::handover::{Named, names, notify};
-use crate::home::HomeError;
+use crate::home::{Home, HomeError};
 use crate::tickets::Tickets;
 use crate::update::{Manager, Parts, Times};
 
@@ -119,6 +120,7 @@ pub(super) async fn live(given: &Given, mut inherited: Inheritance) -> Result<En
         estate: Arc::clone(&estate),
         reaped,
         environment: given.environment.clone(),
+        cgroups: cgroups(&disk.config, &given.home, &before.instances),
     });
     let mut tasks = JoinSet::new();
     let components = components(&disk, &around, before.instances.clone(), &mut instance_parts, &mut tasks)?;
@@ -182,6 +184,16 @@ fn store_with_guard(
         estate.store(names::API, &OwnedFd::from(socket));
     }
     Ok(())
+}
+
+/// Returns the control groups of this home, without those of processes that are no more.
+fn cgroups(config: &Config, home: &Home, instances: &[CarriedInstance]) -> Cgroups {
+    if !config.cgroups {
+        return Cgroups::none("`[runtime] cgroups` says that there are to be none");
+    }
+    let limits = config.components.iter().any(|component| !component.spawn.limits.is_empty());
+    let kept = instances.iter().map(|instance| instance.id.clone()).collect();
+    Cgroups::open(home.path(), limits, &kept)
 }
 
 /// Makes the components of this release, each with its processes from the image before. Processes of components that the

@@ -13,6 +13,7 @@
 mod api;
 mod appliance;
 mod bus;
+mod components;
 mod config;
 mod crash;
 mod demo;
@@ -20,6 +21,7 @@ mod descriptors;
 #[cfg(feature = "fault")]
 mod fault;
 mod http;
+mod limits;
 mod load;
 mod manager;
 mod parking;
