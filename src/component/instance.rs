@@ -23,7 +23,8 @@ use tokio::task::JoinSet;
 
 use super::estate::{Descriptors, Estate};
 use super::launch::report_pipe;
-use super::logs::{Lines, Stream};
+use super::logs::Stream;
+use super::output;
 use super::signal::{Handle, start_ticks};
 use crate::bus::Failure;
 use crate::clock;
@@ -194,12 +195,10 @@ impl Instance {
         let mut tasks = JoinSet::new();
         for (stream, descriptor) in [(Stream::Stdout, &descriptors.stdout), (Stream::Stderr, &descriptors.stderr)] {
             let reader = pipe::Receiver::from_owned_fd(descriptor.try_clone()?)?;
-            let logs = Arc::clone(&around.estate.logs);
-            let (component, id) = (carried.component.clone(), carried.id.clone());
+            let reading = output::read(reader, &around.estate.logs, &carried.component, &carried.id, stream);
             let done = done_sender.clone();
             tasks.spawn(async move {
-                let guard = Partial { logs, component, id, stream, lines: Lines::default() };
-                read_output(reader, guard).await;
+                reading.await;
                 done.send_modify(|count| *count += 1);
             });
         }
@@ -378,44 +377,6 @@ async fn read_report(report: OwnedFd) -> Option<String> {
         Ok(_) if text.is_empty() => None,
         Ok(_) => Some(text),
         Err(error) => Some(format!("cannot learn whether the program was executed: {error}")),
-    }
-}
-
-/// The line that a stream has begun: written down when the reading ends, whyever it does.
-struct Partial {
-    logs: Arc<super::Logs>,
-    component: String,
-    id: String,
-    stream: Stream,
-    lines: Lines,
-}
-
-impl Partial {
-    fn feed(&mut self, bytes: &[u8]) {
-        let Self { logs, component, id, stream, lines } = self;
-        lines.feed(bytes, |line| logs.push(component, id, *stream, line));
-    }
-}
-
-impl Drop for Partial {
-    fn drop(&mut self) {
-        if let Some(rest) = self.lines.finish() {
-            self.logs.push(&self.component, &self.id, self.stream, &rest);
-        }
-    }
-}
-
-async fn read_output(mut reader: pipe::Receiver, mut partial: Partial) {
-    let mut bytes = [0; 8192];
-    loop {
-        match reader.read(&mut bytes).await {
-            Ok(0) => return,
-            Ok(count) => partial.feed(&bytes[..count]),
-            Err(error) => {
-                tracing::warn!(component.name = partial.component, %error, "cannot read a component's output");
-                return;
-            }
-        }
     }
 }
 

@@ -13,6 +13,7 @@ mod health;
 mod instance;
 pub mod launch;
 mod logs;
+mod output;
 mod signal;
 mod view;
 
