@@ -7,17 +7,19 @@ mod component;
 mod demo;
 mod follow;
 mod install;
+mod logs;
 mod setup;
 mod show;
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
+use crate::component::logs::journal;
 use crate::component::launch::{self, Launch};
 use crate::error::{Chain, Exit, Reported};
 use crate::guard;
@@ -69,6 +71,9 @@ enum Command {
         /// End when the process that started this one ends.
         #[arg(long, hide = true)]
         with_parent: bool,
+        /// The journal's socket, used if the service manager says that standard error goes to the journal.
+        #[arg(long, hide = true, default_value = journal::SOCKET, value_name = "PATH")]
+        journal_socket: PathBuf,
     },
     /// The runtime; started by the guard.
     #[command(hide = true)]
@@ -171,7 +176,7 @@ pub fn main(process: Process) -> Exit {
     let home = Home::new(&process.cwd, &cli.home);
     let context = Context { home, json: cli.json, process };
     match cli.command {
-        Command::Run { with_parent } => run_guard(context, with_parent),
+        Command::Run { with_parent, journal_socket } => run_guard(context, with_parent, journal_socket),
         Command::Runtime { check: Some(version) } => runtime::check(&context.home, &version),
         Command::Runtime { check: None } => run_runtime(context),
         Command::Launch(launch) => launch::main(launch),
@@ -220,7 +225,7 @@ fn online(context: &Context, work: impl Future<Output = Result<Exit, client::Cli
     }
 }
 
-fn run_guard(context: Context, with_parent: bool) -> Exit {
+fn run_guard(context: Context, with_parent: bool, journal_socket: PathBuf) -> Exit {
     let descriptors = match context.process.announcement.take(std::process::id()) {
         Ok(descriptors) => descriptors,
         Err(error) => {
@@ -228,12 +233,15 @@ fn run_guard(context: Context, with_parent: bool) -> Exit {
             return context.complain(&line, "system_refused", "", Exit::Failed);
         }
     };
+    let stream = context.process.environment.get(OsStr::new(journal::STREAM_VARIABLE));
+    let is_journal = stream.and_then(|text| text.to_str()).is_some_and(|text| journal::is_journal(text, io::stderr()));
     guard::main(guard::Given {
         installed: context.process.program.clone(),
         manager: context.process.path("NOTIFY_SOCKET"),
         home: context.home,
         descriptors,
         with_parent,
+        journal: is_journal.then_some(journal_socket),
     })
 }
 

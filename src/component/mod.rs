@@ -12,7 +12,7 @@ pub mod fingerprint;
 mod health;
 mod instance;
 pub mod launch;
-mod logs;
+pub mod logs;
 mod output;
 mod signal;
 mod view;

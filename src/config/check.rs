@@ -9,8 +9,8 @@ use std::time::Duration;
 use semver::Version;
 use toml::Spanned;
 
-use super::raw::{Raw, RawComponent, RawHealth, RawRestart};
-use super::{Component, Config, Handover, Health, Mistake, Probe, Ready, Restart, RestartPolicy, Update, value};
+use super::raw::{Raw, RawComponent, RawHealth, RawLog, RawRestart};
+use super::{Component, Config, Handover, Health, LogLimits, Mistake, Probe, Ready, Restart, RestartPolicy, Update, value};
 use crate::bus;
 
 const PROBATION_DEFAULT: Duration = Duration::from_secs(10);
@@ -26,6 +26,22 @@ const HEALTH_TIMEOUT_DEFAULT: Duration = Duration::from_secs(2);
 const HEALTH_THRESHOLD_DEFAULT: u32 = 3;
 /// Probing faster than this would be load, not care.
 const HEALTH_INTERVAL_MIN: Duration = Duration::from_millis(50);
+/// A few hours of an ordinary component, and quickly read back.
+const LOG_FILE_BYTES_DEFAULT: u64 = 1 << 20;
+/// A few of the longest lines.
+const LOG_FILE_BYTES_MIN: u64 = 32 << 10;
+/// Reading further back reads whole files.
+const LOG_FILE_BYTES_MAX: u64 = 64 << 20;
+/// With four, three quarters of what is kept are there right after the oldest is removed.
+const LOG_FILES_DEFAULT: u32 = 4;
+/// With one, nothing would be there right after it was removed.
+const LOG_FILES_MIN: u32 = 2;
+/// More of them are slow to list.
+const LOG_FILES_MAX: u32 = 1000;
+/// The smallest disk that we support is 4 GiB: less than a fiftieth of it, for sixteen components at their limits.
+const LOG_TOTAL_BYTES_DEFAULT: u64 = 64 << 20;
+/// Two of the smallest files, for each component.
+const LOG_TOTAL_BYTES_MIN: u64 = 2 * LOG_FILE_BYTES_MIN;
 const RESTART_BACKOFF_DEFAULT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
 const RESTART_LIMIT_DEFAULT: (u32, Duration) = (5, Duration::from_secs(60));
 
@@ -193,6 +209,7 @@ impl Checker<'_> {
             }),
             drain_grace: self.text_value(drain_grace, DRAIN_GRACE_DEFAULT, value::duration),
         };
+        let log = self.log(base.log, over.log, base.component.len());
         let components = self.components(base.component, over.component, &listeners, update.start_timeout);
         Some(Config {
             name: name?.value,
@@ -200,8 +217,43 @@ impl Checker<'_> {
             runtime,
             listeners: listeners.into_iter().map(|(name, at)| (name, at.value)).collect(),
             update,
+            log,
             components,
         })
+    }
+
+    fn log(&mut self, base: RawLog, over: RawLog, components: usize) -> LogLimits {
+        let file_bytes = self.pick(base.file_bytes, over.file_bytes);
+        let total_bytes = self.pick(base.total_bytes, over.total_bytes);
+        let files = self.pick(base.files, over.files);
+        let total_min = LOG_TOTAL_BYTES_MIN * components.max(1) as u64;
+        LogLimits {
+            file_bytes: self.text_value(file_bytes, LOG_FILE_BYTES_DEFAULT, |text| {
+                let bytes = value::bytes(text)?;
+                if (LOG_FILE_BYTES_MIN..=LOG_FILE_BYTES_MAX).contains(&bytes) {
+                    Ok(bytes)
+                } else {
+                    Err(format!("a log file of {text:?} is not between 32KiB and 64MiB"))
+                }
+            }),
+            files: match files {
+                Some(files) if !(LOG_FILES_MIN..=LOG_FILES_MAX).contains(&files.value) => {
+                    let what = format!("{} log files are not between {LOG_FILES_MIN} and {LOG_FILES_MAX}", files.value);
+                    self.wrong(files.source, &files.span, what);
+                    LOG_FILES_DEFAULT as usize
+                }
+                Some(files) => files.value as usize,
+                None => LOG_FILES_DEFAULT as usize,
+            },
+            total_bytes: self.text_value(total_bytes, LOG_TOTAL_BYTES_DEFAULT.max(total_min), |text| {
+                let bytes = value::bytes(text)?;
+                if bytes >= total_min {
+                    Ok(bytes)
+                } else {
+                    Err(format!("{text:?} is too little for the logs of {components} components: at least 64KiB for each"))
+                }
+            }),
+        }
     }
 
     fn listeners(

@@ -36,12 +36,25 @@ pub struct Config {
     pub listeners: BTreeMap<String, SocketAddr>,
     /// How updates are judged.
     pub update: Update,
+    /// How much of what the components print is kept.
+    pub log: LogLimits,
     /// The components, in the order of the file.
     pub components: Vec<Component>,
 }
 
 /// The listener on which the runtime itself serves the page and the API.
 pub const ADMIN: &str = "admin";
+
+/// How much of what the components print is kept on the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogLimits {
+    /// The largest file of a component.
+    pub file_bytes: u64,
+    /// How many files each component has at most.
+    pub files: usize,
+    /// All files of all components together.
+    pub total_bytes: u64,
+}
 
 /// How updates are judged.
 #[derive(Debug, Clone, PartialEq)]

@@ -18,6 +18,21 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     if duration > DURATION_MAX { Err(format!("{text:?} is longer than a year")) } else { Ok(duration) }
 }
 
+/// Returns how many bytes `text` says: `"64KiB"`, `"1MiB"`, `"4096B"`.
+///
+/// # Errors
+/// What is wrong with it, for people.
+pub(super) fn bytes(text: &str) -> Result<u64, String> {
+    const UNITS: [(&str, u64); 4] = [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("B", 1)];
+    let wrong = || format!("{text:?} is not a size: write a number and a unit, such as \"64KiB\" or \"1MiB\"");
+    let (number, factor) = UNITS
+        .iter()
+        .find_map(|(unit, factor)| Some((text.trim().strip_suffix(unit)?, factor)))
+        .ok_or_else(wrong)?;
+    let number: u64 = number.trim().parse().map_err(|_| wrong())?;
+    number.checked_mul(*factor).ok_or_else(wrong)
+}
+
 /// Returns the first and the longest pause that `text` says: `"100ms..30s"`.
 ///
 /// # Errors
@@ -74,6 +89,18 @@ mod tests {
         assert!(backoff("30s..1s").is_err() && backoff("1s").is_err());
         assert_eq!(limit("5/1m"), Ok((5, Duration::from_secs(60))));
         assert!(limit("5").is_err() && limit("x/1m").is_err());
+    }
+
+    #[test]
+    fn sizes() {
+        for (text, expected) in
+            [("1MiB", Some(1 << 20)), ("64 KiB", Some(64 << 10)), ("17B", Some(17)), ("2GiB", Some(2 << 30))]
+        {
+            assert_eq!(bytes(text).ok(), expected, "{text}");
+        }
+        for text in ["", "1", "MiB", "-1KiB", "1.5MiB", "1MB", "99999999999999999999B", "99999999999GiB"] {
+            assert!(bytes(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -40,6 +40,12 @@ pub struct Carry {
     /// The components' last output.
     #[serde(default)]
     pub logs: BTreeMap<String, Vec<LogLine>>,
+    /// Lines of output that have begun, in base64, by process and stream.
+    #[serde(default)]
+    pub partial_lines: BTreeMap<String, String>,
+    /// Whether that output is all that was read from the components' pipes.
+    #[serde(default)]
+    pub logs_complete: bool,
     /// Who is logged in.
     #[serde(default)]
     pub sessions: Vec<CarriedSession>,

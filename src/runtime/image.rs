@@ -1,10 +1,11 @@
 //! The life of one process image: adopt what was handed over, run the bus, describe what is left.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -246,7 +247,13 @@ pub(super) async fn live(given: &Given, mut inherited: Inheritance) -> Result<En
             None
         }
     });
-    let estate = estate(&before, guard);
+    let output = component::logs::Place {
+        dir: given.home.log(),
+        limits: disk.config.log,
+        components: disk.config.components.iter().map(|component| component.name.clone()).collect(),
+        journal: given.environment.get(OsStr::new(component::logs::journal::VARIABLE)).map(PathBuf::from),
+    };
+    let estate = estate(&before, guard, output);
     for older in stored.iter().filter_map(|number| number.parse().ok()).filter(|number| *number != before.sequence) {
         estate.drop_state(older); // a crash came between keeping the newer and dropping the older
     }
@@ -283,10 +290,22 @@ pub(super) async fn live(given: &Given, mut inherited: Inheritance) -> Result<En
 
     let parked = unpark(parked_parts, &before.parked);
     let parts = Assembled { config: disk.config, around, components, manager, bus, engine, parked, before };
-    run_image(parts, guard_channel, lock, reaped_sender, api_socket, tasks).await
+    let end = run_image(parts, guard_channel, lock, reaped_sender, api_socket, tasks).await;
+    estate.logs.close().await;
+    end
 }
 
-fn estate(before: &Carry, guard: Option<std::os::unix::net::UnixDatagram>) -> Arc<Estate> {
+fn estate(
+    before: &Carry,
+    guard: Option<std::os::unix::net::UnixDatagram>,
+    output: component::logs::Place,
+) -> Arc<Estate> {
+    let decoded = |(name, text): (&String, &String)| Some((name.clone(), BASE64.decode(text).ok()?));
+    let printed = component::logs::Carried {
+        lines: before.logs.clone(),
+        partial: before.partial_lines.iter().filter_map(decoded).collect(),
+        complete: before.logs_complete,
+    };
     let stem = format!("{:x}", clock::now().as_millisecond());
     Arc::new(Estate::new(
         before,
@@ -295,7 +314,7 @@ fn estate(before: &Carry, guard: Option<std::os::unix::net::UnixDatagram>) -> Ar
         EstateParts {
             events: Arc::new(Events::new(before.events.clone())),
             tickets: Arc::new(Tickets::new(before.tickets.clone(), stem)),
-            logs: Arc::new(Logs::new(before.logs.clone())),
+            logs: Arc::new(Logs::open(printed, Some(output))),
             sessions: Arc::new(Sessions::new(before.sessions.clone())),
         },
     ))
@@ -458,6 +477,7 @@ async fn run_image(
     match &ended.replacement {
         Some(replacement) => {
             manager.end();
+            estate.logs.pause().await;
             tasks.shutdown().await;
             // Until the next image says that it is ready, nothing is.
             estate.tell_guard("RELOADING=1", &[]);
@@ -564,6 +584,7 @@ fn describe(
     parts.extend(around.estate.describe()?);
     let mut carry = around.estate.save();
     carry.stopped_accepting_ns = server.stopped_accepting_ns();
+    carry.logs_complete = true; // nobody reads any more; the guard's copy may be read after lines that it does not have
     carry.exec_ns = Some(clock::monotonic_ns());
     carry.trial_ns = trial_ns;
     for (number, Parked { listener, socket, read }) in server.take_parked().into_iter().enumerate() {
