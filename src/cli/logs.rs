@@ -188,7 +188,8 @@ mod tests {
 
     #[test]
     fn a_line_shows_time_stream_and_text() {
-        let mut line = json!({ "seq": 7, "at": "2026-01-01T00:00:00.000Z", "stream": "stderr", "line": "no\u{1b}[2J disk" });
+        let mut line =
+            json!({ "seq": 7, "at": "2026-01-01T00:00:00.000Z", "stream": "stderr", "line": "no\u{1b}[2J disk" });
         assert_eq!(printed(false, &line), "2026-01-01T00:00:00.000Z stderr no\\u{1b}[2J disk");
         line["cut"] = true.into();
         assert!(printed(false, &line).ends_with("disk …"));

@@ -19,8 +19,8 @@ use std::path::PathBuf;
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
-use crate::component::logs::journal;
 use crate::component::launch::{self, Launch};
+use crate::component::logs::journal;
 use crate::error::{Chain, Exit, Reported};
 use crate::guard;
 use crate::handover::inherit::Announcement;

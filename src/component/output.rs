@@ -27,8 +27,7 @@ pub(super) fn read(
     stream: Stream,
 ) -> impl Future<Output = ()> + Send + use<> {
     let log = logs.reader();
-    let mut output =
-        Output { log, component: component.to_owned(), id: id.to_owned(), stream, text: Text::default() };
+    let mut output = Output { log, component: component.to_owned(), id: id.to_owned(), stream, text: Text::default() };
     output.text.lines = Lines::after(output.log.found(&output.place()));
     drain(reader, output)
 }
@@ -74,7 +73,11 @@ impl Output {
             *length = if piece.cut { *length + piece.bytes.len() } else { 0 };
             if *length >= ENDLESS_BYTES && !*said {
                 *said = true;
-                tracing::warn!(component.name = component, instance.id = id, "a component prints without ends of lines");
+                tracing::warn!(
+                    component.name = component,
+                    instance.id = id,
+                    "a component prints without ends of lines"
+                );
                 let text = format!("{ENDLESS_BYTES} bytes without the end of a line: they are cut into pieces");
                 let piece = Piece { bytes: text.as_bytes(), cut: false };
                 logs.push(component, id, Stream::Refit, piece, Some(PRIORITY_WARNING));

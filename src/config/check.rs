@@ -10,7 +10,9 @@ use semver::Version;
 use toml::Spanned;
 
 use super::raw::{Raw, RawComponent, RawHealth, RawLog, RawRestart};
-use super::{Component, Config, Handover, Health, LogLimits, Mistake, Probe, Ready, Restart, RestartPolicy, Update, value};
+use super::{
+    Component, Config, Handover, Health, LogLimits, Mistake, Probe, Ready, Restart, RestartPolicy, Update, value,
+};
 use crate::bus;
 
 const PROBATION_DEFAULT: Duration = Duration::from_secs(10);
@@ -250,7 +252,9 @@ impl Checker<'_> {
                 if bytes >= total_min {
                     Ok(bytes)
                 } else {
-                    Err(format!("{text:?} is too little for the logs of {components} components: at least 64KiB for each"))
+                    Err(format!(
+                        "{text:?} is too little for the logs of {components} components: at least 64KiB for each"
+                    ))
                 }
             }),
         }

@@ -25,10 +25,8 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
 pub(super) fn bytes(text: &str) -> Result<u64, String> {
     const UNITS: [(&str, u64); 4] = [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("B", 1)];
     let wrong = || format!("{text:?} is not a size: write a number and a unit, such as \"64KiB\" or \"1MiB\"");
-    let (number, factor) = UNITS
-        .iter()
-        .find_map(|(unit, factor)| Some((text.trim().strip_suffix(unit)?, factor)))
-        .ok_or_else(wrong)?;
+    let (number, factor) =
+        UNITS.iter().find_map(|(unit, factor)| Some((text.trim().strip_suffix(unit)?, factor))).ok_or_else(wrong)?;
     let number: u64 = number.trim().parse().map_err(|_| wrong())?;
     number.checked_mul(*factor).ok_or_else(wrong)
 }

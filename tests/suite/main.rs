@@ -21,6 +21,7 @@ mod descriptors;
 mod fault;
 mod http;
 mod load;
+mod logs;
 mod manager;
 mod parking;
 mod process;

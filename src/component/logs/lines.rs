@@ -125,7 +125,8 @@ mod tests {
             let parts: Vec<&[u8]> = text.as_bytes().chunks(size).collect();
             let (seen, rest) = pieces(&parts);
             assert!(seen.iter().all(|(bytes, cut)| *cut && bytes.len() > LINE_BYTES_MAX - 4), "size {size}");
-            let whole: Vec<u8> = seen.into_iter().flat_map(|(bytes, _)| bytes).chain(rest.unwrap_or_default()).collect();
+            let whole: Vec<u8> =
+                seen.into_iter().flat_map(|(bytes, _)| bytes).chain(rest.unwrap_or_default()).collect();
             assert_eq!(whole, text.as_bytes(), "size {size}");
         }
         // Bytes that are no characters are cut anywhere, and never wait for more.

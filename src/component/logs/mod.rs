@@ -184,13 +184,7 @@ impl Logs {
                 None
             }
         });
-        Self {
-            inner: Mutex::new(inner),
-            place,
-            writer,
-            paused: CancellationToken::new(),
-            readers: watch::channel(0).0,
-        }
+        Self { inner: Mutex::new(inner), place, writer, paused: CancellationToken::new(), readers: watch::channel(0).0 }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -198,14 +192,7 @@ impl Logs {
     }
 
     /// Adds a line that a process of `component` printed. Never waits.
-    pub(super) fn push(
-        &self,
-        component: &str,
-        instance: &str,
-        stream: Stream,
-        piece: Piece<'_>,
-        priority: Option<u8>,
-    ) {
+    pub(super) fn push(&self, component: &str, instance: &str, stream: Stream, piece: Piece<'_>, priority: Option<u8>) {
         let now = clock::now();
         let (name, line) = {
             let mut inner = self.lock();

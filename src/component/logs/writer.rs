@@ -142,11 +142,8 @@ impl Writer {
     pub(super) fn push(&self, component: &Arc<str>, line: &Arc<LogLine>) {
         let now = Instant::now();
         let mut queue = self.shared.lock();
-        let allowed = queue
-            .budgets
-            .entry(Arc::clone(component))
-            .or_insert_with(|| Budget::new(now))
-            .allows(line.line.len(), now);
+        let allowed =
+            queue.budgets.entry(Arc::clone(component)).or_insert_with(|| Budget::new(now)).allows(line.line.len(), now);
         let queued = Queued { component: Arc::clone(component), line: Arc::clone(line), count: 1 };
         if !allowed || queue.closed || queue.bytes + line.bytes() > QUEUE_BYTES_MAX {
             queue.drop_line(&queued);
