@@ -13,6 +13,8 @@ use super::logs::{Lines, Piece, Reader, Stream, priority};
 
 /// How much is read at once.
 const READ_BYTES: usize = 8192;
+/// How much is read of a process that has ended: a pipe holds no more, and somebody else may go on filling it.
+const LAST_BYTES_MAX: usize = 1 << 20;
 /// So much without the end of a line is no text, and worth saying.
 const ENDLESS_BYTES: usize = 1 << 20;
 /// The priority of what Refit says of that: a warning.
@@ -27,9 +29,10 @@ pub(super) fn read(
     stream: Stream,
 ) -> impl Future<Output = ()> + Send + use<> {
     let log = logs.reader();
-    let mut output = Output { log, component: component.to_owned(), id: id.to_owned(), stream, text: Text::default() };
+    let mut output =
+        Output { pipe: reader, log, component: component.to_owned(), id: id.to_owned(), stream, text: Text::default() };
     output.text.lines = Lines::after(output.log.found(&output.place()));
-    drain(reader, output)
+    drain(output)
 }
 
 /// What one stream has printed of its present line.
@@ -44,8 +47,10 @@ struct Text {
     said: bool,
 }
 
-/// One stream of one process. Dropping it writes down the line that has begun, or leaves it to the next image.
+/// One stream of one process. Dropping it reads what is still in the pipe and writes down the line that has begun; or, when the
+/// image ends, leaves both to the next one.
 struct Output {
+    pipe: pipe::Receiver,
     log: Reader,
     component: String,
     id: String,
@@ -60,7 +65,7 @@ impl Output {
     }
 
     fn feed(&mut self, bytes: &[u8]) {
-        let Self { log, component, id, stream, text } = self;
+        let Self { pipe: _, log, component, id, stream, text } = self;
         let Text { lines, going_on, bytes: length, said } = text;
         let logs = log.logs();
         lines.feed(bytes, |piece| {
@@ -88,8 +93,15 @@ impl Output {
 
 impl Drop for Output {
     fn drop(&mut self) {
+        let paused = self.log.is_paused();
+        let mut bytes = [0; READ_BYTES];
+        let mut left = if paused { 0 } else { LAST_BYTES_MAX };
+        while let (1.., Ok(count @ 1..)) = (left, rustix::io::read(&self.pipe, &mut bytes[..])) {
+            self.feed(&bytes[..count]);
+            left = left.saturating_sub(count);
+        }
         let Some(rest) = self.text.lines.finish() else { return };
-        if self.log.is_paused() {
+        if paused {
             self.log.leave(self.place(), rest);
         } else {
             let (level, text) = self.text.going_on.map_or_else(|| priority(&rest), |level| (level, &rest[..]));
@@ -98,7 +110,7 @@ impl Drop for Output {
     }
 }
 
-async fn drain(mut reader: pipe::Receiver, mut output: Output) {
+async fn drain(mut output: Output) {
     let mut bytes = [0; READ_BYTES];
     let paused = output.log.paused();
     tokio::pin!(paused);
@@ -107,7 +119,7 @@ async fn drain(mut reader: pipe::Receiver, mut output: Output) {
         let read = tokio::select! {
             biased;
             () = &mut paused => return,
-            read = reader.read(&mut bytes) => read,
+            read = output.pipe.read(&mut bytes) => read,
         };
         match read {
             Ok(0) => return,

@@ -334,14 +334,22 @@ impl Logs {
     /// Has everybody stop reading, so that what is in the pipes is the next image's. What was read is kept for it.
     pub async fn pause(&self) {
         self.paused.cancel();
-        let mut readers = self.readers.subscribe();
-        if tokio::time::timeout(PAUSE_MAX, readers.wait_for(|count| *count == 0)).await.is_err() {
+        if !self.are_all_done().await {
             tracing::warn!("somebody still reads what components print; the next image may miss a line");
         }
     }
 
-    /// Has everything written that is on its way to the disk, within a limit.
+    /// Waits until nobody reads any more. Returns whether that is so within a limit.
+    async fn are_all_done(&self) -> bool {
+        let mut readers = self.readers.subscribe();
+        tokio::time::timeout(PAUSE_MAX, readers.wait_for(|count| *count == 0)).await.is_ok()
+    }
+
+    /// Has everything written that is on its way to the disk, within a limit. Whoever reads is about to end.
     pub async fn close(self: &Arc<Self>) {
+        if !self.are_all_done().await {
+            tracing::warn!("somebody still reads what components print; its last lines may be missing on the disk");
+        }
         let logs = Arc::clone(self);
         let closed = tokio::task::spawn_blocking(move || {
             if let Some(writer) = &logs.writer {
