@@ -177,7 +177,10 @@ pub fn main(process: Process) -> Exit {
     let context = Context { home, json: cli.json, process };
     match cli.command {
         Command::Run { with_parent, journal_socket } => run_guard(context, with_parent, journal_socket),
-        Command::Runtime { check: Some(version) } => runtime::check(&context.home, &version),
+        Command::Runtime { check: Some(version) } => {
+            let search = context.process.environment.get(OsStr::new("PATH"));
+            runtime::check(&context.home, &version, search.map(OsString::as_os_str))
+        }
         Command::Runtime { check: None } => run_runtime(context),
         Command::Launch(launch) => launch::main(launch),
         Command::Demo(demo) => demo::main(&context, &demo),

@@ -3,7 +3,10 @@
 //! `REFIT_HOME/local.toml` overrides per machine, key by key: it has the same shape, and its components are matched by name.
 
 mod check;
+mod cycle;
+mod programs;
 mod raw;
+mod read;
 mod value;
 
 use std::collections::BTreeMap;
@@ -16,10 +19,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Exit, Reported};
 
+pub use programs::Programs;
+
 /// The name of the file in a release.
 pub const FILE: &str = "appliance.toml";
 /// The name of the file in a home that overrides it.
 pub const LOCAL_FILE: &str = "local.toml";
+/// A name that no file has: for a release that is on no machine.
+pub const NO_LOCAL_FILE: &str = ".no-local-file";
 /// The largest file that is read: a thousand components fit.
 pub const CONFIG_BYTES_MAX: u64 = 1 << 20;
 
@@ -201,8 +208,10 @@ pub struct Component {
 /// One mistake in a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mistake {
-    /// Where: line and column, from 1; `None` for the file as a whole.
-    pub place: Option<(usize, usize)>,
+    /// The line, from 1.
+    pub line: usize,
+    /// The column, from 1, in characters.
+    pub column: usize,
     /// The file.
     pub file: PathBuf,
     /// What is wrong, for people.
@@ -211,10 +220,7 @@ pub struct Mistake {
 
 impl std::fmt::Display for Mistake {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.place {
-            Some((line, column)) => write!(f, "{}:{line}:{column}: {}", self.file.display(), self.what),
-            None => write!(f, "{}: {}", self.file.display(), self.what),
-        }
+        write!(f, "{}:{}:{}: {}", self.file.display(), self.line, self.column, self.what)
     }
 }
 
@@ -261,21 +267,28 @@ impl Config {
     /// # Errors
     /// A file cannot be read, or everything that is wrong in both.
     pub fn load(release: &Path, local: &Path) -> Result<Self, ConfigError> {
+        Self::read(release, local, None)
+    }
+
+    /// As [`load`](Self::load); a program that is not there, or cannot be executed, is a mistake, too.
+    ///
+    /// Not for a release whose processes run already: they need no program any more.
+    ///
+    /// # Errors
+    /// A file cannot be read, or everything that is wrong in both.
+    pub fn load_with_programs(programs: &Programs, local: &Path) -> Result<Self, ConfigError> {
+        Self::read(&programs.release, local, Some(programs))
+    }
+
+    fn read(release: &Path, local: &Path, programs: Option<&Programs>) -> Result<Self, ConfigError> {
         let path = release.join(FILE);
-        let text = read(&path)?.ok_or_else(|| ConfigError::Read {
+        let text = read_text(&path)?.ok_or_else(|| ConfigError::Read {
             path: path.clone(),
             source: std::io::Error::from(std::io::ErrorKind::NotFound),
         })?;
-        let local_text = read(local)?;
-        Self::parse(&path, &text, local_text.as_deref().map(|text| (local, text)))
-    }
-
-    /// Parses the text of `path`, overridden by a local file's.
-    ///
-    /// # Errors
-    /// Everything that is wrong in both.
-    pub fn parse(path: &Path, text: &str, local: Option<(&Path, &str)>) -> Result<Self, ConfigError> {
-        check::parse(path, text, local).map_err(|mistakes| ConfigError::Mistakes { mistakes })
+        let local_text = read_text(local)?;
+        let local = local_text.as_deref().map(|text| (local, text));
+        check::parse(&path, &text, local, programs).map_err(|mistakes| ConfigError::Mistakes { mistakes })
     }
 
     /// Returns the component `name`.
@@ -284,7 +297,7 @@ impl Config {
     }
 }
 
-fn read(path: &Path) -> Result<Option<String>, ConfigError> {
+fn read_text(path: &Path) -> Result<Option<String>, ConfigError> {
     let failed = |source| ConfigError::Read { path: path.to_owned(), source };
     match refit_updater::durable::read_limited(path, CONFIG_BYTES_MAX) {
         Ok(bytes) => match String::from_utf8(bytes) {

@@ -16,7 +16,7 @@ pub(super) struct Raw {
     pub(super) listeners: BTreeMap<Spanned<String>, Spanned<String>>,
     pub(super) update: RawUpdate,
     pub(super) log: RawLog,
-    pub(super) component: Vec<RawComponent>,
+    pub(super) component: Vec<Spanned<RawComponent>>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]

@@ -7,12 +7,14 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
 use super::memfd;
 use crate::auth::CarriedSession;
-use crate::component::LogLine;
+use crate::component::{LogLine, logs};
 use crate::events::Event;
 use crate::tickets::TicketView;
 
@@ -118,6 +120,16 @@ pub struct Reaped {
 }
 
 impl Carry {
+    /// Returns what was read of the components' output.
+    pub fn output(&self) -> logs::Carried {
+        let decoded = |(name, text): (&String, &String)| Some((name.clone(), BASE64.decode(text).ok()?));
+        logs::Carried {
+            lines: self.logs.clone(),
+            partial: self.partial_lines.iter().filter_map(decoded).collect(),
+            complete: self.logs_complete,
+        }
+    }
+
     /// Returns the document as a sealed file.
     ///
     /// # Errors

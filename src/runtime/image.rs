@@ -1,7 +1,7 @@
 //! The life of one process image: adopt what was handed over, run the bus, describe what is left.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
@@ -29,7 +29,7 @@ use crate::bus::{
 };
 use crate::clock;
 use crate::component::{self, CarriedParts, Estate, EstateParts, Logs, Process, Surroundings};
-use crate::config::{self, Config, ConfigError};
+use crate::config::{self, Config, ConfigError, Programs};
 use crate::error::{Chain, Exit, Reported};
 use crate::events::Events;
 use crate::handover::carry::{CarriedInstance, Carry};
@@ -143,13 +143,21 @@ struct OnDisk {
     config: Arc<Config>,
 }
 
-fn read_disk(given: &Given) -> Result<OnDisk, RuntimeError> {
+/// Reads it. `fresh` is whether no component runs yet: then their programs have to be there.
+fn read_disk(given: &Given, fresh: bool) -> Result<OnDisk, RuntimeError> {
     let home = given.home.path();
     let journal = journal::load(home)?.ok_or_else(|| HomeError::Empty { home: home.to_owned() })?;
     let store = Store::open(home)?;
     let trust = Trust::open(home)?;
     let release = store.release(journal.state.wanted())?;
-    let config = Arc::new(Config::load(&release.dir, &home.join(config::LOCAL_FILE))?);
+    let local = home.join(config::LOCAL_FILE);
+    let config = if fresh {
+        let search = given.environment.get(OsStr::new("PATH")).map(OsString::as_os_str);
+        Config::load_with_programs(&Programs::here(&release.dir, search), &local)?
+    } else {
+        Config::load(&release.dir, &local)?
+    };
+    let config = Arc::new(config);
     Ok(OnDisk { store, trust, journal, release, config })
 }
 
@@ -224,7 +232,7 @@ pub(super) async fn live(given: &Given, mut inherited: Inheritance) -> Result<En
     let before = Carry::newest(&states).map_err(io_error("read the state of the image before"))?;
     drop(states);
 
-    let disk = read_disk(given)?;
+    let disk = read_disk(given, before.instances.is_empty())?;
     let had: Vec<String> = inherited.names();
     let listeners = Listeners::adopt(&disk.config.listeners, &mut inherited)?;
     if disk.config.listeners.get(config::ADMIN).is_some_and(|address| !address.ip().is_loopback()) {
@@ -300,12 +308,6 @@ fn estate(
     guard: Option<std::os::unix::net::UnixDatagram>,
     output: component::logs::Place,
 ) -> Arc<Estate> {
-    let decoded = |(name, text): (&String, &String)| Some((name.clone(), BASE64.decode(text).ok()?));
-    let printed = component::logs::Carried {
-        lines: before.logs.clone(),
-        partial: before.partial_lines.iter().filter_map(decoded).collect(),
-        complete: before.logs_complete,
-    };
     let stem = format!("{:x}", clock::now().as_millisecond());
     Arc::new(Estate::new(
         before,
@@ -314,7 +316,7 @@ fn estate(
         EstateParts {
             events: Arc::new(Events::new(before.events.clone())),
             tickets: Arc::new(Tickets::new(before.tickets.clone(), stem)),
-            logs: Arc::new(Logs::open(printed, Some(output))),
+            logs: Arc::new(Logs::open(before.output(), Some(output))),
             sessions: Arc::new(Sessions::new(before.sessions.clone())),
         },
     ))
