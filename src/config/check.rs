@@ -368,9 +368,7 @@ impl Checker<'_> {
             let lost = commands.iter().any(|(source, index)| {
                 index.is_some_and(|index| self.is_taken_out(*source, &format!("component.{index}.command")))
             });
-            if let Some(component) = self.component(&name, raw, local, start_timeout, lost) {
-                components.push(component);
-            }
+            components.push(self.component(&name, raw, local, start_timeout, lost));
         }
         for (_, name, _) in over {
             let what = format!("the release has no component {:?}", name.value);
@@ -398,18 +396,20 @@ impl Checker<'_> {
         local: RawComponent,
         start_timeout: Duration,
         command_lost: bool,
-    ) -> Option<Component> {
-        let command = self.pick(raw.command, local.command);
-        let command = match command {
+    ) -> Component {
+        // One that stands in for a mistake, so that the rest is looked at all the same.
+        let nothing = At { value: Vec::new(), source: name.source, span: name.span.clone() };
+        let command = match self.pick(raw.command, local.command) {
             Some(command) if command.value.first().is_none_or(String::is_empty) => {
                 self.wrong(command.source, &command.span, "the command is empty".to_owned());
-                return None;
+                nothing
             }
             Some(command) => command,
-            None if command_lost => return None, // what it should be is unknown, and was said
             None => {
-                self.wrong(name.source, &name.span, format!("the component {:?} has no command", name.value));
-                return None;
+                if !command_lost {
+                    self.wrong(name.source, &name.span, format!("the component {:?} has no command", name.value));
+                }
+                nothing
             }
         };
         let words = |list: Option<Vec<Spanned<String>>>| -> Vec<String> {
@@ -429,7 +429,7 @@ impl Checker<'_> {
             }
         }
         self.command(&command, env.get("PATH").map(String::as_str));
-        Some(Component {
+        Component {
             name: name.value.clone(),
             command: command.value,
             listeners: words(local.listeners.or(raw.listeners)),
@@ -464,7 +464,7 @@ impl Checker<'_> {
             files: local.files.or(raw.files).map(|list| words(Some(list))),
             allow: words(local.allow.or(raw.allow)),
             migrates: local.migrates.or(raw.migrates).unwrap_or(true),
-        })
+        }
     }
 
     fn health(&mut self, name: &At<String>, raw: Option<RawHealth>, local: Option<RawHealth>) -> Option<Health> {

@@ -5,20 +5,18 @@ use std::collections::BTreeSet;
 /// Who waits for whom: a component by its index, and why, as the caller knows it.
 pub(super) type Edges<T> = Vec<Vec<(usize, T)>>;
 
-/// Returns each circle as the way around it, from the member that comes first: the members, and the reason of the first step.
-/// Two circles may share members; of those that begin with the same step the first found is given.
+/// Returns circles that together have every step that is in one: each as the way around it, and the reason of its first step.
 pub(super) fn circles<T: Clone>(edges: &Edges<T>) -> Vec<(Vec<usize>, T)> {
     let mut circles = Vec::new();
-    let mut members: BTreeSet<usize> = BTreeSet::new();
-    for start in 0..edges.len() {
-        if members.contains(&start) {
-            continue;
-        }
-        for (next, reason) in &edges[start] {
+    let mut steps: BTreeSet<(usize, usize)> = BTreeSet::new();
+    for (start, targets) in edges.iter().enumerate() {
+        for (next, reason) in targets {
+            if steps.contains(&(start, *next)) {
+                continue;
+            }
             if let Some(way) = way_back(edges, *next, start) {
-                members.extend(way.iter().copied());
+                steps.extend(way.iter().copied().zip(way.iter().copied().cycle().skip(1)));
                 circles.push((way, reason.clone()));
-                break;
             }
         }
     }
@@ -57,14 +55,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_circle_is_found_once() {
-        let rows: [(&[&[usize]], &[&[usize]]); 6] = [
+    fn every_step_of_a_circle_is_found() {
+        let rows: [(&[&[usize]], &[&[usize]]); 8] = [
             (&[&[1], &[2], &[]], &[]),
             (&[&[0]], &[&[0]]),
             (&[&[1], &[0]], &[&[0, 1]]),
             (&[&[1], &[2], &[0], &[4], &[3], &[0]], &[&[0, 1, 2], &[3, 4]]),
             (&[&[1], &[2, 1]], &[&[1]]),
             (&[&[3], &[0], &[], &[2, 1]], &[&[0, 3, 1]]),
+            (&[&[1], &[0, 1]], &[&[0, 1], &[1]]),
+            (&[&[1, 2], &[0], &[0]], &[&[0, 1], &[0, 2]]),
         ];
         for (edges, expected) in rows {
             let mut all: Edges<()> = edges.iter().map(|to| to.iter().map(|to| (*to, ())).collect()).collect();
