@@ -4,6 +4,7 @@ mod author;
 mod bus;
 mod client;
 mod component;
+mod config;
 mod demo;
 mod follow;
 mod install;
@@ -105,6 +106,9 @@ enum Command {
     /// The bus from a shell.
     #[command(subcommand)]
     Bus(bus::Bus),
+    /// Check a configuration before anything is packed or started.
+    #[command(subcommand)]
+    Config(config::Config),
     /// Make a package of a directory.
     Pack(author::Pack),
     /// Show what a package holds.
@@ -186,6 +190,7 @@ pub fn main(process: Process) -> Exit {
         Command::Demo(demo) => demo::main(&context, &demo),
         Command::Init(init) => setup::init(&context, &init),
         Command::User(user) => setup::user(&context, &user),
+        Command::Config(config) => config::main(&context, &config),
         Command::Pack(pack) => author::pack(&context, &pack),
         Command::Inspect(inspect) => author::inspect(&context, &inspect),
         Command::Keys(keys) => author::keys(&context, &keys),

@@ -96,7 +96,9 @@ impl Drop for Output {
         let paused = self.log.is_paused();
         let mut bytes = [0; READ_BYTES];
         let mut left = if paused { 0 } else { LAST_BYTES_MAX };
-        while let (1.., Ok(count @ 1..)) = (left, rustix::io::read(&self.pipe, &mut bytes[..])) {
+        while left > 0
+            && let Ok(count @ 1..) = rustix::io::read(&self.pipe, &mut bytes[..])
+        {
             self.feed(&bytes[..count]);
             left = left.saturating_sub(count);
         }

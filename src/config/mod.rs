@@ -206,7 +206,7 @@ pub struct Component {
 }
 
 /// One mistake in a file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Mistake {
     /// The line, from 1.
     pub line: usize,
