@@ -75,6 +75,11 @@ impl Home {
         self.0.join("data")
     }
 
+    /// Returns the directory of what the components printed.
+    pub fn log(&self) -> PathBuf {
+        self.0.join("log")
+    }
+
     /// Returns the file with the accounts.
     pub fn users(&self) -> PathBuf {
         self.0.join("auth").join("users.json")

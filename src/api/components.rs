@@ -1,17 +1,13 @@
-//! `/api/v1/components`: the components, their output, and what can be asked of one alone.
+//! `/api/v1/components`: the components, and what can be asked of one alone.
 
 use axum::Json;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use axum::http::StatusCode;
-use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{Problem, Shared};
 use crate::component::{Health, View};
 use crate::error::Exit;
-
-/// How many lines are given when nobody says how many.
-const LINES_DEFAULT: usize = 100;
 
 /// Returns what is shown of a component.
 pub(super) fn view_json(view: &View) -> Value {
@@ -39,23 +35,6 @@ pub(super) fn view_json(view: &View) -> Value {
 pub(super) async fn list(State(app): State<Shared>) -> Json<Value> {
     let list: Vec<Value> = app.components.values().map(|component| view_json(&component.view().borrow())).collect();
     Json(json!({ "components": list }))
-}
-
-#[derive(Debug, Deserialize)]
-pub(super) struct Lines {
-    n: Option<usize>,
-}
-
-pub(super) async fn logs(
-    State(app): State<Shared>,
-    Path(name): Path<String>,
-    Query(lines): Query<Lines>,
-) -> Result<Json<Value>, Problem> {
-    if !app.components.contains_key(&name) {
-        return Err(Problem::missing(format!("there is no component {name:?}")));
-    }
-    let lines = app.around.estate.logs.last(&name, lines.n.unwrap_or(LINES_DEFAULT));
-    Ok(Json(json!({ "lines": lines })))
 }
 
 pub(super) async fn act(

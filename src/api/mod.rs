@@ -8,6 +8,7 @@ mod components;
 mod connection;
 mod error;
 mod events;
+mod logs;
 mod metrics;
 mod packages;
 mod server;
@@ -28,6 +29,7 @@ use crate::config::Config;
 use crate::update::Manager;
 
 pub use error::Problem;
+pub use logs::CURSOR;
 pub use server::{ApiSocketError, Parked, Server, api_socket};
 
 /// Everything that the handlers read.
@@ -59,7 +61,7 @@ fn routes(app: Shared) -> Router {
         .route("/releases", get(status::releases))
         .route("/history", get(status::history))
         .route("/components", get(components::list))
-        .route("/components/{name}/logs", get(components::logs))
+        .route("/components/{name}/logs", get(logs::logs))
         .route("/components/{name}/{action}", post(components::act))
         .route("/events", get(events::stream))
         .route("/bus/requests", post(bus::request))

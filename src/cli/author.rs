@@ -14,7 +14,7 @@ use serde_json::json;
 
 use super::Context;
 use crate::clock;
-use crate::config::{Config, ConfigError};
+use crate::config::{self, Config, ConfigError, Programs};
 use crate::error::{Exit, Reported};
 
 /// How long a package's signatures are good when nobody says.
@@ -158,13 +158,7 @@ fn try_pack(context: &Context, pack: &Pack) -> Result<(), AuthorError> {
     let begun = Instant::now();
     let dir = context.path(&pack.dir);
     // The whole configuration is checked here, where it can still be mended, and not first on the appliance.
-    let config = Config::load(&dir, &dir.join(".no-local-file"))?;
-    for program in config.components.iter().map(|part| &part.command[0]).chain(&config.runtime) {
-        if program.contains('/') && !dir.join(program).is_file() {
-            let path = dir.join(program);
-            return Err(AuthorError::Read { path, source: std::io::Error::from(std::io::ErrorKind::NotFound) });
-        }
-    }
+    let config = Config::load_with_programs(&Programs::anywhere(&dir), &dir.join(config::NO_LOCAL_FILE))?;
     let keys = SigningKeys::open(&context.path(&pack.keys))?;
     let out = context.path(&pack.out.clone().unwrap_or_else(|| file_name(&config.name, &config.version)));
     let options = PackOptions {

@@ -4,15 +4,17 @@ mod author;
 mod bus;
 mod client;
 mod component;
+mod config;
 mod demo;
 mod follow;
 mod inhibit;
 mod install;
+mod logs;
 mod setup;
 mod show;
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 
@@ -20,6 +22,7 @@ use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
 use crate::component::launch::{self, Launch};
+use crate::component::logs::journal;
 use crate::error::{Chain, Exit, Reported};
 use crate::guard;
 use crate::handover::inherit::Announcement;
@@ -70,6 +73,9 @@ enum Command {
         /// End when the process that started this one ends.
         #[arg(long, hide = true)]
         with_parent: bool,
+        /// The journal's socket, used if the service manager says that standard error goes to the journal.
+        #[arg(long, hide = true, default_value = journal::SOCKET, value_name = "PATH")]
+        journal_socket: PathBuf,
     },
     /// The runtime; started by the guard.
     #[command(hide = true)]
@@ -101,6 +107,9 @@ enum Command {
     /// The bus from a shell.
     #[command(subcommand)]
     Bus(bus::Bus),
+    /// Check a configuration before anything is packed or started.
+    #[command(subcommand)]
+    Config(config::Config),
     /// Make a package of a directory.
     Pack(author::Pack),
     /// Show what a package holds.
@@ -172,13 +181,17 @@ pub fn main(process: Process) -> Exit {
     let home = Home::new(&process.cwd, &cli.home);
     let context = Context { home, json: cli.json, process };
     match cli.command {
-        Command::Run { with_parent } => run_guard(context, with_parent),
-        Command::Runtime { check: Some(version) } => runtime::check(&context.home, &version),
+        Command::Run { with_parent, journal_socket } => run_guard(context, with_parent, journal_socket),
+        Command::Runtime { check: Some(version) } => {
+            let search = context.process.environment.get(OsStr::new("PATH"));
+            runtime::check(&context.home, &version, search.map(OsString::as_os_str))
+        }
         Command::Runtime { check: None } => run_runtime(context),
         Command::Launch(launch) => launch::main(launch),
         Command::Demo(demo) => demo::main(&context, &demo),
         Command::Init(init) => setup::init(&context, &init),
         Command::User(user) => setup::user(&context, &user),
+        Command::Config(config) => config::main(&context, &config),
         Command::Pack(pack) => author::pack(&context, &pack),
         Command::Inspect(inspect) => author::inspect(&context, &inspect),
         Command::Keys(keys) => author::keys(&context, &keys),
@@ -221,7 +234,7 @@ fn online(context: &Context, work: impl Future<Output = Result<Exit, client::Cli
     }
 }
 
-fn run_guard(context: Context, with_parent: bool) -> Exit {
+fn run_guard(context: Context, with_parent: bool, journal_socket: PathBuf) -> Exit {
     let descriptors = match context.process.announcement.take(std::process::id()) {
         Ok(descriptors) => descriptors,
         Err(error) => {
@@ -229,12 +242,15 @@ fn run_guard(context: Context, with_parent: bool) -> Exit {
             return context.complain(&line, "system_refused", "", Exit::Failed);
         }
     };
+    let stream = context.process.environment.get(OsStr::new(journal::STREAM_VARIABLE));
+    let is_journal = stream.and_then(|text| text.to_str()).is_some_and(|text| journal::is_journal(text, io::stderr()));
     guard::main(guard::Given {
         installed: context.process.program.clone(),
         manager: context.process.path("NOTIFY_SOCKET"),
         home: context.home,
         descriptors,
         with_parent,
+        journal: is_journal.then_some(journal_socket),
     })
 }
 

@@ -10,6 +10,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+
 use super::Logs;
 use crate::auth::Sessions;
 use crate::events::Events;
@@ -19,8 +22,6 @@ use crate::tickets::Tickets;
 
 /// How many events the next image gets.
 const EVENTS_CARRIED: usize = 300;
-/// How many lines of each component the next image gets.
-const LINES_CARRIED: usize = 100;
 
 /// The descriptors of one process of a component.
 #[derive(Debug)]
@@ -151,6 +152,7 @@ impl Estate {
 
     /// Returns the document of this moment, with the number of the one that the guard has.
     fn carry(&self) -> Carry {
+        let output = self.logs.carried();
         let inner = self.lock();
         Carry {
             format: CARRY_FORMAT,
@@ -159,7 +161,9 @@ impl Estate {
             instances: inner.instances.values().map(|(instance, _)| instance.clone()).collect(),
             tickets: self.tickets.all(),
             events: self.events.last(EVENTS_CARRIED),
-            logs: self.logs.carried(LINES_CARRIED),
+            logs: output.lines,
+            partial_lines: output.partial.into_iter().map(|(name, bytes)| (name, BASE64.encode(bytes))).collect(),
+            logs_complete: false,
             sessions: self.sessions.carried(),
             stopped_accepting_ns: None,
             exec_ns: None,

@@ -14,7 +14,7 @@ mod health;
 mod instance;
 pub mod launch;
 mod limits;
-mod logs;
+pub mod logs;
 mod output;
 mod ready;
 mod remains;

@@ -3,7 +3,10 @@
 //! `REFIT_HOME/local.toml` overrides per machine, key by key: it has the same shape, and its components are matched by name.
 
 mod check;
+mod cycle;
+mod programs;
 mod raw;
+mod read;
 mod spawn;
 mod value;
 
@@ -17,12 +20,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Exit, Reported};
 
+pub use programs::Programs;
 pub use spawn::{Limits, ReloadSignal, Spawn};
 
 /// The name of the file in a release.
 pub const FILE: &str = "appliance.toml";
 /// The name of the file in a home that overrides it.
 pub const LOCAL_FILE: &str = "local.toml";
+/// A name that no file has: for a release that is on no machine.
+pub const NO_LOCAL_FILE: &str = ".no-local-file";
 /// The largest file that is read: a thousand components fit.
 pub const CONFIG_BYTES_MAX: u64 = 1 << 20;
 
@@ -43,6 +49,8 @@ pub struct Config {
     pub listeners: BTreeMap<String, SocketAddr>,
     /// How updates are judged.
     pub update: Update,
+    /// How much of what the components print is kept.
+    pub log: LogLimits,
     /// The components, in the order of the file.
     pub components: Vec<Component>,
 }
@@ -58,6 +66,17 @@ pub struct Watch {
 
 /// The listener on which the runtime itself serves the page and the API.
 pub const ADMIN: &str = "admin";
+
+/// How much of what the components print is kept on the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogLimits {
+    /// The largest file of a component.
+    pub file_bytes: u64,
+    /// How many files each component has at most.
+    pub files: usize,
+    /// All files of all components together.
+    pub total_bytes: u64,
+}
 
 /// How updates are judged.
 #[derive(Debug, Clone, PartialEq)]
@@ -225,10 +244,12 @@ pub struct Component {
 }
 
 /// One mistake in a file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Mistake {
-    /// Where: line and column, from 1; `None` for the file as a whole.
-    pub place: Option<(usize, usize)>,
+    /// The line, from 1.
+    pub line: usize,
+    /// The column, from 1, in characters.
+    pub column: usize,
     /// The file.
     pub file: PathBuf,
     /// What is wrong, for people.
@@ -237,10 +258,7 @@ pub struct Mistake {
 
 impl std::fmt::Display for Mistake {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.place {
-            Some((line, column)) => write!(f, "{}:{line}:{column}: {}", self.file.display(), self.what),
-            None => write!(f, "{}: {}", self.file.display(), self.what),
-        }
+        write!(f, "{}:{}:{}: {}", self.file.display(), self.line, self.column, self.what)
     }
 }
 
@@ -287,21 +305,28 @@ impl Config {
     /// # Errors
     /// A file cannot be read, or everything that is wrong in both.
     pub fn load(release: &Path, local: &Path) -> Result<Self, ConfigError> {
+        Self::read(release, local, None)
+    }
+
+    /// As [`load`](Self::load); a program that is not there, or cannot be executed, is a mistake, too.
+    ///
+    /// Not for a release whose processes run already: they need no program any more.
+    ///
+    /// # Errors
+    /// A file cannot be read, or everything that is wrong in both.
+    pub fn load_with_programs(programs: &Programs, local: &Path) -> Result<Self, ConfigError> {
+        Self::read(&programs.release, local, Some(programs))
+    }
+
+    fn read(release: &Path, local: &Path, programs: Option<&Programs>) -> Result<Self, ConfigError> {
         let path = release.join(FILE);
-        let text = read(&path)?.ok_or_else(|| ConfigError::Read {
+        let text = read_text(&path)?.ok_or_else(|| ConfigError::Read {
             path: path.clone(),
             source: std::io::Error::from(std::io::ErrorKind::NotFound),
         })?;
-        let local_text = read(local)?;
-        Self::parse(&path, &text, local_text.as_deref().map(|text| (local, text)))
-    }
-
-    /// Parses the text of `path`, overridden by a local file's.
-    ///
-    /// # Errors
-    /// Everything that is wrong in both.
-    pub fn parse(path: &Path, text: &str, local: Option<(&Path, &str)>) -> Result<Self, ConfigError> {
-        check::parse(path, text, local).map_err(|mistakes| ConfigError::Mistakes { mistakes })
+        let local_text = read_text(local)?;
+        let local = local_text.as_deref().map(|text| (local, text));
+        check::parse(&path, &text, local, programs).map_err(|mistakes| ConfigError::Mistakes { mistakes })
     }
 
     /// Returns the component `name`.
@@ -310,7 +335,7 @@ impl Config {
     }
 }
 
-fn read(path: &Path) -> Result<Option<String>, ConfigError> {
+fn read_text(path: &Path) -> Result<Option<String>, ConfigError> {
     let failed = |source| ConfigError::Read { path: path.to_owned(), source };
     match refit_updater::durable::read_limited(path, CONFIG_BYTES_MAX) {
         Ok(bytes) => match String::from_utf8(bytes) {

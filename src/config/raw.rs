@@ -15,7 +15,8 @@ pub(super) struct Raw {
     pub(super) runtime: RawRuntime,
     pub(super) listeners: BTreeMap<Spanned<String>, Spanned<String>>,
     pub(super) update: RawUpdate,
-    pub(super) component: Vec<RawComponent>,
+    pub(super) log: RawLog,
+    pub(super) component: Vec<Spanned<RawComponent>>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -44,6 +45,14 @@ pub(super) struct RawUpdate {
     pub(super) keep: Option<Spanned<u32>>,
     pub(super) watchdog: Option<Spanned<String>>,
     pub(super) drain_grace: Option<Spanned<String>>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawLog {
+    pub(super) file_bytes: Option<Spanned<String>>,
+    pub(super) files: Option<Spanned<u32>>,
+    pub(super) total_bytes: Option<Spanned<String>>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]

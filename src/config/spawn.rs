@@ -214,7 +214,7 @@ mod tests {
 
     fn spawn(keys: &str) -> Result<Spawn, String> {
         let text = format!("{HEAD}{keys}\n");
-        super::super::check::parse(Path::new("a.toml"), &text, None)
+        super::super::check::parse(Path::new("a.toml"), &text, None, None)
             .map(|config| config.components[0].spawn.clone())
             .map_err(|mistakes| mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
     }

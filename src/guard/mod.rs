@@ -113,6 +113,8 @@ pub struct Given {
     pub manager: Option<PathBuf>,
     /// Whether to end when the process that started this one ends.
     pub with_parent: bool,
+    /// The journal's socket, if standard error goes to the journal.
+    pub journal: Option<PathBuf>,
 }
 
 /// Runs the appliance until it is asked to end. Returns the exit status.
@@ -192,6 +194,7 @@ enum Phase {
 struct Guard {
     home: Home,
     installed: PathBuf,
+    journal: Option<PathBuf>,
     manager: Option<UnixDatagram>,
     store: Store,
     signals: SignalFd,
@@ -256,6 +259,7 @@ impl Guard {
         Ok(Self {
             home: given.home,
             installed: given.installed,
+            journal: given.journal,
             manager,
             store,
             signals,
@@ -327,7 +331,7 @@ impl Guard {
         self.ends_as_asked = false;
         self.image = Image::Silent;
         self.watchdog = None;
-        let pid = child::start(&program, &self.home, &self.installed, descriptors, &self.pipe)
+        let pid = child::start(&program, &self.home, &self.installed, descriptors, &self.pipe, self.journal.as_deref())
             .map_err(system("start the runtime"))?;
         let pid = Pid::from_raw(i32::try_from(pid).unwrap_or(0));
         let now = Instant::now();

@@ -8,12 +8,14 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
 use super::memfd;
 use crate::auth::CarriedSession;
-use crate::component::LogLine;
+use crate::component::{LogLine, logs};
 use crate::events::Event;
 use crate::tickets::TicketView;
 
@@ -41,6 +43,12 @@ pub struct Carry {
     /// The components' last output.
     #[serde(default)]
     pub logs: BTreeMap<String, Vec<LogLine>>,
+    /// Lines of output that have begun, in base64, by process and stream.
+    #[serde(default)]
+    pub partial_lines: BTreeMap<String, String>,
+    /// Whether that output is all that was read from the components' pipes.
+    #[serde(default)]
+    pub logs_complete: bool,
     /// Who is logged in.
     #[serde(default)]
     pub sessions: Vec<CarriedSession>,
@@ -143,6 +151,16 @@ pub struct Reaped {
 }
 
 impl Carry {
+    /// Returns what was read of the components' output.
+    pub fn output(&self) -> logs::Carried {
+        let decoded = |(name, text): (&String, &String)| Some((name.clone(), BASE64.decode(text).ok()?));
+        logs::Carried {
+            lines: self.logs.clone(),
+            partial: self.partial_lines.iter().filter_map(decoded).collect(),
+            complete: self.logs_complete,
+        }
+    }
+
     /// Returns the document as a sealed file.
     ///
     /// # Errors

@@ -1,10 +1,11 @@
 //! The life of one process image: adopt what was handed over, run the bus, describe what is left.
 
 use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -29,7 +30,7 @@ use crate::bus::{self, Bus, Ended, Engine, Failure, Options, Origin, Request};
 use crate::clock;
 use crate::component::cgroup::Cgroups;
 use crate::component::{self, CarriedParts, Estate, EstateParts, Logs, Process, Surroundings};
-use crate::config::{self, Config};
+use crate::config::{self, Config, Programs};
 use crate::error::{Chain, Exit};
 use crate::events::Events;
 use crate::handover::carry::{CarriedInstance, Carry};
@@ -56,13 +57,21 @@ struct OnDisk {
     config: Arc<Config>,
 }
 
-fn read_disk(given: &Given) -> Result<OnDisk, RuntimeError> {
+/// Reads it. `fresh` is whether no component runs yet: then their programs have to be there.
+fn read_disk(given: &Given, fresh: bool) -> Result<OnDisk, RuntimeError> {
     let home = given.home.path();
     let journal = journal::load(home)?.ok_or_else(|| HomeError::Empty { home: home.to_owned() })?;
     let store = Store::open(home)?;
     let trust = Trust::open(home)?;
     let release = store.release(journal.state.wanted())?;
-    let config = Arc::new(Config::load(&release.dir, &home.join(config::LOCAL_FILE))?);
+    let local = home.join(config::LOCAL_FILE);
+    let config = if fresh {
+        let search = given.environment.get(OsStr::new("PATH")).map(OsString::as_os_str);
+        Config::load_with_programs(&Programs::here(&release.dir, search), &local)?
+    } else {
+        Config::load(&release.dir, &local)?
+    };
+    let config = Arc::new(config);
     Ok(OnDisk { store, trust, journal, release, config })
 }
 
@@ -79,7 +88,7 @@ pub(super) async fn live(given: &Given, mut inherited: Inheritance) -> Result<En
     let before = Carry::newest(&states).map_err(io_error("read the state of the image before"))?;
     drop(states);
 
-    let disk = read_disk(given)?;
+    let disk = read_disk(given, before.instances.is_empty())?;
     let had: Vec<String> = inherited.names();
     let listeners = Listeners::adopt(&disk.config.listeners, &mut inherited)?;
     if disk.config.listeners.get(config::ADMIN).is_some_and(|address| !address.ip().is_loopback()) {
@@ -102,7 +111,13 @@ pub(super) async fn live(given: &Given, mut inherited: Inheritance) -> Result<En
             None
         }
     });
-    let estate = estate(&before, guard);
+    let output = component::logs::Place {
+        dir: given.home.log(),
+        limits: disk.config.log,
+        components: disk.config.components.iter().map(|component| component.name.clone()).collect(),
+        journal: given.environment.get(OsStr::new(component::logs::journal::VARIABLE)).map(PathBuf::from),
+    };
+    let estate = estate(&before, guard, output);
     for older in stored.iter().filter_map(|number| number.parse().ok()).filter(|number| *number != before.sequence) {
         estate.drop_state(older); // a crash came between keeping the newer and dropping the older
     }
@@ -140,10 +155,16 @@ pub(super) async fn live(given: &Given, mut inherited: Inheritance) -> Result<En
 
     let parked = unpark(parked_parts, &before.parked);
     let parts = Assembled { config: disk.config, around, components, manager, bus, engine, parked, before };
-    run_image(parts, guard_channel, lock, reaped_sender, api_socket, tasks).await
+    let end = run_image(parts, guard_channel, lock, reaped_sender, api_socket, tasks).await;
+    estate.logs.close().await;
+    end
 }
 
-fn estate(before: &Carry, guard: Option<std::os::unix::net::UnixDatagram>) -> Arc<Estate> {
+fn estate(
+    before: &Carry,
+    guard: Option<std::os::unix::net::UnixDatagram>,
+    output: component::logs::Place,
+) -> Arc<Estate> {
     let stem = format!("{:x}", clock::now().as_millisecond());
     Arc::new(Estate::new(
         before,
@@ -152,7 +173,7 @@ fn estate(before: &Carry, guard: Option<std::os::unix::net::UnixDatagram>) -> Ar
         EstateParts {
             events: Arc::new(Events::new(before.events.clone())),
             tickets: Arc::new(Tickets::new(before.tickets.clone(), stem)),
-            logs: Arc::new(Logs::new(before.logs.clone())),
+            logs: Arc::new(Logs::open(before.output(), Some(output))),
             sessions: Arc::new(Sessions::new(before.sessions.clone())),
         },
     ))
@@ -340,6 +361,7 @@ async fn run_image(
     match &ended.replacement {
         Some(replacement) => {
             manager.end();
+            estate.logs.pause().await;
             tasks.shutdown().await;
             // Until the next image says that it is ready, nothing is.
             estate.tell_guard("RELOADING=1", &[]);
@@ -452,6 +474,7 @@ fn describe(
     parts.extend(around.estate.describe()?);
     let mut carry = around.estate.save();
     carry.stopped_accepting_ns = server.stopped_accepting_ns();
+    carry.logs_complete = true; // nobody reads any more; the guard's copy may be read after lines that it does not have
     carry.exec_ns = Some(clock::monotonic_ns());
     carry.trial_ns = trial_ns;
     for (number, Parked { listener, socket, read }) in server.take_parked().into_iter().enumerate() {

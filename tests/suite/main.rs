@@ -23,6 +23,7 @@ mod fault;
 mod http;
 mod limits;
 mod load;
+mod logs;
 mod manager;
 mod parking;
 mod process;
