@@ -573,4 +573,9 @@ fn place(text: &str, offset: usize) -> (usize, usize) {
 }
 
 #[cfg(test)]
+#[expect(
+    clippy::disallowed_methods,
+    clippy::panic,
+    reason = "a test's files need not be durable, and it ends when it has failed"
+)]
 mod tests;
