@@ -55,6 +55,11 @@ impl Home {
         self.run().join("notify")
     }
 
+    /// Returns the file whose lock keeps the appliance from restarting by itself.
+    pub fn inhibitor(&self) -> PathBuf {
+        self.run().join("inhibit")
+    }
+
     /// Returns the directory of a release.
     pub fn release(&self, version: &semver::Version) -> PathBuf {
         self.0.join("releases").join(version.to_string())

@@ -26,6 +26,8 @@ pub(super) fn view_json(view: &View) -> Value {
         "started_at": view.started_at,
         "restarts": view.restarts,
         "status": view.status,
+        "announced": view.announced,
+        "limits": view.limits,
         "reason": view.reason.clone().or(why_unhealthy),
     })
 }

@@ -95,19 +95,30 @@ where
 /// Why a wait inside a listener of a transition fails.
 pub(super) const INSIDE: &str = "a listener cannot wait for the transition that waits for it";
 
+/// What a listener is called for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// A transition, which waits for it.
+    Transition,
+    /// A publication of somebody's.
+    Publication,
+    /// An entry of the log.
+    Log,
+}
+
 tokio::task_local! {
-    /// Set in the task of a listener: whether it is called for a transition, and how deep.
-    static CONTEXT: Cell<(bool, u32)>;
+    /// Set in the task of a listener: what it is called for, and how deep.
+    static CONTEXT: Cell<(Purpose, u32)>;
 }
 
 /// Runs `work` as the task of a listener.
-pub(super) async fn inside<T>(in_transition: bool, depth: u32, work: impl Future<Output = T>) -> T {
-    CONTEXT.scope(Cell::new((in_transition, depth)), work).await
+pub(super) async fn inside<T>(purpose: Purpose, depth: u32, work: impl Future<Output = T>) -> T {
+    CONTEXT.scope(Cell::new((purpose, depth)), work).await
 }
 
-/// Returns whether this task is a listener that a transition waits for.
-pub(super) fn is_inside_transition() -> bool {
-    CONTEXT.try_with(|context| context.get().0).unwrap_or(false)
+/// Returns whether this task is a listener that is called for `purpose`.
+pub(super) fn is_inside(purpose: Purpose) -> bool {
+    CONTEXT.try_with(|context| context.get().0 == purpose).unwrap_or(false)
 }
 
 /// Returns how many listeners deep this task is.

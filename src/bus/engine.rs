@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::call::{Call, Phase};
+use super::call::{Call, Phase, Purpose};
 use super::component::{Failure, StopReason};
 use super::crew::{Crew, Foreman};
 use super::handle::Bus;
@@ -43,6 +44,24 @@ impl Ended {
     /// Returns the exit status: 0 as asked, 70 if something failed or had to be abandoned.
     pub fn exit_code(&self) -> ExitCode {
         ExitCode::from(if self.faults.is_empty() { Exit::Done } else { Exit::Failed }.code())
+    }
+}
+
+/// The time of one transition: the deadline of each listener lies inside it.
+#[derive(Clone, Copy)]
+struct Time {
+    until: Instant,
+    grace: Duration,
+}
+
+impl Time {
+    /// Returns how long a listener may take that would have `wanted`. Who stops gets at least the grace, however late it is.
+    fn limit(&self, wanted: Duration) -> Duration {
+        wanted.min(self.until.saturating_duration_since(Instant::now()).max(self.grace))
+    }
+
+    fn is_over(&self) -> bool {
+        Instant::now() >= self.until
     }
 }
 
@@ -213,6 +232,11 @@ impl Engine {
         }
     }
 
+    fn time(&self) -> Time {
+        let options = &self.shared.options;
+        Time { until: Instant::now() + options.transition, grace: options.grace }
+    }
+
     fn template(&self, channel: &str) -> Call {
         let number = self.shared.publications.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
         plain(channel, number, self.shared.standing().state, Value::Null, 1)
@@ -225,12 +249,13 @@ impl Engine {
             template.cancelled = self.shared.hurry.child_token();
         }
         template.reason = reason;
+        let time = self.time();
         let mut good = true;
         for wave in in_waves(&self.shared.registry.snapshot(channel).entries) {
             let mut round = Round::new(self.shared.options.grace);
             for (place, entry) in wave.iter().enumerate() {
-                let limit = entry.limit.unwrap_or(self.shared.options.listener);
-                round.begin(place, Arc::clone(entry), call_for(&template, limit), true);
+                let limit = time.limit(entry.limit.unwrap_or(self.shared.options.listener));
+                round.begin(place, Arc::clone(entry), call_for(&template, limit), Purpose::Transition);
             }
             while let Some((place, outcome, _)) = round.next().await {
                 if let Some(failure) = outcome.failure() {
@@ -244,8 +269,8 @@ impl Engine {
 
     /// Starts wave after wave. Ends in `Running`, or leaves a goal that is elsewhere.
     async fn start(&mut self) {
-        let mut template = self.template(START);
-        template.cancelled = CancellationToken::new();
+        let template = self.template(START);
+        let time = self.time();
         let mut failed: HashSet<String> = HashSet::new();
         let mut faults = Vec::new();
         for wave in in_waves(&self.shared.registry.snapshot(START).entries) {
@@ -259,8 +284,15 @@ impl Engine {
                     self.shared.log.write(Level::Warning, format!("{} not started: {missing} failed", entry.name));
                     continue;
                 }
-                let limit = entry.limit.unwrap_or(self.shared.options.start);
-                round.begin(place, Arc::clone(entry), call_for(&template, limit), true);
+                if time.is_over() {
+                    let limit = self.shared.options.transition.as_secs_f32();
+                    let failure = Failure::new(format!("not called: the start as a whole took longer than {limit} s"));
+                    failed.extend(names_of(entry));
+                    faults.push(self.shared.fault(&entry.name, START, failure));
+                    continue;
+                }
+                let limit = time.limit(entry.limit.unwrap_or(self.shared.options.start));
+                round.begin(place, Arc::clone(entry), call_for(&template, limit), Purpose::Transition);
             }
             let mut up = Vec::new();
             while !round.is_over() {
@@ -307,11 +339,12 @@ impl Engine {
         let mut template = self.template(STOP);
         template.cancelled = self.shared.hurry.child_token();
         template.reason = Some(reason.clone());
+        let time = self.time();
         for wave in self.stop_waves(reason) {
             let mut round = Round::new(self.shared.options.grace);
             for (place, entry) in wave.iter().enumerate() {
-                let limit = entry.limit.unwrap_or(self.shared.options.stop);
-                round.begin(place, Arc::clone(entry), call_for(&template, limit), true);
+                let limit = time.limit(entry.limit.unwrap_or(self.shared.options.stop));
+                round.begin(place, Arc::clone(entry), call_for(&template, limit), Purpose::Transition);
             }
             while let Some((place, outcome, _)) = round.next().await {
                 if let Some(failure) = outcome.failure() {
@@ -361,7 +394,8 @@ impl Engine {
         template.generation = generation;
         template.phase = Some(Phase::Prepare);
         let waves = in_waves(&self.shared.registry.snapshot(RELOAD).entries);
-        let prepared = self.reload_phase(&waves, &template, true).await;
+        let time = self.time();
+        let prepared = self.reload_phase(&waves, &template, time, true).await;
         let refused = summary(&prepared);
         let overtaken = self.shared.standing().goal != Goal::Running;
         let ready: Vec<Vec<Arc<Entry>>> = waves
@@ -372,7 +406,7 @@ impl Engine {
             template.phase = Some(Phase::Abort);
             template.cancelled = CancellationToken::new();
             let back: Vec<_> = ready.into_iter().rev().collect();
-            let aborted = self.reload_phase(&back, &template, false).await;
+            let aborted = self.reload_phase(&back, &template, time, false).await;
             self.record(&aborted, "abort a reload");
             Some(refused.map_or_else(
                 || "cancelled: the site does not run any more".to_owned(),
@@ -380,7 +414,7 @@ impl Engine {
             ))
         } else {
             template.phase = Some(Phase::Commit);
-            let committed = self.reload_phase(&ready, &template, false).await;
+            let committed = self.reload_phase(&ready, &template, time, false).await;
             self.record(&committed, "commit a reload");
             summary(&committed).map(|why| format!("generation {generation} is in force except for {why}"))
         };
@@ -394,13 +428,19 @@ impl Engine {
     }
 
     /// Calls `waves` for one phase. With `may_end`, a request that ends the running cancels what is not done.
-    async fn reload_phase(&mut self, waves: &[Vec<Arc<Entry>>], template: &Call, may_end: bool) -> Vec<Answer> {
+    async fn reload_phase(
+        &mut self,
+        waves: &[Vec<Arc<Entry>>],
+        template: &Call,
+        time: Time,
+        may_end: bool,
+    ) -> Vec<Answer> {
         let mut answers = Vec::new();
         for wave in waves {
             let mut round = Round::new(self.shared.options.grace);
             for (place, entry) in wave.iter().enumerate() {
-                let limit = entry.limit.unwrap_or(self.shared.options.listener);
-                round.begin(place, Arc::clone(entry), call_for(template, limit), true);
+                let limit = time.limit(entry.limit.unwrap_or(self.shared.options.listener));
+                round.begin(place, Arc::clone(entry), call_for(template, limit), Purpose::Transition);
             }
             while !round.is_over() {
                 // Cancel-safe: as in `start`.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::call;
+use super::call::{self, Purpose};
 use super::component::{Component, Failure, Life};
 use super::crew::NotTaken;
 use super::log::{Level, LogCounts};
@@ -77,7 +77,7 @@ impl Bus {
         if let Some(state) = self.shared.is_in(states) {
             return Ok(state);
         }
-        if call::is_inside_transition() {
+        if call::is_inside(Purpose::Transition) {
             return Err(WaitError::Inside);
         }
         self.shared.waiter(states).await.map_err(|_: oneshot::error::RecvError| WaitError::Ended)
@@ -177,7 +177,9 @@ impl Bus {
         for (name, failure) in report.failures() {
             self.log(Level::Error, format!("the listener {name} on {channel} failed: {failure}"));
         }
-        shared.observe(&BusEvent::Publication(report.clone()));
+        if shared.hooks.get().is_some() {
+            shared.observe(&BusEvent::Publication(report.clone()));
+        }
         report
     }
 

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::sync::mpsc;
 
+use super::call::{self, Purpose};
 use super::crew::Crew;
 use super::publication::{Round, call_for, plain};
 use super::registry::{self, Registry};
@@ -115,7 +116,7 @@ impl Log {
                 let call = plain(registry::LOG, 0, State::Initial, json!(entry), 0);
                 let mut round = Round::new(grace);
                 let limit = listener.limit.unwrap_or(limit);
-                round.begin(0, listener, call_for(&call, limit), false);
+                round.begin(0, listener, call_for(&call, limit), Purpose::Log);
                 let failure = match round.next().await {
                     Some((_, outcome, _)) => outcome.failure(),
                     None => None,
@@ -142,6 +143,9 @@ impl Log {
     /// Hands `text` to every listener that has room for it.
     pub(super) fn write(&self, level: Level, text: String) {
         let entry = LogEntry { at: clock::stamp(), level, text };
+        if call::is_inside(Purpose::Log) {
+            return last_resort(&entry, " (said by a log listener)"); // or each entry would make the next
+        }
         let sinks = self.lock();
         if sinks.is_empty() {
             if level >= Level::Warning {

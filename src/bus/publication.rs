@@ -12,7 +12,7 @@ use serde_json::Value;
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use super::call::{self, Call, Work};
+use super::call::{self, Call, Purpose, Work};
 use super::component::Failure;
 use super::order::waves_of_any;
 use super::registry::Entry;
@@ -141,11 +141,11 @@ impl Round {
         Self { tasks: JoinSet::new(), places: HashMap::new(), grace }
     }
 
-    /// Begins a call for the one at `place`. `in_transition` says that a transition waits for it.
-    pub(super) fn begin(&mut self, place: usize, entry: Arc<Entry>, call: Call, in_transition: bool) {
+    /// Begins a call for the one at `place`.
+    pub(super) fn begin(&mut self, place: usize, entry: Arc<Entry>, call: Call, purpose: Purpose) {
         let grace = self.grace;
         let depth = call.depth;
-        let task = self.tasks.spawn(call::inside(in_transition, depth, one(entry, call, grace)));
+        let task = self.tasks.spawn(call::inside(purpose, depth, one(entry, call, grace)));
         self.places.insert(task.id(), place);
     }
 
@@ -257,7 +257,7 @@ pub(super) async fn publish(
         let mut round = Round::new(grace);
         for (place, entry) in wave.iter().enumerate() {
             let call = call_for(template, entry.limit.unwrap_or(default_limit));
-            round.begin(place, Arc::clone(entry), call, false);
+            round.begin(place, Arc::clone(entry), call, Purpose::Publication);
         }
         let mut ended: Vec<Option<Answer>> = wave.iter().map(|_| None).collect();
         while let Some((place, outcome, elapsed)) = round.next().await {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use super::call;
+use super::call::{self, Purpose};
 use super::machine::Ask;
 
 /// What is asked.
@@ -141,7 +141,7 @@ impl Ticket {
 
     /// Waits for the outcome. Inside a listener of a transition it fails at once: the transition waits for the listener.
     pub async fn outcome(mut self) -> Progress {
-        if call::is_inside_transition() {
+        if call::is_inside(Purpose::Transition) {
             let progress = self.progress();
             return if progress.is_final() { progress } else { Progress::Failed(call::INSIDE.to_owned()) };
         }

@@ -30,6 +30,8 @@ pub struct Options {
     pub start: Duration,
     /// For a component to stop, before it is told to hurry.
     pub stop: Duration,
+    /// For a transition, or a reload, as a whole: the deadline of each listener lies inside it.
+    pub transition: Duration,
     /// For the tasks that the bus owns, once the exit listeners are done.
     pub exit: Duration,
     /// For whoever was cancelled, before it is abandoned.
@@ -42,6 +44,7 @@ impl Default for Options {
             listener: Duration::from_secs(10),
             start: Duration::from_secs(60),
             stop: Duration::from_secs(10),
+            transition: Duration::from_secs(15 * 60),
             exit: Duration::from_secs(10),
             grace: Duration::from_secs(2),
         }

@@ -30,6 +30,12 @@ pub(super) enum Bus {
     },
     /// Show what happens, until interrupted.
     Watch,
+    /// Run a command during which the appliance does not restart because a watched file changes.
+    Inhibit {
+        /// The program and its arguments.
+        #[arg(last = true, required = true)]
+        command: Vec<std::ffi::OsString>,
+    },
 }
 
 pub(super) async fn main(context: &Context, bus: &Bus) -> Result<Exit, ClientError> {
@@ -58,6 +64,7 @@ pub(super) async fn main(context: &Context, bus: &Bus) -> Result<Exit, ClientErr
             follow::wait(context, &client, id).await
         }
         Bus::Watch => watch(context, &client).await,
+        Bus::Inhibit { command } => Ok(super::inhibit::main(context, command)),
     }
 }
 

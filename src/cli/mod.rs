@@ -7,6 +7,7 @@ mod component;
 mod config;
 mod demo;
 mod follow;
+mod inhibit;
 mod install;
 mod logs;
 mod setup;
@@ -256,7 +257,10 @@ fn run_guard(context: Context, with_parent: bool, journal_socket: PathBuf) -> Ex
 fn run_runtime(context: Context) -> Exit {
     let filter = tracing_subscriber::EnvFilter::try_from_env("REFIT_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(false).init();
+    // The guard reads what is written here. Without one a line is lost, and nothing else: complaining about that on the same
+    // closed stream would end the task that had something to say.
+    let format = tracing_subscriber::fmt().log_internal_errors(false);
+    format.with_env_filter(filter).with_writer(io::stderr).with_ansi(false).init();
     let process = context.process;
     let installed = process.path("REFIT_INSTALLED").unwrap_or_else(|| process.program.clone());
     runtime::main(&runtime::Given {

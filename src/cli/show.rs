@@ -103,6 +103,27 @@ pub(super) fn components(context: &Context, components: &Value) {
         })
         .collect();
     table(context, &["COMPONENT", "STATE", "HEALTH", "PID", "GEN", "HANDOVER", "RELEASE", "SAYS"], &rows);
+    for row in components.as_array().into_iter().flatten() {
+        let limits: Vec<String> = row["limits"].as_object().into_iter().flatten().map(limit).collect();
+        if !limits.is_empty() {
+            context.print(&format!("limits of {}: {}", cell(&row["name"]), limits.join(", ")));
+        }
+    }
+}
+
+/// Returns one limit, and what keeps it.
+fn limit((name, limit): (&String, &Value)) -> String {
+    let number = limit["value"].as_u64().unwrap_or_default();
+    let value = match name.as_str() {
+        "memory" => indicatif::BinaryBytes(number).to_string(),
+        "cpu" => format!("{number}%"),
+        _ => number.to_string(),
+    };
+    let by = match limit["by"].as_str() {
+        Some("none") | None => "not enforced",
+        Some(by) => by,
+    };
+    format!("{name} {value} ({by})")
 }
 
 pub(super) async fn releases(context: &Context) -> Result<Exit, ClientError> {

@@ -16,7 +16,8 @@ use super::programs::Programs;
 use super::raw::{Raw, RawComponent, RawHealth, RawLog, RawRestart};
 use super::read::{Read, read};
 use super::{
-    Component, Config, Handover, Health, LogLimits, Mistake, Probe, Ready, Restart, RestartPolicy, Update, value,
+    Component, Config, Handover, Health, HealthAction, LogLimits, Mistake, Probe, Ready, Restart, RestartPolicy,
+    Update, Watch, value,
 };
 use crate::bus;
 
@@ -24,6 +25,7 @@ const PROBATION_DEFAULT: Duration = Duration::from_secs(10);
 const START_TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
 const STOP_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
 const KEEP_DEFAULT: u32 = 3;
+const SETTLE_DEFAULT: Duration = Duration::from_secs(1);
 const WATCHDOG_DEFAULT: Duration = Duration::from_secs(30);
 /// A shorter one would end a runtime that only waits for a slow disk.
 const WATCHDOG_MIN: Duration = Duration::from_secs(1);
@@ -54,17 +56,17 @@ const RESTART_LIMIT_DEFAULT: (u32, Duration) = (5, Duration::from_secs(60));
 
 /// Which file a value comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Source {
+pub(super) enum Source {
     Release,
     Local,
 }
 
 /// A value with the place it was written at.
 #[derive(Debug, Clone)]
-struct At<T> {
-    value: T,
-    source: Source,
-    span: Range<usize>,
+pub(super) struct At<T> {
+    pub(super) value: T,
+    pub(super) source: Source,
+    pub(super) span: Range<usize>,
 }
 
 fn at<T>(spanned: Spanned<T>, source: Source) -> At<T> {
@@ -80,7 +82,7 @@ struct Text<'a> {
 }
 
 /// The two files, and what is wrong in them.
-struct Checker<'a> {
+pub(super) struct Checker<'a> {
     release: Text<'a>,
     local: Text<'a>,
     programs: Option<&'a Programs>,
@@ -132,7 +134,7 @@ impl Checker<'_> {
         }
     }
 
-    fn wrong(&mut self, source: Source, span: &Range<usize>, what: String) {
+    pub(super) fn wrong(&mut self, source: Source, span: &Range<usize>, what: String) {
         self.mistakes.push((source, span.clone(), what));
     }
 
@@ -165,12 +167,12 @@ impl Checker<'_> {
     }
 
     /// Returns the local value if there is one, else the release's.
-    fn pick<T>(&self, base: Option<Spanned<T>>, over: Option<Spanned<T>>) -> Option<At<T>> {
+    pub(super) fn pick<T>(&self, base: Option<Spanned<T>>, over: Option<Spanned<T>>) -> Option<At<T>> {
         over.map(|value| at(value, Source::Local)).or_else(|| base.map(|value| at(value, Source::Release)))
     }
 
     /// Returns what `read` makes of a text, or `default`, which also stands in for a mistake.
-    fn text_value<T>(
+    pub(super) fn text_value<T>(
         &mut self,
         written: Option<At<String>>,
         default: T,
@@ -220,6 +222,13 @@ impl Checker<'_> {
                 Ok(Some(text.to_owned()))
             })
         });
+        let settle = self.pick(base.runtime.settle, over.runtime.settle);
+        let watched = over.runtime.watch.or(base.runtime.watch);
+        let watch = Watch {
+            paths: watched.into_iter().flatten().map(|path| path.into_inner().into()).collect(),
+            settle: self.text_value(settle, SETTLE_DEFAULT, value::duration),
+        };
+        let cgroups = over.runtime.cgroups.or(base.runtime.cgroups).unwrap_or(true);
         let (listeners, listener_names) = self.listeners(base.listeners, over.listeners);
         let pick_text = |base, over| self.pick(base, over);
         let probation = pick_text(base.update.probation, over.update.probation);
@@ -258,6 +267,8 @@ impl Checker<'_> {
             name: name?.value,
             version: version?,
             runtime,
+            watch,
+            cgroups,
             listeners: listeners.into_iter().map(|(name, at)| (name, at.value)).collect(),
             update,
             log,
@@ -397,6 +408,7 @@ impl Checker<'_> {
         start_timeout: Duration,
         command_lost: bool,
     ) -> Component {
+        let spawn = self.spawn(&raw, &local);
         // One that stands in for a mistake, so that the rest is looked at all the same.
         let nothing = At { value: Vec::new(), source: name.source, span: name.span.clone() };
         let command = match self.pick(raw.command, local.command) {
@@ -415,19 +427,12 @@ impl Checker<'_> {
         let words = |list: Option<Vec<Spanned<String>>>| -> Vec<String> {
             list.into_iter().flatten().map(Spanned::into_inner).collect()
         };
+        let env = self.environment(raw.env, local.env);
         let handover = self.pick(raw.handover, local.handover);
         let ready = self.pick(raw.ready, local.ready);
         let start = self.pick(raw.start_timeout, local.start_timeout);
         let stop = self.pick(raw.stop_timeout, local.stop_timeout);
         let user = self.pick(raw.user, local.user);
-        let mut env = raw.env.unwrap_or_default();
-        env.extend(local.env.unwrap_or_default());
-        for (key, value) in &env {
-            if key.is_empty() || key.contains(['=', '\0']) || value.contains('\0') {
-                let what = format!("{key:?} of {:?} cannot be in an environment", name.value);
-                self.wrong(name.source, &name.span, what);
-            }
-        }
         self.command(&command, env.get("PATH").map(String::as_str));
         Component {
             name: name.value.clone(),
@@ -461,6 +466,7 @@ impl Checker<'_> {
             stop_timeout: self.text_value(stop, STOP_TIMEOUT_DEFAULT, value::duration),
             user: user.map(|user| user.value),
             env,
+            spawn,
             files: local.files.or(raw.files).map(|list| words(Some(list))),
             allow: words(local.allow.or(raw.allow)),
             migrates: local.migrates.or(raw.migrates).unwrap_or(true),
@@ -478,6 +484,7 @@ impl Checker<'_> {
         let interval = self.pick(raw.interval, local.interval);
         let timeout = self.pick(raw.timeout, local.timeout);
         let threshold = self.pick(raw.threshold, local.threshold);
+        let action = self.pick(raw.action, local.action);
         let probe = match (http, tcp, command) {
             (Some(http), None, None) => {
                 let url = self.text_value(Some(http), String::new(), |text| {
@@ -496,7 +503,7 @@ impl Checker<'_> {
                 }))
             }
             (None, None, Some(command)) if command.value.first().is_none_or(String::is_empty) => {
-                self.wrong(command.source, &command.span, "the command is empty".to_owned());
+                self.wrong(command.source, &command.span, "the health command is empty".to_owned());
                 return None;
             }
             (None, None, Some(command)) => {
@@ -528,6 +535,9 @@ impl Checker<'_> {
                 Some(threshold) => threshold.value,
                 None => HEALTH_THRESHOLD_DEFAULT,
             },
+            action: self.text_value(action, HealthAction::Report, |text| {
+                one_of(text, "action", &[("report", HealthAction::Report), ("restart", HealthAction::Restart)])
+            }),
         })
     }
 
@@ -557,7 +567,7 @@ fn version_of(text: &str) -> Result<Version, String> {
     Version::parse(text).map_err(|error| format!("{text:?} is not a version: {error}"))
 }
 
-fn one_of<T: Copy>(text: &str, key: &str, values: &[(&str, T)]) -> Result<T, String> {
+pub(super) fn one_of<T: Copy>(text: &str, key: &str, values: &[(&str, T)]) -> Result<T, String> {
     values.iter().find(|(name, _)| *name == text).map(|(_, value)| *value).ok_or_else(|| {
         let names: Vec<&str> = values.iter().map(|(name, _)| *name).collect();
         format!("{text:?} is no {key}: use one of {}", names.join(", "))

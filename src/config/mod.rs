@@ -7,6 +7,7 @@ mod cycle;
 mod programs;
 mod raw;
 mod read;
+mod spawn;
 mod value;
 
 use std::collections::BTreeMap;
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Exit, Reported};
 
 pub use programs::Programs;
+pub use spawn::{Limits, ReloadSignal, Spawn};
 
 /// The name of the file in a release.
 pub const FILE: &str = "appliance.toml";
@@ -39,6 +41,10 @@ pub struct Config {
     pub version: Version,
     /// The runtime's program in the release; the installed `refit` if there is none.
     pub runtime: Option<String>,
+    /// What restarts the runtime when it changes.
+    pub watch: Watch,
+    /// Whether components get control groups where the system lets us have them.
+    pub cgroups: bool,
     /// The listeners that the runtime owns.
     pub listeners: BTreeMap<String, SocketAddr>,
     /// How updates are judged.
@@ -47,6 +53,15 @@ pub struct Config {
     pub log: LogLimits,
     /// The components, in the order of the file.
     pub components: Vec<Component>,
+}
+
+/// The files that restart the runtime in place when they change.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Watch {
+    /// The files, below the home or absolute.
+    pub paths: Vec<PathBuf>,
+    /// How long they must be left alone before they are taken to be whole.
+    pub settle: Duration,
 }
 
 /// The listener on which the runtime itself serves the page and the API.
@@ -115,6 +130,26 @@ pub struct Health {
     pub timeout: Duration,
     /// So many failures in a row are unhealthy.
     pub threshold: u32,
+    /// What follows when it is unhealthy.
+    #[serde(skip_serializing_if = "HealthAction::is_default")]
+    pub action: HealthAction,
+}
+
+/// What follows when a component is unhealthy.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HealthAction {
+    /// It is said, and nothing is done.
+    #[default]
+    Report,
+    /// Its process is ended, and the restart policy applies.
+    Restart,
+}
+
+impl HealthAction {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 impl Health {
@@ -199,6 +234,9 @@ pub struct Component {
     pub env: BTreeMap<String, String>,
     /// The files of the release that are its own, as patterns; all that are nobody else's if absent.
     pub files: Option<Vec<String>>,
+    /// In which state its process begins, and how it is watched and limited.
+    #[serde(flatten)]
+    pub spawn: Spawn,
     /// What it may request.
     pub allow: Vec<String>,
     /// Whether it must be stopped for a migration of the data.

@@ -32,6 +32,9 @@ pub(super) struct RawAppliance {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawRuntime {
     pub(super) binary: Option<Spanned<String>>,
+    pub(super) watch: Option<Vec<Spanned<String>>>,
+    pub(super) settle: Option<Spanned<String>>,
+    pub(super) cgroups: Option<bool>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -68,7 +71,15 @@ pub(super) struct RawComponent {
     pub(super) start_timeout: Option<Spanned<String>>,
     pub(super) stop_timeout: Option<Spanned<String>>,
     pub(super) user: Option<Spanned<String>>,
-    pub(super) env: Option<BTreeMap<String, String>>,
+    pub(super) group: Option<Spanned<String>>,
+    pub(super) supplementary_groups: Option<Vec<Spanned<String>>>,
+    pub(super) env: Option<BTreeMap<Spanned<String>, String>>,
+    pub(super) working_directory: Option<Spanned<String>>,
+    pub(super) umask: Option<Spanned<String>>,
+    pub(super) no_new_privs: Option<bool>,
+    pub(super) limits: Option<RawLimits>,
+    pub(super) watchdog: Option<Spanned<String>>,
+    pub(super) reload_signal: Option<Spanned<String>>,
     pub(super) files: Option<Vec<Spanned<String>>>,
     pub(super) allow: Option<Vec<Spanned<String>>>,
     pub(super) migrates: Option<bool>,
@@ -83,6 +94,16 @@ pub(super) struct RawHealth {
     pub(super) interval: Option<Spanned<String>>,
     pub(super) timeout: Option<Spanned<String>>,
     pub(super) threshold: Option<Spanned<u32>>,
+    pub(super) action: Option<Spanned<String>>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawLimits {
+    pub(super) memory: Option<Spanned<String>>,
+    pub(super) cpu: Option<Spanned<String>>,
+    pub(super) files: Option<Spanned<u64>>,
+    pub(super) processes: Option<Spanned<u64>>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]

@@ -1,4 +1,4 @@
-//! The values that have a form of their own: durations, ranges, rates, names.
+//! The values that have a form of their own: durations, ranges, rates, names, sizes.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -17,19 +17,6 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let signed: SignedDuration = text.trim().parse().map_err(|_| wrong())?;
     let duration = Duration::try_from(signed).map_err(|_| wrong())?;
     if duration > DURATION_MAX { Err(format!("{text:?} is longer than a year")) } else { Ok(duration) }
-}
-
-/// Returns how many bytes `text` says: `"64KiB"`, `"1MiB"`, `"4096B"`.
-///
-/// # Errors
-/// What is wrong with it, for people.
-pub(super) fn bytes(text: &str) -> Result<u64, String> {
-    const UNITS: [(&str, u64); 4] = [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("B", 1)];
-    let wrong = || format!("{text:?} is not a size: write a number and a unit, such as \"64KiB\" or \"1MiB\"");
-    let (number, factor) =
-        UNITS.iter().find_map(|(unit, factor)| Some((text.trim().strip_suffix(unit)?, factor))).ok_or_else(wrong)?;
-    let number: u64 = number.trim().parse().map_err(|_| wrong())?;
-    number.checked_mul(*factor).ok_or_else(wrong)
 }
 
 /// Returns the first and the longest pause that `text` says: `"100ms..30s"`.
@@ -52,6 +39,51 @@ pub(super) fn limit(text: &str) -> Result<(u32, Duration), String> {
     let wrong = || format!("{text:?} is not a limit: write how many in how long, such as \"5/1m\"");
     let (count, within) = text.split_once('/').ok_or_else(wrong)?;
     Ok((count.trim().parse().map_err(|_| wrong())?, duration(within)?))
+}
+
+/// Returns how many bytes `text` says: `"256MiB"`, `"1GiB"`, `"65536"`.
+///
+/// # Errors
+/// What is wrong with it, for people.
+pub(super) fn bytes(text: &str) -> Result<u64, String> {
+    let wrong = || format!("{text:?} is not a size: write a whole number and a unit, such as \"256MiB\" or \"1GiB\"");
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let shift = match unit.trim() {
+        "" | "B" => 0,
+        "KiB" => 10,
+        "MiB" => 20,
+        "GiB" => 30,
+        "TiB" => 40,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    number.checked_mul(1 << shift).filter(|bytes| *bytes > 0).ok_or_else(wrong)
+}
+
+/// Returns how many hundredths of one processor `text` says: `"50%"`, `"200%"`.
+///
+/// # Errors
+/// What is wrong with it, for people.
+pub(super) fn percent(text: &str) -> Result<u64, String> {
+    /// More processors than any machine has: a slip of the pen.
+    const PERCENT_MAX: u64 = 100_000;
+    let number = text.trim().strip_suffix('%').and_then(|number| number.trim().parse().ok());
+    number.filter(|percent| (1..=PERCENT_MAX).contains(percent)).ok_or_else(|| {
+        format!("{text:?} is not a share of a processor: write whole percents, such as \"50%\" or \"200%\"")
+    })
+}
+
+/// Returns the file mode bits that `text` takes away: `"0027"`.
+///
+/// # Errors
+/// What is wrong with it, for people.
+pub(super) fn umask(text: &str) -> Result<u32, String> {
+    u32::from_str_radix(text, 8)
+        .ok()
+        .filter(|mask| *mask <= 0o777 && !text.starts_with('+'))
+        .ok_or_else(|| format!("{text:?} is not a umask: write up to four octal digits, such as \"0027\""))
 }
 
 /// Checks the name of an appliance, a component or a listener: it becomes part of file and socket names.
@@ -102,18 +134,6 @@ mod tests {
     }
 
     #[test]
-    fn sizes() {
-        for (text, expected) in
-            [("1MiB", Some(1 << 20)), ("64 KiB", Some(64 << 10)), ("17B", Some(17)), ("2GiB", Some(2 << 30))]
-        {
-            assert_eq!(bytes(text).ok(), expected, "{text}");
-        }
-        for text in ["", "1", "MiB", "-1KiB", "1.5MiB", "1MB", "99999999999999999999B", "99999999999GiB"] {
-            assert!(bytes(text).is_err(), "{text}");
-        }
-    }
-
-    #[test]
     fn addresses_that_exclude_each_other() {
         for (one, other, expected) in [
             ("127.0.0.1:80", "127.0.0.1:80", true),
@@ -130,6 +150,25 @@ mod tests {
         ] {
             let [one_is, other_is] = [one, other].map(|text| text.parse().expect("an address"));
             assert_eq!((clash(one_is, other_is), clash(other_is, one_is)), (expected, expected), "{one} {other}");
+        }
+    }
+
+    #[test]
+    fn sizes_shares_and_masks() {
+        let rows =
+            [("65536", Some(65_536)), ("256MiB", Some(256 << 20)), ("1 GiB", Some(1 << 30)), ("2KiB", Some(2048))];
+        for (text, expected) in rows {
+            assert_eq!(bytes(text).ok(), expected, "{text}");
+        }
+        for text in ["", "0", "MiB", "-1", "1MB", "1.5GiB", "99999999999TiB"] {
+            assert!(bytes(text).is_err(), "{text}");
+        }
+        for (text, expected) in [("50%", Some(50)), ("200%", Some(200)), ("0%", None), ("50", None), ("-1%", None)] {
+            assert_eq!(percent(text).ok(), expected, "{text}");
+        }
+        for (text, expected) in [("0027", Some(0o27)), ("22", Some(0o22)), ("0o22", None), ("8", None), ("7777", None)]
+        {
+            assert_eq!(umask(text).ok(), expected, "{text}");
         }
     }
 

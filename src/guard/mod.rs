@@ -25,6 +25,7 @@ use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
 use rustix::pipe::PipeFlags;
 
 use crate::clock;
+use crate::component::cgroup;
 use crate::error::{Chain, Exit, Reported};
 use crate::handover::carry::Reaped;
 use crate::handover::{Named, names, notify};
@@ -141,6 +142,7 @@ pub fn run(given: Given) -> Result<Exit, GuardError> {
     }
     let exit = guard.supervise();
     leftover::end_children();
+    cgroup::remove_all(guard.home.path());
     for name in ["pid", "guard.sock", "refit.sock"] {
         if let Err(error) = std::fs::remove_file(guard.home.run().join(name))
             && error.kind() != io::ErrorKind::NotFound

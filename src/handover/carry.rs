@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -108,6 +109,36 @@ pub struct CarriedInstance {
     /// How often the component was started again after it had ended by itself.
     #[serde(default)]
     pub restarts: u32,
+    /// Its control group.
+    #[serde(default)]
+    pub cgroup: Option<PathBuf>,
+    /// Its limits, and what keeps them.
+    #[serde(default)]
+    pub limits: BTreeMap<String, CarriedLimit>,
+    /// How often it has to report, in microseconds, if it has said so itself.
+    #[serde(default)]
+    pub watchdog_us: Option<u64>,
+}
+
+/// A limit of a process, and what keeps it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CarriedLimit {
+    /// Bytes, percent of one processor, or a number.
+    pub value: u64,
+    /// What keeps it.
+    pub by: LimitBy,
+}
+
+/// What keeps a limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LimitBy {
+    /// The control group, for all processes of the component together.
+    Cgroup,
+    /// A limit of each process.
+    Rlimit,
+    /// Nothing: the system offers nothing for it.
+    None,
 }
 
 /// What the guard says of a process that it collected.

@@ -12,127 +12,41 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use refit_updater::Store;
-use refit_updater::journal::{self, Journal, JournalError};
-use refit_updater::release::{Release, StoreError};
-use refit_updater::trust::{Trust, TrustError};
-use serde_json::{Value, json};
+use refit_updater::journal::{self, Journal};
+use refit_updater::release::Release;
+use refit_updater::trust::Trust;
+use serde_json::json;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::{End, Given, guard_link, signals};
-use crate::api::{self, ApiSocketError, App, Parked, Server};
+use super::error::{RuntimeError, io_error};
+use super::hooks::{BusHooks, trace};
+use super::watch::Watch;
+use super::{End, Given, guard_link, settings, signals};
+use crate::api::{self, App, Parked, Server};
 use crate::auth::Sessions;
-use crate::bus::{
-    self, AfterFailure, AttachError, Bus, BusEvent, Decision, Ended, Engine, Fault, Hooks, Level, LogEntry, Options,
-    Origin, Request, Subscription,
-};
+use crate::bus::{self, Bus, Ended, Engine, Failure, Options, Origin, Request};
 use crate::clock;
+use crate::component::cgroup::Cgroups;
 use crate::component::{self, CarriedParts, Estate, EstateParts, Logs, Process, Surroundings};
-use crate::config::{self, Config, ConfigError, Programs};
-use crate::error::{Chain, Exit, Reported};
+use crate::config::{self, Config, Programs};
+use crate::error::{Chain, Exit};
 use crate::events::Events;
 use crate::handover::carry::{CarriedInstance, Carry};
 use crate::handover::exec;
 use crate::handover::inherit::Inheritance;
-use crate::handover::listener::{BindError, Listeners};
+use crate::handover::listener::Listeners;
 use crate::handover::{Named, names, notify};
-use crate::home::HomeError;
+use crate::home::{Home, HomeError};
 use crate::tickets::Tickets;
-use crate::update::{Manager, Parts, Times, UpdateError};
-
-/// Why the runtime could not start.
-#[derive(Debug, thiserror::Error)]
-pub enum RuntimeError {
-    /// The home has no appliance.
-    #[error(transparent)]
-    Home(#[from] HomeError),
-    /// The journal cannot be used.
-    #[error(transparent)]
-    Journal(#[from] JournalError),
-    /// The release cannot be used.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// The trust cannot be used.
-    #[error(transparent)]
-    Trust(#[from] TrustError),
-    /// The configuration is wrong.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// A listener cannot be had.
-    #[error(transparent)]
-    Bind(#[from] BindError),
-    /// The API's socket cannot be had.
-    #[error(transparent)]
-    ApiSocket(#[from] ApiSocketError),
-    /// The update manager cannot begin.
-    #[error(transparent)]
-    Update(#[from] UpdateError),
-    /// The components do not fit together.
-    #[error(transparent)]
-    Attach(#[from] AttachError),
-    /// The system refused something.
-    #[error("cannot {what}")]
-    Io {
-        /// What was to be done.
-        what: &'static str,
-        /// Why it was refused.
-        #[source]
-        source: io::Error,
-    },
-}
-
-impl Reported for RuntimeError {
-    fn code(&self) -> &str {
-        match self {
-            Self::Home(error) => error.code(),
-            Self::Journal(_) => "journal_unusable",
-            Self::Store(_) => "release_unusable",
-            Self::Trust(_) => "trust_unusable",
-            Self::Config(error) => error.code(),
-            Self::Bind(_) | Self::ApiSocket(_) => "address_in_use",
-            Self::Update(error) => error.code(),
-            Self::Attach(_) => "configuration_refused",
-            Self::Io { .. } => "system_refused",
-        }
-    }
-
-    fn remedy(&self) -> &str {
-        match self {
-            Self::Home(error) => error.remedy(),
-            Self::Journal(error) => error.remedy(),
-            Self::Store(error) => error.remedy(),
-            Self::Trust(error) => error.remedy(),
-            Self::Config(error) => error.remedy(),
-            Self::Bind(_) => {
-                "stop the program that uses it, or override the listener in local.toml; nothing was started"
-            }
-            Self::ApiSocket(_) => "check the permissions of the home; nothing was started",
-            Self::Update(error) => error.remedy(),
-            Self::Attach(_) => "correct appliance.toml; nothing was started",
-            Self::Io { .. } => "check the limits of the system",
-        }
-    }
-
-    fn exit(&self) -> Exit {
-        match self {
-            Self::Home(error) => error.exit(),
-            Self::Journal(JournalError::Format { .. } | JournalError::Damaged { .. }) => Exit::Config,
-            Self::Journal(JournalError::Read { .. } | JournalError::Write { .. }) => Exit::Disk,
-            Self::Store(_) | Self::Bind(_) | Self::ApiSocket(_) | Self::Io { .. } => Exit::Failed,
-            Self::Trust(_) | Self::Attach(_) => Exit::Config,
-            Self::Config(error) => error.exit(),
-            Self::Update(error) => error.exit(),
-        }
-    }
-}
-
-fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> RuntimeError {
-    move |source| RuntimeError::Io { what, source }
-}
+use crate::update::{Manager, Parts, Times};
 
 /// How long a report to the guard may wait for a place in its queue: a guard that hangs must not hang the runtime.
 const GUARD_WAIT_MAX: Duration = Duration::from_secs(1);
+
+/// A database that migrates may ask for hours; every component has a deadline of its own.
+const TRANSITION_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// What is read from disk before anything else.
 struct OnDisk {
@@ -159,64 +73,6 @@ fn read_disk(given: &Given, fresh: bool) -> Result<OnDisk, RuntimeError> {
     };
     let config = Arc::new(config);
     Ok(OnDisk { store, trust, journal, release, config })
-}
-
-/// What the bus asks and tells: the update manager decides about failed starts, the events hear everything.
-struct BusHooks {
-    manager: Arc<Manager>,
-    events: Arc<Events>,
-}
-
-impl Hooks for BusHooks {
-    fn observe(&self, event: &BusEvent) {
-        match event {
-            BusEvent::State(state) => {
-                self.events.publish("bus.state", json!({ "state": state }));
-                if *state == bus::State::Exiting {
-                    self.manager.about_to_exec();
-                }
-            }
-            BusEvent::Fault(fault) => {
-                self.events.publish("fault", json!(fault));
-            }
-            BusEvent::Request { number, ask, origin, decision } => {
-                let (outcome, reason) = match decision {
-                    Decision::Accept => ("accepted", None),
-                    Decision::Merge => ("merged", None),
-                    Decision::Already => ("already", None),
-                    Decision::Refuse(refusal) => ("refused", Some(refusal.to_string())),
-                };
-                let data = json!({
-                    "number": number, "request": ask.name(), "origin": origin.0, "outcome": outcome, "reason": reason,
-                });
-                self.events.publish("bus.request", data);
-            }
-            BusEvent::Publication(report) => self.events.publish("bus.publication", json!(report)),
-            BusEvent::Reloaded { generation, reason } => {
-                self.events.publish("bus.reload", json!({ "generation": generation, "reason": reason }));
-            }
-        }
-    }
-
-    fn start_failed(&self, faults: &[Fault]) -> AfterFailure {
-        self.manager.start_failed(faults).map_or(AfterFailure::Exit, AfterFailure::Replace)
-    }
-}
-
-/// Has what the bus says go where everything of the runtime goes: to standard error.
-fn trace(bus: &Bus) {
-    let write = bus::listener(|call| async move {
-        if let Ok(LogEntry { level, text, .. }) = serde_json::from_value(call.argument) {
-            match level {
-                Level::Debug => tracing::debug!(target: "refit::bus", "{text}"),
-                Level::Info => tracing::info!(target: "refit::bus", "{text}"),
-                Level::Warning => tracing::warn!(target: "refit::bus", "{text}"),
-                Level::Error => tracing::error!(target: "refit::bus", "{text}"),
-            }
-        }
-        Ok(Value::Null)
-    });
-    bus.subscribe(Subscription::new(bus::LOG, "refit.stderr", write));
 }
 
 /// Lives from what was handed over to an end.
@@ -279,10 +135,11 @@ pub(super) async fn live(given: &Given, mut inherited: Inheritance) -> Result<En
         estate: Arc::clone(&estate),
         reaped,
         environment: given.environment.clone(),
+        cgroups: cgroups(&disk.config, &given.home, &before.instances),
     });
     let mut tasks = JoinSet::new();
     let components = components(&disk, &around, before.instances.clone(), &mut instance_parts, &mut tasks)?;
-    let (bus, engine) = Bus::new(Options::default());
+    let (bus, engine) = Bus::new(Options { transition: TRANSITION_MAX, ..Options::default() });
     trace(&bus);
     let manager = Arc::new(Manager::new(Parts {
         store: disk.store,
@@ -348,6 +205,16 @@ fn store_with_guard(
         estate.store(names::API, &OwnedFd::from(socket));
     }
     Ok(())
+}
+
+/// Returns the control groups of this home, without those of processes that are no more.
+fn cgroups(config: &Config, home: &Home, instances: &[CarriedInstance]) -> Cgroups {
+    if !config.cgroups {
+        return Cgroups::none("`[runtime] cgroups` says that there are to be none");
+    }
+    let limits = config.components.iter().any(|component| !component.spawn.limits.is_empty());
+    let kept = instances.iter().map(|instance| instance.id.clone()).collect();
+    Cgroups::open(home.path(), limits, &kept)
 }
 
 /// Makes the components of this release, each with its processes from the image before. Processes of components that the
@@ -437,6 +304,7 @@ async fn run_image(
     let socket = api_socket.try_clone().map_err(io_error("duplicate the API's socket"))?;
     let server = Arc::new(Server::new(app, socket, admin, before, parked));
     server.attach(&bus);
+    settings::attach(&bus, Arc::clone(&config), around.release_dir.clone(), &around.home);
     for component in &components {
         bus.attach(Arc::clone(component) as Arc<dyn bus::Component>)?;
     }
@@ -459,8 +327,19 @@ async fn run_image(
             drop(bus.request(Request::Exit, Origin("guard lost".to_owned())));
         });
     }
+    if !config.watch.paths.is_empty() {
+        let watch = Watch {
+            bus: bus.clone(),
+            manager: Arc::clone(&manager),
+            events: Arc::clone(&estate.events),
+            home: around.home.clone(),
+            paths: config.watch.paths.iter().map(|path| around.home.path().join(path)).collect(),
+            settle: config.watch.settle,
+        };
+        tasks.spawn(watch.run());
+    }
     for component in &components {
-        tasks.spawn(publish_changes(Arc::clone(component), Arc::clone(&estate)));
+        tasks.spawn(publish_changes(Arc::clone(component), Arc::clone(&estate), bus.clone()));
     }
     // Held before anybody can ask: until the disk is tidy nothing is received.
     let permit = manager.hold_receiving();
@@ -472,7 +351,10 @@ async fn run_image(
     let ended = tokio::select! {
         ended = engine.run() => ended,
         () = now.cancelled() => {
-            tracing::error!(state = bus.state().name(), "ending now; what had not ended yet is killed");
+            let alive = components.iter().filter(|component| component.view().borrow().pid.is_some());
+            let names: Vec<&str> = alive.map(|component| component.definition().name.as_str()).collect();
+            let unfinished = names.join(", ");
+            tracing::error!(state = bus.state().name(), unfinished, "ending now; what had not ended yet is killed");
             return Ok(End::Exit(Exit::Failed));
         }
     };
@@ -522,13 +404,19 @@ fn exit_status(ended: &Ended) -> Exit {
 }
 
 /// Publishes what changes of a component.
-async fn publish_changes(component: Arc<Process>, estate: Arc<Estate>) {
+async fn publish_changes(component: Arc<Process>, estate: Arc<Estate>, bus: Bus) {
     let mut views = component.view();
     let mut last = None;
     loop {
         let view = views.borrow_and_update().clone();
         let seen = Some((view.state, view.pid, view.health.clone(), view.status.clone()));
         if seen != last {
+            let has_failed = view.state == component::State::Failed;
+            // A start that fails is the bus's to record; one that gave up while the site runs is nobody else's.
+            if has_failed && bus.state() == bus::State::Running && last.is_some_and(|(state, ..)| state != view.state) {
+                let reason = view.reason.clone().unwrap_or_default();
+                bus.fault(&view.name, "run", Failure { reason, output: view.output.clone() });
+            }
             last = seen;
             let data = json!({
                 "name": view.name, "state": view.state, "pid": view.pid, "health": view.health.name(),

@@ -3,9 +3,13 @@
 //! [`main`] takes what the image was given, lives ([`image`]), and either ends or replaces itself. The exec happens here, on the
 //! main thread, after the async runtime has been dropped. If it fails, this image goes on with what it had.
 
+mod error;
 mod guard_link;
+mod hooks;
 mod image;
+mod settings;
 mod signals;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -25,7 +29,8 @@ use crate::handover::exec::{self, Plan};
 use crate::handover::inherit::{Announcement, Inheritance};
 use crate::home::Home;
 
-pub use image::RuntimeError;
+pub use error::RuntimeError;
+pub use watch::Inhibitor;
 
 /// The last line of an image that replaces itself begins so, after the program's name.
 pub const EXECUTING: &str = "executing ";

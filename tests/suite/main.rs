@@ -13,6 +13,7 @@
 mod api;
 mod appliance;
 mod bus;
+mod components;
 mod config;
 mod crash;
 mod demo;
@@ -20,6 +21,7 @@ mod descriptors;
 #[cfg(feature = "fault")]
 mod fault;
 mod http;
+mod limits;
 mod load;
 mod logs;
 mod manager;
@@ -29,4 +31,5 @@ mod refuse;
 mod release;
 mod voyage;
 mod wait;
+mod watch;
 mod wsgi;
