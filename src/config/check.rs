@@ -223,15 +223,9 @@ impl Checker<'_> {
             })
         });
         let settle = self.pick(base.runtime.settle, over.runtime.settle);
+        let watched = over.runtime.watch.or(base.runtime.watch);
         let watch = Watch {
-            paths: over
-                .runtime
-                .watch
-                .or(base.runtime.watch)
-                .into_iter()
-                .flatten()
-                .map(|path| path.into_inner().into())
-                .collect(),
+            paths: watched.into_iter().flatten().map(|path| path.into_inner().into()).collect(),
             settle: self.text_value(settle, SETTLE_DEFAULT, value::duration),
         };
         let cgroups = over.runtime.cgroups.or(base.runtime.cgroups).unwrap_or(true);
@@ -589,4 +583,9 @@ fn place(text: &str, offset: usize) -> (usize, usize) {
 }
 
 #[cfg(test)]
+#[expect(
+    clippy::disallowed_methods,
+    clippy::panic,
+    reason = "a test's files need not be durable, and it ends when it has failed"
+)]
 mod tests;

@@ -56,7 +56,8 @@ mod tests {
 
     #[test]
     fn every_step_of_a_circle_is_found() {
-        let rows: [(&[&[usize]], &[&[usize]]); 8] = [
+        type Lists = &'static [&'static [usize]];
+        let rows: [(Lists, Lists); 8] = [
             (&[&[1], &[2], &[]], &[]),
             (&[&[0]], &[&[0]]),
             (&[&[1], &[0]], &[&[0, 1]]),

@@ -134,25 +134,6 @@ mod tests {
     }
 
     #[test]
-    fn sizes_shares_and_masks() {
-        let rows =
-            [("65536", Some(65_536)), ("256MiB", Some(256 << 20)), ("1 GiB", Some(1 << 30)), ("2KiB", Some(2048))];
-        for (text, expected) in rows {
-            assert_eq!(bytes(text).ok(), expected, "{text}");
-        }
-        for text in ["", "0", "MiB", "-1", "1MB", "1.5GiB", "99999999999TiB"] {
-            assert!(bytes(text).is_err(), "{text}");
-        }
-        for (text, expected) in [("50%", Some(50)), ("200%", Some(200)), ("0%", None), ("50", None), ("-1%", None)] {
-            assert_eq!(percent(text).ok(), expected, "{text}");
-        }
-        for (text, expected) in [("0027", Some(0o27)), ("22", Some(0o22)), ("0o22", None), ("8", None), ("7777", None)]
-        {
-            assert_eq!(umask(text).ok(), expected, "{text}");
-        }
-    }
-
-    #[test]
     fn addresses_that_exclude_each_other() {
         for (one, other, expected) in [
             ("127.0.0.1:80", "127.0.0.1:80", true),
@@ -169,6 +150,25 @@ mod tests {
         ] {
             let [one_is, other_is] = [one, other].map(|text| text.parse().expect("an address"));
             assert_eq!((clash(one_is, other_is), clash(other_is, one_is)), (expected, expected), "{one} {other}");
+        }
+    }
+
+    #[test]
+    fn sizes_shares_and_masks() {
+        let rows =
+            [("65536", Some(65_536)), ("256MiB", Some(256 << 20)), ("1 GiB", Some(1 << 30)), ("2KiB", Some(2048))];
+        for (text, expected) in rows {
+            assert_eq!(bytes(text).ok(), expected, "{text}");
+        }
+        for text in ["", "0", "MiB", "-1", "1MB", "1.5GiB", "99999999999TiB"] {
+            assert!(bytes(text).is_err(), "{text}");
+        }
+        for (text, expected) in [("50%", Some(50)), ("200%", Some(200)), ("0%", None), ("50", None), ("-1%", None)] {
+            assert_eq!(percent(text).ok(), expected, "{text}");
+        }
+        for (text, expected) in [("0027", Some(0o27)), ("22", Some(0o22)), ("0o22", None), ("8", None), ("7777", None)]
+        {
+            assert_eq!(umask(text).ok(), expected, "{text}");
         }
     }
 

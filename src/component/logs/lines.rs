@@ -96,8 +96,11 @@ pub(crate) fn priority(bytes: &[u8]) -> (Option<u8>, &[u8]) {
 mod tests {
     use super::*;
 
+    /// What came out: the bytes, and whether they were cut.
+    type Seen = Vec<(Vec<u8>, bool)>;
+
     /// Returns the pieces of `parts`, fed one after the other, and the rest.
-    fn pieces(parts: &[&[u8]]) -> (Vec<(Vec<u8>, bool)>, Option<Vec<u8>>) {
+    fn pieces(parts: &[&[u8]]) -> (Seen, Option<Vec<u8>>) {
         let mut lines = Lines::default();
         let mut seen = Vec::new();
         for bytes in parts {

@@ -423,4 +423,5 @@ impl Drop for Reader {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test's files need not be durable")]
 mod tests;

@@ -121,6 +121,7 @@ fn each(path: &Path, mut line: impl FnMut(LogLine) -> bool) -> io::Result<()> {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test's files need not be durable")]
 mod tests {
     use std::fs;
 

@@ -324,6 +324,7 @@ pub(super) fn echo(component: &str, line: &LogLine) {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test's files need not be durable")]
 mod tests {
     use super::super::read::Reading;
     use super::*;
