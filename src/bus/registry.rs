@@ -107,15 +107,34 @@ impl Entry {
         Row { name: &self.name, group: self.group.as_deref(), order: &self.order }
     }
 
-    /// Begins a call: returns what `begin` does, or `None` if the listener was removed.
-    pub(super) fn begin<T>(&self, begin: impl FnOnce() -> T) -> Option<T> {
-        self.gate.pass(begin)
+    /// Begins a call: returns what `begin` does with the listener, or `None` if it was removed. One that was replaced meanwhile
+    /// is called as what it was replaced by: who is subscribed all the time misses no call.
+    pub(super) fn begin<T>(&self, begin: impl FnOnce(&Arc<dyn Listener>) -> T) -> Option<T> {
+        let mut replaced_by: Option<Arc<Self>> = None;
+        loop {
+            let entry = replaced_by.as_deref().unwrap_or(self);
+            let closed = match entry.gate.enter() {
+                Ok(_inside) => return Some(begin(&entry.listener)),
+                Err(closed) => closed,
+            };
+            match closed {
+                Closed::Removed => return None,
+                Closed::Replaced(next) => replaced_by = Some(next),
+            }
+        }
     }
+}
+
+/// Why nobody may pass a gate any more.
+#[derive(Clone)]
+enum Closed {
+    Removed,
+    Replaced(Arc<Entry>),
 }
 
 #[derive(Default)]
 struct Passing {
-    removed: bool,
+    closed: Option<Closed>,
     threads: Vec<ThreadId>,
 }
 
@@ -130,36 +149,36 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Who is in a gate; leaves it when dropped, also by a panic.
+struct Inside<'a>(&'a Gate);
+
+impl Drop for Inside<'_> {
+    fn drop(&mut self) {
+        let own = thread::current().id();
+        let mut passing = lock(&self.0.inner);
+        if let Some(place) = passing.threads.iter().position(|thread| *thread == own) {
+            passing.threads.swap_remove(place);
+        }
+        self.0.left.notify_all();
+    }
+}
+
 impl Gate {
-    fn pass<T>(&self, begin: impl FnOnce() -> T) -> Option<T> {
-        /// Leaves also when `begin` panics.
-        struct Leave<'a>(&'a Gate);
-        impl Drop for Leave<'_> {
-            fn drop(&mut self) {
-                let own = thread::current().id();
-                let mut passing = lock(&self.0.inner);
-                if let Some(place) = passing.threads.iter().position(|thread| *thread == own) {
-                    passing.threads.swap_remove(place);
-                }
-                self.0.left.notify_all();
-            }
+    fn enter(&self) -> Result<Inside<'_>, Closed> {
+        let mut passing = lock(&self.inner);
+        if let Some(closed) = &passing.closed {
+            return Err(closed.clone());
         }
-        {
-            let mut passing = lock(&self.inner);
-            if passing.removed {
-                return None;
-            }
-            passing.threads.push(thread::current().id());
-        }
-        let _leave = Leave(self);
-        Some(begin())
+        passing.threads.push(thread::current().id());
+        drop(passing);
+        Ok(Inside(self))
     }
 
     /// Closes the gate and waits for who is in it; a listener may close its own.
-    fn close(&self) {
+    fn close(&self, why: Closed) {
         let own = thread::current().id();
         let mut passing = lock(&self.inner);
-        passing.removed = true;
+        passing.closed = Some(why);
         let others = |passing: &mut Passing| passing.threads.iter().any(|thread| *thread != own);
         let waited = self.left.wait_timeout_while(passing, BEGIN_WAIT_MAX, others);
         drop(waited);
@@ -215,15 +234,15 @@ impl Registry {
             let mut channels = lock(&self.0);
             let entries = channels.entries.entry(channel).or_default();
             match entries.iter().position(|other| other.name == entry.name) {
-                Some(place) => Some(std::mem::replace(&mut entries[place], entry)),
+                Some(place) => Some((std::mem::replace(&mut entries[place], Arc::clone(&entry)), entry)),
                 None => {
                     entries.push(entry);
                     None
                 }
             }
         };
-        if let Some(replaced) = replaced {
-            replaced.gate.close();
+        if let Some((replaced, by)) = replaced {
+            replaced.gate.close(Closed::Replaced(by));
         }
     }
 
@@ -235,7 +254,7 @@ impl Registry {
             let Some(place) = entries.iter().position(|entry| entry.name == name) else { return false };
             entries.remove(place)
         };
-        removed.gate.close();
+        removed.gate.close(Closed::Removed);
         true
     }
 
@@ -276,7 +295,7 @@ impl Registry {
     pub(super) fn clear(&self) {
         let entries = std::mem::take(&mut lock(&self.0).entries);
         for entry in entries.into_values().flatten() {
-            entry.gate.close();
+            entry.gate.close(Closed::Removed);
         }
     }
 
