@@ -251,6 +251,7 @@ impl Engine {
         for wave in in_waves(&self.shared.registry.snapshot(START).entries) {
             let mut round = Round::new(self.shared.options.grace);
             for (place, entry) in wave.iter().enumerate() {
+                entry.is_to_start();
                 if self.shared.standing().goal != Goal::Running {
                     break; // nothing more starts
                 }
@@ -325,8 +326,9 @@ impl Engine {
     /// would have started; who was to start and did not is left out.
     fn stop_waves(&mut self, reason: &StopReason) -> Vec<Vec<Arc<Entry>>> {
         let started = std::mem::take(&mut self.started);
+        let starters = self.shared.registry.snapshot(START).entries;
         let starts: BTreeSet<String> =
-            self.shared.registry.snapshot(START).entries.iter().map(|entry| entry.name.clone()).collect();
+            starters.iter().filter(|entry| !entry.has_joined()).map(|entry| entry.name.clone()).collect();
         let mut rows: Vec<(Arc<Entry>, Order)> = Vec::new();
         for entry in self.shared.registry.snapshot(STOP).entries {
             let order = match started.iter().position(|wave| wave.contains(&entry.name)) {
