@@ -237,6 +237,12 @@ impl Registry {
         all
     }
 
+    /// Returns whether anybody ever declared `channel` or subscribed to it.
+    pub(super) fn knows(&self, channel: &str) -> bool {
+        let channels = lock(&self.0);
+        channels.declared.contains(channel) || channels.entries.contains_key(channel)
+    }
+
     /// Adds a listener. One of the same name on the same channel is replaced, and takes its new place in the order.
     pub(super) fn add(&self, subscription: Subscription) {
         let Subscription { channel, name, group, order, limit, listener, joined } = subscription;

@@ -210,8 +210,10 @@ impl Instance {
         let process = fd::watch(handle.descriptor().try_clone()?)?;
         let reaped = around.reaped.clone();
         let pid = handle.pid();
+        let estate = Arc::clone(&around.estate);
         tasks.spawn(async move {
             let how = wait_end(&process, pid, reaped).await;
+            estate.note_end(pid, &how);
             ended_sender.send_replace(Some(how));
         });
         Ok(Self { carried, ready, status, ended, handle, descriptors, output_done, tasks })
@@ -350,9 +352,10 @@ fn environment(
         .map(|(key, value)| (key.clone(), value.clone()))
         .collect();
     let home = &around.home;
-    let own: [(&str, OsString); 10] = [
+    let own: [(&str, OsString); 11] = [
         ("REFIT_HOME", home.path().into()),
         ("REFIT_SOCKET", home.socket().into()),
+        ("REFIT_BUS", home.bus_socket().into()),
         ("REFIT_TOKEN", token.into()),
         ("REFIT_COMPONENT", component.name.clone().into()),
         ("REFIT_VERSION", around.version.to_string().into()),

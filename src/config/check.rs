@@ -193,6 +193,7 @@ impl Checker<'_> {
             }),
             drain_grace: self.text_value(drain_grace, DRAIN_GRACE_DEFAULT, value::duration),
         };
+        let channels = self.channels(base.bus.channels, over.bus.channels);
         let components = self.components(base.component, over.component, &listeners, update.start_timeout);
         Some(Config {
             name: name?.value,
@@ -200,6 +201,7 @@ impl Checker<'_> {
             runtime,
             listeners: listeners.into_iter().map(|(name, at)| (name, at.value)).collect(),
             update,
+            channels,
             components,
         })
     }
@@ -244,6 +246,37 @@ impl Checker<'_> {
             self.wrong(source, &span, what);
         }
         listeners
+    }
+
+    fn channels(&mut self, base: Option<Vec<Spanned<String>>>, over: Option<Vec<Spanned<String>>>) -> Vec<String> {
+        let source = if over.is_some() { Source::Local } else { Source::Release };
+        let mut channels = Vec::new();
+        for channel in over.or(base).unwrap_or_default() {
+            let channel = at(channel, source);
+            if let Err(what) = value::channel(&channel.value) {
+                self.wrong(source, &channel.span, what);
+            }
+            channels.push(channel.value);
+        }
+        channels
+    }
+
+    /// Returns what a component may request.
+    fn allow(&mut self, raw: Option<Vec<Spanned<String>>>, local: Option<Vec<Spanned<String>>>) -> Vec<bus::Ask> {
+        let source = if local.is_some() { Source::Local } else { Source::Release };
+        let mut allowed = Vec::new();
+        for word in local.or(raw).unwrap_or_default() {
+            let word = at(word, source);
+            match bus::Ask::from_name(&word.value) {
+                Some(ask) => allowed.push(ask),
+                None => {
+                    let names: Vec<&str> = bus::Ask::ALL.into_iter().map(bus::Ask::name).collect();
+                    let what = format!("{:?} is no request: use some of {}", word.value, names.join(", "));
+                    self.wrong(source, &word.span, what);
+                }
+            }
+        }
+        allowed
     }
 
     fn components(
@@ -373,7 +406,7 @@ impl Checker<'_> {
             user: user.map(|user| user.value),
             env,
             files: local.files.or(raw.files).map(|list| words(Some(list))),
-            allow: words(local.allow.or(raw.allow)),
+            allow: self.allow(raw.allow, local.allow),
             migrates: local.migrates.or(raw.migrates).unwrap_or(true),
         })
     }
@@ -518,7 +551,13 @@ restart = { policy = "on-failure", backoff = "100ms..30s", limit = "5/1m" }
 
     #[test]
     fn every_mistake_has_its_line_and_column() {
-        let rows: [(String, &str); 9] = [
+        let rows: [(String, &str); 12] = [
+            (GOOD.replace("[update]", "[bus]\nchannels = [\"x y\"]\n[update]"), "\"x y\" is not the name of a channel"),
+            (GOOD.replace("[update]", "[bus]\nchannels = [\"stop\"]\n[update]"), "\"stop\" is the runtime's own"),
+            (
+                GOOD.replace("ready = \"notify\"", "allow = [\"reboot\"]"),
+                "\"reboot\" is no request: use some of start,",
+            ),
             (GOOD.replace("[runtime]", "[runtime"), "a.toml:5:"),
             (GOOD.replace("binary =", "binery ="), "a.toml:6:1: unknown field `binery`"),
             (GOOD.replace("\"5s\"", "\"5 parsecs\""), "a.toml:11:13: \"5 parsecs\" is not a duration"),

@@ -14,6 +14,7 @@ use std::time::Duration;
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
+use crate::bus::Ask;
 use crate::error::{Exit, Reported};
 
 /// The name of the file in a release.
@@ -36,6 +37,8 @@ pub struct Config {
     pub listeners: BTreeMap<String, SocketAddr>,
     /// How updates are judged.
     pub update: Update,
+    /// The appliance's own channels.
+    pub channels: Vec<String>,
     /// The components, in the order of the file.
     pub components: Vec<Component>,
 }
@@ -180,7 +183,7 @@ pub struct Component {
     /// The files of the release that are its own, as patterns; all that are nobody else's if absent.
     pub files: Option<Vec<String>>,
     /// What it may request.
-    pub allow: Vec<String>,
+    pub allow: Vec<Ask>,
     /// Whether it must be stopped for a migration of the data.
     pub migrates: bool,
 }

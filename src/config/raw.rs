@@ -15,6 +15,7 @@ pub(super) struct Raw {
     pub(super) runtime: RawRuntime,
     pub(super) listeners: BTreeMap<Spanned<String>, Spanned<String>>,
     pub(super) update: RawUpdate,
+    pub(super) bus: RawBus,
     pub(super) component: Vec<RawComponent>,
 }
 
@@ -41,6 +42,12 @@ pub(super) struct RawUpdate {
     pub(super) keep: Option<Spanned<u32>>,
     pub(super) watchdog: Option<Spanned<String>>,
     pub(super) drain_grace: Option<Spanned<String>>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawBus {
+    pub(super) channels: Option<Vec<Spanned<String>>>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
