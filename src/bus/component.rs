@@ -122,7 +122,8 @@ pub(super) struct Life(pub(super) Arc<dyn Component>);
 impl Listener for Life {
     fn call(self: Arc<Self>, call: Call) -> Work {
         if !call.by_the_site {
-            let reason = format!("a component is called for {} by the site, not by a publication: request it", call.channel);
+            let reason =
+                format!("a component is called for {} by the site, not by a publication: request it", call.channel);
             return Box::pin(async { Err(Failure::new(reason)) });
         }
         let component = Arc::clone(&self.0);

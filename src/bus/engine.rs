@@ -289,6 +289,7 @@ impl Engine {
         for wave in in_waves(&self.shared.registry.snapshot(START).entries) {
             let mut round = Round::new(self.shared.options.grace);
             for (place, entry) in wave.iter().enumerate() {
+                entry.is_to_start();
                 if self.shared.standing().goal != Goal::Running {
                     template.cancelled.cancel();
                 }
@@ -382,8 +383,9 @@ impl Engine {
     /// would have started; who was to start and did not is left out.
     fn stop_waves(&mut self, reason: &StopReason) -> Vec<Vec<Arc<Entry>>> {
         let started = std::mem::take(&mut self.started);
+        let starters = self.shared.registry.snapshot(START).entries;
         let starts: BTreeSet<String> =
-            self.shared.registry.snapshot(START).entries.iter().map(|entry| entry.name.clone()).collect();
+            starters.iter().filter(|entry| !entry.has_joined()).map(|entry| entry.name.clone()).collect();
         let stops = self.shared.registry.snapshot(STOP).entries;
         // A wave of which nobody hears of the stop orders nothing: those after it come after the one before it.
         let is_told = |wave: &&Vec<String>| wave.iter().any(|name| stops.iter().any(|entry| entry.name == *name));
@@ -427,10 +429,8 @@ impl Engine {
         let overtaken = self.shared.standing().goal != Goal::Running;
         // Who prepared too late has refused, but has something to drop.
         let has_prepared = |entry: &&Arc<Entry>| is_ok(&prepared, &entry.name) || late.contains(&entry.name);
-        let ready: Vec<Vec<Arc<Entry>>> = waves
-            .iter()
-            .map(|wave| wave.iter().filter(has_prepared).cloned().collect())
-            .collect();
+        let ready: Vec<Vec<Arc<Entry>>> =
+            waves.iter().map(|wave| wave.iter().filter(has_prepared).cloned().collect()).collect();
         let reason = if refused.is_some() || overtaken {
             template.phase = Some(Phase::Abort);
             template.cancelled = CancellationToken::new();

@@ -285,9 +285,9 @@ impl Future for Begun {
         let this = &mut *self;
         if let Some(call) = this.call.take() {
             let work = &mut this.work;
-            let begun = this.entry.begin(|listener| {
-                work.insert(Arc::clone(listener).call(call)).as_mut().poll(context).map(Some)
-            });
+            let begun = this
+                .entry
+                .begin(|listener| work.insert(Arc::clone(listener).call(call)).as_mut().poll(context).map(Some));
             return begun.unwrap_or(Poll::Ready(None));
         }
         match &mut this.work {

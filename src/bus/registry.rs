@@ -4,6 +4,7 @@
 //! call of that listener begins any more.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 use std::time::Duration;
@@ -41,12 +42,21 @@ pub struct Subscription {
     pub(super) order: Order,
     pub(super) limit: Option<Duration>,
     pub(super) listener: Arc<dyn Listener>,
+    joined: bool,
 }
 
 impl Subscription {
     /// Returns a subscription to `channel` under a `name` that is unique on it.
     pub fn new(channel: impl Into<String>, name: impl Into<String>, listener: Arc<dyn Listener>) -> Self {
-        Self { channel: channel.into(), name: name.into(), group: None, order: Order::default(), limit: None, listener }
+        Self {
+            channel: channel.into(),
+            name: name.into(),
+            group: None,
+            order: Order::default(),
+            limit: None,
+            listener,
+            joined: false,
+        }
     }
 
     /// Sets the priority: lower is earlier.
@@ -76,6 +86,14 @@ impl Subscription {
         self.limit = Some(limit);
         self
     }
+
+    /// Says that it came when the site was up, or coming up, and counts as started: it is called at the next stop, although no
+    /// start ever called it.
+    #[must_use]
+    pub const fn joined(mut self, joined: bool) -> Self {
+        self.joined = joined;
+        self
+    }
 }
 
 /// Why somebody cannot be attached.
@@ -99,12 +117,24 @@ pub(super) struct Entry {
     pub(super) order: Order,
     pub(super) limit: Option<Duration>,
     pub(super) listener: Arc<dyn Listener>,
+    /// Whether it counts as started without having been called: until the first start that calls it.
+    joined: AtomicBool,
     gate: Gate,
 }
 
 impl Entry {
     pub(super) fn row(&self) -> Row<'_> {
         Row { name: &self.name, group: self.group.as_deref(), order: &self.order }
+    }
+
+    /// Returns whether it counts as started without having been called.
+    pub(super) fn has_joined(&self) -> bool {
+        self.joined.load(Ordering::Relaxed)
+    }
+
+    /// Records that a start is about to call it: from now on only that says whether it started.
+    pub(super) fn is_to_start(&self) {
+        self.joined.store(false, Ordering::Relaxed);
     }
 
     /// Begins a call: returns what `begin` does with the listener, or `None` if it was removed. One that was replaced meanwhile
@@ -226,10 +256,17 @@ impl Registry {
         all
     }
 
+    /// Returns whether anybody ever declared `channel` or subscribed to it.
+    pub(super) fn knows(&self, channel: &str) -> bool {
+        let channels = lock(&self.0);
+        channels.declared.contains(channel) || channels.entries.contains_key(channel)
+    }
+
     /// Adds a listener. One of the same name on the same channel is replaced, and takes its new place in the order.
     pub(super) fn add(&self, subscription: Subscription) {
-        let Subscription { channel, name, group, order, limit, listener } = subscription;
-        let entry = Arc::new(Entry { name, group, order, limit, listener, gate: Gate::default() });
+        let Subscription { channel, name, group, order, limit, listener, joined } = subscription;
+        let joined = AtomicBool::new(joined);
+        let entry = Arc::new(Entry { name, group, order, limit, listener, joined, gate: Gate::default() });
         let replaced = {
             let mut channels = lock(&self.0);
             let entries = channels.entries.entry(channel).or_default();
