@@ -110,14 +110,14 @@ fn one_that_says_why_it_failed_is_believed() {
 
 #[test]
 fn a_slow_start_that_asks_for_more_time_gets_it() {
-    let appliance = Appliance::new(&odd(&["slow", "3"], "ready = \"notify\"\nstart_timeout = \"1s\"")).start();
+    let appliance = Appliance::new(&odd(&["slow", "8"], "ready = \"notify\"\nstart_timeout = \"6s\"")).start();
     let found = of(&appliance);
     assert_eq!((&found["state"], &found["status"]), (&"running".into(), &"migrating".into()), "{found}");
 }
 
 #[test]
 fn a_slow_stop_that_asks_for_more_time_gets_it() {
-    let appliance = Appliance::new(&odd(&["slow_stop", "2"], "ready = \"notify\"\nstop_timeout = \"1s\"")).start();
+    let appliance = Appliance::new(&odd(&["slow_stop", "5"], "ready = \"notify\"\nstop_timeout = \"3s\"")).start();
     appliance.refit(&["component", "stop", "odd"]).ends_with(0);
     let found = of(&appliance);
     assert_eq!((&found["state"], &found["reason"]), (&"stopped".into(), &Value::Null), "{found}");
@@ -147,14 +147,14 @@ fn noise_on_the_notify_socket_is_bounded_reported_and_does_no_harm() {
 
 #[test]
 fn one_that_falls_silent_is_ended_by_its_watchdog_and_started_again() {
-    let keys = "ready = \"notify\"\nwatchdog = \"400ms\"\nrestart = { backoff = \"10ms..10ms\", limit = \"100/1m\" }";
+    let keys = "ready = \"notify\"\nwatchdog = \"2s\"\nrestart = { backoff = \"10ms..10ms\", limit = \"100/1m\" }";
     let appliance = Appliance::new(&odd(&["tick", "20"], keys)).start();
     let first = appliance.component_pid("odd");
-    assert_eq!(data(&appliance, "watchdog"), "400000 True");
+    assert_eq!(data(&appliance, "watchdog"), "2000000 True");
     until(LIMIT, "it was started again", || (of(&appliance)["restarts"].as_u64() >= Some(1)).then_some(()));
     assert!(!process::is_alive(first));
     assert_eq!(pid_of_first_line(&data(&appliance, "last-tick")), first, "as long as it gave signs of life it lived");
-    assert!(appliance.log().contains("watchdog: it gave no sign of life for 0.4 s"), "{}", appliance.log());
+    assert!(appliance.log().contains("watchdog: it gave no sign of life for 2 s"), "{}", appliance.log());
 }
 
 fn pid_of_first_line(text: &str) -> i32 {
@@ -164,7 +164,7 @@ fn pid_of_first_line(text: &str) -> i32 {
 #[test]
 fn without_a_restart_the_watchdog_is_the_reason_of_the_failure() {
     let keys = "ready = \"notify\"\nrestart = { policy = \"no\" }\n";
-    let stubborn = Appliance::new(&odd(&["tick", "1", "stubborn"], &format!("{keys}watchdog = \"300ms\""))).start();
+    let stubborn = Appliance::new(&odd(&["tick", "1", "stubborn"], &format!("{keys}watchdog = \"2s\""))).start();
     let trigger = Appliance::new(&odd(&["trigger"], keys)).start();
     let found = reason(&in_state(&trigger, "failed"));
     assert!(found.starts_with("watchdog: it said itself that it hangs, and was ended by signal: 6"), "{found}");
@@ -202,7 +202,7 @@ fn one_that_is_unhealthy_is_reported_or_started_again_as_it_says() {
 #[test]
 fn a_health_command_ends_at_its_limit_with_all_it_started() {
     let keys = "ready = \"notify\"\nworking_directory = \"lib\"\nhealth = { command = [\"python3\", \"odd.py\", \
-                \"probe_hang\"], interval = \"60s\", timeout = \"3s\", threshold = 1 }";
+                \"probe_hang\"], interval = \"60s\", timeout = \"8s\", threshold = 1 }";
     let release = Release::bare("1.0.0")
         .component("odd", &format!("command = [\"python3\", \"odd.py\", \"plain\"]\n{keys}"))
         .file("lib/odd.py", ODD);
@@ -210,7 +210,7 @@ fn a_health_command_ends_at_its_limit_with_all_it_started() {
         let appliance = Appliance::new(&release).local(local).start();
         let found =
             until(LIMIT, "it is unhealthy", || Some(of(&appliance)).filter(|found| found["health"] == "unhealthy"));
-        assert!(reason(&found).contains("the health command did not end within 3 s"), "{found}");
+        assert!(reason(&found).contains("the health command did not end within 8 s"), "{found}");
         let state: Value = serde_json::from_str(&data(&appliance, "probe-env")).expect("JSON");
         let directory = appliance.home().join("releases/1.0.0/lib");
         assert_eq!(state, serde_json::json!([true, "odd", directory]), "as the component is started");

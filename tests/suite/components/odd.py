@@ -105,7 +105,7 @@ def slow():
     """Takes its time to start, and says so."""
     end = time.monotonic() + float(sys.argv[2])
     while time.monotonic() < end:
-        say("EXTEND_TIMEOUT_USEC=5000000\nSTATUS=migrating")
+        say("EXTEND_TIMEOUT_USEC=30000000\nSTATUS=migrating")
         time.sleep(0.1)
     say("READY=1")
     until_asked()
@@ -117,7 +117,7 @@ def slow_stop():
     signal.sigwait({signal.SIGTERM})
     end = time.monotonic() + float(sys.argv[2])
     while time.monotonic() < end:
-        say("STOPPING=1\nEXTEND_TIMEOUT_USEC=5000000")
+        say("STOPPING=1\nEXTEND_TIMEOUT_USEC=30000000")
         time.sleep(0.1)
     sys.exit(0)
 
