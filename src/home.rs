@@ -45,6 +45,11 @@ impl Home {
         self.run().join("refit.sock")
     }
 
+    /// Returns the socket of those who take part in the bus.
+    pub fn bus_socket(&self) -> PathBuf {
+        self.run().join("bus.sock")
+    }
+
     /// Returns the socket on which the runtime reports to the guard.
     pub fn guard_socket(&self) -> PathBuf {
         self.run().join("guard.sock")

@@ -71,7 +71,9 @@ impl Tickets {
         {
             let mut kept = self.lock();
             if kept.len() == TICKETS_MAX {
-                kept.pop_front();
+                // Whoever asks for much must not push out what others still wait for.
+                let oldest_done = kept.iter().position(TicketView::is_final).unwrap_or(0);
+                kept.remove(oldest_done);
             }
             kept.push_back(ticket.clone());
         }

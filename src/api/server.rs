@@ -1,18 +1,15 @@
 //! [`Server`]: the API on the bus. It starts first and stops last, so that everything between can be watched.
 
-use std::fs;
 use std::io;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
-use axum::middleware::{from_fn, from_fn_with_state};
+use axum::middleware::from_fn_with_state;
 use axum::serve::Listener;
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -24,44 +21,12 @@ use super::{App, access, routes};
 use crate::bus::{self, Bus, Call, Failure, StopReason, Subscription, Work};
 use crate::clock::monotonic_ns;
 use crate::handover::carry::Carry;
-use crate::home::Home;
+use crate::peers::rights::Caller;
 
 /// Binding is done before: a start only begins to accept.
 const START_MAX: Duration = Duration::from_secs(5);
-/// Who may use the socket: the runtime's account and its group.
-const SOCKET_MODE: u32 = 0o660;
-
-/// The API's own socket cannot be had.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot bind the socket {}", path.display())]
-pub struct ApiSocketError {
-    path: PathBuf,
-    #[source]
-    source: io::Error,
-}
-
-/// Returns the listener on the API's Unix socket: the one handed over, or a new one.
-///
-/// # Errors
-/// The socket cannot be bound.
-pub fn api_socket(home: &Home, inherited: Option<UnixListener>) -> Result<UnixListener, ApiSocketError> {
-    let path = home.socket();
-    if let Some(listener) = inherited
-        && path.exists()
-    {
-        return Ok(listener);
-    }
-    let bind = || {
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            Ok(()) | Err(_) => {}
-        }
-        let listener = crate::handover::unix::with_short_path(&path, |path| UnixListener::bind(path))?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(SOCKET_MODE))?;
-        Ok(listener)
-    };
-    bind().map_err(|source| ApiSocketError { path: path.clone(), source })
-}
+/// Who may use the API's Unix socket: the runtime's account and its group.
+pub const SOCKET_MODE: u32 = 0o660;
 
 /// A connection that waits between two requests, for the next process image.
 #[derive(Debug)]
@@ -156,10 +121,13 @@ impl Server {
         let socket = self.socket.try_clone()?;
         socket.set_nonblocking(true)?;
         let socket = tokio::net::UnixListener::from_std(socket)?;
-        let local: Router = app.clone().layer(from_fn(access::trust_socket));
+        let local: Router = app.clone().layer(from_fn_with_state(Arc::clone(&self.app), access::trust_socket));
         let mut serving = lock(&self.serving);
         let ends = Ends::<tokio::net::UnixStream> {
-            peer: |stream| stream.peer_cred().ok().map(|peer| access::account_name(peer.uid())),
+            peer: |stream| {
+                let peer = stream.peer_cred().ok()?;
+                Some(Peer(Arc::new(Caller::new(peer.uid(), peer.pid()))))
+            },
             into_socket: |stream| Ok(stream.into_std()?.into()),
         };
         serving.spawn(self.accepting(LOCAL, socket, local, local_waiting, ends));

@@ -62,6 +62,8 @@ pub struct Call {
     pub cancelled: CancellationToken,
     /// How many publications inside listeners of others led to this one.
     pub depth: u32,
+    /// Whether the site itself calls, and not somebody who publishes on the same channel.
+    pub(super) by_the_site: bool,
 }
 
 /// Whoever can be called.
@@ -119,6 +121,11 @@ pub(super) async fn inside<T>(purpose: Purpose, depth: u32, work: impl Future<Ou
 /// Returns whether this task is a listener that is called for `purpose`.
 pub(super) fn is_inside(purpose: Purpose) -> bool {
     CONTEXT.try_with(|context| context.get().0 == purpose).unwrap_or(false)
+}
+
+/// Returns what a publication of this task is for: whoever waits for a listener waits for all those that it publishes to.
+pub(super) fn purpose() -> Purpose {
+    CONTEXT.try_with(|context| context.get().0).unwrap_or(Purpose::Publication)
 }
 
 /// Returns how many listeners deep this task is.

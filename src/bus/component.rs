@@ -121,6 +121,11 @@ pub(super) struct Life(pub(super) Arc<dyn Component>);
 
 impl Listener for Life {
     fn call(self: Arc<Self>, call: Call) -> Work {
+        if !call.by_the_site {
+            let reason =
+                format!("a component is called for {} by the site, not by a publication: request it", call.channel);
+            return Box::pin(async { Err(Failure::new(reason)) });
+        }
         let component = Arc::clone(&self.0);
         let act = match (call.phase, call.reason) {
             (Some(phase), _) => component.reload(phase, call.generation),

@@ -130,6 +130,7 @@ impl Engine {
         let mut helpers = tokio::task::JoinSet::new();
         let (closing_tasks, closing_log) = self.employ(&mut helpers);
         loop {
+            self.shared.settle_here();
             let standing = self.shared.standing();
             match standing.state.toward(standing.goal) {
                 Some(State::Exited) => {
@@ -143,9 +144,10 @@ impl Engine {
             }
         }
         self.shared.log.close();
-        self.shared.registry.clear(); // listeners may hold the bus that holds them
         closing_log.cancel();
         while helpers.join_next().await.is_some() {}
+        // Only now: the last entries of the log were still to be delivered. Listeners may hold the bus that holds them.
+        self.shared.registry.clear();
         Ended {
             replacement: self.shared.replacement(),
             faults: self.shared.faults(),
@@ -203,7 +205,9 @@ impl Engine {
         match next {
             State::Starting => {
                 self.shared.enter(State::Starting);
-                self.start().await;
+                if self.start().await {
+                    self.undo().await;
+                }
             }
             State::Stopping => {
                 let reason = match (self.shared.replacement(), self.shared.standing().goal) {
@@ -237,9 +241,17 @@ impl Engine {
         Time { until: Instant::now() + options.transition, grace: options.grace }
     }
 
+    /// Stops what started of a start that was cancelled, whatever is wanted by now.
+    async fn undo(&mut self) {
+        let reason = self.shared.replacement().map_or(StopReason::Undo, StopReason::Replace);
+        self.shared.enter(State::Stopping);
+        self.stop(&reason).await;
+        self.shared.enter(State::Idle);
+    }
+
     fn template(&self, channel: &str) -> Call {
         let number = self.shared.publications.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
-        plain(channel, number, self.shared.standing().state, Value::Null, 1)
+        Call { by_the_site: true, ..plain(channel, number, self.shared.standing().state, Value::Null, 1) }
     }
 
     /// Calls every listener of `channel` in order. Returns whether none failed; failures are faults.
@@ -267,8 +279,9 @@ impl Engine {
         good
     }
 
-    /// Starts wave after wave. Ends in `Running`, or leaves a goal that is elsewhere.
-    async fn start(&mut self) {
+    /// Starts wave after wave. Ends in `Running`, or leaves a goal that is elsewhere. Returns whether it was cancelled: then it
+    /// has to be undone even if the site is to run again by now, for not all that belongs to it was started.
+    async fn start(&mut self) -> bool {
         let template = self.template(START);
         let time = self.time();
         let mut failed: HashSet<String> = HashSet::new();
@@ -276,7 +289,11 @@ impl Engine {
         for wave in in_waves(&self.shared.registry.snapshot(START).entries) {
             let mut round = Round::new(self.shared.options.grace);
             for (place, entry) in wave.iter().enumerate() {
+                entry.is_to_start();
                 if self.shared.standing().goal != Goal::Running {
+                    template.cancelled.cancel();
+                }
+                if template.cancelled.is_cancelled() {
                     break; // nothing more starts
                 }
                 if let Some(missing) = entry.order.needs.iter().find(|name| failed.contains(*name)) {
@@ -313,8 +330,13 @@ impl Engine {
                     None => {}
                     Some(failure) => {
                         failed.extend(names_of(entry));
+                        // It is up, although nobody counts on it any more: it has to be stopped.
+                        if round.was_late(place) {
+                            up.push((place, entry.name.clone()));
+                        }
                         // A start that nobody wants any more has not failed.
-                        if self.shared.standing().goal == Goal::Running {
+                        let wanted = self.shared.standing().goal == Goal::Running;
+                        if wanted && !template.cancelled.is_cancelled() {
                             faults.push(self.shared.fault(&entry.name, START, failure));
                         }
                     }
@@ -323,15 +345,18 @@ impl Engine {
             up.sort();
             self.started.push(up.into_iter().map(|(_, name)| name).collect());
         }
-        if self.shared.standing().goal != Goal::Running {
-            return;
+        if template.cancelled.is_cancelled() {
+            return true;
         }
-        if faults.is_empty() {
-            self.shared.has_run();
-            self.shared.enter(State::Running);
-        } else {
-            self.shared.start_failed(&faults);
+        if self.shared.standing().goal == Goal::Running {
+            if faults.is_empty() {
+                self.shared.has_run();
+                self.shared.enter(State::Running);
+            } else {
+                self.shared.start_failed(&faults);
+            }
         }
+        false
     }
 
     /// Stops what started, in exact reverse. Nothing is skipped because something fails.
@@ -358,13 +383,17 @@ impl Engine {
     /// would have started; who was to start and did not is left out.
     fn stop_waves(&mut self, reason: &StopReason) -> Vec<Vec<Arc<Entry>>> {
         let started = std::mem::take(&mut self.started);
+        let starters = self.shared.registry.snapshot(START).entries;
         let starts: BTreeSet<String> =
-            self.shared.registry.snapshot(START).entries.iter().map(|entry| entry.name.clone()).collect();
+            starters.iter().filter(|entry| !entry.has_joined()).map(|entry| entry.name.clone()).collect();
+        let stops = self.shared.registry.snapshot(STOP).entries;
+        // A wave of which nobody hears of the stop orders nothing: those after it come after the one before it.
+        let is_told = |wave: &&Vec<String>| wave.iter().any(|name| stops.iter().any(|entry| entry.name == *name));
         let mut rows: Vec<(Arc<Entry>, Order)> = Vec::new();
-        for entry in self.shared.registry.snapshot(STOP).entries {
+        for entry in stops.iter().map(Arc::clone) {
             let order = match started.iter().position(|wave| wave.contains(&entry.name)) {
                 Some(place) => {
-                    let before = started[..place].iter().rev().find(|wave| !wave.is_empty());
+                    let before = started[..place].iter().rev().find(is_told);
                     let after = before.cloned().unwrap_or_default();
                     Order { needs: Vec::new(), after, priority: entry.order.priority }
                 }
@@ -395,18 +424,18 @@ impl Engine {
         template.phase = Some(Phase::Prepare);
         let waves = in_waves(&self.shared.registry.snapshot(RELOAD).entries);
         let time = self.time();
-        let prepared = self.reload_phase(&waves, &template, time, true).await;
+        let (prepared, late) = self.reload_phase(&waves, &template, time, true).await;
         let refused = summary(&prepared);
         let overtaken = self.shared.standing().goal != Goal::Running;
-        let ready: Vec<Vec<Arc<Entry>>> = waves
-            .iter()
-            .map(|wave| wave.iter().filter(|entry| is_ok(&prepared, &entry.name)).cloned().collect())
-            .collect();
+        // Who prepared too late has refused, but has something to drop.
+        let has_prepared = |entry: &&Arc<Entry>| is_ok(&prepared, &entry.name) || late.contains(&entry.name);
+        let ready: Vec<Vec<Arc<Entry>>> =
+            waves.iter().map(|wave| wave.iter().filter(has_prepared).cloned().collect()).collect();
         let reason = if refused.is_some() || overtaken {
             template.phase = Some(Phase::Abort);
             template.cancelled = CancellationToken::new();
             let back: Vec<_> = ready.into_iter().rev().collect();
-            let aborted = self.reload_phase(&back, &template, time, false).await;
+            let (aborted, _) = self.reload_phase(&back, &template, time, false).await;
             self.record(&aborted, "abort a reload");
             Some(refused.map_or_else(
                 || "cancelled: the site does not run any more".to_owned(),
@@ -414,7 +443,8 @@ impl Engine {
             ))
         } else {
             template.phase = Some(Phase::Commit);
-            let committed = self.reload_phase(&ready, &template, time, false).await;
+            template.cancelled = CancellationToken::new();
+            let (committed, _) = self.reload_phase(&ready, &template, time, false).await;
             self.record(&committed, "commit a reload");
             summary(&committed).map(|why| format!("generation {generation} is in force except for {why}"))
         };
@@ -427,15 +457,16 @@ impl Engine {
         reloads.resolve(&reason.map_or(Progress::Done, Progress::Failed));
     }
 
-    /// Calls `waves` for one phase. With `may_end`, a request that ends the running cancels what is not done.
+    /// Calls `waves` for one phase. With `may_end`, a request that ends the running cancels what is not done. Returns what each
+    /// answered, and who was done too late.
     async fn reload_phase(
         &mut self,
         waves: &[Vec<Arc<Entry>>],
         template: &Call,
         time: Time,
         may_end: bool,
-    ) -> Vec<Answer> {
-        let mut answers = Vec::new();
+    ) -> (Vec<Answer>, HashSet<String>) {
+        let (mut answers, mut late) = (Vec::new(), HashSet::new());
         for wave in waves {
             let mut round = Round::new(self.shared.options.grace);
             for (place, entry) in wave.iter().enumerate() {
@@ -445,7 +476,12 @@ impl Engine {
             while !round.is_over() {
                 // Cancel-safe: as in `start`.
                 tokio::select! {
-                    Some((place, outcome, elapsed)) = round.next() => answers.push(answer(&wave[place], outcome, elapsed)),
+                    Some((place, outcome, elapsed)) = round.next() => {
+                        if round.was_late(place) {
+                            late.insert(wave[place].name.clone());
+                        }
+                        answers.push(answer(&wave[place], outcome, elapsed));
+                    }
                     _ = self.changes.changed(), if may_end => {
                         if self.shared.standing().goal != Goal::Running {
                             template.cancelled.cancel();
@@ -454,7 +490,7 @@ impl Engine {
                 }
             }
         }
-        answers
+        (answers, late)
     }
 
     /// Records what failed in a phase that has to succeed.

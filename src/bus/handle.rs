@@ -149,6 +149,11 @@ impl Bus {
         self.shared.registry.channels()
     }
 
+    /// Returns whether anybody ever declared `channel` or subscribed to it.
+    pub fn knows(&self, channel: &str) -> bool {
+        self.shared.registry.knows(channel)
+    }
+
     /// Calls every listener of `channel` and returns what each answered. A name that nobody knows is reported, once.
     pub async fn publish(&self, channel: &str, argument: Value) -> Report {
         self.publish_at(channel, argument, call::depth()).await

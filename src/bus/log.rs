@@ -65,7 +65,7 @@ pub struct LogEntry {
 pub struct LogCounts {
     /// Taken by a listener.
     pub delivered: u64,
-    /// Dropped because a listener's queue was full.
+    /// Dropped because a listener's queue was full, or because it had no time for them at the end.
     pub dropped: u64,
     /// Given to a listener that failed or took too long.
     pub failed: u64,
@@ -76,6 +76,21 @@ struct Counters {
     delivered: AtomicU64,
     dropped: AtomicU64,
     failed: AtomicU64,
+}
+
+/// What waits for a listener. Whatever it never gets is counted, however the delivering ends.
+struct Waiting {
+    entries: mpsc::Receiver<LogEntry>,
+    /// Whether one was taken and its end is not known.
+    in_hand: bool,
+    counters: Arc<Counters>,
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let missed = u64::try_from(self.entries.len()).unwrap_or(u64::MAX);
+        self.counters.dropped.fetch_add(missed.saturating_add(self.in_hand.into()), Ordering::Relaxed);
+    }
 }
 
 struct Sink {
@@ -102,7 +117,8 @@ impl Log {
 
     /// Begins to deliver to the listener `name` of the channel.
     pub(super) fn add(&self, name: &str, registry: &Arc<Registry>, limit: Duration, grace: Duration) {
-        let (queue, mut entries) = mpsc::channel::<LogEntry>(QUEUE_MAX);
+        let (queue, entries) = mpsc::channel::<LogEntry>(QUEUE_MAX);
+        let mut waiting = Waiting { entries, in_hand: false, counters: Arc::clone(&self.counters) };
         {
             let mut sinks = self.lock();
             sinks.retain(|sink| sink.name != name);
@@ -110,7 +126,8 @@ impl Log {
         }
         let (registry, counters, own) = (Arc::clone(registry), Arc::clone(&self.counters), name.to_owned());
         let deliver = async move {
-            while let Some(entry) = entries.recv().await {
+            while let Some(entry) = waiting.entries.recv().await {
+                waiting.in_hand = true;
                 let there = registry.snapshot(registry::LOG).entries.into_iter().find(|there| there.name == own);
                 let Some(listener) = there else { break };
                 let call = plain(registry::LOG, 0, State::Initial, json!(entry), 0);
@@ -121,6 +138,7 @@ impl Log {
                     Some((_, outcome, _)) => outcome.failure(),
                     None => None,
                 };
+                waiting.in_hand = false;
                 match failure {
                     None => drop(counters.delivered.fetch_add(1, Ordering::Relaxed)),
                     Some(failure) => {

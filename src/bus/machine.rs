@@ -6,7 +6,8 @@
 use super::state::{Goal, State};
 
 /// What is asked, without parameters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Ask {
     /// Be running.
     Start,

@@ -3,7 +3,7 @@
 //! A listener whose time is over is a failure: its call is cancelled, and after a short grace abandoned. A panic is a failure,
 //! too. What every single one answered is in the [`Report`].
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -128,23 +128,43 @@ pub(super) fn in_waves(entries: &[Arc<Entry>]) -> Vec<Vec<Arc<Entry>>> {
         .collect()
 }
 
+/// How much longer than its time a call is waited for from outside: it watches its time itself, unless it holds its thread.
+const HELD_MAX: Duration = Duration::from_secs(1);
+
+/// How one call ended.
+struct End {
+    outcome: Outcome,
+    elapsed: Duration,
+    /// Whether its time was over and it was done all the same, while it was given the grace.
+    late: bool,
+}
+
 /// Calls under way, each known by its place in a wave.
 pub(super) struct Round {
-    tasks: JoinSet<(Outcome, Duration)>,
+    tasks: JoinSet<End>,
     places: HashMap<Id, usize>,
+    late: HashSet<usize>,
     grace: Duration,
+    begun: Instant,
+    /// When whoever has not answered holds its thread.
+    held_at: tokio::time::Instant,
 }
 
 impl Round {
     /// Returns a round without calls. `grace` is how long a cancelled call may go on.
     pub(super) fn new(grace: Duration) -> Self {
-        Self { tasks: JoinSet::new(), places: HashMap::new(), grace }
+        let (tasks, places, late) = (JoinSet::new(), HashMap::new(), HashSet::new());
+        Self { tasks, places, late, grace, begun: Instant::now(), held_at: tokio::time::Instant::now() }
     }
 
     /// Begins a call for the one at `place`.
     pub(super) fn begin(&mut self, place: usize, entry: Arc<Entry>, call: Call, purpose: Purpose) {
         let grace = self.grace;
         let depth = call.depth;
+        let patience = call.limit.saturating_add(grace).saturating_add(HELD_MAX);
+        // A limit beyond the end of all clocks is none.
+        let held_at = tokio::time::Instant::now().checked_add(patience);
+        self.held_at = self.held_at.max(held_at.unwrap_or(self.held_at));
         let task = self.tasks.spawn(call::inside(purpose, depth, one(entry, call, grace)));
         self.places.insert(task.id(), place);
     }
@@ -154,17 +174,44 @@ impl Round {
         self.places.is_empty()
     }
 
+    /// Returns whether the one at `place` was done, but too late: a failure, and yet what it was to do has happened.
+    pub(super) fn was_late(&self, place: usize) -> bool {
+        self.late.contains(&place)
+    }
+
     /// Waits for the next call to end. Cancel-safe: a result is taken only when it is returned.
     pub(super) async fn next(&mut self) -> Option<(usize, Outcome, Duration)> {
-        loop {
-            let (id, (outcome, elapsed)) = match self.tasks.join_next_with_id().await? {
+        while !self.is_over() {
+            // Cancel-safe: as said; the other only waits.
+            let joined = tokio::select! {
+                biased;
+                joined = self.tasks.join_next_with_id() => joined?,
+                () = tokio::time::sleep_until(self.held_at) => return self.abandon(),
+            };
+            let (id, end) = match joined {
                 Ok(ended) => ended,
-                Err(error) => (error.id(), (Outcome::Failed { failure: panicked(error) }, Duration::ZERO)),
+                Err(error) => {
+                    let id = error.id();
+                    let outcome = Outcome::Failed { failure: panicked(error) };
+                    (id, End { outcome, elapsed: Duration::ZERO, late: false })
+                }
             };
             if let Some(place) = self.places.remove(&id) {
-                return Some((place, outcome, elapsed));
+                if end.late {
+                    self.late.insert(place);
+                }
+                return Some((place, end.outcome, end.elapsed));
             }
         }
+        None
+    }
+
+    /// Gives up somebody who holds the thread that it runs on: it could not even be cancelled.
+    fn abandon(&mut self) -> Option<(usize, Outcome, Duration)> {
+        let (id, place) = self.places.iter().map(|(id, place)| (*id, *place)).min_by_key(|(_, place)| *place)?;
+        self.places.remove(&id);
+        let reason = "its time is over and it holds its thread, abandoned".to_owned();
+        Some((place, Outcome::Timeout { reason }, self.begun.elapsed()))
     }
 }
 
@@ -184,7 +231,7 @@ pub(super) fn said(panic: &(dyn std::any::Any + Send)) -> Failure {
 }
 
 /// Makes one call, within its time.
-async fn one(entry: Arc<Entry>, call: Call, grace: Duration) -> (Outcome, Duration) {
+async fn one(entry: Arc<Entry>, call: Call, grace: Duration) -> End {
     let begun = Instant::now();
     let limit = call.limit;
     let cancelled = call.cancelled.clone();
@@ -196,6 +243,7 @@ async fn one(entry: Arc<Entry>, call: Call, grace: Duration) -> (Outcome, Durati
         () = tokio::time::sleep(limit) => None,
         () = async { cancelled.cancelled().await; tokio::time::sleep(grace).await } => None,
     };
+    let mut done_late = false;
     let outcome = match in_time {
         Some(Some(Ok(value))) => Outcome::Ok { value },
         Some(Some(Err(failure))) => Outcome::Failed { failure },
@@ -210,13 +258,16 @@ async fn one(entry: Arc<Entry>, call: Call, grace: Duration) -> (Outcome, Durati
                 Some(Ok(Some(Err(failure)))) => {
                     Outcome::Failed { failure: Failure { reason: format!("{waited}: {failure}"), ..failure } }
                 }
-                Some(Ok(_)) => Outcome::Timeout { reason: waited },
+                Some(Ok(done)) => {
+                    done_late = done.is_some();
+                    Outcome::Timeout { reason: waited }
+                }
                 Some(Err(_)) => Outcome::Timeout { reason: format!("{waited}, abandoned") },
                 None => Outcome::Timeout { reason: "did not end when it was cancelled, abandoned".to_owned() },
             }
         }
     };
-    (outcome, begun.elapsed())
+    End { outcome, elapsed: begun.elapsed(), late: done_late }
 }
 
 /// A call that begins with its first poll, inside the gate of its listener; `None` if that was closed before.
@@ -233,9 +284,10 @@ impl Future for Begun {
         use std::task::Poll;
         let this = &mut *self;
         if let Some(call) = this.call.take() {
-            let listener = Arc::clone(&this.entry.listener);
             let work = &mut this.work;
-            let begun = this.entry.begin(|| work.insert(listener.call(call)).as_mut().poll(context).map(Some));
+            let begun = this
+                .entry
+                .begin(|listener| work.insert(Arc::clone(listener).call(call)).as_mut().poll(context).map(Some));
             return begun.unwrap_or(Poll::Ready(None));
         }
         match &mut this.work {
@@ -253,11 +305,12 @@ pub(super) async fn publish(
     grace: Duration,
 ) -> Vec<Answer> {
     let mut answers = Vec::with_capacity(entries.len());
+    let purpose = call::purpose();
     for wave in in_waves(&entries) {
         let mut round = Round::new(grace);
         for (place, entry) in wave.iter().enumerate() {
             let call = call_for(template, entry.limit.unwrap_or(default_limit));
-            round.begin(place, Arc::clone(entry), call, Purpose::Publication);
+            round.begin(place, Arc::clone(entry), call, purpose);
         }
         let mut ended: Vec<Option<Answer>> = wave.iter().map(|_| None).collect();
         while let Some((place, outcome, elapsed)) = round.next().await {
@@ -292,5 +345,6 @@ pub(super) fn plain(channel: &str, publication: u64, state: super::State, argume
         limit: Duration::ZERO,
         cancelled: CancellationToken::new(),
         depth,
+        by_the_site: false,
     }
 }

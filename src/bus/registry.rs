@@ -4,6 +4,7 @@
 //! call of that listener begins any more.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 use std::time::Duration;
@@ -41,12 +42,21 @@ pub struct Subscription {
     pub(super) order: Order,
     pub(super) limit: Option<Duration>,
     pub(super) listener: Arc<dyn Listener>,
+    joined: bool,
 }
 
 impl Subscription {
     /// Returns a subscription to `channel` under a `name` that is unique on it.
     pub fn new(channel: impl Into<String>, name: impl Into<String>, listener: Arc<dyn Listener>) -> Self {
-        Self { channel: channel.into(), name: name.into(), group: None, order: Order::default(), limit: None, listener }
+        Self {
+            channel: channel.into(),
+            name: name.into(),
+            group: None,
+            order: Order::default(),
+            limit: None,
+            listener,
+            joined: false,
+        }
     }
 
     /// Sets the priority: lower is earlier.
@@ -76,6 +86,14 @@ impl Subscription {
         self.limit = Some(limit);
         self
     }
+
+    /// Says that it came when the site was up, or coming up, and counts as started: it is called at the next stop, although no
+    /// start ever called it.
+    #[must_use]
+    pub const fn joined(mut self, joined: bool) -> Self {
+        self.joined = joined;
+        self
+    }
 }
 
 /// Why somebody cannot be attached.
@@ -99,6 +117,8 @@ pub(super) struct Entry {
     pub(super) order: Order,
     pub(super) limit: Option<Duration>,
     pub(super) listener: Arc<dyn Listener>,
+    /// Whether it counts as started without having been called: until the first start that calls it.
+    joined: AtomicBool,
     gate: Gate,
 }
 
@@ -107,15 +127,44 @@ impl Entry {
         Row { name: &self.name, group: self.group.as_deref(), order: &self.order }
     }
 
-    /// Begins a call: returns what `begin` does, or `None` if the listener was removed.
-    pub(super) fn begin<T>(&self, begin: impl FnOnce() -> T) -> Option<T> {
-        self.gate.pass(begin)
+    /// Returns whether it counts as started without having been called.
+    pub(super) fn has_joined(&self) -> bool {
+        self.joined.load(Ordering::Relaxed)
     }
+
+    /// Records that a start is about to call it: from now on only that says whether it started.
+    pub(super) fn is_to_start(&self) {
+        self.joined.store(false, Ordering::Relaxed);
+    }
+
+    /// Begins a call: returns what `begin` does with the listener, or `None` if it was removed. One that was replaced meanwhile
+    /// is called as what it was replaced by: who is subscribed all the time misses no call.
+    pub(super) fn begin<T>(&self, begin: impl FnOnce(&Arc<dyn Listener>) -> T) -> Option<T> {
+        let mut replaced_by: Option<Arc<Self>> = None;
+        loop {
+            let entry = replaced_by.as_deref().unwrap_or(self);
+            let closed = match entry.gate.enter() {
+                Ok(_inside) => return Some(begin(&entry.listener)),
+                Err(closed) => closed,
+            };
+            match closed {
+                Closed::Removed => return None,
+                Closed::Replaced(next) => replaced_by = Some(next),
+            }
+        }
+    }
+}
+
+/// Why nobody may pass a gate any more.
+#[derive(Clone)]
+enum Closed {
+    Removed,
+    Replaced(Arc<Entry>),
 }
 
 #[derive(Default)]
 struct Passing {
-    removed: bool,
+    closed: Option<Closed>,
     threads: Vec<ThreadId>,
 }
 
@@ -130,36 +179,36 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Who is in a gate; leaves it when dropped, also by a panic.
+struct Inside<'a>(&'a Gate);
+
+impl Drop for Inside<'_> {
+    fn drop(&mut self) {
+        let own = thread::current().id();
+        let mut passing = lock(&self.0.inner);
+        if let Some(place) = passing.threads.iter().position(|thread| *thread == own) {
+            passing.threads.swap_remove(place);
+        }
+        self.0.left.notify_all();
+    }
+}
+
 impl Gate {
-    fn pass<T>(&self, begin: impl FnOnce() -> T) -> Option<T> {
-        /// Leaves also when `begin` panics.
-        struct Leave<'a>(&'a Gate);
-        impl Drop for Leave<'_> {
-            fn drop(&mut self) {
-                let own = thread::current().id();
-                let mut passing = lock(&self.0.inner);
-                if let Some(place) = passing.threads.iter().position(|thread| *thread == own) {
-                    passing.threads.swap_remove(place);
-                }
-                self.0.left.notify_all();
-            }
+    fn enter(&self) -> Result<Inside<'_>, Closed> {
+        let mut passing = lock(&self.inner);
+        if let Some(closed) = &passing.closed {
+            return Err(closed.clone());
         }
-        {
-            let mut passing = lock(&self.inner);
-            if passing.removed {
-                return None;
-            }
-            passing.threads.push(thread::current().id());
-        }
-        let _leave = Leave(self);
-        Some(begin())
+        passing.threads.push(thread::current().id());
+        drop(passing);
+        Ok(Inside(self))
     }
 
     /// Closes the gate and waits for who is in it; a listener may close its own.
-    fn close(&self) {
+    fn close(&self, why: Closed) {
         let own = thread::current().id();
         let mut passing = lock(&self.inner);
-        passing.removed = true;
+        passing.closed = Some(why);
         let others = |passing: &mut Passing| passing.threads.iter().any(|thread| *thread != own);
         let waited = self.left.wait_timeout_while(passing, BEGIN_WAIT_MAX, others);
         drop(waited);
@@ -207,23 +256,30 @@ impl Registry {
         all
     }
 
+    /// Returns whether anybody ever declared `channel` or subscribed to it.
+    pub(super) fn knows(&self, channel: &str) -> bool {
+        let channels = lock(&self.0);
+        channels.declared.contains(channel) || channels.entries.contains_key(channel)
+    }
+
     /// Adds a listener. One of the same name on the same channel is replaced, and takes its new place in the order.
     pub(super) fn add(&self, subscription: Subscription) {
-        let Subscription { channel, name, group, order, limit, listener } = subscription;
-        let entry = Arc::new(Entry { name, group, order, limit, listener, gate: Gate::default() });
+        let Subscription { channel, name, group, order, limit, listener, joined } = subscription;
+        let joined = AtomicBool::new(joined);
+        let entry = Arc::new(Entry { name, group, order, limit, listener, joined, gate: Gate::default() });
         let replaced = {
             let mut channels = lock(&self.0);
             let entries = channels.entries.entry(channel).or_default();
             match entries.iter().position(|other| other.name == entry.name) {
-                Some(place) => Some(std::mem::replace(&mut entries[place], entry)),
+                Some(place) => Some((std::mem::replace(&mut entries[place], Arc::clone(&entry)), entry)),
                 None => {
                     entries.push(entry);
                     None
                 }
             }
         };
-        if let Some(replaced) = replaced {
-            replaced.gate.close();
+        if let Some((replaced, by)) = replaced {
+            replaced.gate.close(Closed::Replaced(by));
         }
     }
 
@@ -235,7 +291,7 @@ impl Registry {
             let Some(place) = entries.iter().position(|entry| entry.name == name) else { return false };
             entries.remove(place)
         };
-        removed.gate.close();
+        removed.gate.close(Closed::Removed);
         true
     }
 
@@ -276,7 +332,7 @@ impl Registry {
     pub(super) fn clear(&self) {
         let entries = std::mem::take(&mut lock(&self.0).entries);
         for entry in entries.into_values().flatten() {
-            entry.gate.close();
+            entry.gate.close(Closed::Removed);
         }
     }
 

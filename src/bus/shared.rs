@@ -237,11 +237,13 @@ impl Shared {
             let ticket = match decision {
                 Decision::Already => Ticket::settled(number, Progress::Already),
                 Decision::Refuse(refusal) => Ticket::settled(number, Progress::Refused(refusal.to_string())),
-                Decision::Merge => match core.pending.iter().find(|pending| pending.ask == ask) {
-                    Some(pending) => Ticket::new(number, Some(pending.number), pending.outcome.subscribe()),
-                    // Under way without a ticket of its own, such as an exit that a failure decided.
-                    None => core.open(number, ask),
-                },
+                Decision::Merge => {
+                    match core.pending.iter().find(|pending| pending.ask == ask && pending.failed.is_none()) {
+                        Some(pending) => Ticket::new(number, Some(pending.number), pending.outcome.subscribe()),
+                        // Under way without a ticket of its own, such as an exit that a failure decided.
+                        None => core.open(number, ask),
+                    }
+                }
                 Decision::Accept => core.accept(number, ask, request.into_replacement(), &origin),
             };
             (ticket, decision)
@@ -296,6 +298,15 @@ impl Shared {
         // Before the tickets: whoever waits for one finds everything that belongs to it done.
         self.observe(&BusEvent::State(state));
         self.core().settle(state, &faults);
+    }
+
+    /// Resolves the tickets that ask for what is so, because another request took the site back there before it left.
+    pub(super) fn settle_here(&self) {
+        let mut core = self.core();
+        let state = core.standing.state;
+        if matches!(state, State::Idle | State::Running) {
+            core.settle(state, &[]);
+        }
     }
 
     /// Records a failure beside the state.

@@ -12,6 +12,7 @@ mod install;
 mod logs;
 mod setup;
 mod show;
+mod timeline;
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -141,6 +142,12 @@ impl Context {
         if !self.json {
             self.print(text);
         }
+    }
+
+    /// Returns whether standard output shows colours, and whoever reads it wants them (no-color.org).
+    fn has_colours(&self) -> bool {
+        let unwanted = self.process.environment.get(&OsString::from("NO_COLOR")).is_some_and(|value| !value.is_empty());
+        !self.json && !unwanted && io::stdout().is_terminal()
     }
 
     /// Returns whether somebody watches.

@@ -95,14 +95,15 @@ pub(super) fn components(context: &Context, components: &Value) {
         .flatten()
         .map(|row| {
             let about = if row["reason"].is_null() { &row["status"] } else { &row["reason"] };
+            let peers = row["peers"].as_array().map_or(0, Vec::len).to_string();
             ["name", "state", "health", "pid", "generation", "handover", "release"]
                 .iter()
                 .map(|key| cell(&row[*key]))
-                .chain([cell(about)])
+                .chain([peers, cell(about)])
                 .collect()
         })
         .collect();
-    table(context, &["COMPONENT", "STATE", "HEALTH", "PID", "GEN", "HANDOVER", "RELEASE", "SAYS"], &rows);
+    table(context, &["COMPONENT", "STATE", "HEALTH", "PID", "GEN", "HANDOVER", "RELEASE", "PEERS", "SAYS"], &rows);
     for row in components.as_array().into_iter().flatten() {
         let limits: Vec<String> = row["limits"].as_object().into_iter().flatten().map(limit).collect();
         if !limits.is_empty() {

@@ -199,8 +199,10 @@ impl Instance {
         let process = fd::watch(handle.descriptor().try_clone()?)?;
         let reaped = around.reaped.clone();
         let pid = handle.pid();
+        let estate = Arc::clone(&around.estate);
         tasks.spawn(async move {
             let how = wait_end(&process, pid, reaped).await;
+            estate.note_end(pid, &how);
             ended_sender.send_replace(Some(how));
         });
         Ok(Self { carried, said, ended, handle, descriptors, output_done, tasks })

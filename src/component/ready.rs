@@ -42,7 +42,9 @@ pub(super) async fn wait_ready(
             Err(instance.failure(text, around).await)
         }
         () = reports::deadline(&instance.said, begun, limit) => {
-            let text = format!("was not ready within {} s{}", begun.elapsed().as_secs_f32(), silence(instance, component));
+            let asked = instance.said.borrow().extended.is_some_and(|(at, _)| at >= begun);
+            let more = if asked { format!(", nor in the {:.1} s that it asked for", begun.elapsed().as_secs_f32()) } else { String::new() };
+            let text = format!("was not ready within {} s{more}{}", limit.as_secs_f32(), silence(instance, component));
             Err(instance.failure(text, around).await)
         }
     }

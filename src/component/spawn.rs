@@ -79,9 +79,10 @@ pub(super) fn environment(component: &Component, token: &str, around: &Surroundi
         .map(|(key, value)| (key.clone(), value.clone()))
         .collect();
     let home = &around.home;
-    let own: [(&str, OsString); 8] = [
+    let own: [(&str, OsString); 9] = [
         ("REFIT_HOME", home.path().into()),
         ("REFIT_SOCKET", home.socket().into()),
+        ("REFIT_BUS", home.bus_socket().into()),
         ("REFIT_TOKEN", token.into()),
         ("REFIT_COMPONENT", component.name.clone().into()),
         ("REFIT_VERSION", around.version.to_string().into()),

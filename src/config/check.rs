@@ -261,6 +261,7 @@ impl Checker<'_> {
             }),
             drain_grace: self.text_value(drain_grace, DRAIN_GRACE_DEFAULT, value::duration),
         };
+        let channels = self.channels(base.bus.channels, over.bus.channels);
         let log = self.log(base.log, over.log, base.component.len());
         let components = self.components(base.component, over.component, &listener_names, update.start_timeout);
         Some(Config {
@@ -272,6 +273,7 @@ impl Checker<'_> {
             listeners: listeners.into_iter().map(|(name, at)| (name, at.value)).collect(),
             update,
             log,
+            channels,
             components,
         })
     }
@@ -346,6 +348,37 @@ impl Checker<'_> {
         }
         self.clashes(&listeners);
         (listeners, names)
+    }
+
+    fn channels(&mut self, base: Option<Vec<Spanned<String>>>, over: Option<Vec<Spanned<String>>>) -> Vec<String> {
+        let source = if over.is_some() { Source::Local } else { Source::Release };
+        let mut channels = Vec::new();
+        for channel in over.or(base).unwrap_or_default() {
+            let channel = at(channel, source);
+            if let Err(what) = value::channel(&channel.value) {
+                self.wrong(source, &channel.span, what);
+            }
+            channels.push(channel.value);
+        }
+        channels
+    }
+
+    /// Returns what a component may request.
+    fn allow(&mut self, raw: Option<Vec<Spanned<String>>>, local: Option<Vec<Spanned<String>>>) -> Vec<bus::Ask> {
+        let source = if local.is_some() { Source::Local } else { Source::Release };
+        let mut allowed = Vec::new();
+        for word in local.or(raw).unwrap_or_default() {
+            let word = at(word, source);
+            match bus::Ask::from_name(&word.value) {
+                Some(ask) => allowed.push(ask),
+                None => {
+                    let names: Vec<&str> = bus::Ask::ALL.into_iter().map(bus::Ask::name).collect();
+                    let what = format!("{:?} is no request: use some of {}", word.value, names.join(", "));
+                    self.wrong(source, &word.span, what);
+                }
+            }
+        }
+        allowed
     }
 
     fn components(
@@ -468,7 +501,7 @@ impl Checker<'_> {
             env,
             spawn,
             files: local.files.or(raw.files).map(|list| words(Some(list))),
-            allow: words(local.allow.or(raw.allow)),
+            allow: self.allow(raw.allow, local.allow),
             migrates: local.migrates.or(raw.migrates).unwrap_or(true),
         }
     }

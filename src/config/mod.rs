@@ -18,6 +18,7 @@ use std::time::Duration;
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
+use crate::bus::Ask;
 use crate::error::{Exit, Reported};
 
 pub use programs::Programs;
@@ -51,6 +52,8 @@ pub struct Config {
     pub update: Update,
     /// How much of what the components print is kept.
     pub log: LogLimits,
+    /// The appliance's own channels.
+    pub channels: Vec<String>,
     /// The components, in the order of the file.
     pub components: Vec<Component>,
 }
@@ -238,7 +241,7 @@ pub struct Component {
     #[serde(flatten)]
     pub spawn: Spawn,
     /// What it may request.
-    pub allow: Vec<String>,
+    pub allow: Vec<Ask>,
     /// Whether it must be stopped for a migration of the data.
     pub migrates: bool,
 }

@@ -15,6 +15,7 @@ pub(super) struct Raw {
     pub(super) runtime: RawRuntime,
     pub(super) listeners: BTreeMap<Spanned<String>, Spanned<String>>,
     pub(super) update: RawUpdate,
+    pub(super) bus: RawBus,
     pub(super) log: RawLog,
     pub(super) component: Vec<Spanned<RawComponent>>,
 }
@@ -53,6 +54,12 @@ pub(super) struct RawLog {
     pub(super) file_bytes: Option<Spanned<String>>,
     pub(super) files: Option<Spanned<u32>>,
     pub(super) total_bytes: Option<Spanned<String>>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawBus {
+    pub(super) channels: Option<Vec<Spanned<String>>>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]

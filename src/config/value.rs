@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use jiff::SignedDuration;
 
+use crate::bus;
+
 /// The longest duration that is accepted: a year; anything longer is a slip of the pen.
 const DURATION_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
 
@@ -111,6 +113,25 @@ pub(super) fn clash(one: SocketAddr, other: SocketAddr) -> bool {
     let (one, other) = (one.ip(), other.ip());
     let covers = |all: IpAddr, some: IpAddr| all.is_unspecified() && (all.is_ipv6() || some.is_ipv4());
     one.to_canonical() == other.to_canonical() || covers(one, other) || covers(other, one)
+}
+
+/// Checks the name of a channel of the appliance's own.
+///
+/// # Errors
+/// What is wrong with it, for people.
+pub(super) fn channel(text: &str) -> Result<(), String> {
+    /// As long as a channel's name may be in the protocol of the bus.
+    const NAME_BYTES_MAX: usize = 64;
+    let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '_' || c == '.';
+    if text.len() > NAME_BYTES_MAX || !text.starts_with(|c: char| c.is_ascii_lowercase()) || !text.chars().all(good) {
+        return Err(format!(
+            "{text:?} is not the name of a channel: use 1 to {NAME_BYTES_MAX} of a-z, 0-9, -, _ and ., beginning with a-z"
+        ));
+    }
+    if bus::BUILT_IN.contains(&text) || text.starts_with("component.") || text.starts_with("refit.") {
+        return Err(format!("the channel {text:?} is the runtime's own"));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

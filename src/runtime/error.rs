@@ -6,11 +6,11 @@ use refit_updater::journal::JournalError;
 use refit_updater::release::StoreError;
 use refit_updater::trust::TrustError;
 
-use crate::api::ApiSocketError;
 use crate::bus::AttachError;
 use crate::config::ConfigError;
 use crate::error::{Exit, Reported};
 use crate::handover::listener::BindError;
+use crate::handover::unix::SocketError;
 use crate::home::HomeError;
 use crate::update::UpdateError;
 
@@ -35,9 +35,9 @@ pub enum RuntimeError {
     /// A listener cannot be had.
     #[error(transparent)]
     Bind(#[from] BindError),
-    /// The API's socket cannot be had.
+    /// A socket of the runtime's own cannot be had.
     #[error(transparent)]
-    ApiSocket(#[from] ApiSocketError),
+    Socket(#[from] SocketError),
     /// The update manager cannot begin.
     #[error(transparent)]
     Update(#[from] UpdateError),
@@ -63,7 +63,7 @@ impl Reported for RuntimeError {
             Self::Store(_) => "release_unusable",
             Self::Trust(_) => "trust_unusable",
             Self::Config(error) => error.code(),
-            Self::Bind(_) | Self::ApiSocket(_) => "address_in_use",
+            Self::Bind(_) | Self::Socket(_) => "address_in_use",
             Self::Update(error) => error.code(),
             Self::Attach(_) => "configuration_refused",
             Self::Io { .. } => "system_refused",
@@ -80,7 +80,7 @@ impl Reported for RuntimeError {
             Self::Bind(_) => {
                 "stop the program that uses it, or override the listener in local.toml; nothing was started"
             }
-            Self::ApiSocket(_) => "check the permissions of the home; nothing was started",
+            Self::Socket(_) => "check the permissions of the home; nothing was started",
             Self::Update(error) => error.remedy(),
             Self::Attach(_) => "correct appliance.toml; nothing was started",
             Self::Io { .. } => "check the limits of the system",
@@ -92,7 +92,7 @@ impl Reported for RuntimeError {
             Self::Home(error) => error.exit(),
             Self::Journal(JournalError::Format { .. } | JournalError::Damaged { .. }) => Exit::Config,
             Self::Journal(JournalError::Read { .. } | JournalError::Write { .. }) => Exit::Disk,
-            Self::Store(_) | Self::Bind(_) | Self::ApiSocket(_) | Self::Io { .. } => Exit::Failed,
+            Self::Store(_) | Self::Bind(_) | Self::Socket(_) | Self::Io { .. } => Exit::Failed,
             Self::Trust(_) | Self::Attach(_) => Exit::Config,
             Self::Config(error) => error.exit(),
             Self::Update(error) => error.exit(),

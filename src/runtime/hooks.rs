@@ -6,12 +6,14 @@ use serde_json::{Value, json};
 
 use crate::bus::{self, AfterFailure, Bus, BusEvent, Decision, Fault, Hooks, Level, LogEntry, Subscription};
 use crate::events::Events;
+use crate::peers::Peers;
 use crate::update::Manager;
 
 /// What the bus asks and tells: the update manager decides about failed starts, the events hear everything.
 pub(super) struct BusHooks {
     pub(super) manager: Arc<Manager>,
     pub(super) events: Arc<Events>,
+    pub(super) peers: Arc<Peers>,
 }
 
 impl Hooks for BusHooks {
@@ -19,6 +21,7 @@ impl Hooks for BusHooks {
         match event {
             BusEvent::State(state) => {
                 self.events.publish("bus.state", json!({ "state": state }));
+                self.peers.tell_state(*state);
                 if *state == bus::State::Exiting {
                     self.manager.about_to_exec();
                 }

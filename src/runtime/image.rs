@@ -31,14 +31,17 @@ use crate::clock;
 use crate::component::cgroup::Cgroups;
 use crate::component::{self, CarriedParts, Estate, EstateParts, Logs, Process, Surroundings};
 use crate::config::{self, Config, Programs};
+use crate::desk::{Asking, Desk};
 use crate::error::{Chain, Exit};
 use crate::events::Events;
 use crate::handover::carry::{CarriedInstance, Carry};
 use crate::handover::exec;
 use crate::handover::inherit::Inheritance;
 use crate::handover::listener::Listeners;
+use crate::handover::unix;
 use crate::handover::{Named, names, notify};
 use crate::home::{Home, HomeError};
+use crate::peers::{self, Peers};
 use crate::tickets::Tickets;
 use crate::update::{Manager, Parts, Times};
 
@@ -84,6 +87,7 @@ pub(super) async fn live(given: &Given, mut inherited: Inheritance) -> Result<En
         inherited.take_all(names::STATE).into_iter().map(|part| (part.name, part.descriptor)).unzip();
     let mut instance_parts = inherited.take_all(names::INSTANCE);
     let inherited_api = inherited.take(names::API).map(UnixListener::from);
+    let inherited_bus = inherited.take(names::BUS).map(UnixListener::from);
     let parked_parts = inherited.take_all(names::PARKED);
     let before = Carry::newest(&states).map_err(io_error("read the state of the image before"))?;
     drop(states);
@@ -94,8 +98,10 @@ pub(super) async fn live(given: &Given, mut inherited: Inheritance) -> Result<En
     if disk.config.listeners.get(config::ADMIN).is_some_and(|address| !address.ip().is_loopback()) {
         tracing::warn!("the admin listener speaks plain HTTP and is not bound to the loopback address");
     }
-    let api_was_there = inherited_api.is_some();
-    let api_socket = api::api_socket(&given.home, inherited_api)?;
+    let were_there = [inherited_api.is_some(), inherited_bus.is_some()];
+    let api_socket = unix::listener(given.home.socket(), api::SOCKET_MODE, inherited_api)?;
+    let bus_socket = unix::listener(given.home.bus_socket(), peers::SOCKET_MODE, inherited_bus)?;
+    let sockets = Sockets { api: api_socket, bus: bus_socket };
     let mut listeners = listeners;
     for part in inherited.take_rest() {
         // A listener of the release before: it may be wanted again.
@@ -121,7 +127,7 @@ pub(super) async fn live(given: &Given, mut inherited: Inheritance) -> Result<En
     for older in stored.iter().filter_map(|number| number.parse().ok()).filter(|number| *number != before.sequence) {
         estate.drop_state(older); // a crash came between keeping the newer and dropping the older
     }
-    store_with_guard(&estate, &listeners, &had, &api_socket, api_was_there)?;
+    store_with_guard(&estate, &listeners, &had, &sockets, were_there)?;
     let micros = disk.config.update.watchdog.as_micros();
     estate.tell_guard(&format!("WATCHDOG_USEC={micros}\nWATCHDOG=1"), &[]);
 
@@ -155,7 +161,7 @@ pub(super) async fn live(given: &Given, mut inherited: Inheritance) -> Result<En
 
     let parked = unpark(parked_parts, &before.parked);
     let parts = Assembled { config: disk.config, around, components, manager, bus, engine, parked, before };
-    let end = run_image(parts, guard_channel, lock, reaped_sender, api_socket, tasks).await;
+    let end = run_image(parts, guard_channel, lock, reaped_sender, sockets, tasks).await;
     estate.logs.close().await;
     end
 }
@@ -179,13 +185,19 @@ fn estate(
     ))
 }
 
+/// The runtime's own Unix sockets.
+struct Sockets {
+    api: UnixListener,
+    bus: UnixListener,
+}
+
 /// Gives the guard what it does not keep yet under its present name, and has it drop what is not wanted any more.
 fn store_with_guard(
     estate: &Estate,
     listeners: &Listeners,
     had: &[String],
-    api_socket: &UnixListener,
-    api_was_there: bool,
+    sockets: &Sockets,
+    [api_was_there, bus_was_there]: [bool; 2],
 ) -> Result<(), RuntimeError> {
     let described = listeners.describe().map_err(io_error("describe the listeners"))?;
     for part in &described {
@@ -200,9 +212,13 @@ fn store_with_guard(
             estate.tell_guard(&format!("FDSTOREREMOVE=1\nFDNAME={name}"), &[]);
         }
     }
-    if !api_was_there {
-        let socket = api_socket.try_clone().map_err(io_error("duplicate the API's socket"))?;
-        estate.store(names::API, &OwnedFd::from(socket));
+    for (name, socket, was_there) in
+        [(names::API, &sockets.api, api_was_there), (names::BUS, &sockets.bus, bus_was_there)]
+    {
+        if !was_there {
+            let socket = socket.try_clone().map_err(io_error("duplicate a socket of the runtime's own"))?;
+            estate.store(name, &OwnedFd::from(socket));
+        }
     }
     Ok(())
 }
@@ -280,18 +296,34 @@ async fn run_image(
     guard_channel: Option<OwnedFd>,
     lock: Option<OwnedFd>,
     reaped: watch::Sender<BTreeMap<i32, String>>,
-    api_socket: UnixListener,
+    sockets: Sockets,
     mut tasks: JoinSet<()>,
 ) -> Result<End, RuntimeError> {
     let Assembled { config, around, components, manager, bus, engine, parked, before } = parts;
     let estate = Arc::clone(&around.estate);
-    let hooks = Arc::new(BusHooks { manager: Arc::clone(&manager), events: Arc::clone(&estate.events) });
+    let desk = Arc::new(Desk { bus: bus.clone(), manager: Arc::clone(&manager), estate: Arc::clone(&estate) });
+    let socket = sockets.bus.try_clone().map_err(io_error("duplicate the socket of the bus"))?;
+    let parts = peers::Parts {
+        bus: bus.clone(),
+        estate: Arc::clone(&estate),
+        config: Arc::clone(&config),
+        desk: Arc::clone(&desk) as Arc<dyn Asking>,
+    };
+    let peers = Arc::new(Peers::new(socket, parts));
+    peers.attach(&bus);
+    let hooks = Arc::new(BusHooks {
+        manager: Arc::clone(&manager),
+        events: Arc::clone(&estate.events),
+        peers: Arc::clone(&peers),
+    });
     let admin = {
         let listeners = around.listeners.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let admin = listeners.get(config::ADMIN).map(std::net::TcpListener::try_clone);
         admin.transpose().map_err(io_error("duplicate the admin listener"))?
     };
     let app = Arc::new(App {
+        desk,
+        peers,
         manager: Arc::clone(&manager),
         bus: bus.clone(),
         config: Arc::clone(&config),
@@ -301,7 +333,7 @@ async fn run_image(
         started_at: clock::stamp(),
         stopping: CancellationToken::new(),
     });
-    let socket = api_socket.try_clone().map_err(io_error("duplicate the API's socket"))?;
+    let socket = sockets.api.try_clone().map_err(io_error("duplicate the API's socket"))?;
     let server = Arc::new(Server::new(app, socket, admin, before, parked));
     server.attach(&bus);
     settings::attach(&bus, Arc::clone(&config), around.release_dir.clone(), &around.home);
@@ -365,7 +397,7 @@ async fn run_image(
             tasks.shutdown().await;
             // Until the next image says that it is ready, nothing is.
             estate.tell_guard("RELOADING=1", &[]);
-            let descriptors = describe(&around, &server, manager.trial_ns(), api_socket, kept_channel, lock)
+            let descriptors = describe(&around, &server, manager.trial_ns(), sockets, kept_channel, lock)
                 .map_err(io_error("describe what is handed over"))?;
             Ok(End::Replace { program: replacement.program.clone(), label: replacement.label.clone(), descriptors })
         }
@@ -460,7 +492,7 @@ fn describe(
     around: &Surroundings,
     server: &Server,
     trial_ns: Option<u64>,
-    api_socket: UnixListener,
+    sockets: Sockets,
     channel: Option<OwnedFd>,
     lock: Option<OwnedFd>,
 ) -> io::Result<Vec<Named>> {
@@ -468,7 +500,8 @@ fn describe(
     let mut parts = listeners.describe()?;
     drop(listeners);
     let named = |name: &str, descriptor: OwnedFd| Named { name: name.to_owned(), descriptor };
-    parts.push(named(names::API, api_socket.into()));
+    parts.push(named(names::API, sockets.api.into()));
+    parts.push(named(names::BUS, sockets.bus.into()));
     parts.extend(channel.map(|channel| named(names::GUARD, channel)));
     parts.extend(lock.map(|lock| named(names::LOCK, lock)));
     parts.extend(around.estate.describe()?);
