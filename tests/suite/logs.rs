@@ -244,9 +244,7 @@ fn following_goes_on_across_everything_and_ends_with_the_appliance() {
     let now = logs(&appliance, 1)[0]["seq"].clone();
     go_on(&|line| line["seq"].as_u64() > now.as_u64());
     appliance.install(&talker("1.1.0", "ticks", "env = { NEW = \"1\" }"), &[]).ends_with(0);
-    let instance = logs(&appliance, 1)[0]["instance"].clone();
-    assert_ne!(instance, "talker-2", "another process");
-    go_on(&|line| line["instance"] == instance);
+    go_on(&|line| line["instance"] != "talker-2");
     process::send(appliance.guard_pid(), Signal::SIGTERM);
     appliance.wait_guard(LIMIT);
     let (status, said) = {
