@@ -343,8 +343,8 @@ async fn run_image(
     let engine = engine.with_hooks(hooks);
 
     let now = CancellationToken::new();
-    let signals =
-        signals::listen(bus.clone(), Arc::clone(&manager), now.clone()).map_err(io_error("receive signals"))?;
+    let signals = signals::listen(bus.clone(), Arc::clone(&manager), Arc::clone(&estate.logs), now.clone())
+        .map_err(io_error("receive signals"))?;
     tasks.spawn(signals);
     exec::unblock_signals().map_err(io_error("receive signals"))?;
     tasks.spawn(guard_link::feed_watchdog(Arc::clone(&estate), config.update.watchdog));

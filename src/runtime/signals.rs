@@ -7,6 +7,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::bus::{Bus, Origin, Request};
+use crate::component::Logs;
 use crate::update::Manager;
 
 /// Listens until it is dropped. `now` is cancelled by the third request to end.
@@ -16,6 +17,7 @@ use crate::update::Manager;
 pub(super) fn listen(
     bus: Bus,
     manager: Arc<Manager>,
+    logs: Arc<Logs>,
     now: CancellationToken,
 ) -> io::Result<impl Future<Output = ()> + Send> {
     let mut terminate = signal(SignalKind::terminate())?;
@@ -32,7 +34,7 @@ pub(super) fn listen(
                 _ = terminate.recv() => end(&bus, &now, &mut asked, origin("TERM")),
                 _ = interrupt.recv() => end(&bus, &now, &mut asked, origin("INT")),
                 _ = hang_up.recv() => drop(bus.request(Request::Reload, origin("HUP"))),
-                _ = user1.recv() => tracing::info!("nothing to reopen: the log goes to standard error"),
+                _ = user1.recv() => logs.reopen(),
                 _ = user2.recv() => {
                     drop(bus.request(Request::Restart(manager.restart_in_place()), origin("USR2")));
                 }

@@ -276,6 +276,20 @@ fn following_goes_on_after_a_crash_of_the_runtime_and_ends_when_interrupted() {
 }
 
 #[test]
+fn files_that_were_moved_away_are_begun_anew_when_the_guard_is_told() {
+    let appliance = Appliance::new(&talker("1.0.0", "ticks", "")).start();
+    let first = until(LIMIT, "there is a file", || files(appliance.home()).into_iter().find(|(_, bytes)| *bytes > 0)).0;
+    let moved = appliance.home().join("moved.jsonl");
+    fs::rename(&first, &moved).expect("moved");
+    process::send(appliance.guard_pid(), Signal::SIGUSR1);
+    eventually(LIMIT, "another file is begun", || files(appliance.home()).iter().any(|(_, bytes)| *bytes > 0));
+    let size = moved.metadata().expect("there").len();
+    let before = logs(&appliance, 1);
+    until(LIMIT, "more is printed", || (logs(&appliance, 1) != before).then_some(()));
+    assert_eq!(moved.metadata().expect("there").len(), size, "the moved file is left alone");
+}
+
+#[test]
 fn a_line_that_is_printed_in_two_halves_is_one_line_over_an_exec() {
     let appliance = Appliance::new(&talker("1.0.0", "halves", "")).start();
     let (generation, pid) = (appliance.status()["runtime"]["generation"].clone(), appliance.component_pid("talker"));

@@ -51,6 +51,11 @@ impl Files {
         Self { dir, components, file_bytes, limits, open: BTreeMap::new() }
     }
 
+    /// Closes every file: somebody may have moved them. The next line opens the newest that is there then, or begins one.
+    pub(super) fn reopen(&mut self) {
+        self.open.clear();
+    }
+
     /// Appends `lines` of `component`.
     ///
     /// # Errors

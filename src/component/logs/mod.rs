@@ -331,6 +331,13 @@ impl Logs {
         Reader { logs: Arc::clone(self) }
     }
 
+    /// Has the files opened anew: somebody has moved them.
+    pub fn reopen(&self) {
+        if let Some(writer) = &self.writer {
+            writer.reopen();
+        }
+    }
+
     /// Has everybody stop reading, so that what is in the pipes is the next image's. What was read is kept for it.
     pub async fn pause(&self) {
         self.paused.cancel();

@@ -64,6 +64,8 @@ struct Queue {
     dropped: BTreeMap<Arc<str>, Dropped>,
     busy: bool,
     closed: bool,
+    /// Whether the files are to be opened anew.
+    reopen: bool,
 }
 
 impl Queue {
@@ -155,6 +157,12 @@ impl Writer {
         self.shared.changed.notify_all();
     }
 
+    /// Has the files closed; the next line goes to the newest that is there then.
+    pub(super) fn reopen(&self) {
+        self.shared.lock().reopen = true;
+        self.shared.changed.notify_all();
+    }
+
     /// Waits until what was queued before is written, at most `limit`. Blocks.
     pub(super) fn settle(&self, limit: Duration) {
         let queue = self.shared.lock();
@@ -200,7 +208,7 @@ fn write(shared: &Shared, mut output: Output) {
                 looked = Instant::now();
                 queue.tell_all(looked);
             }
-            if !queue.lines.is_empty() {
+            if !queue.lines.is_empty() || queue.reopen {
                 break;
             }
             if queue.closed {
@@ -215,7 +223,11 @@ fn write(shared: &Shared, mut output: Output) {
         let lines = std::mem::take(&mut queue.lines);
         queue.bytes = 0;
         queue.busy = true;
+        let reopen = std::mem::take(&mut queue.reopen);
         drop(queue);
+        if reopen {
+            output.files.reopen();
+        }
         let lost = output.write(&lines);
         let mut queue = shared.lock();
         if !queue.closed {
