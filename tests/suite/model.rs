@@ -360,8 +360,8 @@ struct Reload {
 struct Follower<'a> {
     plan: &'a Plan,
     state: State,
-    /// When each that is up began to start, and was done with it.
-    up: BTreeMap<usize, (usize, usize)>,
+    /// When each that is up began to start.
+    up: BTreeMap<usize, usize>,
     /// When each began to start, this time.
     starting: BTreeMap<usize, usize>,
     stop_begun: BTreeSet<usize>,
@@ -411,12 +411,19 @@ impl Follower<'_> {
             "stop" => {
                 prop_assert_eq!(self.state, State::Stopping);
                 prop_assert!(self.stop_begun.insert(number), "{number} is stopped twice");
-                let Some((_, done)) = self.up.get(&number) else {
+                let Some(begun) = self.up.get(&number) else {
                     return Err(TestCaseError::fail(format!("{number} never started and is stopped")));
                 };
-                for (later, (begun, _)) in &self.up {
-                    let in_reverse = begun < done || self.stop_over.contains(later);
-                    prop_assert!(in_reverse, "{number} is stopped before {later}, which started after it");
+                // Those of one wave go down together, begun in reverse; who depends on it is down before.
+                for (later, _) in self.up.iter().filter(|(_, later)| *later > begun) {
+                    prop_assert!(
+                        self.stop_begun.contains(later),
+                        "{number} is stopped before {later}, started after it"
+                    );
+                    let part = &self.plan.parts[*later];
+                    let depends = part.needs.contains(&number) || part.after.contains(&number);
+                    let is_down = self.stop_over.contains(later);
+                    prop_assert!(!depends || is_down, "{number} is stopped while {later} depends on it");
                 }
             }
             "prepare" => prop_assert_eq!(self.state, State::Running),
@@ -437,9 +444,9 @@ impl Follower<'_> {
         Ok(())
     }
 
-    fn ended(&mut self, place: usize, what: &str, number: usize, good: bool) {
+    fn ended(&mut self, what: &str, number: usize, good: bool) {
         match what {
-            "start" if good => drop(self.up.insert(number, (self.starting[&number], place))),
+            "start" if good => drop(self.up.insert(number, self.starting[&number])),
             "stop" => {
                 self.stop_over.insert(number);
                 self.stop_failed |= !good;
@@ -482,7 +489,7 @@ fn judge(plan: &Plan, life: &Life) -> Result<(), TestCaseError> {
             Seen::State(next) => follower.state(next),
             Seen::Begun(what, number) => follower.begun(place, what, number),
             Seen::Ended(what, number, good) => {
-                follower.ended(place, what, number, good == Some(true));
+                follower.ended(what, number, good == Some(true));
                 Ok(())
             }
             Seen::Reloaded(good) => follower.reloaded(good),

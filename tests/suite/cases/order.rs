@@ -157,8 +157,9 @@ fn b107_a_task_may_stop_the_site_that_it_runs_in() {
             async { Ok(()) }
         });
         site.bus.attach(Arc::new(task)).expect("its name is free");
-        site.ask(Request::Start);
-        site.bus.wait(&[State::Stopping]).await.expect("it stops");
+        let start = async { drop(site.ask(Request::Start)) };
+        let (stopping, ()) = tokio::join!(biased; site.bus.wait(&[State::Stopping]), start);
+        stopping.expect("it stops");
         site.bus.wait(&[State::Idle]).await.expect("it is idle");
         site.bus.detach("task");
         site.exit().await;
