@@ -2,7 +2,6 @@
 //! Run it with `cargo run --example embed`; ask it with signals: HUP reloads, INT and TERM end it.
 
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use refit::bus::{Act, CancellationToken, Level, OnEnd, Options, Order, Phase, Service, StopReason};
@@ -10,10 +9,7 @@ use refit::{Bus, Component, Failure, Origin, Request};
 
 /// Holds the settings that are in force, and the ones that are prepared.
 #[derive(Default)]
-struct Certificate {
-    in_force: AtomicU64,
-    prepared: Mutex<Option<u64>>,
-}
+struct Certificate(Mutex<(u64, Option<u64>)>);
 
 impl Component for Certificate {
     fn name(&self) -> &str {
@@ -27,12 +23,14 @@ impl Component for Certificate {
     }
     fn reload(self: Arc<Self>, phase: Phase, generation: u64) -> Act {
         Box::pin(async move {
-            let mut prepared = self.prepared.lock().map_err(|_| Failure::new("a writer panicked"))?;
+            let mut certificate = self.0.lock().map_err(|_| Failure::new("a writer panicked"))?;
+            let (in_force, prepared) = &mut *certificate;
             match phase {
                 Phase::Prepare => *prepared = Some(generation), // read and check the new files here, refuse with a reason
-                Phase::Commit => self.in_force.store(prepared.take().unwrap_or_default(), Ordering::SeqCst),
+                Phase::Commit => *in_force = prepared.take().unwrap_or_default(),
                 Phase::Abort => *prepared = None,
             }
+            eprintln!("{} of {generation}: certificate {in_force} is in force", phase.name());
             Ok(())
         })
     }

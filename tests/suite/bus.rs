@@ -1,12 +1,11 @@
-//! The bus as a user sees it: the order of starts and stops, deadlines, signals, and single components.
+//! Components on the bus as a user sees them: one alone, one that was killed, one that an update changes.
 
-use std::process::ExitStatus;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::appliance::{Appliance, Ran, component, refit, text};
+use crate::appliance::{Appliance, component, text};
 use crate::process;
 use crate::release::Release;
 use crate::wait::{LIMIT, eventually, until};
@@ -15,7 +14,7 @@ use crate::wait::{LIMIT, eventually, until};
 const FAST: Duration = Duration::from_secs(15);
 
 /// Returns a release whose components start in the order database, cache and queue, web, report.
-fn four(version: &str) -> Release {
+pub(crate) fn four(version: &str) -> Release {
     Release::bare(version)
         .part("web", &[], "needs = [\"cache\"]\nafter = [\"queue\"]")
         .part("queue", &[], "after = [\"database\"]")
@@ -23,21 +22,7 @@ fn four(version: &str) -> Release {
         .part("database", &[], "")
 }
 
-/// Asserts that each of `names` comes after the one before it.
-fn assert_order(lines: &[String], names: &[&str]) {
-    let places: Vec<usize> = names
-        .iter()
-        .map(|name| lines.iter().position(|line| line == name).unwrap_or_else(|| panic!("no {name}: {lines:?}")))
-        .collect();
-    assert!(places.is_sorted(), "not {names:?}: {lines:?}");
-}
-
-fn end(appliance: &mut Appliance, signal: Signal) -> ExitStatus {
-    process::send(appliance.guard_pid(), signal);
-    appliance.wait_guard(LIMIT)
-}
-
-fn generation(appliance: &Appliance) -> u64 {
+pub(crate) fn generation(appliance: &Appliance) -> u64 {
     appliance.status()["runtime"]["generation"].as_u64().expect("a number")
 }
 
@@ -47,133 +32,6 @@ fn wait_state(appliance: &Appliance, name: &str, state: &str) -> serde_json::Val
         let found = component(&appliance.try_status()?, name);
         (found["state"] == state).then_some(found)
     })
-}
-
-#[test]
-fn components_start_after_what_they_need_and_stop_in_exact_reverse() {
-    let mut appliance = Appliance::new(&four("1.0.0")).start();
-    let started = appliance.order();
-    assert_eq!(started.len(), 4, "{started:?}");
-    assert_order(&started, &["start database", "start cache", "start web"]);
-    assert_order(&started, &["start database", "start queue", "start web"]);
-    assert_eq!(end(&mut appliance, Signal::SIGTERM).code(), Some(0), "{}", appliance.log());
-    assert!(appliance.processes().is_empty(), "no process is left");
-    let all = appliance.order();
-    assert_eq!(all.len(), 8, "{all:?}");
-    assert_order(&all, &["stop web", "stop cache", "stop database"]);
-    assert_order(&all, &["stop web", "stop queue", "stop database"]);
-}
-
-#[test]
-fn a_component_that_hangs_at_start_meets_its_deadline_and_the_appliance_ends_with_70() {
-    let release = Release::bare("1.0.0").part("database", &[], "").part(
-        "web",
-        &["--hang"],
-        // Long enough for an interpreter to start on a busy machine and to write its line.
-        "needs = [\"database\"]\nstart_timeout = \"3s\"",
-    );
-    let appliance = Appliance::new(&release);
-    let begun = Instant::now();
-    let ran = Ran::of(refit().args(["run", "--with-parent", "--home"]).arg(appliance.home()));
-    let ran = ran.ends_with(70);
-    assert!(begun.elapsed() < FAST, "{:?}", begun.elapsed());
-    assert!(ran.stderr.contains("web") && ran.stderr.contains("within 3 s"), "{}", ran.stderr);
-    assert!(appliance.processes().is_empty(), "no process is left");
-    assert_order(&appliance.order(), &["start database", "start web", "stop database"]);
-}
-
-#[test]
-fn sigint_ends_everything_as_well() {
-    let mut appliance = Appliance::new(&Release::shop("1.0.0")).start();
-    assert_eq!(end(&mut appliance, Signal::SIGINT).code(), Some(0));
-    assert!(appliance.processes().is_empty());
-    appliance.run_guard();
-    appliance.wait_running();
-}
-
-#[test]
-fn the_request_to_exit_ends_everything_with_0() {
-    let mut appliance = Appliance::new(&Release::shop("1.0.0")).start();
-    appliance.refit(&["bus", "request", "exit"]).ends_with(0);
-    assert_eq!(appliance.wait_guard(LIMIT).code(), Some(0));
-    assert!(appliance.processes().is_empty());
-}
-
-fn deaf() -> Appliance {
-    Appliance::new(&Release::bare("1.0.0").part("deaf", &["--deaf"], "stop_timeout = \"30s\"")).start()
-}
-
-#[test]
-fn a_second_sigterm_ends_the_patience_with_a_component_that_does_not_listen() {
-    let mut appliance = deaf();
-    process::send(appliance.guard_pid(), Signal::SIGTERM);
-    wait_stopping(&appliance);
-    process::send(appliance.guard_pid(), Signal::SIGTERM);
-    appliance.wait_guard(FAST);
-    assert!(appliance.processes().is_empty(), "no process is left");
-}
-
-#[test]
-fn a_third_sigterm_ends_everything_at_once() {
-    let mut appliance = deaf();
-    for _ in 0..3 {
-        process::send(appliance.guard_pid(), Signal::SIGTERM);
-        // A signal that is pending already is not sent again: each has to arrive first.
-        wait_stopping(&appliance);
-    }
-    appliance.wait_guard(FAST);
-    assert!(appliance.processes().is_empty(), "no process is left");
-}
-
-/// Waits until the stop has begun, or is over.
-fn wait_stopping(appliance: &Appliance) {
-    eventually(LIMIT, "the stop has begun", || {
-        appliance.log().contains("stopping") || appliance.processes().is_empty()
-    });
-}
-
-#[test]
-fn a_restart_in_place_keeps_pid_and_components() {
-    let appliance = Appliance::new(&Release::shop("1.0.0")).start();
-    let pids = || (appliance.runtime_pid(), appliance.component_pid("shop"), appliance.component_pid("stock"));
-    let (before, first) = (pids(), generation(&appliance));
-    let load = appliance.load(crate::load::LoadOptions::default());
-    appliance.refit(&["bus", "request", "restart"]).ends_with(0);
-    assert_eq!((pids(), generation(&appliance)), (before, first + 1));
-    process::send(appliance.guard_pid(), Signal::SIGUSR2);
-    eventually(LIMIT, "the next image runs", || {
-        appliance
-            .try_status()
-            .is_some_and(|status| status["bus"]["state"] == "Running" && status["runtime"]["generation"] == first + 2)
-    });
-    assert_eq!(pids(), before);
-    load.finish().assert_clean();
-    assert!(appliance.history().is_empty(), "a restart is no update");
-}
-
-#[test]
-fn a_reload_stops_nothing() {
-    let appliance = Appliance::new(&Release::shop("1.0.0")).start();
-    let pids = || (appliance.runtime_pid(), appliance.component_pid("shop"), appliance.component_pid("stock"));
-    let (before, first) = (pids(), generation(&appliance));
-    appliance.refit(&["bus", "request", "reload"]).ends_with(0);
-    assert_eq!((pids(), generation(&appliance)), (before, first));
-    let state = appliance.refit(&["bus", "state"]).ends_with(0);
-    assert_eq!(state.stdout, "Running\n");
-}
-
-#[test]
-fn stop_and_start_of_the_site_are_requests_like_any_other() {
-    let appliance = Appliance::new(&four("1.0.0")).start();
-    appliance.refit(&["bus", "request", "stop"]).ends_with(0);
-    eventually(LIMIT, "the site is stopped", || appliance.order().len() == 8);
-    let state = appliance.refit(&["bus", "state"]).ends_with(0);
-    assert_eq!(state.stdout, "Idle\n");
-    let line = appliance.install(&four("1.1.0"), &[]).complains_with(75);
-    assert!(line.contains("Idle"), "{line}");
-    appliance.refit(&["bus", "request", "start"]).ends_with(0);
-    assert_eq!(appliance.status()["bus"]["state"], "Running");
-    assert_eq!(appliance.order().len(), 12);
 }
 
 #[test]

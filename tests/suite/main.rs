@@ -13,11 +13,13 @@
 mod api;
 mod appliance;
 mod bus;
+mod cases;
 mod components;
 mod config;
 mod crash;
 mod demo;
 mod descriptors;
+mod embed;
 #[cfg(feature = "fault")]
 mod fault;
 mod http;
@@ -25,6 +27,7 @@ mod limits;
 mod load;
 mod logs;
 mod manager;
+mod model;
 mod parking;
 mod process;
 mod refuse;

@@ -39,7 +39,7 @@ fn listen(manager: UnixDatagram) -> Arc<Mutex<Vec<String>>> {
 }
 
 #[test]
-fn the_managers_socket_serves_across_updates_and_the_manager_hears_of_it() {
+fn b087_the_managers_socket_serves_across_updates_and_the_manager_hears_of_it() {
     let appliance = Appliance::new(&Release::shop("1.0.0"));
     let address = appliance.address("http");
     let socket = TcpListener::bind(address).expect("bind as a service manager does");

@@ -74,16 +74,26 @@ pub(crate) fn socket_inodes(pid: i32) -> Vec<u64> {
         .collect()
 }
 
-/// Returns the inodes of all sockets that listen on this port of 127.0.0.1.
-pub(crate) fn listening_inodes(port: u16) -> Vec<u64> {
+/// Returns the rows of the kernel's table for the sockets that listen on this port of 127.0.0.1.
+fn listening(port: u16) -> Vec<Vec<String>> {
     /// The kernel's number of the state `LISTEN`.
     const LISTEN: &str = "0A";
     let wanted = format!("0100007F:{port:04X}");
     let table = fs::read_to_string("/proc/net/tcp").expect("the kernel lists its sockets");
     table
         .lines()
-        .map(|line| line.split_whitespace().collect::<Vec<_>>())
-        .filter(|row| row.get(1) == Some(&wanted.as_str()) && row.get(3) == Some(&LISTEN))
-        .filter_map(|row| row.get(9)?.parse().ok())
+        .map(|line| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
+        .filter(|row| row.get(1) == Some(&wanted) && row.get(3).is_some_and(|state| state == LISTEN))
         .collect()
+}
+
+/// Returns the inodes of all sockets that listen on this port of 127.0.0.1.
+pub(crate) fn listening_inodes(port: u16) -> Vec<u64> {
+    listening(port).iter().filter_map(|row| row.get(9)?.parse().ok()).collect()
+}
+
+/// Returns how many connections to this port of 127.0.0.1 nobody has accepted yet.
+pub(crate) fn backlog(port: u16) -> u64 {
+    let waiting = |row: &Vec<String>| u64::from_str_radix(row.get(4)?.split(':').nth(1)?, 16).ok();
+    listening(port).iter().filter_map(waiting).sum()
 }

@@ -80,7 +80,7 @@ fn a_home_without_an_appliance() {
 }
 
 #[test]
-fn a_home_that_another_guard_uses() {
+fn b101_a_home_that_another_guard_uses() {
     let appliance = Appliance::new(&Release::shop("1.0.0")).start();
     let guard = appliance.guard_pid();
     let line = refused(&appliance, refit().args(["run", "--with-parent"]), 75);
@@ -89,7 +89,7 @@ fn a_home_that_another_guard_uses() {
 }
 
 #[test]
-fn a_port_that_somebody_else_uses() {
+fn b038_a_port_that_somebody_else_uses_is_named_and_nothing_starts() {
     let appliance = Appliance::new(&Release::shop("1.0.0"));
     let address = appliance.address("http");
     let _somebody = TcpListener::bind(address).expect("the port is free");

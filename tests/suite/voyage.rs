@@ -127,14 +127,14 @@ fn bad_update(bad: &Release, expected: &Ending) -> Appliance {
 }
 
 #[test]
-fn a_component_that_exits_at_start_is_rolled_back_unnoticed() {
+fn b089_a_component_that_exits_at_start_is_rolled_back_unnoticed() {
     let bad = Release::shop_with("1.2.0", ", \"--fault\", \"exit-at-start\"");
     let output = Some("no index for schema 2");
     bad_update(&bad, &Ending { reason: "component shop", component: Some("shop"), output });
 }
 
 #[test]
-fn a_component_that_never_becomes_healthy_is_rolled_back_unnoticed() {
+fn b089_a_component_that_never_becomes_healthy_is_rolled_back_unnoticed() {
     let appliance = Appliance::new(&Release::voyage("1.0.0")).start();
     let load = appliance.load(options());
     let constant = Constant::of(&appliance);
@@ -150,7 +150,7 @@ fn a_component_that_never_becomes_healthy_is_rolled_back_unnoticed() {
 }
 
 #[test]
-fn a_runtime_that_crashes_at_once_is_rolled_back_and_the_shop_survives_it() {
+fn b089_a_runtime_that_crashes_at_once_is_rolled_back_and_the_shop_survives_it() {
     let reason = "signal 6";
     let output = Some("cannot map the session table");
     let appliance = bad_update(&Release::crashing("1.4.0"), &Ending { reason, component: None, output });

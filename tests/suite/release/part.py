@@ -1,13 +1,15 @@
-"""A component whose whole behaviour is on its command line: NAME [--hang] [--deaf] [--dies].
+"""A component whose whole behaviour is on its command line: NAME [--hang] [--late] [--deaf] [--dies].
 
 It appends "start NAME PID", "stop NAME PID" to $REFIT_DATA/order, so that a test sees who came and went when.
---hang: it is never ready. --deaf: it does not end when it is asked to. --dies: it ends with status 3 once it was ready.
+--hang: it is never ready. --late: it is ready after 300 ms, and appends "ready NAME PID" just before it says so.
+--deaf: it does not end when it is asked to. --dies: it ends with status 3 once it was ready.
 """
 
 import os
 import signal
 import socket
 import sys
+import time
 
 name, options = sys.argv[1], sys.argv[2:]
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -30,6 +32,9 @@ def notify(text):
 
 record("start")
 print(f"{name} is up", flush=True)
+if "--late" in options:
+    time.sleep(0.3)
+    record("ready")
 if "--hang" not in options:
     notify("READY=1")
 if "--dies" in options:
