@@ -217,7 +217,8 @@ impl Peers {
         if known.named.contains_key(&name) {
             return Err(Refusal::NameTaken { name });
         }
-        let peer = Arc::new(Peer::new(name.clone(), owner.clone(), pid, uid));
+        let resumes = owner.serves() && self.parts.estate.generation() > 1 && !self.parts.bus.ran();
+        let peer = Arc::new(Peer::new(name.clone(), owner.clone(), pid, uid, resumes));
         // Before anybody else can tell it anything: states that change from here on come after it.
         drop(peer.send(&welcome(&peer)));
         known.named.insert(name, Arc::clone(&peer));

@@ -13,6 +13,7 @@
 mod api;
 mod appliance;
 mod bus;
+mod bus_cli;
 mod config;
 mod crash;
 mod demo;
@@ -23,6 +24,7 @@ mod http;
 mod load;
 mod manager;
 mod parking;
+mod peers;
 mod process;
 mod refuse;
 mod release;
