@@ -131,6 +131,11 @@ fn forbidden(app: &Shared, owner: &Owner, method: &Method, path: &str) -> Option
     if method == Method::GET || method == Method::HEAD {
         return None;
     }
+    if let Err(refusal) = app.peers.may_ask(component) {
+        let (_, code) = refusal.code();
+        let detail = refusal.to_string();
+        return Some(Problem::new(StatusCode::TOO_MANY_REQUESTS, code, Exit::TryLater, detail, refusal.remedy()));
+    }
     let path = path.strip_prefix("/api/v1/").unwrap_or(path);
     let needs = match path {
         "bus/requests" | "bus/publications" => return None,

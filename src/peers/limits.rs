@@ -1,4 +1,5 @@
-//! Every bound on what a peer can do to the runtime. Together they keep the memory of all peers below about 100 MiB.
+//! Every bound on what a peer can do to the runtime. Together they keep the memory of all peers below 160 MiB, if
+//! 256 of them were hostile at once: each has a line that it writes, three that wait for it, and one that is being written.
 
 use std::time::Duration;
 
@@ -12,8 +13,10 @@ pub const PEERS_PER_COMPONENT_MAX: usize = 128;
 pub const NAMELESS_MAX: usize = 64;
 /// How long a connection may take to say hello: it is the first thing that a peer does.
 pub const HELLO_MAX: Duration = Duration::from_secs(5);
-/// How much may wait for a peer to read it, in bytes: two of the longest lines.
+/// How many bytes of calls may wait for a peer to read them: two of the longest lines. One more of them fits for all else.
 pub const QUEUE_BYTES_MAX: usize = 2 * LINE_BYTES_MAX;
+/// How long a full queue may stand still before the peer is cut off; until then calls of it fail.
+pub const SLOW_MAX: Duration = Duration::from_secs(1);
 /// How much may wait for a peer to read it, in messages.
 pub const QUEUE_MESSAGES_MAX: usize = 1024;
 /// How many calls a peer may have that it did not answer.

@@ -3,12 +3,16 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::sync::Notify;
 
-use super::limits::{LINE_BYTES_MAX, QUEUE_BYTES_MAX, QUEUE_MESSAGES_MAX};
+use super::limits::{LINE_BYTES_MAX, QUEUE_BYTES_MAX, QUEUE_MESSAGES_MAX, SLOW_MAX};
+
+/// How much is written at once: many small messages cost one call of the system.
+const PIECE_BYTES: usize = 16 * 1024;
 
 /// What was read.
 #[derive(Debug, PartialEq, Eq)]
@@ -59,8 +63,13 @@ impl<R: AsyncRead + Unpin> Lines<R> {
 pub(super) enum NotSent {
     /// It is longer than a line may be.
     Long(usize),
-    /// Too much waits already: so many bytes.
-    Full(usize),
+    /// Too much waits already.
+    Full {
+        /// So much.
+        bytes: usize,
+        /// Whether nothing of it was read for a while.
+        stuck: bool,
+    },
     /// The connection has ended.
     Closed,
 }
@@ -69,6 +78,8 @@ pub(super) enum NotSent {
 struct Waiting {
     lines: VecDeque<Vec<u8>>,
     bytes: usize,
+    /// Since when the first of them waits.
+    since: Option<Instant>,
     closed: bool,
 }
 
@@ -84,7 +95,7 @@ impl Outgoing {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn add(&self, message: &Value, share: usize) -> Result<(), NotSent> {
+    fn add(&self, message: &Value, bytes_max: usize, messages_max: usize) -> Result<(), NotSent> {
         let mut line = message.to_string().into_bytes();
         if line.len() > LINE_BYTES_MAX {
             return Err(NotSent::Long(line.len()));
@@ -95,11 +106,11 @@ impl Outgoing {
             if waiting.closed {
                 return Err(NotSent::Closed);
             }
-            let full = waiting.lines.len() >= QUEUE_MESSAGES_MAX / share
-                || waiting.bytes + line.len() > QUEUE_BYTES_MAX / share + 1;
-            if full {
-                return Err(NotSent::Full(waiting.bytes));
+            if waiting.lines.len() >= messages_max || waiting.bytes + line.len() > bytes_max {
+                let stuck = waiting.since.is_some_and(|since| since.elapsed() > SLOW_MAX);
+                return Err(NotSent::Full { bytes: waiting.bytes, stuck });
             }
+            waiting.since.get_or_insert_with(Instant::now);
             waiting.bytes += line.len();
             waiting.lines.push_back(line);
         }
@@ -107,14 +118,19 @@ impl Outgoing {
         Ok(())
     }
 
-    /// Adds a message that has to arrive.
+    /// Adds a message that has to arrive: there is always room for one more of the longest lines.
     pub(super) fn push(&self, message: &Value) -> Result<(), NotSent> {
-        self.add(message, 1)
+        self.add(message, QUEUE_BYTES_MAX + LINE_BYTES_MAX, 2 * QUEUE_MESSAGES_MAX)
+    }
+
+    /// Adds a call, which fails if there is no room for it.
+    pub(super) fn push_call(&self, message: &Value) -> Result<(), NotSent> {
+        self.add(message, QUEUE_BYTES_MAX, QUEUE_MESSAGES_MAX)
     }
 
     /// Adds a message that may be lost: only while the queue is less than half full.
     pub(super) fn push_lossy(&self, message: &Value) -> Result<(), NotSent> {
-        self.add(message, 2)
+        self.add(message, QUEUE_BYTES_MAX / 2, QUEUE_MESSAGES_MAX / 2)
     }
 
     /// Takes nothing more; what waits is still given out.
@@ -123,14 +139,21 @@ impl Outgoing {
         self.changed.notify_one();
     }
 
-    /// Returns everything that waits, or `None` when it is closed and empty. Cancel-safe: taken only when it is returned.
+    /// Returns what waits, one piece at a time, or `None` when it is closed and empty. Cancel-safe: taken only when returned.
     pub(super) async fn next(&self) -> Option<Vec<u8>> {
         loop {
             {
                 let mut waiting = self.lock();
-                if !waiting.lines.is_empty() {
-                    waiting.bytes = 0;
-                    return Some(waiting.lines.drain(..).flatten().collect());
+                let mut piece = Vec::new();
+                while piece.len() < PIECE_BYTES
+                    && let Some(line) = waiting.lines.pop_front()
+                {
+                    waiting.bytes -= line.len();
+                    piece.extend_from_slice(&line);
+                }
+                waiting.since = waiting.since.filter(|_| !waiting.lines.is_empty()).map(|_| Instant::now());
+                if !piece.is_empty() {
+                    return Some(piece);
                 }
                 if waiting.closed {
                     return None;
@@ -162,15 +185,19 @@ mod tests {
     async fn a_queue_is_bounded_and_keeps_room_for_what_has_to_arrive() {
         let queue = Outgoing::default();
         let lossy = (0..).take_while(|_| queue.push_lossy(&json!("entry")).is_ok()).count();
-        assert_eq!(lossy, QUEUE_MESSAGES_MAX / 2);
-        let more = (0..).take_while(|_| queue.push(&json!("call")).is_ok()).count();
-        assert_eq!(more, QUEUE_MESSAGES_MAX - lossy);
-        assert!(matches!(queue.push(&json!("call")), Err(NotSent::Full(_))));
+        let calls = (0..).take_while(|_| queue.push_call(&json!("call")).is_ok()).count();
+        let more = (0..).take_while(|_| queue.push(&json!("state")).is_ok()).count();
+        assert_eq!([lossy, calls, more], [QUEUE_MESSAGES_MAX / 2, QUEUE_MESSAGES_MAX / 2, QUEUE_MESSAGES_MAX]);
+        assert!(matches!(queue.push(&json!("state")), Err(NotSent::Full { stuck: false, .. })));
         assert!(queue.next().await.is_some_and(|bytes| bytes.starts_with(b"\"entry\"\n")));
         assert!(matches!(queue.push(&json!("x".repeat(LINE_BYTES_MAX))), Err(NotSent::Long(_))));
         queue.push(&json!("last")).expect("room again");
         queue.close();
         assert_eq!(queue.push(&json!("late")), Err(NotSent::Closed));
-        assert!(queue.next().await.is_some_and(|bytes| bytes == b"\"last\"\n") && queue.next().await.is_none());
+        let mut last = Vec::new();
+        while let Some(piece) = queue.next().await {
+            last = piece;
+        }
+        assert!(last.ends_with(b"\"last\"\n"));
     }
 }

@@ -18,8 +18,6 @@ mod peer;
 mod protocol;
 pub(crate) mod rights;
 mod server;
-#[cfg(test)]
-mod tests;
 mod verbs;
 
 pub use peer::{PeerView, Place};

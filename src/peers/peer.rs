@@ -1,6 +1,7 @@
 //! [`Peer`]: one connection with a name, as the bus sees it: a listener that is called by message and answers by message.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -73,6 +74,8 @@ pub(super) struct Peer {
     pub(super) uid: u32,
     pub(super) since: String,
     pub(super) out: Outgoing,
+    /// Whether its process served before this process image began, and was not started by it yet.
+    pub(super) resumes: AtomicBool,
     pub(super) channels: Mutex<BTreeMap<String, Place>>,
     pub(super) budget: Mutex<Budget>,
     /// Cancelled when the connection is to end.
@@ -89,8 +92,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Peer {
-    pub(super) fn new(name: String, owner: Owner, pid: Option<i32>, uid: u32) -> Self {
+    pub(super) fn new(name: String, owner: Owner, pid: Option<i32>, uid: u32, resumes: bool) -> Self {
         Self {
+            resumes: AtomicBool::new(resumes),
             name,
             owner,
             pid,
@@ -137,10 +141,14 @@ impl Peer {
     /// Sends a message that has to arrive. A peer that does not read is cut off.
     pub(super) fn send(&self, message: &Value) -> Result<(), NotSent> {
         let sent = self.out.push(message);
-        if let Err(NotSent::Full(bytes)) = &sent {
-            self.cut(format!("it reads too slowly: {bytes} bytes wait for it"));
+        if let Err(NotSent::Full { bytes, .. }) = &sent {
+            self.too_slow(*bytes);
         }
         sent
+    }
+
+    fn too_slow(&self, bytes: usize) {
+        self.cut(format!("it reads too slowly: {bytes} bytes wait for it"));
     }
 
     /// Counts a mistake. Whoever makes too many is cut off.
@@ -200,11 +208,16 @@ impl Peer {
             id
         };
         let waiting = Waiting { peer: Arc::clone(self), id, told: false, receiver };
-        match self.send(&message(id, call)) {
+        match self.out.push_call(&message(id, call)) {
             Ok(()) => Ok(waiting),
-            Err(NotSent::Long(bytes)) => Err(Failure::new(format!("the call would be a line of {bytes} bytes"))),
-            Err(NotSent::Full(_)) => Err(Failure::new("lost: it reads too slowly")),
-            Err(NotSent::Closed) => Err(Failure::new("lost: its connection is closed")),
+            Err(NotSent::Long(bytes)) => Err(waiting.unsent(format!("the call would be a line of {bytes} bytes"))),
+            Err(NotSent::Full { bytes, stuck }) => {
+                if stuck {
+                    self.too_slow(bytes);
+                }
+                Err(waiting.unsent(format!("busy: {bytes} bytes wait for it to read them")))
+            }
+            Err(NotSent::Closed) => Err(waiting.unsent("lost: its connection is closed".to_owned())),
         }
     }
 
@@ -214,7 +227,7 @@ impl Peer {
         entry["dropped"] = json!(*dropped);
         match self.out.push_lossy(&notification("log", &entry)) {
             Ok(()) => *dropped = 0,
-            Err(NotSent::Long(_) | NotSent::Full(_) | NotSent::Closed) => *dropped += 1,
+            Err(NotSent::Long(_) | NotSent::Full { .. } | NotSent::Closed) => *dropped += 1,
         }
     }
 }
@@ -257,6 +270,12 @@ impl Waiting {
         (&mut self.receiver).await.unwrap_or_else(|_| Err(Failure::new("lost")))
     }
 
+    /// Returns the failure of a call that the peer never got.
+    fn unsent(mut self, why: String) -> Failure {
+        self.told = true;
+        Failure::new(why)
+    }
+
     /// Tells the peer that the call is not wanted any more, once.
     fn tell(&mut self, reason: &str) {
         if !std::mem::replace(&mut self.told, true) {
@@ -285,6 +304,9 @@ impl Listener for External {
             if call.channel == bus::LOG {
                 peer.tell_log(call.argument);
                 return Ok(Value::Null);
+            }
+            if call.channel == bus::START && peer.resumes.swap(false, Ordering::Relaxed) {
+                return Ok(Value::Null); // it serves already, since before this image
             }
             let cancelled = call.cancelled.clone();
             peer.begin(&call)?.answer(cancelled).await

@@ -130,6 +130,8 @@ pub(crate) enum Owner {
         name: String,
         /// What it may request.
         allow: Vec<Ask>,
+        /// Whether this process of it has said that it serves.
+        serves: bool,
     },
 }
 
@@ -150,7 +152,7 @@ impl Owner {
         if Some(caller.uid) != uid && !is_ours(caller.uid) {
             return Err(Refusal::Account { uid: caller.uid, component: instance.component.clone() });
         }
-        Ok(Self::component(&instance.component, config))
+        Ok(Self::component(instance, config))
     }
 
     /// Returns who has shown no token.
@@ -159,7 +161,7 @@ impl Owner {
     /// It is neither the operator nor a component, or is gone.
     pub(crate) fn without_token(caller: &Caller, config: &Config, estate: &Estate) -> Result<Self, Refusal> {
         if let Some(instance) = caller.comes_from(&estate.instances()) {
-            return Ok(Self::component(&instance.component, config));
+            return Ok(Self::component(instance, config));
         }
         if !is_ours(caller.uid) {
             return Err(Refusal::Stranger { uid: caller.uid });
@@ -170,9 +172,18 @@ impl Owner {
         Ok(Self::Operator { account: caller.account() })
     }
 
-    fn component(name: &str, config: &Config) -> Self {
-        let allow = config.component(name).map(|component| component.allow.clone()).unwrap_or_default();
-        Self::Component { name: name.to_owned(), allow }
+    fn component(instance: &CarriedInstance, config: &Config) -> Self {
+        let name = instance.component.clone();
+        let allow = config.component(&name).map(|component| component.allow.clone()).unwrap_or_default();
+        Self::Component { name, allow, serves: instance.ready }
+    }
+
+    /// Returns whether it is a process that serves.
+    pub(super) fn serves(&self) -> bool {
+        match self {
+            Self::Operator { .. } => false,
+            Self::Component { serves, .. } => *serves,
+        }
     }
 
     /// Returns the name that tickets, log and history show.

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::limits::{
     Bucket, FLUSH_MAX, HELLOS, NAME_BYTES_MAX, NAMELESS_MAX, PEERS_MAX, PEERS_PER_COMPONENT_MAX, PUBLICATIONS_MAX,
-    WARNINGS,
+    REQUESTS, WARNINGS,
 };
 use super::peer::{Peer, PeerView};
 use super::protocol::{Refusal, notification, shortened};
@@ -50,6 +50,8 @@ struct Known {
     newest: u64,
     /// By component; the operator has no name.
     hellos: BTreeMap<Option<String>, Bucket>,
+    /// By component: what it asks over HTTP.
+    asks: BTreeMap<String, Bucket>,
 }
 
 /// All peers.
@@ -157,6 +159,16 @@ impl Peers {
         bucket.take().map_err(|_| Refusal::TooFast { what: "connections", per_second: HELLOS.per_second })
     }
 
+    /// Counts what a component wants changed over HTTP: on the bus each connection counts for itself.
+    ///
+    /// # Errors
+    /// There is too much.
+    pub(crate) fn may_ask(&self, component: &str) -> Result<(), Refusal> {
+        let mut known = lock(&self.known);
+        let bucket = known.asks.entry(component.to_owned()).or_insert_with(|| Bucket::new(REQUESTS));
+        bucket.take().map_err(|_| Refusal::TooFast { what: "requests", per_second: REQUESTS.per_second })
+    }
+
     /// Adds a connection without a hello. Returns its number; the oldest of too many ends.
     pub(super) fn admit(&self, ending: &CancellationToken) -> u64 {
         let mut known = lock(&self.known);
@@ -217,7 +229,8 @@ impl Peers {
         if known.named.contains_key(&name) {
             return Err(Refusal::NameTaken { name });
         }
-        let peer = Arc::new(Peer::new(name.clone(), owner.clone(), pid, uid));
+        let resumes = owner.serves() && self.parts.estate.generation() > 1 && !self.parts.bus.ran();
+        let peer = Arc::new(Peer::new(name.clone(), owner.clone(), pid, uid, resumes));
         // Before anybody else can tell it anything: states that change from here on come after it.
         drop(peer.send(&welcome(&peer)));
         known.named.insert(name, Arc::clone(&peer));

@@ -175,7 +175,7 @@ async fn outcome(peers: &Peers, peer: &Peer, id: &str) -> Option<TicketView> {
     }
 }
 
-/// Returns why nobody publishes on `channel` from outside.
+/// Returns whether `channel` is the runtime's own: nobody publishes there from outside.
 pub(crate) fn is_reserved(channel: &str) -> bool {
     bus::BUILT_IN.contains(&channel) || channel.starts_with("component.") || channel.starts_with("refit.")
 }

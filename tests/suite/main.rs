@@ -13,6 +13,7 @@
 mod api;
 mod appliance;
 mod bus;
+mod bus_cli;
 mod cases;
 mod components;
 mod config;
@@ -29,6 +30,7 @@ mod logs;
 mod manager;
 mod model;
 mod parking;
+mod peers;
 mod process;
 mod refuse;
 mod release;

@@ -22,6 +22,11 @@ const CRASH: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/crash"));
 /// A component of which a test decides everything: see its own text.
 const PART: &str = include_str!("release/part.py");
 
+/// A component on the bus of which a test decides everything: see its own text.
+const MEMBER: &str = include_str!("peers/member.py");
+/// The client that comes with the documentation of the protocol.
+const REFIT_BUS: &str = include_str!("../../fixtures/peers/refit_bus.py");
+
 /// What is in a file.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Content {
@@ -38,6 +43,7 @@ pub(crate) struct Release {
     version: String,
     runtime: bool,
     listeners: Vec<(String, SocketAddr)>,
+    channels: Vec<String>,
     components: Vec<(String, String)>,
     files: BTreeMap<String, Content>,
     stranger: bool,
@@ -56,6 +62,7 @@ impl Release {
             version: version.to_owned(),
             runtime: false,
             listeners: vec![("admin".to_owned(), ANY)],
+            channels: Vec::new(),
             components: Vec::new(),
             files: BTreeMap::new(),
             stranger: false,
@@ -148,6 +155,19 @@ impl Release {
     pub(crate) fn listener(mut self, name: &str) -> Self {
         self.listeners.push((name.to_owned(), ANY));
         self
+    }
+
+    /// Declares channels of its own.
+    pub(crate) fn channels(mut self, names: &[&str]) -> Self {
+        self.channels.extend(names.iter().map(|name| (*name).to_owned()));
+        self
+    }
+
+    /// Adds a component that runs `peers/member.py` with these arguments, and with these further keys.
+    pub(crate) fn member(self, name: &str, arguments: &[&str], keys: &str) -> Self {
+        let words: String = arguments.iter().map(|word| format!(", \"{word}\"")).collect();
+        let command = format!("command = [\"python3\", \"lib/member.py\"{words}]\nready = \"notify\"\n{keys}");
+        self.component(name, &command).file("lib/member.py", MEMBER).file("lib/refit_bus.py", REFIT_BUS)
     }
 
     /// Adds a component with these keys.
@@ -252,6 +272,9 @@ impl Release {
         text.push_str("\n[listeners]\n");
         for (name, address) in &self.listeners {
             text.push_str(&format!("{name} = \"{address}\"\n"));
+        }
+        if !self.channels.is_empty() {
+            text.push_str(&format!("\n[bus]\nchannels = {:?}\n", self.channels));
         }
         for (name, keys) in &self.components {
             text.push_str(&format!("\n[[component]]\nname = \"{name}\"\n{keys}\n"));

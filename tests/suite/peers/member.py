@@ -1,10 +1,12 @@
 """A component on the bus that does what it is told: NAME [CHANNEL=PRIORITY ...] [--deaf] [--orphan] [--limit MS].
 
 It appends what it is called for to $REFIT_DATA/order, as "CHANNEL NAME PID", and is READY when it is on the bus. What an
-argument {"do": ...} asks for: fail, hang, die, publish, request, wait, count. --deaf: SIGTERM does nothing. --orphan: it has a
+argument {"do": ...} asks for: fail, hang, die, publish, request, wait, http, tokenless. --deaf: SIGTERM does nothing. --orphan: it has a
 child in a session of its own. Every connection is a line "attach NAME PID", with the state it was told.
 """
 
+import http.client
+import json
 import os
 import signal
 import socket
@@ -47,6 +49,22 @@ def called(call):
             return refused(bus.ask, "publish", channel=argument["channel"], argument=argument.get("argument"))
         case "request":
             return refused(bus.ask, "request", request=argument["request"])
+        case "http":
+            connection = http.client.HTTPConnection("appliance")
+            connection.sock = socket.socket(socket.AF_UNIX)
+            connection.sock.connect(os.environ["REFIT_SOCKET"])
+            token = os.environ["REFIT_TOKEN"] if argument.get("token") else None
+            headers = {"Authorization": f"Bearer {token}"} if token else {}
+            body = json.dumps(argument["body"])
+            connection.request("POST", argument["path"], body, {"Content-Type": "application/json", **headers})
+            answer = connection.getresponse()
+            return {"status": answer.status, "body": json.loads(answer.read())}
+        case "tokenless":
+            token = os.environ.pop("REFIT_TOKEN")
+            try:
+                return refused(Bus("other").connect)
+            finally:
+                os.environ["REFIT_TOKEN"] = token
         case "wait":
             return refused(bus.ask, "wait", **argument["for"])
     return {"name": name, "said": call["argument"]}
