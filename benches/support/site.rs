@@ -22,7 +22,7 @@ pub(crate) const REFIT: &str = env!("CARGO_BIN_EXE_refit");
 pub(crate) const STEP_MAX: Duration = Duration::from_secs(30);
 /// How often something is looked for again that cannot be waited for.
 pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(10);
-/// How long reading an answer may block: whoever waits longer looks at his deadline in between.
+/// How long reading events may block: whoever waits longer looks at his deadline in between.
 const READ_MAX: Duration = Duration::from_secs(1);
 
 /// A file of a release.
@@ -142,6 +142,7 @@ impl Site {
     pub(crate) fn ask(&self, method: &str, path: &str, body: &str) -> Result<Value, BenchError> {
         let mut text = String::new();
         let mut answer = self.request(method, path, body)?;
+        answer.get_ref().set_read_timeout(Some(STEP_MAX)).map_err(failed("limit a read"))?;
         answer.read_to_string(&mut text).map_err(failed("read an answer of the API"))?;
         let document = text.split_once("\r\n\r\n").map_or("", |(_, body)| body);
         serde_json::from_str(document).map_err(|_| BenchError::Answer { what: "the API", answer: text })
