@@ -2,7 +2,7 @@
 //!
 //! Beside it, in the same run and in turns, the Python ancestor does what it can do: `cherrypy` in a virtual environment below the
 //! target directory. Without Python or a network it is left out, and the output says so. Figures only: nothing here passes or
-//! fails. The behind figure of a line of the ancestor says how many times as much it is.
+//! fails. The last figure in a line of the ancestor is how many times as much as ours it is.
 //!
 //! `cargo bench --bench bus`, and `-- --json` behind it for one JSON object instead of the tables.
 
@@ -10,7 +10,7 @@
 mod support;
 
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -21,6 +21,7 @@ use serde_json::json;
 use support::ancestor::{self, Ancestor, Blocked};
 use support::crowd::{Crowd, Program};
 use support::embedded::{self, Embedded};
+use support::external::{self, External};
 use support::table::{Table, Unit, Who};
 use support::wakeups::Look;
 use support::{BenchError, failed};
@@ -29,6 +30,8 @@ use support::{BenchError, failed};
 const ROUNDS: usize = 5;
 /// How many listeners, and how many publications to them in a round.
 const LISTENERS: [(usize, usize); 3] = [(1, 2000), (10, 1000), (1000, 40)];
+/// How many publications to each number of external listeners in a round.
+const EXTERNAL_COUNTS: [usize; 3] = [500, 200, 40];
 /// How many waits for a state in a round.
 const WAITS: usize = 20;
 /// How many components.
@@ -58,20 +61,23 @@ fn run(json: bool) -> Result<(), BenchError> {
         Ok(python) => (Some(python), None),
         Err(error) => (None, Some(Chain(&error).to_string())),
     };
-    let tables = [publications(python.as_deref())?, waits(python.as_deref())?, lives(python.as_deref())?]
-        .into_iter()
-        .chain([processes(python.as_deref())?, idle(python)?]);
-    let text = if json {
-        let tables: Vec<_> = tables.map(|table| table.as_json()).collect();
-        json!({ "tables": tables, "without_ancestor": without }).to_string()
-    } else {
-        let mut text = tables.map(|table| table.to_string()).collect::<Vec<_>>().join("\n");
-        if let Some(reason) = without {
-            text.push_str(&format!("\nwithout the ancestor: {reason}\n"));
+    type Measure = fn(Option<&Path>) -> Result<Table, BenchError>;
+    let subjects: [Measure; 6] = [publications, external_publications, waits, lives, processes, idle];
+    let mut tables = Vec::new();
+    for measure in subjects {
+        let table = measure(python.as_deref())?;
+        if !json {
+            // Each as soon as it is there: all of them take minutes.
+            writeln!(io::stdout().lock(), "{table}").map_err(failed("print"))?;
         }
-        text
+        tables.push(table.as_json());
+    }
+    let text = match without {
+        _ if json => json!({ "tables": tables, "without_ancestor": without }).to_string(),
+        Some(reason) => format!("without the ancestor: {reason}"),
+        None => return Ok(()),
     };
-    write!(io::stdout().lock(), "{text}").map_err(failed("print"))
+    writeln!(io::stdout().lock(), "{text}").map_err(failed("print"))
 }
 
 /// Starts an ancestor, if there is one.
@@ -101,6 +107,21 @@ fn publications(python: Option<&Path>) -> Result<Table, BenchError> {
         }
     }
     bus.finish()?;
+    Ok(table)
+}
+
+fn external_publications(_python: Option<&Path>) -> Result<Table, BenchError> {
+    let mut table = Table::new("publication to other processes, by another process", Unit::Micros, Some("calls/s"));
+    let program = Program::compile()?;
+    let crowd = Crowd::start(&program, 0, 0)?;
+    let mut clients = External::connect(&crowd.home())?;
+    for _ in 0..ROUNDS {
+        for ((channel, listeners), count) in external::CHANNELS.into_iter().zip(EXTERNAL_COUNTS) {
+            let what = format!("{listeners}, over run/bus.sock");
+            table.add(&what, Who::Refit, clients.one_by_one(channel, listeners, count)?);
+            table.add_rate(&what, Who::Refit, clients.at_once(channel, listeners, count)?);
+        }
+    }
     Ok(table)
 }
 
@@ -165,7 +186,7 @@ fn processes(python: Option<&Path>) -> Result<Table, BenchError> {
     Ok(table)
 }
 
-fn idle(python: Option<PathBuf>) -> Result<Table, BenchError> {
+fn idle(python: Option<&Path>) -> Result<Table, BenchError> {
     let mut table = Table::new("nothing happens", Unit::Micros, Some("wakeups/s"));
     let program = Program::compile()?;
     let mut bus = Embedded::start()?;
@@ -182,7 +203,7 @@ fn idle(python: Option<PathBuf>) -> Result<Table, BenchError> {
     subjects.push(("a bus with 10 waiters", Who::Refit, vec![std::process::id()], embedded::THREADS));
     let mut blocked = Vec::new();
     for (what, waiters) in [("a bus that blocks", 0), ("a bus with 10 waiters", WAITERS)] {
-        if let Some(python) = &python {
+        if let Some(python) = python {
             let ancestor = Blocked::start(python, waiters)?;
             subjects.push((what, Who::Ancestor, vec![ancestor.pid()], ""));
             blocked.push(ancestor);

@@ -11,6 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
+use super::external::CHANNELS;
 use super::site::{ReleaseFile, STEP_MAX, Site, Workshop};
 use super::{BenchError, failed};
 
@@ -101,6 +102,11 @@ impl Crowd {
         Ok(Self { site: workshop.run(&package)? })
     }
 
+    /// Returns its home.
+    pub(crate) fn home(&self) -> PathBuf {
+        self.site.home()
+    }
+
     /// Asks the bus, and waits until it is done. Returns how long that took.
     ///
     /// # Errors
@@ -137,8 +143,19 @@ impl Crowd {
 }
 
 fn toml(chains: usize, length: usize) -> String {
-    let mut text = String::from(
-        "[appliance]\nname = \"crowd\"\nversion = \"1.0.0\"\n\n[listeners]\nadmin = \"127.0.0.1:0\"\n\n[update]\nstart_timeout = \"30s\"\n",
+    let channels = CHANNELS.map(|(channel, _)| format!("{channel:?}")).join(", ");
+    let mut text = format!(
+        r#"[appliance]
+name = "crowd"
+version = "1.0.0"
+
+[bus]
+channels = [{channels}]
+
+[listeners]
+admin = "127.0.0.1:0"
+
+"#
     );
     for chain in 0..chains {
         for index in 0..length {

@@ -4,6 +4,7 @@ pub(crate) mod ancestor;
 pub(crate) mod appliance;
 pub(crate) mod crowd;
 pub(crate) mod embedded;
+pub(crate) mod external;
 pub(crate) mod load;
 pub(crate) mod site;
 pub(crate) mod table;
