@@ -6,6 +6,7 @@
 //!
 //! `cargo bench --bench handover`, and `-- --json` behind it for one JSON object instead of the table.
 
+#[allow(dead_code, reason = "the benches share it; each uses a part")]
 mod support;
 
 use std::io::{self, Write};
@@ -15,8 +16,9 @@ use std::time::{Duration, Instant};
 
 use refit::error::Chain;
 use serde_json::{Value, json};
-use support::appliance::{Appliance, Handover, REFIT, VERSIONS};
+use support::appliance::{Appliance, Handover, VERSIONS};
 use support::load::{KEPT, LOOK_PERIOD, Load, NEW_PER_SECOND, Report, SLOW, Watch};
+use support::site::REFIT;
 use support::{BenchError, Figures, failed};
 
 /// How many updates and rollbacks are measured, and how many windows without one.
@@ -69,7 +71,7 @@ fn start_floor() -> Result<Figures, BenchError> {
         let status = status.map_err(failed("start refit"))?;
         durations.push(begun.elapsed());
         if !status.success() {
-            return Err(BenchError::Command { command: "--version".to_owned(), status, output: String::new() });
+            return Err(BenchError::Command { command: "refit --version".to_owned(), status, output: String::new() });
         }
     }
     Ok(Figures::of(durations))
@@ -147,7 +149,7 @@ fn as_json(floor: &Row, measured: &[Measured]) -> Value {
 
 fn as_table(floor: &Row, measured: &[Measured]) -> String {
     let line = |row: &Row| {
-        let Figures { count, median, max } = row.figures;
+        let Figures { count, median, max, .. } = row.figures;
         format!("  {:<56} {:>9.2} {:>9.2} {:>4}\n", row.what, millis(median), millis(max), count)
     };
     let mut text = format!("{:<58} {:>9} {:>9} {:>4}\n", "milliseconds", "median", "max", "of");

@@ -1,35 +1,21 @@
 //! An appliance for the time of one measurement: its own directory, keys, packages and addresses, made with `refit` itself.
 
-use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, Write};
+use std::fs;
+use std::io::{self, BufRead};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::Value;
-use tempfile::TempDir;
 
+use super::site::{LOOK_AGAIN, REFIT, ReleaseFile, STEP_MAX, Site, Workshop, refit};
 use super::{BenchError, failed};
 
-/// The program that is measured.
-pub(crate) const REFIT: &str = env!("CARGO_BIN_EXE_refit");
 /// The two releases between which the appliance goes back and forth.
 pub(crate) const VERSIONS: [&str; 2] = ["1.0.0", "1.1.0"];
 /// Their shops.
 const SHOPS: [&[u8]; 2] =
     [include_bytes!(concat!(env!("OUT_DIR"), "/shop-1.0.0")), include_bytes!(concat!(env!("OUT_DIR"), "/shop-1.1.0"))];
-/// The appliance may take so long to run, and an update so long to end.
-const STEP_MAX: Duration = Duration::from_secs(30);
-/// How often something is looked for again that cannot be waited for.
-const LOOK_AGAIN: Duration = Duration::from_millis(10);
-/// How long reading an event may block: the deadline is looked at in between.
-const READ_MAX: Duration = Duration::from_secs(1);
 
 /// What the shop needs besides its program.
 const FILES: [(&str, &str); 3] = [
@@ -68,8 +54,7 @@ pub(crate) struct Told {
 
 /// An appliance that runs.
 pub(crate) struct Appliance {
-    dir: TempDir,
-    guard: Child,
+    site: Site,
     /// The page and API.
     pub(crate) admin: SocketAddr,
     /// The shop.
@@ -84,81 +69,19 @@ impl Appliance {
     /// # Errors
     /// It could not be made, or did not start; nothing is left running.
     pub(crate) fn start(handover: Handover) -> Result<Self, BenchError> {
-        let dir = tempfile::Builder::new().prefix("refit-bench-").tempdir().map_err(failed("make a directory"))?;
+        let workshop = Workshop::new()?;
         let [admin, shop] = free_addresses().map_err(failed("find free ports"))?;
-        let keys = dir.path().join("keys");
-        refit(&["keys", "init"], &[&keys])?;
-        let mut packages = Vec::new();
-        for (version, program) in VERSIONS.into_iter().zip(SHOPS) {
-            let tree = dir.path().join("trees").join(version);
-            write_release(&tree, version, program, &appliance_toml(version, handover, admin, shop))
-                .map_err(failed("write a release"))?;
-            let package = dir.path().join(format!("{version}.refit"));
-            // Packing as fast as it can be: what is measured begins after the package was unpacked.
-            refit(&["pack", "--level", "1", "--keys"], &[&keys, &tree, Path::new("-o"), &package])?;
-            packages.push(package);
-        }
-        let home = dir.path().join("home");
-        let [first, second] = packages.as_slice() else {
-            return Err(BenchError::Answer { what: "pack", answer: "another number of packages".to_owned() });
+        let pack = |version: &'static str, program: &[u8]| {
+            let toml = appliance_toml(version, handover, admin, shop);
+            let files = release_files(version, program, toml).map_err(failed("read refit"))?;
+            workshop.pack(version, &files)
         };
-        refit(&["init", "--root"], &[&keys.join("1.root.json"), first, Path::new("--home"), &home])?;
-        let log = File::create(dir.path().join("log")).map_err(failed("make the log"))?;
-        let guard = Command::new(REFIT)
-            .args(["run", "--with-parent", "--home"])
-            .arg(&home)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .map_err(failed("start refit run"))?;
-        let mut appliance = Self { dir, guard, admin, shop, seen: 0 };
-        appliance.wait_running()?;
-        refit(&["install", "--home"], &[&home, second])?;
+        let [first, second] = [pack(VERSIONS[0], SHOPS[0])?, pack(VERSIONS[1], SHOPS[1])?];
+        let site = workshop.run(&first)?;
+        refit(&["install", "--home"], &[&site.home(), &second])?;
+        let mut appliance = Self { site, admin, shop, seen: 0 };
         appliance.seen = appliance.newest_event()?;
         Ok(appliance)
-    }
-
-    fn home(&self) -> PathBuf {
-        self.dir.path().join("home")
-    }
-
-    fn wait_running(&mut self) -> Result<(), BenchError> {
-        let begun = Instant::now();
-        while begun.elapsed() < STEP_MAX {
-            if let Some(status) = self.guard.try_wait().map_err(failed("look at refit run"))? {
-                let output = fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
-                return Err(BenchError::Command { command: "run".to_owned(), status, output });
-            }
-            if self.status().is_ok_and(|status| status["bus"]["state"] == "Running") {
-                return Ok(());
-            }
-            thread::sleep(LOOK_AGAIN);
-        }
-        Err(BenchError::Late { what: "the start", limit: STEP_MAX })
-    }
-
-    fn status(&self) -> Result<Value, BenchError> {
-        let mut answer = self.request("GET", "/api/v1/status", "")?;
-        let mut text = String::new();
-        io::Read::read_to_string(&mut answer, &mut text).map_err(failed("read the status"))?;
-        let body = text.split_once("\r\n\r\n").map_or("", |(_, body)| body);
-        serde_json::from_str(body).map_err(|_| BenchError::Answer { what: "the status", answer: text })
-    }
-
-    /// Sends a request to the API. Returns the answer, its head included, to be read to its end.
-    fn request(&self, method: &str, path: &str, body: &str) -> Result<BufReader<UnixStream>, BenchError> {
-        let socket = self.home().join("run/refit.sock");
-        let mut stream = UnixStream::connect(socket).map_err(failed("connect to the API"))?;
-        stream.set_read_timeout(Some(READ_MAX)).map_err(failed("limit a read"))?;
-        // HTTP/1.0: the answer is not chunked and ends with the connection.
-        let text = format!(
-            "{method} {path} HTTP/1.0\r\nAccept: application/x-ndjson\r\nContent-Type: application/json\r\n\
-             Content-Length: {}\r\n\r\n{body}",
-            body.len()
-        );
-        stream.write_all(text.as_bytes()).map_err(failed("ask the API"))?;
-        Ok(BufReader::new(stream))
     }
 
     /// Goes to the release that does not run, and waits until that is good. Returns what the runtime says of its handover.
@@ -168,11 +91,11 @@ impl Appliance {
     pub(crate) fn update(&mut self, to: &'static str) -> Result<Told, BenchError> {
         // Upwards it is an update, downwards a rollback.
         let path = if to == VERSIONS[0] { "/api/v1/rollback" } else { "/api/v1/updates" };
-        let mut answer = self.request("POST", path, &format!("{{\"version\":\"{to}\"}}"))?;
+        let mut answer = self.site.request("POST", path, &format!("{{\"version\":\"{to}\"}}"))?;
         let mut line = String::new();
         answer.read_line(&mut line).map_err(failed("read an answer"))?;
         if !line.contains(" 202 ") {
-            return Err(BenchError::Answer { what: "the request to update", answer: line });
+            return Err(BenchError::Answer { what: "a request to update", answer: line });
         }
         drop(answer);
         let mut told = None;
@@ -202,7 +125,7 @@ impl Appliance {
     fn events(&mut self, mut verdict: impl FnMut(&Value) -> Option<Result<(), BenchError>>) -> Result<(), BenchError> {
         let deadline = Instant::now() + STEP_MAX;
         while Instant::now() < deadline {
-            let Ok(answer) = self.request("GET", &format!("/api/v1/events?after={}", self.seen), "") else {
+            let Ok(answer) = self.site.request("GET", &format!("/api/v1/events?after={}", self.seen), "") else {
                 thread::sleep(LOOK_AGAIN);
                 continue;
             };
@@ -221,28 +144,12 @@ impl Appliance {
 
     /// Returns the number of the newest event.
     fn newest_event(&self) -> Result<u64, BenchError> {
-        let answer = self.request("GET", "/api/v1/events?after=0", "")?;
+        let answer = self.site.request("GET", "/api/v1/events?after=0", "")?;
         let ids = answer.lines().map_while(Result::ok).filter_map(|line| {
             let event: Value = serde_json::from_str(&line).ok()?;
             event["id"].as_u64()
         });
         ids.last().ok_or(BenchError::Answer { what: "the events", answer: "none".to_owned() })
-    }
-}
-
-impl Drop for Appliance {
-    /// Ends the guard, which ends everything else.
-    fn drop(&mut self) {
-        let Ok(pid) = i32::try_from(self.guard.id()) else { return };
-        let begun = Instant::now();
-        let _ = kill(Pid::from_raw(pid), Signal::SIGTERM); // gone already is as good
-        while matches!(self.guard.try_wait(), Ok(None)) {
-            if begun.elapsed() > STEP_MAX {
-                // The third request ends at once what is left.
-                let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
-            }
-            thread::sleep(LOOK_AGAIN);
-        }
     }
 }
 
@@ -283,33 +190,15 @@ stop_timeout = "10s"
     )
 }
 
-fn write_release(tree: &Path, version: &str, shop: &[u8], appliance: &str) -> io::Result<()> {
-    let write = |path: &str, parts: &[&[u8]], mode: u32| -> io::Result<()> {
-        let path = tree.join(path);
-        if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent)?;
-        }
-        let mut file = File::create(&path)?;
-        parts.iter().try_for_each(|part| file.write_all(part))?;
-        file.set_permissions(fs::Permissions::from_mode(mode))
-    };
-    write("appliance.toml", &[appliance.as_bytes()], 0o644)?;
-    write("bin/shop", &[shop], 0o755)?;
+fn release_files(version: &str, shop: &[u8], appliance: String) -> io::Result<Vec<ReleaseFile>> {
     // What follows the last section of an ELF file is not loaded: each release has its own `refit`.
-    write("bin/refit", &[&fs::read(REFIT)?, version.as_bytes()], 0o755)?;
-    FILES.iter().try_for_each(|(path, text)| write(path, &[text.as_bytes()], 0o644))
-}
-
-/// Runs a command of `refit` to its end.
-fn refit(words: &[&str], paths: &[&Path]) -> Result<(), BenchError> {
-    let output =
-        Command::new(REFIT).args(words).args(paths).stdin(Stdio::null()).output().map_err(failed("start refit"))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    Err(BenchError::Command {
-        command: words.join(" "),
-        status: output.status,
-        output: String::from_utf8_lossy(&output.stderr).trim_end().to_owned(),
-    })
+    let mut own = fs::read(REFIT)?;
+    own.extend_from_slice(version.as_bytes());
+    let mut files = vec![
+        ReleaseFile::text("appliance.toml", appliance),
+        ReleaseFile::program("bin/shop", shop),
+        ReleaseFile::program("bin/refit", own),
+    ];
+    files.extend(FILES.iter().map(|(path, text)| ReleaseFile::text(path, *text)));
+    Ok(files)
 }

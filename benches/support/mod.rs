@@ -1,7 +1,14 @@
-//! What the measurement stands on: an appliance made by code, clients that load it, and figures.
+//! What the measurements stand on: appliances made by code, clients that load them, the ancestor, and figures.
 
+pub(crate) mod ancestor;
 pub(crate) mod appliance;
+pub(crate) mod crowd;
+pub(crate) mod embedded;
+pub(crate) mod external;
 pub(crate) mod load;
+pub(crate) mod site;
+pub(crate) mod table;
+pub(crate) mod wakeups;
 
 use std::io;
 use std::time::Duration;
@@ -18,11 +25,11 @@ pub(crate) enum BenchError {
         #[source]
         source: io::Error,
     },
-    /// `refit` did not do what it was asked.
-    #[error("refit {command} ended with {status}: {output}")]
+    /// A program did not do what it was asked.
+    #[error("{command} ended with {status}: {output}")]
     Command { command: String, status: std::process::ExitStatus, output: String },
-    /// The appliance answered, but not as expected.
-    #[error("the appliance answered {what} with {answer}")]
+    /// Somebody answered, but not as expected.
+    #[error("{what} answered {answer}")]
     Answer { what: &'static str, answer: String },
     /// Something took too long.
     #[error("{what} took longer than {} s", limit.as_secs())]
@@ -37,13 +44,15 @@ pub(crate) fn failed(what: &'static str) -> impl FnOnce(io::Error) -> BenchError
     move |source| BenchError::Io { what, source }
 }
 
-/// Median and maximum of some durations.
+/// Median, 99th percentile and maximum of some durations.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Figures {
     /// How many there were.
     pub(crate) count: usize,
     /// The one in the middle; of two in the middle the longer one.
     pub(crate) median: Duration,
+    /// The one that 99 in 100 do not exceed.
+    pub(crate) p99: Duration,
     /// The longest.
     pub(crate) max: Duration,
 }
@@ -55,6 +64,7 @@ impl Figures {
         Self {
             count: durations.len(),
             median: durations.get(durations.len() / 2).copied().unwrap_or_default(),
+            p99: durations.get(durations.len() * 99 / 100).copied().unwrap_or_default(),
             max: durations.last().copied().unwrap_or_default(),
         }
     }
