@@ -132,7 +132,9 @@ fn b111_external_and_in_process_listeners_share_one_order() {
     let path = dir.path().join("bus.sock");
     let socket = std::os::unix::net::UnixListener::bind(&path).expect("bound");
     let text = "[appliance]\nname = \"a\"\nversion = \"1.0.0\"\n[bus]\nchannels = [\"work\"]\n";
-    let config = Arc::new(refit::config::Config::parse(&dir.path().join("a.toml"), text, None).expect("good"));
+    std::fs::write(dir.path().join(refit::config::FILE), text).expect("written");
+    let config = refit::config::Config::load(dir.path(), &dir.path().join(refit::config::LOCAL_FILE)).expect("good");
+    let config = Arc::new(config);
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
     runtime.block_on(async {
@@ -141,7 +143,7 @@ fn b111_external_and_in_process_listeners_share_one_order() {
         let parts = EstateParts {
             events: Arc::new(refit::events::Events::new(Vec::new())),
             tickets: Arc::new(refit::tickets::Tickets::new(Vec::new(), "t".to_owned())),
-            logs: Arc::new(Logs::new(std::collections::BTreeMap::new())),
+            logs: Arc::new(Logs::open(before.output(), None)),
             sessions: Arc::default(),
         };
         let estate = Arc::new(Estate::new(&before, 1, None, parts));
