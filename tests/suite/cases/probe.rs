@@ -276,6 +276,8 @@ impl Site {
         let site = Self::at_rest();
         site.run();
         site.bus.wait(&[State::Idle]).await.expect("it gets there");
+        // Who waits for a state is told before the owner of the bus.
+        reached("the owner heard of it", || site.seen.states().last() == Some(&State::Idle)).await;
         site
     }
 
