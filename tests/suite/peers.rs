@@ -347,7 +347,8 @@ fn b118_children_resume_after_a_restart_in_place() {
     process::send(pids.0, Signal::SIGKILL);
     let reason = until(LIMIT, "the exit status is known", || {
         let down = appliance.events("component.down").pop()?;
-        (down["peer"] == "one/a").then(|| text(&down["reason"]))
+        let reason = text(&down["reason"]);
+        (down["peer"] == "one/a" && !reason.contains("replace")).then_some(reason)
     });
     assert!(reason.contains("SIGKILL"), "{reason}");
 }
@@ -378,6 +379,8 @@ fn b119_children_outlive_a_runtime_and_end_without_an_appliance() {
 const GROWTH_MAX_KIB: u64 = 64 * 1024;
 /// What a publication may take in the median, whatever others do.
 const LATENCY_MAX: Duration = Duration::from_millis(50);
+/// How many times longer it may take than on the same machine without them, where that is more.
+const SLOWER_MAX: u32 = 4;
 /// How many publications the median is of.
 const ROUNDS: usize = 100;
 
@@ -447,7 +450,7 @@ fn b120_another_account_is_refused() {
         [(Value::Null, "neither root nor"), (json!(token), "is not the account of the component one")]
     {
         let script = "import os, socket, sys\nos.setgid(65534), os.setuid(65534)\ns = socket.socket(socket.AF_UNIX)\n\
-                      s.connect(sys.argv[1])\ns.sendall(sys.argv[2].encode())\nprint(s.makefile().readline())";
+                      s.connect(sys.argv[1])\ns.sendall(sys.argv[2].encode())\nprint(s.makefile().readline(), end='')";
         let hello = json!({ "id": 1, "method": "hello", "params": { "version": 1, "token": token } });
         let mut python = std::process::Command::new("python3");
         python.args(["-c", script]).arg(appliance.bus()).arg(format!("{hello}\n"));
@@ -457,6 +460,19 @@ fn b120_another_account_is_refused() {
     }
 }
 
+/// Returns the median time of a publication by `peer`.
+fn median(peer: &mut Raw) -> Duration {
+    let mut took = Vec::new();
+    for number in 0..ROUNDS {
+        let begun = Instant::now();
+        let report = peer.ask("publish", json!({ "channel": "echo", "argument": number })).expect("published");
+        took.push(begun.elapsed());
+        assert_eq!(report["answers"][0]["outcome"], "ok", "{report}");
+    }
+    took.sort();
+    took[ROUNDS / 2]
+}
+
 #[test]
 fn b120_slow_and_flooding_peers_harm_nobody_else() {
     let appliance = two();
@@ -464,7 +480,11 @@ fn b120_slow_and_flooding_peers_harm_nobody_else() {
     let runtime = appliance.runtime_pid();
     let before = resident_kib(runtime);
     let over = AtomicBool::new(false);
-    let mut took = Vec::new();
+    // What the machine itself needs just now: it may be busy with other tests.
+    let mut calm = Raw::hello(&bus, json!({ "name": "calm" }));
+    let undisturbed = median(&mut calm);
+    drop(calm);
+    let mut took = Duration::ZERO;
     thread::scope(|scope| {
         // Reads nothing, and is called with much.
         scope.spawn(|| {
@@ -495,18 +515,13 @@ fn b120_slow_and_flooding_peers_harm_nobody_else() {
             }
         });
         let mut quiet = Raw::hello(&bus, json!({ "name": "quiet" }));
-        for number in 0..ROUNDS {
-            let begun = Instant::now();
-            let report = quiet.ask("publish", json!({ "channel": "echo", "argument": number })).expect("published");
-            took.push(begun.elapsed());
-            assert_eq!(report["answers"][0]["outcome"], "ok", "{report}");
-        }
+        took = median(&mut quiet);
         eventually(LIMIT, "a flood is cut off", || appliance.log().contains("cut off: it floods"));
         filling.join().expect("no panic");
         over.store(true, Ordering::SeqCst);
     });
-    took.sort();
-    assert!(took[ROUNDS / 2] < LATENCY_MAX, "the median of {ROUNDS} publications took {:?}", took[ROUNDS / 2]);
+    let limit = LATENCY_MAX.max(undisturbed * SLOWER_MAX);
+    assert!(took < limit, "the median of {ROUNDS} publications took {took:?}, and {undisturbed:?} without a flood");
     let grown = resident_kib(runtime).saturating_sub(before);
     assert!(grown < GROWTH_MAX_KIB, "the runtime has grown by {grown} KiB");
     assert!(appliance.log().contains("log entries were dropped"), "what is dropped is counted");
