@@ -22,6 +22,9 @@ const EXPIRES_DAYS_DEFAULT: i64 = 365;
 /// How long a root is good when nobody says: rotating it is work.
 const ROOT_EXPIRES_DAYS_DEFAULT: i64 = 10 * 365;
 
+/// The variable with the time that reproducible builds take for now, in seconds since 1970.
+const SOURCE_DATE_EPOCH: &str = "SOURCE_DATE_EPOCH";
+
 #[derive(Debug, clap::Args)]
 pub(super) struct Pack {
     /// The release: a directory with an appliance.toml.
@@ -147,6 +150,15 @@ pub(super) fn keys(context: &Context, keys: &Keys) -> Exit {
     }
 }
 
+/// Returns when a release that is packed now was made: what `SOURCE_DATE_EPOCH` says, as other build tools do, so that the
+/// same input gives the same package; or now.
+fn released(context: &Context) -> Timestamp {
+    let said = context.process.environment.get(&std::ffi::OsString::from(SOURCE_DATE_EPOCH));
+    let said =
+        said.and_then(|text| text.to_str()?.parse().ok()).and_then(|seconds| Timestamp::from_second(seconds).ok());
+    said.unwrap_or_else(clock::now)
+}
+
 pub(super) fn pack(context: &Context, pack: &Pack) -> Exit {
     match try_pack(context, pack) {
         Ok(()) => Exit::Done,
@@ -167,11 +179,13 @@ fn try_pack(context: &Context, pack: &Pack) -> Result<(), AuthorError> {
     }
     let keys = SigningKeys::open(&context.path(&pack.keys))?;
     let out = context.path(&pack.out.clone().unwrap_or_else(|| file_name(&config.name, &config.version)));
+    let released = released(context);
     let options = PackOptions {
         codec: if pack.codec == "gzip" { Codec::Gzip } else { Codec::Zstd },
         level: pack.level,
         arch: pack.arch.clone(),
-        expires: in_days(pack.expires_days),
+        expires: released.checked_add(SignedDuration::from_hours(24 * pack.expires_days)).unwrap_or(Timestamp::MAX),
+        released,
         metadata_version: METADATA_VERSION,
     };
     let bar = if context.is_watched() { ProgressBar::new(0) } else { ProgressBar::hidden() };

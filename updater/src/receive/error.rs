@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use semver::Version;
 
 use crate::class::Class;
-use crate::manifest::ManifestError;
 use crate::package::PackageError;
 use crate::release::StoreError;
 use crate::trust::TrustError;
@@ -168,23 +167,7 @@ impl ReceiveError {
                 | PackageError::NoEnd
                 | PackageError::Trailing => "package-malformed",
             },
-            Self::Trust { source } => match source {
-                TrustError::Io { .. } | TrustError::SeenDamaged { .. } => "trust-unreadable",
-                TrustError::NoRoot { .. } | TrustError::OtherRootTrusted { .. } => "no-trust",
-                TrustError::Start { .. } | TrustError::Lost => "internal",
-                TrustError::Metadata { .. }
-                | TrustError::Spelling { .. }
-                | TrustError::RootUnsigned { .. }
-                | TrustError::RootMisnamed { .. }
-                | TrustError::OtherRoot { .. }
-                | TrustError::Refused { .. }
-                | TrustError::NoTarget
-                | TrustError::OtherManifest { .. } => "signature-invalid",
-                TrustError::Manifest { source: ManifestError::Format { .. } } => "format-unknown",
-                TrustError::Manifest { .. } => "manifest-refused",
-                TrustError::Expired { .. } => "expired",
-                TrustError::ClockWentBack { .. } => "clock-wrong",
-            },
+            Self::Trust { source } => source.code(),
             Self::Store { .. } | Self::Disk { .. } => "disk",
             Self::OtherAppliance { .. } => "other-appliance",
             Self::OtherArch { .. } => "other-arch",
