@@ -1,4 +1,4 @@
-//! `refit pack`, `refit inspect`, `refit keys`: the vendor's side.
+//! `refit pack` and `refit inspect`: packages.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use jiff::{SignedDuration, Timestamp};
 use refit_updater::inspect::{InspectError, inspect as look_into};
-use refit_updater::keys::{Keys as SigningKeys, KeysError};
+use refit_updater::keys::KeysError;
 use refit_updater::manifest::{Body, Codec};
 use refit_updater::pack::{METADATA_VERSION, PackError, PackOptions, PackStep, file_name, pack as make_package};
 use refit_updater::receive::Class;
@@ -19,9 +19,6 @@ use crate::error::{Exit, Reported};
 
 /// How long a package's signatures are good when nobody says.
 const EXPIRES_DAYS_DEFAULT: i64 = 365;
-/// How long a root is good when nobody says: rotating it is work.
-const ROOT_EXPIRES_DAYS_DEFAULT: i64 = 10 * 365;
-
 /// The variable with the time that reproducible builds take for now, in seconds since 1970.
 const SOURCE_DATE_EPOCH: &str = "SOURCE_DATE_EPOCH";
 
@@ -35,6 +32,9 @@ pub(super) struct Pack {
     /// The directory of the signing keys.
     #[arg(long, value_name = "DIR", env = "REFIT_KEYS")]
     keys: PathBuf,
+    /// A further directory with keys; may be repeated.
+    #[arg(long, value_name = "DIR")]
+    with: Vec<PathBuf>,
     /// How it is compressed.
     #[arg(long, default_value = "zstd", value_parser = ["zstd", "gzip"])]
     codec: String,
@@ -59,18 +59,6 @@ pub(super) struct Inspect {
     /// Decode and check every byte.
     #[arg(long)]
     check: bool,
-}
-
-#[derive(Debug, clap::Subcommand)]
-pub(super) enum Keys {
-    /// Make a key and the root of trust that names it.
-    Init {
-        /// Where to; it must not hold keys yet.
-        dir: PathBuf,
-        /// How many days the root is good.
-        #[arg(long, default_value_t = ROOT_EXPIRES_DAYS_DEFAULT, value_parser = clap::value_parser!(i64).range(1..36_500))]
-        expires_days: i64,
-    },
 }
 
 /// Why nothing was made or shown.
@@ -129,27 +117,6 @@ impl Reported for AuthorError {
     }
 }
 
-fn in_days(days: i64) -> Timestamp {
-    let now = clock::now();
-    now.checked_add(SignedDuration::from_hours(24 * days)).unwrap_or(Timestamp::MAX)
-}
-
-pub(super) fn keys(context: &Context, keys: &Keys) -> Exit {
-    let Keys::Init { dir, expires_days } = keys;
-    let dir = context.path(dir);
-    match SigningKeys::init(&dir, in_days(*expires_days)) {
-        Ok(_) => {
-            if context.json {
-                context.print(&json!({ "keys": dir, "root": dir.join("1.root.json") }).to_string());
-            }
-            context.tell(&format!("the key is in {}; keep it secret and keep a copy", dir.display()));
-            context.tell(&format!("appliances trust {}; ship it with them", dir.join("1.root.json").display()));
-            Exit::Done
-        }
-        Err(error) => context.fail(&AuthorError::from(error)),
-    }
-}
-
 /// Returns when a release that is packed now was made: what `SOURCE_DATE_EPOCH` says, as other build tools do, so that the
 /// same input gives the same package; or now.
 fn released(context: &Context) -> Timestamp {
@@ -177,7 +144,7 @@ fn try_pack(context: &Context, pack: &Pack) -> Result<(), AuthorError> {
             return Err(AuthorError::Read { path, source: std::io::Error::from(std::io::ErrorKind::NotFound) });
         }
     }
-    let keys = SigningKeys::open(&context.path(&pack.keys))?;
+    let keys = super::keys::open(context, &pack.keys, &pack.with)?;
     let out = context.path(&pack.out.clone().unwrap_or_else(|| file_name(&config.name, &config.version)));
     let released = released(context);
     let options = PackOptions {

@@ -7,6 +7,8 @@ mod component;
 mod demo;
 mod follow;
 mod install;
+mod keys;
+mod passphrase;
 mod setup;
 mod show;
 
@@ -106,7 +108,7 @@ enum Command {
     Inspect(author::Inspect),
     /// Make and keep signing keys.
     #[command(subcommand)]
-    Keys(author::Keys),
+    Keys(keys::Keys),
     /// Accounts of the admin page.
     #[command(subcommand)]
     User(setup::User),
@@ -180,7 +182,7 @@ pub fn main(process: Process) -> Exit {
         Command::User(user) => setup::user(&context, &user),
         Command::Pack(pack) => author::pack(&context, &pack),
         Command::Inspect(inspect) => author::inspect(&context, &inspect),
-        Command::Keys(keys) => author::keys(&context, &keys),
+        Command::Keys(keys) => keys::run(&context, &keys),
         Command::Status => online(&context, show::status(&context)),
         Command::Releases => online(&context, show::releases(&context)),
         Command::History => online(&context, show::history(&context)),
