@@ -130,7 +130,7 @@ pub fn inspect(path: &Path, root: Option<&[u8]>, check: bool, now: Timestamp) ->
     let package = Package::open(BufReader::with_capacity(INPUT_BUFFER_BYTES, file))?;
     let own_root = package.metadata().first_root().unwrap_or_default();
     let root_bytes = root.unwrap_or(own_root);
-    let trusted_root = RootDocument::verify("root.json", root_bytes).map_err(TrustError::from)?;
+    let trusted_root = RootDocument::verify_root("root.json", root_bytes).map_err(TrustError::from)?;
     let shelf = MemoryShelf(BTreeMap::from([("root".to_owned(), root_bytes.to_vec())]));
     let loaded = load(shelf, &trusted_root, package.metadata())?;
     let (manifest, released) = loaded.manifest(package.manifest())?;
@@ -162,7 +162,7 @@ pub fn inspect(path: &Path, root: Option<&[u8]>, check: bool, now: Timestamp) ->
         package_bytes,
         trusted: root.is_some(),
         checked: check,
-        root_version: loaded.root.version(),
+        root_version: loaded.root.version.get(),
         key_ids: loaded.targets.signatures.iter().map(|signature| hex::encode(&*signature.keyid)).collect(),
         released,
         expires,

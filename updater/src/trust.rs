@@ -181,7 +181,7 @@ impl Trust {
             return Err(TrustError::NoRoot { path });
         }
         let bytes = durable::read_limited(&path, METADATA_BYTES_MAX).map_err(io_error("read", &path))?;
-        RootDocument::verify(ROOT_NAME, &bytes)
+        RootDocument::verify_root(ROOT_NAME, &bytes)
             .map_err(|source| TrustError::RootDamaged { path, source: Box::new(source) })
     }
 
@@ -190,8 +190,8 @@ impl Trust {
         let root = self.trusted_root()?;
         let (seen, accepted) = Seen::read(&self.dir(), source)?;
         if let Some(accepted) = accepted {
-            let (found, seen) = (root.version(), accepted.root.version());
-            if found < seen || (found == seen && root.root.signed != accepted.root.root.signed) {
+            let (found, seen) = (root.version.get(), accepted.root.version.get());
+            if found < seen || (found == seen && root.content != accepted.root.content) {
                 return Err(TrustError::RootWentBack { path: self.dir().join(ROOT_NAME), found, seen });
             }
         }
@@ -285,7 +285,7 @@ impl Trust {
         let mut client = Client::new(fetch, shelf, Dates::Enforced(now), SameVersion::Keep)?;
         let refreshed = client.refresh();
         let targets = client.targets().map(|targets| targets.content.targets.clone());
-        let new_root = (client.root().version() > root.version()).then(|| client.root().bytes.clone());
+        let new_root = (client.root().version.get() > root.version.get()).then(|| client.root().bytes.clone());
         let mut new = Seen { shelf: client.into_shelf(), ..seen.clone() };
         new.drop_revoked();
         if new.shelf != seen.shelf {
@@ -356,5 +356,5 @@ impl Catalogue {
 }
 
 fn parse_new_root(root: &[u8]) -> Result<RootDocument, TrustError> {
-    RootDocument::verify(ROOT_NAME, root).map_err(|source| TrustError::NotARoot { source: Box::new(source) })
+    RootDocument::verify_root(ROOT_NAME, root).map_err(|source| TrustError::NotARoot { source: Box::new(source) })
 }

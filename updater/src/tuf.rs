@@ -108,7 +108,7 @@ pub struct Client<F, S> {
 
 impl<F, S> std::fmt::Debug for Client<F, S> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Client").field("root_version", &self.root.version()).finish_non_exhaustive()
+        f.debug_struct("Client").field("root_version", &self.root.version.get()).finish_non_exhaustive()
     }
 }
 
@@ -119,7 +119,7 @@ impl<F: Fetch, S: Shelf> Client<F, S> {
     /// There is none, or it is no root that its own keys signed.
     pub fn new(fetch: F, shelf: S, dates: Dates, same_version: SameVersion) -> Result<Self, TufError> {
         let bytes = kept(&shelf, ROOT)?.ok_or_else(|| TufError::Missing { name: ROOT.to_owned() })?;
-        let root = RootDocument::verify("root.json", &bytes)?;
+        let root = RootDocument::verify_root("root.json", &bytes)?;
         Ok(Self { fetch, shelf, dates, same_version, root, timestamp: None, snapshot: None, targets: None })
     }
 
@@ -171,7 +171,7 @@ impl<F: Fetch, S: Shelf> Client<F, S> {
     /// Returns whether targets lie under names that carry their digests.
     #[must_use]
     pub fn consistent_snapshot(&self) -> bool {
-        self.root.root.signed.consistent_snapshot
+        self.root.content.consistent_snapshot
     }
 
     /// Returns the newest root.
@@ -207,15 +207,15 @@ impl<F: Fetch, S: Shelf> Client<F, S> {
     /// Section 5.3: each newer root is signed by its own keys and by those of the one before.
     fn refresh_root(&mut self) -> Result<(), TufError> {
         for _ in 0..ROOTS_MAX {
-            let number = self.root.version() + 1;
+            let number = self.root.version.get() + 1;
             let name = format!("{number}.root.json");
             let Some(bytes) = self.get(&name, METADATA_BYTES_MAX)? else {
-                return self.check_date("root.json", self.root.root.signed.expires);
+                return self.check_date("root.json", self.root.expires);
             };
-            let next = RootDocument::verify(&name, &bytes)?;
+            let next = RootDocument::verify_root(&name, &bytes)?;
             self.root.signs_root(&name, &next)?;
-            if next.version() != number {
-                return Err(TufError::Version { name, expected: number, found: next.version() });
+            if next.version.get() != number {
+                return Err(TufError::Version { name, expected: number, found: next.version.get() });
             }
             self.put(ROOT, &bytes)?;
             self.root = next;
@@ -228,9 +228,9 @@ impl<F: Fetch, S: Shelf> Client<F, S> {
         const NAME: &str = "timestamp.json";
         // One that the root's keys no longer vouch for is what the root's owner got rid of (5.3.11).
         self.timestamp =
-            kept(&self.shelf, TIMESTAMP)?.and_then(|bytes| Document::verify(NAME, &bytes, &self.root.root.signed).ok());
+            kept(&self.shelf, TIMESTAMP)?.and_then(|bytes| Document::verify(NAME, &bytes, &self.root.content).ok());
         let bytes = self.get(NAME, METADATA_BYTES_MAX)?.ok_or_else(|| TufError::Missing { name: NAME.to_owned() })?;
-        let new: Document<TimestampContent> = Document::verify(NAME, &bytes, &self.root.root.signed)?;
+        let new: Document<TimestampContent> = Document::verify(NAME, &bytes, &self.root.content)?;
         let offered = snapshot_of(&new)?;
         if let Some(old) = &self.timestamp {
             let seen = snapshot_of(old)?;
@@ -254,7 +254,7 @@ impl<F: Fetch, S: Shelf> Client<F, S> {
             None => return Err(TufError::Missing { name: "timestamp.json".to_owned() }),
         };
         let old: Option<Document<SnapshotContent>> =
-            kept(&self.shelf, SNAPSHOT)?.and_then(|bytes| Document::verify(NAME, &bytes, &self.root.root.signed).ok());
+            kept(&self.shelf, SNAPSHOT)?.and_then(|bytes| Document::verify(NAME, &bytes, &self.root.content).ok());
         if let Some(old) = &old
             && old.version == announced.version
             && announced.check(NAME, &old.bytes).is_ok()
@@ -279,7 +279,7 @@ impl<F: Fetch, S: Shelf> Client<F, S> {
         const NAME: &str = "targets.json";
         let announced = self.listed(NAME)?;
         if let Some(bytes) = kept(&self.shelf, TARGETS)?
-            && let Ok(old) = Document::<TargetsContent>::verify(NAME, &bytes, &self.root.root.signed)
+            && let Ok(old) = Document::<TargetsContent>::verify(NAME, &bytes, &self.root.content)
             && old.version == announced.version
             && announced.check(NAME, &bytes).is_ok()
             && self.check_date(NAME, old.expires).is_ok()
@@ -334,7 +334,7 @@ impl<F: Fetch, S: Shelf> Client<F, S> {
         announced: &MetaFile,
     ) -> Result<(Vec<u8>, Document<C>), TufError> {
         let bytes = self.announced_bytes(name, stem, announced)?;
-        let document = Document::verify(name, &bytes, &self.root.root.signed)?;
+        let document = Document::verify(name, &bytes, &self.root.content)?;
         has_version(name, document.version, announced.version)?;
         Ok((bytes, document))
     }

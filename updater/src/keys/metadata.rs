@@ -8,12 +8,12 @@ use serde_json::{Map, Value, json};
 use tough::schema::Signature;
 
 use crate::digest::Digest;
-use crate::tuf::document::canonical;
 
 /// The version of the TUF specification that the metadata follows.
 pub(super) const SPEC_VERSION: &str = "1.0.0";
 
-/// Returns the file of a role in its one spelling: canonical JSON, digits of keys and signatures in lower case, no line end.
+/// Returns the file of a role in its one spelling: JSON without spaces, names in the order of their bytes, digits of keys and
+/// signatures in lower case, no line end. (Canonical JSON, which signatures cover, is no JSON where a text has line ends.)
 pub(crate) fn spell(value: &Value, signatures: &[Signature]) -> Option<Vec<u8>> {
     let mut bytes = b"{\"signatures\":[".to_vec();
     for (index, signature) in signatures.iter().enumerate() {
@@ -24,7 +24,7 @@ pub(crate) fn spell(value: &Value, signatures: &[Signature]) -> Option<Vec<u8>> 
         bytes.extend_from_slice(format!("{{\"keyid\":\"{keyid}\",\"sig\":\"{sig}\"}}").as_bytes());
     }
     bytes.extend_from_slice(b"],\"signed\":");
-    bytes.extend_from_slice(&canonical(value).ok()?);
+    bytes.extend_from_slice(&serde_json::to_vec(value).ok()?);
     bytes.push(b'}');
     Some(bytes)
 }

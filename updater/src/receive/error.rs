@@ -67,6 +67,12 @@ pub enum ReceiveError {
         /// The running version.
         current: Version,
     },
+    /// The repository does not have it.
+    #[error("the repository has no release {version} for this appliance")]
+    NotOffered {
+        /// The version asked for.
+        version: Version,
+    },
     /// The release does not fit.
     #[error("the release needs {needed} bytes, {free} are free in {}", path.display())]
     NoSpace {
@@ -143,6 +149,7 @@ impl ReceiveError {
             | Self::OtherArch { .. }
             | Self::NotNewer { .. }
             | Self::RequiresNewer { .. }
+            | Self::NotOffered { .. }
             | Self::Frame { .. } => Class::Refused,
             Self::Trust { source } => source.class(),
             Self::Store { .. } | Self::NoSpace { .. } | Self::Disk { .. } => Class::Disk,
@@ -173,6 +180,7 @@ impl ReceiveError {
             Self::OtherArch { .. } => "other-arch",
             Self::NotNewer { .. } => "not-newer",
             Self::RequiresNewer { .. } => "requires-newer",
+            Self::NotOffered { .. } => "not-offered",
             Self::NoSpace { .. } => "no-space",
             Self::Frame { .. } => "content-invalid",
             Self::Cancelled => "cancelled",
@@ -192,6 +200,7 @@ impl ReceiveError {
             }
             Self::NotNewer { .. } => "choose a newer package, or allow a downgrade; nothing was changed",
             Self::RequiresNewer { .. } => "install the release it asks for first; nothing was changed",
+            Self::NotOffered { .. } => "ask what there is with `refit check`; nothing was changed",
             Self::NoSpace { .. } => "free space, for example with fewer kept releases; nothing was changed",
             Self::Frame { .. } => "get the package again from its vendor; nothing was changed",
             Self::Disk { .. } => "free space or check the disk, then send the package again; nothing was changed",

@@ -143,10 +143,10 @@ impl Seen {
 impl Seen {
     /// Drops what the root that is now trusted no longer vouches for: its owner rotated the keys to get rid of that.
     pub(super) fn drop_revoked(&mut self) {
-        let Some(Ok(root)) = self.shelf.0.get("root").map(|bytes| RootDocument::verify("root.json", bytes)) else {
+        let Some(Ok(root)) = self.shelf.0.get("root").map(|bytes| RootDocument::verify_root("root.json", bytes)) else {
             return;
         };
-        let signer = &root.root.signed;
+        let signer = &root.content;
         self.shelf.0.retain(|name, bytes| match name.as_str() {
             "timestamp" => Document::<TimestampContent>::verify(name, bytes, signer).is_ok(),
             "snapshot" => Document::<SnapshotContent>::verify(name, bytes, signer).is_ok(),
@@ -159,8 +159,8 @@ impl Seen {
 impl Accepted {
     fn verify(shelf: &BTreeMap<String, Vec<u8>>) -> Result<Self, SeenTrouble> {
         let root = shelf.get("root").ok_or_else(|| TufError::Missing { name: "root".to_owned() })?;
-        let root = RootDocument::verify("root.json", root)?;
-        let signer = &root.root.signed;
+        let root = RootDocument::verify_root("root.json", root)?;
+        let signer = &root.content;
         let timestamp = shelf.get("timestamp").map(|bytes| Document::verify("timestamp.json", bytes, signer));
         let snapshot = shelf.get("snapshot").map(|bytes| Document::verify("snapshot.json", bytes, signer));
         let targets = shelf.get("targets").map(|bytes| Document::verify("targets.json", bytes, signer));

@@ -51,7 +51,7 @@ impl Trust {
     /// The home's trust is missing or damaged.
     pub fn status(&self, now: Timestamp) -> Result<TrustStatus, TrustError> {
         let root = self.trusted_root()?;
-        let mut roles = vec![role("root", "root", root.version(), root.root.signed.expires, now)];
+        let mut roles = vec![role("root", "root", root.version.get(), root.expires, now)];
         let mut released = None;
         for (source, name) in [(Source::Packages, "package"), (Source::Repository, "repository")] {
             self.remembered(source)?;

@@ -247,35 +247,25 @@ impl Document<DelegatedContent> {
     }
 }
 
-/// A root that its own keys signed, and its bytes.
-#[derive(Debug, Clone)]
-pub(crate) struct RootDocument {
-    pub(crate) bytes: Vec<u8>,
-    pub(crate) root: Signed<Root>,
+impl Content for Root {
+    const ROLE: RoleType = RoleType::Root;
+    const TYPE: &'static str = "root";
 }
+
+/// A root that its own keys signed, and its bytes.
+pub(crate) type RootDocument = Document<Root>;
 
 impl RootDocument {
     /// Reads a root that its own keys signed.
-    pub(crate) fn verify(name: &str, bytes: &[u8]) -> Result<Self, TufError> {
+    pub(crate) fn verify_root(name: &str, bytes: &[u8]) -> Result<Self, TufError> {
         let root: Signed<Root> =
             serde_json::from_slice(bytes).map_err(|source| TufError::Format { name: name.to_owned(), source })?;
-        check_specification(name, &root.signed.spec_version)?;
-        let document = Self { bytes: bytes.to_vec(), root };
-        document.signs_root(name, &document)?;
-        Ok(document)
+        Self::verify(name, bytes, &root.signed)
     }
 
     /// Checks that the keys of this root signed `next`, too.
     pub(crate) fn signs_root(&self, name: &str, next: &Self) -> Result<(), TufError> {
-        self.root
-            .signed
-            .verify_role(&next.root)
-            .map_err(|source| TufError::Signature { name: name.to_owned(), source: Box::new(source) })
-    }
-
-    /// Returns its version.
-    pub(crate) fn version(&self) -> u64 {
-        self.root.signed.version.get()
+        Self::verify(name, &next.bytes, &self.content).map(|_| ())
     }
 }
 
