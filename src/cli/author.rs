@@ -10,9 +10,11 @@ use refit_updater::keys::KeysError;
 use refit_updater::manifest::{Body, Codec};
 use refit_updater::pack::{METADATA_VERSION, PackError, PackOptions, PackStep, file_name, pack as make_package};
 use refit_updater::receive::Class;
+use refit_updater::repository::author::{Repository, RepositoryError, Terms};
 use serde_json::json;
 
 use super::Context;
+use super::keys::in_days;
 use crate::clock;
 use crate::config::{Config, ConfigError};
 use crate::error::{Exit, Reported};
@@ -29,6 +31,9 @@ pub(super) struct Pack {
     /// The package; NAME-VERSION.refit if it is not named.
     #[arg(short, value_name = "FILE")]
     out: Option<PathBuf>,
+    /// Add the release to this repository; without -o no package is left besides.
+    #[arg(long, value_name = "DIR")]
+    repo: Option<PathBuf>,
     /// The directory of the signing keys.
     #[arg(long, value_name = "DIR", env = "REFIT_KEYS")]
     keys: PathBuf,
@@ -69,6 +74,14 @@ pub(super) enum AuthorError {
     #[error(transparent)]
     Pack(#[from] PackError),
     #[error(transparent)]
+    Repository(#[from] RepositoryError),
+    #[error("cannot make a directory in {}", path.display())]
+    Scratch {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error(transparent)]
     Inspect(#[from] InspectError),
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -85,6 +98,8 @@ impl Reported for AuthorError {
         match self {
             Self::Keys(_) => "keys_unusable",
             Self::Pack(_) => "not_packed",
+            Self::Repository(_) => "repository_unusable",
+            Self::Scratch { .. } => "disk",
             Self::Inspect(_) => "package_refused",
             Self::Config(error) => error.code(),
             Self::Read { .. } => "file_unreadable",
@@ -95,6 +110,8 @@ impl Reported for AuthorError {
         match self {
             Self::Keys(error) => error.remedy(),
             Self::Pack(error) => error.remedy(),
+            Self::Repository(error) => error.remedy(),
+            Self::Scratch { .. } => "check that the directory can be written and has space",
             Self::Inspect(error) => error.remedy(),
             Self::Config(error) => error.remedy(),
             Self::Read { .. } => "check the name and the permissions",
@@ -106,6 +123,8 @@ impl Reported for AuthorError {
             Self::Keys(_) | Self::Config(_) => Exit::Config,
             Self::Pack(PackError::Io { .. }) => Exit::Disk,
             Self::Pack(_) => Exit::Refused,
+            Self::Scratch { .. } => Exit::Disk,
+            Self::Repository(error) => super::repo::exit_of(error),
             Self::Inspect(error) => match error.class() {
                 Class::Refused => Exit::Refused,
                 Class::Disk => Exit::Disk,
@@ -145,7 +164,20 @@ fn try_pack(context: &Context, pack: &Pack) -> Result<(), AuthorError> {
         }
     }
     let keys = super::keys::open(context, &pack.keys, &pack.with)?;
-    let out = context.path(&pack.out.clone().unwrap_or_else(|| file_name(&config.name, &config.version)));
+    let repository = pack.repo.as_ref().map(|dir| Repository::open(&context.path(dir))).transpose()?;
+    let name = file_name(&config.name, &config.version);
+    // What only goes into the repository lies beside it until then: it has the space.
+    let scratch = match (&pack.repo, &pack.out) {
+        (Some(dir), None) => {
+            let dir = context.path(dir);
+            Some(tempfile::tempdir_in(&dir).map_err(|source| AuthorError::Scratch { path: dir, source })?)
+        }
+        (Some(_) | None, Some(_)) | (None, None) => None,
+    };
+    let out = match &scratch {
+        Some(scratch) => scratch.path().join(&name),
+        None => context.path(&pack.out.clone().unwrap_or(name)),
+    };
     let released = released(context);
     let options = PackOptions {
         codec: if pack.codec == "gzip" { Codec::Gzip } else { Codec::Zstd },
@@ -170,12 +202,19 @@ fn try_pack(context: &Context, pack: &Pack) -> Result<(), AuthorError> {
     });
     bar.finish_and_clear();
     let report = report?;
+    if let Some(repository) = &repository {
+        let expires = options.expires;
+        let terms =
+            Terms { now: clock::now(), expires, timestamp_expires: in_days(super::repo::TIMESTAMP_DAYS_DEFAULT) };
+        repository.add(&out, &keys, &terms)?;
+    }
+    let place = if scratch.is_some() { pack.repo.clone().unwrap_or_default() } else { out.clone() };
     if context.json {
-        context.print(&json!({ "package": out, "report": report }).to_string());
+        context.print(&json!({ "package": place, "report": report }).to_string());
     }
     context.tell(&format!(
         "{}: {} {} for {}, {} files, {} installed, {} packed, in {:.1} s",
-        out.display(),
+        place.display(),
         report.appliance,
         report.version,
         report.arch,

@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use refit_updater::trust::Expired;
 use semver::Version;
 use toml::Spanned;
 
@@ -167,6 +168,8 @@ impl Checker<'_> {
         let start_timeout = pick_text(base.update.start_timeout, over.update.start_timeout);
         let watchdog = pick_text(base.update.watchdog, over.update.watchdog);
         let drain_grace = pick_text(base.update.drain_grace, over.update.drain_grace);
+        let expired_offline = pick_text(base.update.expired_offline, over.update.expired_offline);
+        let repository = pick_text(base.update.repository, over.update.repository);
         let keep = self.pick(base.update.keep, over.update.keep);
         let update = Update {
             probation: self.text_value(probation, PROBATION_DEFAULT, value::duration),
@@ -192,6 +195,16 @@ impl Checker<'_> {
                 }
             }),
             drain_grace: self.text_value(drain_grace, DRAIN_GRACE_DEFAULT, value::duration),
+            expired_offline: self.text_value(expired_offline, Expired::default(), |text| {
+                one_of(text, "policy", &[("warn", Expired::Warn), ("refuse", Expired::Refuse)])
+            }),
+            repository: self.text_value(repository, None, |text| {
+                if ["http://", "https://", "/"].iter().any(|begin| text.starts_with(begin)) {
+                    Ok(Some(text.to_owned()))
+                } else {
+                    Err(format!("{text:?} is no repository: give an http or https address, or a directory from / on"))
+                }
+            }),
         };
         let components = self.components(base.component, over.component, &listeners, update.start_timeout);
         Some(Config {
@@ -514,7 +527,15 @@ restart = { policy = "on-failure", backoff = "100ms..30s", limit = "5/1m" }
 
     #[test]
     fn every_mistake_has_its_line_and_column() {
-        let rows: [(String, &str); 9] = [
+        let rows: [(String, &str); 11] = [
+            (
+                GOOD.replace("[update]", "[update]\nexpired_offline = \"never\""),
+                "a.toml:11:19: \"never\" is no policy: use one of warn, refuse",
+            ),
+            (
+                GOOD.replace("[update]", "[update]\nrepository = \"ftp://x\""),
+                "a.toml:11:14: \"ftp://x\" is no repository",
+            ),
             (GOOD.replace("[runtime]", "[runtime"), "a.toml:5:"),
             (GOOD.replace("binary =", "binery ="), "a.toml:6:1: unknown field `binery`"),
             (GOOD.replace("\"5s\"", "\"5 parsecs\""), "a.toml:11:13: \"5 parsecs\" is not a duration"),

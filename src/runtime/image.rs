@@ -143,7 +143,7 @@ fn read_disk(given: &Given) -> Result<OnDisk, RuntimeError> {
     let home = given.home.path();
     let journal = journal::load(home)?.ok_or_else(|| HomeError::Empty { home: home.to_owned() })?;
     let store = Store::open(home)?;
-    let trust = Trust::open(home)?;
+    let trust = Trust::of(home);
     let release = store.release(journal.state.wanted())?;
     let config = Arc::new(Config::load(&release.dir, &home.join(config::LOCAL_FILE))?);
     Ok(OnDisk { store, trust, journal, release, config })

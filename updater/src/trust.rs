@@ -158,6 +158,13 @@ impl Trust {
         durable::replace(&dir, ROOT_NAME, root).map_err(io_error("write", &dir.join(ROOT_NAME)))
     }
 
+    /// Returns the trust of a home, whatever state it is in: an appliance runs on when its trust is damaged, and only
+    /// accepts nothing.
+    #[must_use]
+    pub fn of(home: &Path) -> Self {
+        Self { home: home.to_owned() }
+    }
+
     /// Returns the trust of a home that was given a root.
     ///
     /// # Errors
