@@ -223,8 +223,8 @@ impl Repository {
     pub fn add(&self, package: &Path, keys: &Keys, terms: &Terms) -> Result<Offer, RepositoryError> {
         let current = self.current(keys)?;
         let refused = |source| RepositoryError::Package { path: package.to_owned(), source: Box::new(source) };
-        let root = keys.roots().values().next().map_or(keys.root(), Vec::as_slice);
-        let found = inspect(package, Some(root), true, terms.now).map_err(refused)?;
+        // The newest root: what keys signed that were retired since is packed again, or not published.
+        let found = inspect(package, Some(keys.root()), true, terms.now).map_err(refused)?;
         let manifest = &found.manifest;
         let offer = Offer {
             appliance: manifest.appliance().to_owned(),
