@@ -45,6 +45,11 @@ impl Home {
         self.run().join("refit.sock")
     }
 
+    /// Returns the socket of those who take part in the bus.
+    pub fn bus_socket(&self) -> PathBuf {
+        self.run().join("bus.sock")
+    }
+
     /// Returns the socket on which the runtime reports to the guard.
     pub fn guard_socket(&self) -> PathBuf {
         self.run().join("guard.sock")
@@ -53,6 +58,11 @@ impl Home {
     /// Returns the directory of the components' notification sockets.
     pub fn notify(&self) -> PathBuf {
         self.run().join("notify")
+    }
+
+    /// Returns the file whose lock keeps the appliance from restarting by itself.
+    pub fn inhibitor(&self) -> PathBuf {
+        self.run().join("inhibit")
     }
 
     /// Returns the directory of a release.
@@ -68,6 +78,11 @@ impl Home {
     /// Returns the components' own directory.
     pub fn data(&self) -> PathBuf {
         self.0.join("data")
+    }
+
+    /// Returns the directory of what the components printed.
+    pub fn log(&self) -> PathBuf {
+        self.0.join("log")
     }
 
     /// Returns the file with the accounts.

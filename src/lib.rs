@@ -9,9 +9,10 @@
 //! - [`bus`]: the states of the site, who may ask for which, and the order of starts and stops;
 //! - [`component`]: the programs that the appliance is made of;
 //! - [`handover`]: how descriptors and state get from one process image to the next;
+//! - [`peers`]: other processes on the bus, each with the rights of its component;
 //! - [`update`]: the transaction from a package to a release that proved good, or back;
 //! - [`api`] and [`web`]: the same HTTP for the page, for scripts and for the commands;
-//! - [`auth`], [`config`], [`events`], [`tickets`], [`home`], [`clock`], [`error`]: what they share.
+//! - [`auth`], [`config`], [`desk`], [`events`], [`tickets`], [`home`], [`clock`], [`error`]: what they share.
 //!
 //! Packages, trust, releases on disk and the journal are the crate `refit-updater`.
 #![deny(unsafe_code)]
@@ -23,12 +24,16 @@ pub mod cli;
 pub mod clock;
 pub mod component;
 pub mod config;
+pub mod desk;
 pub mod error;
 pub mod events;
 pub mod guard;
 pub mod handover;
 pub mod home;
+pub mod peers;
 pub mod runtime;
 pub mod tickets;
 pub mod update;
 pub mod web;
+
+pub use bus::{Bus, Component, Failure, Fault, Origin, Progress, Request, State, Ticket};

@@ -71,53 +71,50 @@ impl Tickets {
         {
             let mut kept = self.lock();
             if kept.len() == TICKETS_MAX {
-                kept.pop_front();
+                // Whoever asks for much must not push out what others still wait for.
+                let oldest_done = kept.iter().position(TicketView::is_final).unwrap_or(0);
+                kept.remove(oldest_done);
             }
             kept.push_back(ticket.clone());
         }
-        self.changed();
+        self.changes.send_modify(|count| *count += 1);
         ticket
     }
 
     /// Records the outcome of the ticket `id`, once.
     pub fn resolve(&self, id: &str, state: &str, reason: Option<String>) {
-        if let Some(ticket) = self.lock().iter_mut().find(|ticket| ticket.id == id && !ticket.is_final()) {
-            state.clone_into(&mut ticket.state);
-            ticket.exit = Some(if reason.is_none() { Exit::Done } else { Exit::Failed }.code());
-            ticket.reason = reason;
-        }
-        self.changed();
+        let exit = if reason.is_none() { Exit::Done } else { Exit::Failed };
+        self.end_where(|ticket| (ticket.id == id).then(|| (state.to_owned(), reason.clone(), exit)));
     }
 
     /// Records that what the ticket `id` asked for failed, with the exit status of a command that waited for it.
     pub fn fail(&self, id: &str, reason: String, exit: Exit) {
-        if let Some(ticket) = self.lock().iter_mut().find(|ticket| ticket.id == id && !ticket.is_final()) {
-            "failed".clone_into(&mut ticket.state);
-            ticket.reason = Some(reason);
-            ticket.exit = Some(exit.code());
+        self.end_where(|ticket| (ticket.id == id).then(|| ("failed".to_owned(), Some(reason.clone()), exit)));
+    }
+
+    /// Ends every open ticket for which `outcome` has one: state, reason, and the exit status of a command that waited.
+    fn end_where(&self, outcome: impl Fn(&TicketView) -> Option<(String, Option<String>, Exit)>) {
+        for ticket in self.lock().iter_mut().filter(|ticket| !ticket.is_final()) {
+            if let Some((state, reason, exit)) = outcome(ticket) {
+                (ticket.state, ticket.reason, ticket.exit) = (state, reason, Some(exit.code()));
+            }
         }
-        self.changed();
+        self.changes.send_modify(|count| *count += 1);
     }
 
     /// Ends the tickets of the image before that nobody else will: the restart that they asked for has happened, or whatever
     /// they asked for was lost with that image. Updates and rollbacks end with their history.
     pub fn settle_carried(&self) {
-        for ticket in self.lock().iter_mut().filter(|ticket| !ticket.is_final()) {
+        self.end_where(|ticket| {
             if ticket.id.starts_with(&self.stem) || ticket.request == "update" || ticket.request == "rollback" {
-                continue;
-            }
-            if ticket.request == "restart" {
-                "done".clone_into(&mut ticket.state);
+                None
+            } else if ticket.request == "restart" {
+                Some(("done".to_owned(), None, Exit::Done))
             } else {
-                "failed".clone_into(&mut ticket.state);
-                ticket.reason = Some("the runtime ended before it was done".to_owned());
+                let reason = "the runtime ended before it was done".to_owned();
+                Some(("failed".to_owned(), Some(reason), Exit::Failed))
             }
-        }
-        self.changed();
-    }
-
-    fn changed(&self) {
-        self.changes.send_modify(|count| *count += 1);
+        });
     }
 
     /// Returns the ticket `id`.

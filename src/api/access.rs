@@ -1,4 +1,5 @@
-//! Who asks, and whether they may: on the Unix socket whoever can open it, on the admin listener who has the password.
+//! Who asks, and whether they may: on the Unix socket whoever runs the appliance, and components within their rights; on the
+//! admin listener who has the password.
 
 use std::sync::Arc;
 
@@ -11,7 +12,11 @@ use base64::Engine;
 use super::connection::Peer;
 use super::{Problem, Shared};
 use crate::auth::Refusal;
+use crate::bus::Ask;
+use crate::desk;
 use crate::error::Exit;
+use crate::peers::Refusal as Refused;
+use crate::peers::rights::Owner;
 
 /// The cookie that holds a session's token.
 pub(super) const COOKIE: &str = "refit_session";
@@ -75,30 +80,82 @@ pub(super) async fn require_account(State(app): State<Shared>, mut request: Requ
     }
     if is_open(&request) {
         request.extensions_mut().insert(Who("nobody (web)".to_owned()));
+        request.extensions_mut().insert(Owner::Operator { account: "nobody".to_owned() });
         return next.run(request).await;
     }
     let headers = request.headers().clone();
     match account(&app, &headers).await {
         Ok(user) => {
             request.extensions_mut().insert(Who(format!("{user} (web)")));
+            request.extensions_mut().insert(Owner::Operator { account: user });
             next.run(request).await
         }
         Err(refusal) => unknown(refusal).into_response(),
     }
 }
 
-/// Whoever can open the Unix socket may ask everything: its file's permissions decide.
-pub(super) async fn trust_socket(mut request: Request, next: Next) -> Response {
-    let peer = request.extensions_mut().remove::<Peer>();
-    let who = peer.map_or_else(|| "somebody (local)".to_owned(), |Peer(name)| format!("{name} (local)"));
-    request.extensions_mut().insert(Who(who));
+/// Whoever runs the appliance may ask everything on the Unix socket; a component only what `appliance.toml` allows it.
+pub(super) async fn trust_socket(State(app): State<Shared>, mut request: Request, next: Next) -> Response {
+    let Some(Peer(caller)) = request.extensions_mut().remove::<Peer>() else {
+        return not_known(&Refused::Gone).into_response();
+    };
+    let token =
+        request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
+    let owner = match token {
+        Some(token) => Owner::by_token(token.trim(), &caller, &app.config, &app.around.estate),
+        None => Owner::without_token(&caller, &app.config, &app.around.estate),
+    };
+    let owner = match owner {
+        Ok(owner) => owner,
+        // The socket's permissions have let it in: an account of the runtime's group.
+        Err(Refused::Stranger { .. }) => Owner::Operator { account: caller.account() },
+        Err(refusal) => return not_known(&refusal).into_response(),
+    };
+    if let Some(problem) = forbidden(&app, &owner, request.method(), request.uri().path()) {
+        return problem.into_response();
+    }
+    request.extensions_mut().insert(Who(owner.origin()));
+    request.extensions_mut().insert(owner);
     next.run(request).await
 }
 
-/// Returns the name of the account `uid`, or its number if it has none.
-pub(super) fn account_name(uid: u32) -> Peer {
-    let user = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid)).ok().flatten();
-    Peer(user.map_or_else(|| format!("uid {uid}"), |user| user.name).into())
+fn not_known(refusal: &Refused) -> Problem {
+    let (_, code) = refusal.code();
+    let detail = crate::error::Chain(refusal).to_string();
+    Problem::new(StatusCode::FORBIDDEN, code, Exit::Usage, detail, refusal.remedy())
+}
+
+/// Returns why a component may not change this; what it asks of the bus is looked at where it is asked.
+fn forbidden(app: &Shared, owner: &Owner, method: &Method, path: &str) -> Option<Problem> {
+    let component = owner.component_name()?;
+    if method == Method::GET || method == Method::HEAD {
+        return None;
+    }
+    let path = path.strip_prefix("/api/v1/").unwrap_or(path);
+    let needs = match path {
+        "bus/requests" | "bus/publications" => return None,
+        "rollback" => Ask::Rollback,
+        "updates" | "packages" => Ask::Update,
+        _ if path.starts_with("packages/") => Ask::Update,
+        _ => {
+            let what = format!("{method} {path}");
+            let reason = format!("the component {component} may only ask for what appliance.toml allows it");
+            return Some(refuse(app, owner, &what, &reason));
+        }
+    };
+    forbidden_request(app, owner, needs)
+}
+
+/// Returns why `owner` may not make a request; `None` if it may.
+pub(super) fn forbidden_request(app: &Shared, owner: &Owner, ask: Ask) -> Option<Problem> {
+    owner.forbids(ask).map(|reason| refuse(app, owner, ask.name(), &reason))
+}
+
+fn refuse(app: &Shared, owner: &Owner, what: &str, reason: &str) -> Problem {
+    let ticket = desk::refuse(&app.around.estate, &app.bus, what, &owner.origin(), reason);
+    let detail = format!("not permitted: {reason} (ticket {})", ticket.id);
+    let remedy = "allow it in appliance.toml, or have the operator ask";
+    Problem::new(StatusCode::FORBIDDEN, "not_permitted", Exit::Usage, detail, remedy)
 }
 
 /// A browser says where a request comes from; one that changes something must come from our own page.

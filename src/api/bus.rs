@@ -1,66 +1,103 @@
-//! `/api/v1/bus/requests`: asking the bus, and what became of it.
+//! `/api/v1/bus`: the bus as it stands; asking it, and what became of that; publishing.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::{Extension, Json};
-use refit_updater::journal::Kind;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::access::Who;
-use super::updates;
+use super::access::{self, Who};
 use super::{Problem, Shared};
-use crate::bus::{Origin, Progress, Request};
+use crate::bus::{self, Ask};
+use crate::desk::{Asking, Wanted};
+use crate::error::Exit;
+use crate::peers;
+use crate::peers::rights::Owner;
 use crate::tickets::TicketView;
 
 /// The longest time that one call waits for a ticket's outcome.
 const WAIT_MAX: Duration = Duration::from_secs(60);
 
-#[derive(Debug, Deserialize)]
-pub(super) struct Asked {
-    request: String,
-    #[serde(flatten)]
-    update: updates::Wanted,
-}
-
 pub(super) async fn request(
     State(app): State<Shared>,
     Extension(who): Extension<Who>,
-    asked: Result<Json<Asked>, axum::extract::rejection::JsonRejection>,
+    Extension(owner): Extension<Owner>,
+    wanted: Result<Json<Wanted>, axum::extract::rejection::JsonRejection>,
 ) -> Result<Accepted, Problem> {
-    let Json(asked) = asked.map_err(|error| Problem::usage(error.body_text()))?;
-    let request = match asked.request.as_str() {
-        "start" => Request::Start,
-        "stop" => Request::Stop,
-        "reload" => Request::Reload,
-        "restart" => Request::Restart(app.manager.restart_in_place()),
-        "exit" => Request::Exit,
-        "update" => return updates::begin(&app, asked.update, Kind::Update, &who).await,
-        "rollback" => return updates::begin(&app, asked.update, Kind::Rollback, &who).await,
-        other => {
-            let names = "start, stop, reload, restart, exit, update, rollback";
-            return Err(Problem::usage(format!("{other:?} is no request: use one of {names}")));
-        }
+    let Json(wanted) = wanted.map_err(|error| Problem::usage(error.body_text()))?;
+    let forbidden = Ask::from_name(&wanted.request).and_then(|ask| access::forbidden_request(&app, &owner, ask));
+    if let Some(problem) = forbidden {
+        return Err(problem);
+    }
+    let asked = app.desk.ask(wanted, &who.0).map_err(|error| Problem::asking(&error))?;
+    Ok(accepted(&asked.ticket))
+}
+
+/// Returns the state, the channels with their listeners, and the peers.
+pub(super) async fn show(State(app): State<Shared>) -> Json<Value> {
+    let channels: Vec<Value> = app
+        .bus
+        .channels()
+        .into_iter()
+        .map(|(name, listeners)| {
+            let built_in = bus::BUILT_IN.contains(&name.as_str());
+            json!({ "name": name, "built_in": built_in, "listeners": listeners })
+        })
+        .collect();
+    Json(json!({
+        "state": app.bus.state(),
+        "channels": channels,
+        "peers": app.peers.all(),
+        "faults": app.bus.faults(),
+        "log": app.bus.log_counts(),
+    }))
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Publication {
+    channel: String,
+    #[serde(default)]
+    argument: Value,
+}
+
+/// Publishes, and returns what each listener answered.
+pub(super) async fn publish(
+    State(app): State<Shared>,
+    publication: Result<Json<Publication>, axum::extract::rejection::JsonRejection>,
+) -> Result<Json<Value>, Problem> {
+    let Json(Publication { channel, argument }) = publication.map_err(|error| Problem::usage(error.body_text()))?;
+    if peers::is_reserved(&channel) {
+        let detail = format!("nobody publishes on {channel:?} from outside");
+        let remedy = "make a request instead, or use a channel of the appliance's own";
+        return Err(Problem::new(StatusCode::BAD_REQUEST, "built_in_channel", Exit::Usage, detail, remedy));
+    }
+    if !app.bus.knows(&channel) {
+        let detail = format!("there is no channel {channel:?}");
+        let remedy = "declare it below [bus] in appliance.toml; see `refit bus state` for those that are";
+        return Err(Problem::new(StatusCode::NOT_FOUND, "unknown_channel", Exit::Usage, detail, remedy));
+    }
+    let Ok(permit) = app.peers.permit() else {
+        let remedy = "wait for those under way, then try again";
+        let detail = "too many publications are under way";
+        return Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_much", Exit::TryLater, detail, remedy));
     };
-    let estate = Arc::clone(&app.around.estate);
-    let view = estate.tickets.open(request.name(), &who.0);
-    let id = view.id.clone();
-    let ticket = app.bus.request(request, Origin(who.0));
-    // Resolved by a task of its own: whoever asked may have gone when the outcome comes.
-    app.manager.spawn(async move {
-        let (state, reason) = match ticket.outcome().await {
-            Progress::Done | Progress::Accepted => ("done", None),
-            Progress::Already => ("already", None),
-            Progress::Failed(reason) => ("failed", Some(reason)),
-            Progress::Refused(reason) => ("refused", Some(reason)),
-        };
-        estate.tickets.resolve(&id, state, reason);
-        estate.save();
+    // Not ended with the connection: the listeners are called to the last, whoever published.
+    let (answer, report) = tokio::sync::oneshot::channel();
+    let bus = app.bus.clone();
+    app.peers.spawn(async move {
+        drop(answer.send(bus.publish(&channel, argument).await)); // whoever asked may have gone
+        drop(permit);
     });
-    Ok(accepted(&view))
+    match report.await {
+        Ok(report) => Ok(Json(json!({ "report": report }))),
+        Err(_) => {
+            let detail = "the runtime ended before the publication was over";
+            let remedy = "see `refit status`, then publish again";
+            Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "ended", Exit::TryLater, detail, remedy))
+        }
+    }
 }
 
 /// 202, where the ticket is found again, and the ticket.

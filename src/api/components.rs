@@ -1,20 +1,19 @@
-//! `/api/v1/components`: the components, their output, and what can be asked of one alone.
+//! `/api/v1/components`: the components, and what can be asked of one alone.
+
+use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use axum::http::StatusCode;
-use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{Problem, Shared};
-use crate::component::{Health, View};
+use crate::component::{Health, Process, View};
 use crate::error::Exit;
-
-/// How many lines are given when nobody says how many.
-const LINES_DEFAULT: usize = 100;
+use crate::peers::PeerView;
 
 /// Returns what is shown of a component.
-pub(super) fn view_json(view: &View) -> Value {
+pub(super) fn view_json(view: &View, peers: &[PeerView]) -> Value {
     let why_unhealthy = match &view.health {
         Health::Unhealthy(reason) | Health::Doubtful(reason) => Some(reason.clone()),
         Health::None | Health::Unknown | Health::Healthy => None,
@@ -30,30 +29,22 @@ pub(super) fn view_json(view: &View) -> Value {
         "started_at": view.started_at,
         "restarts": view.restarts,
         "status": view.status,
+        "announced": view.announced,
+        "limits": view.limits,
+        "peers": peers,
         "reason": view.reason.clone().or(why_unhealthy),
     })
 }
 
+/// Returns what is shown of every component.
+pub(super) fn views(app: &Shared) -> Vec<Value> {
+    let one = |(name, component): (&String, &Arc<Process>)| view_json(&component.view().borrow(), &app.peers.of(name));
+    app.components.iter().map(one).collect()
+}
+
 pub(super) async fn list(State(app): State<Shared>) -> Json<Value> {
-    let list: Vec<Value> = app.components.values().map(|component| view_json(&component.view().borrow())).collect();
+    let list = views(&app);
     Json(json!({ "components": list }))
-}
-
-#[derive(Debug, Deserialize)]
-pub(super) struct Lines {
-    n: Option<usize>,
-}
-
-pub(super) async fn logs(
-    State(app): State<Shared>,
-    Path(name): Path<String>,
-    Query(lines): Query<Lines>,
-) -> Result<Json<Value>, Problem> {
-    if !app.components.contains_key(&name) {
-        return Err(Problem::missing(format!("there is no component {name:?}")));
-    }
-    let lines = app.around.estate.logs.last(&name, lines.n.unwrap_or(LINES_DEFAULT));
-    Ok(Json(json!({ "lines": lines })))
 }
 
 pub(super) async fn act(
@@ -76,6 +67,6 @@ pub(super) async fn act(
         let remedy = "see its output with `refit component logs`";
         Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "component_failed", Exit::Failed, detail, remedy)
     })?;
-    let view = view_json(&component.view().borrow());
+    let view = view_json(&component.view().borrow(), &app.peers.of(&name));
     Ok((StatusCode::OK, Json(json!({ "component": view }))))
 }

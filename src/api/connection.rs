@@ -24,9 +24,11 @@ use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use tokio_util::sync::CancellationToken;
 
+use crate::peers::rights::Caller;
+
 /// Who is at the other end, if the socket says so.
 #[derive(Debug, Clone)]
-pub(super) struct Peer(pub(super) Arc<str>);
+pub(super) struct Peer(pub(super) Arc<Caller>);
 
 /// How a connection ended here.
 pub(super) enum End<S> {

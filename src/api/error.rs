@@ -5,6 +5,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
+use crate::desk::AskError;
 use crate::error::{Chain, Exit, Reported};
 
 /// An answer that says what failed, why, and what to do.
@@ -55,6 +56,14 @@ impl Problem {
         let detail = Chain(error).to_string();
         tracing::warn!(code = error.code(), "{detail}");
         Self::new(status, error.code(), exit, detail, error.remedy())
+    }
+
+    /// Returns the problem of a request that gave no ticket.
+    pub(super) fn asking(error: &AskError) -> Self {
+        match error {
+            AskError::Unknown { .. } | AskError::Nowhere | AskError::Forward => Self::usage(error.to_string()),
+            AskError::Update(error) => Self::of(error),
+        }
     }
 
     /// Returns the answer to a request that is not understood.

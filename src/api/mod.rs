@@ -8,6 +8,7 @@ mod components;
 mod connection;
 mod error;
 mod events;
+mod logs;
 mod metrics;
 mod packages;
 mod server;
@@ -25,13 +26,20 @@ use tokio_util::sync::CancellationToken;
 use crate::bus::Bus;
 use crate::component::{Process, Surroundings};
 use crate::config::Config;
+use crate::desk::Desk;
+use crate::peers::Peers;
 use crate::update::Manager;
 
 pub use error::Problem;
-pub use server::{ApiSocketError, Parked, Server, api_socket};
+pub use logs::CURSOR;
+pub use server::{Parked, SOCKET_MODE, Server};
 
 /// Everything that the handlers read.
 pub struct App {
+    /// Where requests are made.
+    pub desk: Arc<Desk>,
+    /// The peers on the bus.
+    pub peers: Arc<Peers>,
     /// The update manager.
     pub manager: Arc<Manager>,
     /// The bus.
@@ -59,9 +67,11 @@ fn routes(app: Shared) -> Router {
         .route("/releases", get(status::releases))
         .route("/history", get(status::history))
         .route("/components", get(components::list))
-        .route("/components/{name}/logs", get(components::logs))
+        .route("/components/{name}/logs", get(logs::logs))
         .route("/components/{name}/{action}", post(components::act))
         .route("/events", get(events::stream))
+        .route("/bus", get(bus::show))
+        .route("/bus/publications", post(bus::publish))
         .route("/bus/requests", post(bus::request))
         .route("/bus/requests/{id}", get(bus::ticket))
         .route("/packages", put(packages::receive).post(packages::fetch))

@@ -1,69 +1,32 @@
 //! [`Server`]: the API on the bus. It starts first and stops last, so that everything between can be watched.
 
-use std::fs;
 use std::io;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
-use axum::middleware::{from_fn, from_fn_with_state};
+use axum::middleware::from_fn_with_state;
 use axum::serve::Listener;
 use bytes::Bytes;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::connection::{self, End, Peer};
 use super::{App, access, routes};
-use crate::bus::{Failure, Order, Participant, StopReason, Work};
+use crate::bus::{self, Bus, Call, Failure, StopReason, Subscription, Work};
 use crate::clock::monotonic_ns;
 use crate::handover::carry::Carry;
-use crate::home::Home;
+use crate::peers::rights::Caller;
 
-/// Earlier than any component.
-const FIRST: i32 = i32::MIN;
 /// Binding is done before: a start only begins to accept.
 const START_MAX: Duration = Duration::from_secs(5);
-/// Who may use the socket: the runtime's account and its group.
-const SOCKET_MODE: u32 = 0o660;
-
-/// The API's own socket cannot be had.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot bind the socket {}", path.display())]
-pub struct ApiSocketError {
-    path: PathBuf,
-    #[source]
-    source: io::Error,
-}
-
-/// Returns the listener on the API's Unix socket: the one handed over, or a new one.
-///
-/// # Errors
-/// The socket cannot be bound.
-pub fn api_socket(home: &Home, inherited: Option<UnixListener>) -> Result<UnixListener, ApiSocketError> {
-    let path = home.socket();
-    if let Some(listener) = inherited
-        && path.exists()
-    {
-        return Ok(listener);
-    }
-    let bind = || {
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            Ok(()) | Err(_) => {}
-        }
-        let listener = crate::handover::unix::with_short_path(&path, |path| UnixListener::bind(path))?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(SOCKET_MODE))?;
-        Ok(listener)
-    };
-    bind().map_err(|source| ApiSocketError { path: path.clone(), source })
-}
+/// Who may use the API's Unix socket: the runtime's account and its group.
+pub const SOCKET_MODE: u32 = 0o660;
 
 /// A connection that waits between two requests, for the next process image.
 #[derive(Debug)]
@@ -158,10 +121,13 @@ impl Server {
         let socket = self.socket.try_clone()?;
         socket.set_nonblocking(true)?;
         let socket = tokio::net::UnixListener::from_std(socket)?;
-        let local: Router = app.clone().layer(from_fn(access::trust_socket));
+        let local: Router = app.clone().layer(from_fn_with_state(Arc::clone(&self.app), access::trust_socket));
         let mut serving = lock(&self.serving);
         let ends = Ends::<tokio::net::UnixStream> {
-            peer: |stream| stream.peer_cred().ok().map(|peer| access::account_name(peer.uid())),
+            peer: |stream| {
+                let peer = stream.peer_cred().ok()?;
+                Some(Peer(Arc::new(Caller::new(peer.uid(), peer.pid()))))
+            },
             into_socket: |stream| Ok(stream.into_std()?.into()),
         };
         serving.spawn(self.accepting(LOCAL, socket, local, local_waiting, ends));
@@ -245,45 +211,42 @@ impl Server {
     }
 }
 
-impl Participant for Server {
-    fn name(&self) -> &'static str {
-        "refit.api"
+impl Server {
+    /// Puts the server on the bus: the first to enter, the last to leave, so that everything between can be watched.
+    pub fn attach(self: &Arc<Self>, bus: &Bus) {
+        let name = "refit.api";
+        bus.subscribe(Subscription::new(bus::ENTER, name, Arc::clone(self) as _).priority(i32::MIN).limit(START_MAX));
+        let limit = self.drain_grace + START_MAX;
+        bus.subscribe(Subscription::new(bus::EXIT, name, Arc::clone(self) as _).priority(i32::MAX).limit(limit));
     }
 
-    fn order(&self) -> Order {
-        Order { priority: FIRST, ..Order::default() }
+    /// Ends accepting, drains for a while, and parks what is idle if this process image is `replaced`.
+    async fn drain(&self, replaced: bool, hurry: &CancellationToken) {
+        self.park.store(replaced, Ordering::Release);
+        *lock(&self.stopped_accepting_ns) = Some(monotonic_ns());
+        self.app.stopping.cancel();
+        let mut serving = std::mem::take(&mut *lock(&self.serving));
+        // Cancel-safe: dropping the set ends the connections that are left.
+        tokio::select! {
+            () = async { while serving.join_next().await.is_some() {} } => {}
+            () = tokio::time::sleep(self.drain_grace) => {}
+            () = hurry.cancelled() => {}
+        }
+        serving.shutdown().await;
     }
+}
 
-    fn start(self: Arc<Self>, _cancelled: CancellationToken) -> Work {
-        Box::pin(async move { self.begin().map_err(|error| Failure::new(format!("cannot serve the API: {error}"))) })
-    }
-
-    fn stop(self: Arc<Self>, reason: StopReason, hurry: CancellationToken) -> Work {
+impl bus::Listener for Server {
+    fn call(self: Arc<Self>, call: Call) -> Work {
         Box::pin(async move {
-            let replaced = match reason {
-                StopReason::Replace(_) => true,
-                StopReason::Stop | StopReason::Exit | StopReason::Undo => false,
-            };
-            self.park.store(replaced, Ordering::Release);
-            *lock(&self.stopped_accepting_ns) = Some(monotonic_ns());
-            self.app.stopping.cancel();
-            let mut serving = std::mem::take(&mut *lock(&self.serving));
-            // Cancel-safe: dropping the set ends the connections that are left.
-            tokio::select! {
-                () = async { while serving.join_next().await.is_some() {} } => {}
-                () = tokio::time::sleep(self.drain_grace) => {}
-                () = hurry.cancelled() => {}
+            match call.reason {
+                None => self.begin().map_err(|error| Failure::new(format!("cannot serve the API: {error}")))?,
+                Some(StopReason::Replace(_)) => self.drain(true, &call.cancelled).await,
+                Some(StopReason::Stop | StopReason::Exit | StopReason::Undo) => {
+                    self.drain(false, &call.cancelled).await;
+                }
             }
-            serving.shutdown().await;
-            Ok(())
+            Ok(Value::Null)
         })
-    }
-
-    fn start_limit(&self) -> Duration {
-        START_MAX
-    }
-
-    fn stop_limit(&self) -> Duration {
-        self.drain_grace + START_MAX
     }
 }

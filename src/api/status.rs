@@ -8,7 +8,7 @@ use refit_updater::history;
 use refit_updater::journal;
 use serde_json::{Value, json};
 
-use super::components::view_json;
+use super::components::views;
 use super::{Problem, Shared};
 use crate::bus;
 use crate::clock;
@@ -28,8 +28,7 @@ pub(super) async fn status(State(app): State<Shared>) -> Json<Value> {
             .map(|(name, address)| json!({ "name": name, "address": address.to_string() }))
             .collect()
     };
-    let components: Vec<Value> =
-        app.components.values().map(|component| view_json(&component.view().borrow())).collect();
+    let components = views(&app);
     let trust = trust(&app).await;
     Json(json!({
         "appliance": app.config.name,

@@ -1,97 +1,33 @@
-//! The one loop that owns the state.
+//! The one task that owns the transitions.
 //!
-//! Requests come in through a queue and only change the goal; the loop takes the next step toward the goal and goes on
-//! listening while a step is under way. So a stop during a start is never lost, an exit absorbs what is weaker, and no
-//! listener is ever nested in another.
+//! Requests only change the goal; the engine takes the next step toward it, and goes on noticing requests while a step is under
+//! way. So a stop during a start is never lost, an exit absorbs what is weaker, and no listener is ever nested in another.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{BTreeSet, HashSet};
+use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::Value;
 use tokio::sync::{mpsc, watch};
-use tokio::task::{Id, JoinSet};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::participant::{Failure, Participant, StopReason};
-use super::request::{Origin, Progress, Replacement, Request, Ticket};
+use super::call::{Call, Phase, Purpose};
+use super::component::{Failure, StopReason};
+use super::crew::{Crew, Foreman};
+use super::handle::Bus;
+use super::log::Level;
+use super::order::{Order, Row, waves_of_any};
+use super::publication::{Answer, Outcome, Round, answer, call_for, in_waves, plain};
+use super::registry::{ENTER, EXIT, Entry, RELOAD, START, STOP};
+use super::request::{Origin, Progress, Replacement, Request};
+use super::shared::{BusEvent, Fault, Hooks, Options, Shared};
 use super::state::{Goal, State};
-use super::wave::{Cycle, waves};
-use crate::clock;
+use crate::error::Exit;
 
-/// How many requests may wait for the loop: it takes them even while a transition is under way.
-const REQUESTS_MAX: usize = 256;
-/// How long a participant has after `hurry`, before it is abandoned.
-const HURRY_GRACE: Duration = Duration::from_secs(2);
-/// How many faults are kept: the first ones say what went wrong.
-const FAULTS_MAX: usize = 100;
-
-/// A failure of a participant.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Fault {
-    /// The participant.
-    pub component: String,
-    /// What it was to do.
-    pub phase: String,
-    /// Why it failed.
-    pub cause: String,
-    /// When, RFC 3339.
-    pub at: String,
-    /// The last output of what failed.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub output: Vec<String>,
-}
-
-/// What the bus tells whoever watches it.
-#[derive(Debug, Clone)]
-pub enum BusEvent {
-    /// The state changed.
-    State(State),
-    /// A participant failed.
-    Fault(Fault),
-    /// A request was taken.
-    Request {
-        /// Its name.
-        name: &'static str,
-        /// Who asked.
-        origin: Origin,
-    },
-}
-
-/// What the owner of the bus decides and hears. Called in the engine's task: nothing here may wait.
-pub trait Hooks: Send + Sync + 'static {
-    /// Hears of everything that happens, in order.
-    fn observe(&self, event: &BusEvent);
-
-    /// A start failed: returns how to replace this process image, or `None` to undo the start and end.
-    fn start_failed(&self, faults: &[Fault]) -> Option<Arc<Replacement>>;
-}
-
-/// The handle with which anybody asks.
-#[derive(Debug, Clone)]
-pub struct Bus {
-    requests: mpsc::Sender<Asked>,
-    state: watch::Receiver<State>,
-    faults: Arc<Mutex<Vec<Fault>>>,
-    hurry: CancellationToken,
-    life: Arc<Life>,
-}
-
-/// What the state alone does not say.
-#[derive(Debug, Default)]
-struct Life {
-    /// Whether the site was ever running in this process image.
-    ran: AtomicBool,
-    /// Whether this process image is on its way to be replaced.
-    replacing: AtomicBool,
-}
-
-#[derive(Debug)]
-struct Asked {
-    request: Request,
-    origin: Origin,
-    outcome: watch::Sender<Progress>,
-}
+/// How long the log's listeners have for what still waits when everything else is done.
+const LAST_WORDS_MAX: Duration = Duration::from_secs(1);
 
 /// How the life of the bus ended.
 #[derive(Debug)]
@@ -104,501 +40,487 @@ pub struct Ended {
     pub asked: bool,
 }
 
-/// The owner of the state.
-pub struct Engine {
-    /// Those that are there once per process image: started while `Entering`, stopped while `Exiting`. They come first.
-    entering: usize,
-    participants: Vec<Arc<dyn Participant>>,
-    waves: Vec<Vec<usize>>,
-    hooks: Arc<dyn Hooks>,
-    requests: mpsc::Receiver<Asked>,
-    state: watch::Sender<State>,
-    faults: Arc<Mutex<Vec<Fault>>>,
-    hurry: CancellationToken,
-    life: Arc<Life>,
-    goal: Goal,
-    replacement: Option<Arc<Replacement>>,
-    asked_to_exit: bool,
-    /// What started, in waves, in the order in which it did.
-    started: Vec<Vec<usize>>,
-    waiting: Vec<(Goal, watch::Sender<Progress>)>,
-    reloads: Vec<watch::Sender<Progress>>,
-}
-
-/// The place of the one task that will own the state, until [`Seat::engine`] fills it.
-pub struct Seat {
-    requests: mpsc::Receiver<Asked>,
-    state: watch::Sender<State>,
-    faults: Arc<Mutex<Vec<Fault>>>,
-    hurry: CancellationToken,
-    life: Arc<Life>,
-}
-
-impl Seat {
-    /// Returns the engine over `entering`, which are there once per process image, and `participants`, which start and stop.
-    ///
-    /// # Errors
-    /// Some participants wait for each other.
-    pub fn engine(
-        self,
-        entering: Vec<Arc<dyn Participant>>,
-        participants: Vec<Arc<dyn Participant>>,
-        hooks: Arc<dyn Hooks>,
-    ) -> Result<Engine, Cycle> {
-        let rows: Vec<_> = participants.iter().map(|part| (part.name().to_owned(), part.order())).collect();
-        let offset = entering.len();
-        let waves =
-            waves(&rows)?.into_iter().map(|wave| wave.into_iter().map(|index| index + offset).collect()).collect();
-        Ok(Engine {
-            waves,
-            entering: offset,
-            participants: entering.into_iter().chain(participants).collect(),
-            hooks,
-            requests: self.requests,
-            state: self.state,
-            faults: self.faults,
-            hurry: self.hurry,
-            life: self.life,
-            goal: Goal::Idle,
-            replacement: None,
-            asked_to_exit: false,
-            started: Vec::new(),
-            waiting: Vec::new(),
-            reloads: Vec::new(),
-        })
+impl Ended {
+    /// Returns the exit status: 0 as asked, 70 if something failed or had to be abandoned.
+    pub fn exit_code(&self) -> ExitCode {
+        ExitCode::from(if self.faults.is_empty() { Exit::Done } else { Exit::Failed }.code())
     }
+}
+
+/// The time of one transition: the deadline of each listener lies inside it.
+#[derive(Clone, Copy)]
+struct Time {
+    until: Instant,
+    grace: Duration,
+}
+
+impl Time {
+    /// Returns how long a listener may take that would have `wanted`. Who stops gets at least the grace, however late it is.
+    fn limit(&self, wanted: Duration) -> Duration {
+        wanted.min(self.until.saturating_duration_since(Instant::now()).max(self.grace))
+    }
+
+    fn is_over(&self) -> bool {
+        Instant::now() >= self.until
+    }
+}
+
+/// The owner of the transitions. Nothing happens until it [runs](Engine::run).
+#[must_use = "a bus does nothing until its engine runs"]
+pub struct Engine {
+    shared: Arc<Shared>,
+    changes: watch::Receiver<u64>,
+    handles: mpsc::Receiver<std::convert::Infallible>,
+    tasks: Option<Foreman>,
+    scribes: Option<Foreman>,
+    /// The names of what started, in waves, in the order in which it did.
+    started: Vec<Vec<String>>,
+    generation: u64,
 }
 
 impl Bus {
-    /// Returns a bus in the state `Initial`: participants that ask it themselves can be made before its engine.
-    pub fn open() -> (Self, Seat) {
-        let (sender, requests) = mpsc::channel(REQUESTS_MAX);
-        let (state, watched) = watch::channel(State::Initial);
-        let faults = Arc::new(Mutex::new(Vec::new()));
-        let hurry = CancellationToken::new();
-        let life = Arc::new(Life::default());
-        let bus = Self {
-            requests: sender,
-            state: watched,
-            faults: Arc::clone(&faults),
-            hurry: hurry.clone(),
-            life: Arc::clone(&life),
+    /// Returns a bus in the state `Initial`, and what drives it.
+    pub fn new(options: Options) -> (Self, Engine) {
+        let (task_crew, tasks) = Crew::new();
+        let (log_crew, scribes) = Crew::new();
+        let shared = Arc::new(Shared::new(options, task_crew, log_crew));
+        let (alive, handles) = mpsc::channel(1);
+        let engine = Engine {
+            changes: shared.changes.subscribe(),
+            shared: Arc::clone(&shared),
+            handles,
+            tasks: Some(tasks),
+            scribes: Some(scribes),
+            started: Vec::new(),
+            generation: 0,
         };
-        (bus, Seat { requests, state, faults, hurry, life })
+        (Self { shared, alive: Some(alive) }, engine)
     }
-
-    /// Asks. Never blocks; the ticket says what becomes of it.
-    pub fn request(&self, request: Request, origin: Origin) -> Ticket {
-        let (outcome, ticket) = Ticket::new();
-        if let Err(error) = self.requests.try_send(Asked { request, origin, outcome }) {
-            let (asked, reason) = match error {
-                mpsc::error::TrySendError::Full(asked) => (asked, "too many requests are waiting"),
-                mpsc::error::TrySendError::Closed(asked) => (asked, "the bus has ended"),
-            };
-            asked.outcome.send_replace(Progress::Refused(reason.to_owned()));
-        }
-        ticket
-    }
-
-    /// Returns the state now.
-    pub fn state(&self) -> State {
-        *self.state.borrow()
-    }
-
-    /// Returns a receiver of the state.
-    pub fn watch(&self) -> watch::Receiver<State> {
-        self.state.clone()
-    }
-
-    /// Returns whether the site was ever running in this process image.
-    pub fn ran(&self) -> bool {
-        self.life.ran.load(Ordering::Relaxed)
-    }
-
-    /// Returns whether this process image is on its way to be replaced.
-    pub fn is_replacing(&self) -> bool {
-        self.life.replacing.load(Ordering::Relaxed)
-    }
-
-    /// Returns what failed so far.
-    pub fn faults(&self) -> Vec<Fault> {
-        lock(&self.faults).clone()
-    }
-
-    /// Cuts the time of whatever stops now, or later.
-    pub fn hurry(&self) {
-        self.hurry.cancel();
-    }
-}
-
-fn lock(faults: &Mutex<Vec<Fault>>) -> std::sync::MutexGuard<'_, Vec<Fault>> {
-    faults.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Engine {
+    /// Has `hooks` decide and hear. The first ones stay.
+    #[must_use = "a bus does nothing until its engine runs"]
+    pub fn with_hooks(self, hooks: Arc<dyn Hooks>) -> Self {
+        drop(self.shared.hooks.set(hooks));
+        self
+    }
+
+    /// Runs `body` beside the bus. When it returns while the site is not ending, the site ends in good order, with a warning.
+    pub async fn run_with(self, bus: Bus, body: impl Future<Output = ()>) -> Ended {
+        let run = self.run();
+        let mut run = std::pin::pin!(run);
+        let body = async move {
+            body.await;
+            if bus.shared.standing().goal != Goal::Exited {
+                bus.log(Level::Warning, format!("main ended while the site was {}: exiting", bus.state().name()));
+                drop(bus.request(Request::Exit, Origin("end of main".to_owned())));
+            }
+        };
+        // Cancel-safe: the run is polled on; a body that outlives the bus has nothing more to do.
+        tokio::select! {
+            ended = &mut run => return ended,
+            () = body => {}
+        }
+        run.await
+    }
+
     /// Lives until `Exited`, and says why.
     pub async fn run(mut self) -> Ended {
+        let mut helpers = tokio::task::JoinSet::new();
+        let (closing_tasks, closing_log) = self.employ(&mut helpers);
         loop {
-            let state = *self.state.borrow();
-            match state.toward(self.goal) {
-                Some(next) => self.step(state, next).await,
-                None if state == State::Exited => break,
-                None => {
-                    self.settle(state);
-                    if !self.reloads.is_empty() {
-                        self.reload().await;
-                        continue;
+            self.shared.settle_here();
+            let standing = self.shared.standing();
+            match standing.state.toward(standing.goal) {
+                Some(State::Exited) => {
+                    self.exit_tasks(&mut helpers, &closing_tasks).await;
+                    self.shared.enter(State::Exited);
+                }
+                Some(next) => self.step(standing.state, next).await,
+                None if standing.state == State::Exited => break,
+                None if standing.reload_waits => self.reload().await,
+                None => self.wait_for_request().await,
+            }
+        }
+        self.shared.log.close();
+        closing_log.cancel();
+        while helpers.join_next().await.is_some() {}
+        // Only now: the last entries of the log were still to be delivered. Listeners may hold the bus that holds them.
+        self.shared.registry.clear();
+        Ended {
+            replacement: self.shared.replacement(),
+            faults: self.shared.faults(),
+            asked: self.shared.asked_to_exit(),
+        }
+    }
+
+    /// Starts those who look after tasks and log. Each returns whom it had to leave behind.
+    fn employ(&mut self, helpers: &mut tokio::task::JoinSet<Vec<String>>) -> (CancellationToken, CancellationToken) {
+        let mut hire = |foreman: Option<Foreman>, limit: Duration, is_log: bool| {
+            let Some(foreman) = foreman else { return CancellationToken::new() };
+            let closing = foreman.closing();
+            let shared = Arc::clone(&self.shared);
+            helpers.spawn(async move {
+                let failed = |name: &str, failure: Failure| {
+                    if !is_log {
+                        shared.fault(name, "run", failure);
                     }
-                    match self.requests.recv().await {
-                        Some(asked) => self.take(asked),
-                        None => self.goal = Goal::Exited, // every handle is gone: nobody could ever ask again
-                    }
-                }
-            }
-        }
-        self.requests.close();
-        while let Ok(asked) = self.requests.try_recv() {
-            asked.outcome.send_replace(Progress::Refused("the bus has ended".to_owned()));
-        }
-        self.settle(State::Exited);
-        let faults = lock(&self.faults).clone();
-        Ended { replacement: self.replacement, faults, asked: self.asked_to_exit }
-    }
-
-    /// Takes one request: decides what it means for the goal.
-    fn take(&mut self, asked: Asked) {
-        let Asked { request, origin, outcome } = asked;
-        self.hooks.observe(&BusEvent::Request { name: request.name(), origin });
-        let state = *self.state.borrow();
-        let ending = self.goal == Goal::Exited;
-        match request {
-            Request::Start | Request::Stop if ending => {
-                outcome.send_replace(Progress::Refused("the site is ending".to_owned()));
-            }
-            Request::Start => self.aim(Goal::Running, state == State::Running, outcome),
-            Request::Stop => self.aim(Goal::Idle, matches!(state, State::Idle | State::Initial), outcome),
-            Request::Reload => match state {
-                State::Running if !ending => self.reloads.push(outcome),
-                State::Initial
-                | State::Entering
-                | State::Idle
-                | State::Starting
-                | State::Running
-                | State::Stopping
-                | State::Exiting
-                | State::Exited => {
-                    let reason = format!("nothing to reload: the site is {}", state.name());
-                    outcome.send_replace(Progress::Refused(reason));
-                }
-            },
-            Request::Restart(replacement) | Request::Update(replacement) | Request::Rollback(replacement) => {
-                if ending {
-                    outcome.send_replace(Progress::Refused("the site is ending".to_owned()));
-                } else {
-                    self.life.replacing.store(true, Ordering::Relaxed);
-                    self.replacement = Some(replacement);
-                    self.goal = Goal::Exited;
-                    self.waiting.push((Goal::Exited, outcome));
-                }
-            }
-            Request::Exit => {
-                // The strongest request absorbs the others, a replacement that has not happened yet included.
-                self.life.replacing.store(false, Ordering::Relaxed);
-                self.replacement = None;
-                self.asked_to_exit = true;
-                self.goal = Goal::Exited;
-                self.waiting.push((Goal::Exited, outcome));
-            }
-        }
-    }
-
-    fn aim(&mut self, goal: Goal, already: bool, outcome: watch::Sender<Progress>) {
-        if already && self.goal == goal {
-            outcome.send_replace(Progress::Already);
-            return;
-        }
-        for (_, overtaken) in self.waiting.extract_if(.., |(other, _)| *other != goal) {
-            overtaken.send_replace(Progress::Failed("a later request was made".to_owned()));
-        }
-        self.goal = goal;
-        self.waiting.push((goal, outcome));
-    }
-
-    /// Resolves the tickets of what has been reached.
-    fn settle(&mut self, state: State) {
-        let faults = lock(&self.faults).clone();
-        for (goal, outcome) in self.waiting.drain(..) {
-            let reached = match goal {
-                Goal::Idle => state == State::Idle,
-                Goal::Running => state == State::Running,
-                Goal::Exited => state == State::Exited,
-            };
-            let progress = if reached {
-                Progress::Done
-            } else {
-                let cause = faults.last().map_or_else(
-                    || format!("the site is {}", state.name()),
-                    |fault| format!("{}: {}", fault.component, fault.cause),
-                );
-                Progress::Failed(cause)
-            };
-            outcome.send_replace(progress);
-        }
-    }
-
-    fn enter(&self, state: State) {
-        self.state.send_replace(state);
-        self.hooks.observe(&BusEvent::State(state));
-    }
-
-    fn fault(&self, index: usize, phase: &str, failure: Failure) -> Fault {
-        let fault = Fault {
-            component: self.participants[index].name().to_owned(),
-            phase: phase.to_owned(),
-            cause: failure.reason,
-            at: clock::stamp(),
-            output: failure.output,
+                };
+                let left = foreman.work(limit, failed).await;
+                if is_log { Vec::new() } else { left }
+            });
+            closing
         };
-        {
-            let mut faults = lock(&self.faults);
-            if faults.len() < FAULTS_MAX {
-                faults.push(fault.clone());
+        let exit = self.shared.options.exit;
+        (hire(self.tasks.take(), exit, false), hire(self.scribes.take(), LAST_WORDS_MAX, true))
+    }
+
+    /// Waits for the tasks that the bus owns, and names those that do not end.
+    async fn exit_tasks(&self, helpers: &mut tokio::task::JoinSet<Vec<String>>, closing: &CancellationToken) {
+        closing.cancel();
+        // The log's helper ends only after this one.
+        if let Some(Ok(left)) = helpers.join_next().await {
+            for name in left {
+                let limit = self.shared.options.exit.as_secs_f32();
+                self.shared.fault(
+                    &name,
+                    "exit",
+                    Failure::new(format!("a task did not end within {limit} s, abandoned")),
+                );
             }
         }
-        self.hooks.observe(&BusEvent::Fault(fault.clone()));
-        fault
+    }
+
+    async fn wait_for_request(&mut self) {
+        // Cancel-safe: a level is waited for, and a channel that never carries anything.
+        tokio::select! {
+            changed = self.changes.changed() => drop(changed), // its sender is ours, too
+            None = self.handles.recv() => self.shared.give_up(),
+        }
     }
 
     /// Takes one step. A state that announces something is entered before its listeners, one that promises something after.
     async fn step(&mut self, state: State, next: State) {
         match next {
             State::Starting => {
-                self.enter(State::Starting);
-                self.start().await;
+                self.shared.enter(State::Starting);
+                if self.start().await {
+                    self.undo().await;
+                }
             }
             State::Stopping => {
-                let reason = match (&self.replacement, self.goal) {
-                    (Some(replacement), _) => StopReason::Replace(Arc::clone(replacement)),
-                    (None, Goal::Exited) => StopReason::Exit,
-                    (None, Goal::Idle | Goal::Running) => {
-                        if state == State::Starting {
-                            StopReason::Undo
-                        } else {
-                            StopReason::Stop
-                        }
-                    }
+                let reason = match (self.shared.replacement(), self.shared.standing().goal) {
+                    (Some(replacement), _) => StopReason::Replace(replacement),
+                    (None, Goal::Exited) if state == State::Running => StopReason::Exit,
+                    (None, Goal::Idle) if state == State::Running => StopReason::Stop,
+                    (None, Goal::Idle | Goal::Running | Goal::Exited) => StopReason::Undo,
                 };
-                self.enter(State::Stopping);
-                let started = std::mem::take(&mut self.started);
-                self.stop(started, &reason).await;
-                self.enter(State::Idle);
+                self.shared.enter(State::Stopping);
+                self.stop(&reason).await;
+                self.shared.enter(State::Idle);
             }
             State::Entering => {
-                self.enter(State::Entering);
-                self.enter_process().await;
-                self.enter(State::Idle);
+                self.shared.enter(State::Entering);
+                if !self.all(ENTER, None).await {
+                    self.shared.give_up();
+                }
+                self.shared.enter(State::Idle);
             }
             State::Exiting => {
-                self.enter(State::Exiting);
-                let entered = vec![(0..self.entering).collect()];
-                let reason = self.replacement.clone().map_or(StopReason::Exit, StopReason::Replace);
-                self.stop(entered, &reason).await;
-                self.enter(State::Exited);
+                self.shared.enter(State::Exiting);
+                let reason = self.shared.replacement().map_or(StopReason::Exit, StopReason::Replace);
+                self.all(EXIT, Some(reason)).await;
             }
-            State::Initial | State::Idle | State::Running | State::Exited => self.enter(next),
+            State::Initial | State::Idle | State::Running | State::Exited => self.shared.enter(next),
         }
     }
 
-    /// Starts what is there once per process image. A failure ends the process.
-    async fn enter_process(&mut self) {
-        for index in 0..self.entering {
-            let participant = Arc::clone(&self.participants[index]);
-            let limit = participant.start_limit();
-            let result = tokio::time::timeout(limit, participant.start(CancellationToken::new())).await;
-            let result = result.unwrap_or_else(|_| Err(Failure::new("not started within its time")));
-            if let Err(failure) = result {
-                self.fault(index, "enter", failure);
-                self.goal = Goal::Exited;
-            }
-        }
+    fn time(&self) -> Time {
+        let options = &self.shared.options;
+        Time { until: Instant::now() + options.transition, grace: options.grace }
     }
 
-    /// Starts wave after wave, while requests are taken. Ends in `Running`, or leaves a goal that is below.
-    async fn start(&mut self) {
-        let cancelled = CancellationToken::new();
-        let mut failed: BTreeSet<String> = BTreeSet::new();
+    /// Stops what started of a start that was cancelled, whatever is wanted by now.
+    async fn undo(&mut self) {
+        let reason = self.shared.replacement().map_or(StopReason::Undo, StopReason::Replace);
+        self.shared.enter(State::Stopping);
+        self.stop(&reason).await;
+        self.shared.enter(State::Idle);
+    }
+
+    fn template(&self, channel: &str) -> Call {
+        let number = self.shared.publications.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
+        Call { by_the_site: true, ..plain(channel, number, self.shared.standing().state, Value::Null, 1) }
+    }
+
+    /// Calls every listener of `channel` in order. Returns whether none failed; failures are faults.
+    async fn all(&self, channel: &str, reason: Option<StopReason>) -> bool {
+        let mut template = self.template(channel);
+        if reason.is_some() {
+            template.cancelled = self.shared.hurry.child_token();
+        }
+        template.reason = reason;
+        let time = self.time();
+        let mut good = true;
+        for wave in in_waves(&self.shared.registry.snapshot(channel).entries) {
+            let mut round = Round::new(self.shared.options.grace);
+            for (place, entry) in wave.iter().enumerate() {
+                let limit = time.limit(entry.limit.unwrap_or(self.shared.options.listener));
+                round.begin(place, Arc::clone(entry), call_for(&template, limit), Purpose::Transition);
+            }
+            while let Some((place, outcome, _)) = round.next().await {
+                if let Some(failure) = outcome.failure() {
+                    self.shared.fault(&wave[place].name, channel, failure);
+                    good = false;
+                }
+            }
+        }
+        good
+    }
+
+    /// Starts wave after wave. Ends in `Running`, or leaves a goal that is elsewhere. Returns whether it was cancelled: then it
+    /// has to be undone even if the site is to run again by now, for not all that belongs to it was started.
+    async fn start(&mut self) -> bool {
+        let template = self.template(START);
+        let time = self.time();
+        let mut failed: HashSet<String> = HashSet::new();
         let mut faults = Vec::new();
-        for wave in self.waves.clone() {
-            if self.goal != Goal::Running || !faults.is_empty() {
-                break; // what would start now would only have to stop again
-            }
-            let mut tasks = JoinSet::new();
-            let mut running = BTreeMap::new();
-            for index in wave {
-                let participant = Arc::clone(&self.participants[index]);
-                if let Some(missing) = participant.order().needs.iter().find(|name| failed.contains(*name)) {
-                    failed.insert(participant.name().to_owned());
-                    tracing::info!(component.name = participant.name(), missing, "not started: what it needs failed");
+        for wave in in_waves(&self.shared.registry.snapshot(START).entries) {
+            let mut round = Round::new(self.shared.options.grace);
+            for (place, entry) in wave.iter().enumerate() {
+                entry.is_to_start();
+                if self.shared.standing().goal != Goal::Running {
+                    template.cancelled.cancel();
+                }
+                if template.cancelled.is_cancelled() {
+                    break; // nothing more starts
+                }
+                if let Some(missing) = entry.order.needs.iter().find(|name| failed.contains(*name)) {
+                    failed.extend(names_of(entry));
+                    self.shared.log.write(Level::Warning, format!("{} not started: {missing} failed", entry.name));
                     continue;
                 }
-                let limit = participant.start_limit();
-                let token = cancelled.clone();
-                let handle = tasks.spawn(async move {
-                    let work = participant.start(token.clone());
-                    match tokio::time::timeout(limit, work).await {
-                        Ok(result) => result,
-                        Err(_) => {
-                            token.cancel();
-                            Err(Failure::new(format!("not started within {} s", limit.as_secs_f32())))
-                        }
-                    }
-                });
-                running.insert(handle.id(), index);
+                if time.is_over() {
+                    let limit = self.shared.options.transition.as_secs_f32();
+                    let failure = Failure::new(format!("not called: the start as a whole took longer than {limit} s"));
+                    failed.extend(names_of(entry));
+                    faults.push(self.shared.fault(&entry.name, START, failure));
+                    continue;
+                }
+                let limit = time.limit(entry.limit.unwrap_or(self.shared.options.start));
+                round.begin(place, Arc::clone(entry), call_for(&template, limit), Purpose::Transition);
             }
             let mut up = Vec::new();
-            while !running.is_empty() {
-                // Cancel-safe: both are queue-like, nothing is taken from either unless it is handled.
-                tokio::select! {
-                    Some(joined) = tasks.join_next_with_id() => {
-                        let (id, result) = flatten(joined);
-                        let Some(index) = running.remove(&id) else { continue };
-                        match result {
-                            Ok(()) => up.push(index),
-                            Err(failure) => {
-                                failed.insert(self.participants[index].name().to_owned());
-                                // A start that nobody wants any more has not failed.
-                                if self.goal == Goal::Running {
-                                    faults.push(self.fault(index, "start", failure));
-                                }
-                            }
+            while !round.is_over() {
+                // Cancel-safe: a result is taken only when it is returned; the other waits for a level.
+                let ended = tokio::select! {
+                    ended = round.next() => ended,
+                    _ = self.changes.changed() => {
+                        if self.shared.standing().goal != Goal::Running {
+                            template.cancelled.cancel();
                         }
+                        continue;
                     }
-                    Some(asked) = self.requests.recv() => {
-                        self.take(asked);
-                        if self.goal != Goal::Running {
-                            cancelled.cancel();
+                };
+                let Some((place, outcome, _)) = ended else { break };
+                let entry = &wave[place];
+                match outcome.failure() {
+                    None if outcome.is_ok() => up.push((place, entry.name.clone())),
+                    None => {}
+                    Some(failure) => {
+                        failed.extend(names_of(entry));
+                        // It is up, although nobody counts on it any more: it has to be stopped.
+                        if round.was_late(place) {
+                            up.push((place, entry.name.clone()));
+                        }
+                        // A start that nobody wants any more has not failed.
+                        let wanted = self.shared.standing().goal == Goal::Running;
+                        if wanted && !template.cancelled.is_cancelled() {
+                            faults.push(self.shared.fault(&entry.name, START, failure));
                         }
                     }
                 }
             }
-            self.started.push(up);
+            up.sort();
+            self.started.push(up.into_iter().map(|(_, name)| name).collect());
         }
-        if self.goal != Goal::Running {
-            return;
+        if template.cancelled.is_cancelled() {
+            return true;
         }
-        if faults.is_empty() {
-            self.life.ran.store(true, Ordering::Relaxed);
-            self.enter(State::Running);
-            return;
+        if self.shared.standing().goal == Goal::Running {
+            if faults.is_empty() {
+                self.shared.has_run();
+                self.shared.enter(State::Running);
+            } else {
+                self.shared.start_failed(&faults);
+            }
         }
-        self.replacement = self.hooks.start_failed(&faults);
-        self.life.replacing.store(self.replacement.is_some(), Ordering::Relaxed);
-        self.goal = Goal::Exited;
+        false
     }
 
-    /// Stops what started, in reverse, while requests are taken. Nothing is skipped because something fails.
-    async fn stop(&mut self, started: Vec<Vec<usize>>, reason: &StopReason) {
-        for mut wave in started.into_iter().rev() {
-            wave.reverse();
-            let mut tasks = JoinSet::new();
-            let mut running = BTreeMap::new();
-            for index in wave {
-                let participant = Arc::clone(&self.participants[index]);
-                let reason = reason.clone();
-                let hurry = self.hurry.child_token();
-                let handle = tasks.spawn(stop_one(participant, reason, hurry));
-                running.insert(handle.id(), index);
+    /// Stops what started, in exact reverse. Nothing is skipped because something fails.
+    async fn stop(&mut self, reason: &StopReason) {
+        let mut template = self.template(STOP);
+        template.cancelled = self.shared.hurry.child_token();
+        template.reason = Some(reason.clone());
+        let time = self.time();
+        for wave in self.stop_waves(reason) {
+            let mut round = Round::new(self.shared.options.grace);
+            for (place, entry) in wave.iter().enumerate() {
+                let limit = time.limit(entry.limit.unwrap_or(self.shared.options.stop));
+                round.begin(place, Arc::clone(entry), call_for(&template, limit), Purpose::Transition);
             }
-            while !running.is_empty() {
+            while let Some((place, outcome, _)) = round.next().await {
+                if let Some(failure) = outcome.failure() {
+                    self.shared.fault(&wave[place].name, STOP, failure);
+                }
+            }
+        }
+    }
+
+    /// Returns who is to be stopped, in waves: the reverse of how they started. Who only listens to the stop stands where it
+    /// would have started; who was to start and did not is left out.
+    fn stop_waves(&mut self, reason: &StopReason) -> Vec<Vec<Arc<Entry>>> {
+        let started = std::mem::take(&mut self.started);
+        let starters = self.shared.registry.snapshot(START).entries;
+        let starts: BTreeSet<String> =
+            starters.iter().filter(|entry| !entry.has_joined()).map(|entry| entry.name.clone()).collect();
+        let stops = self.shared.registry.snapshot(STOP).entries;
+        // A wave of which nobody hears of the stop orders nothing: those after it come after the one before it.
+        let is_told = |wave: &&Vec<String>| wave.iter().any(|name| stops.iter().any(|entry| entry.name == *name));
+        let mut rows: Vec<(Arc<Entry>, Order)> = Vec::new();
+        for entry in stops.iter().map(Arc::clone) {
+            let order = match started.iter().position(|wave| wave.contains(&entry.name)) {
+                Some(place) => {
+                    let before = started[..place].iter().rev().find(is_told);
+                    let after = before.cloned().unwrap_or_default();
+                    Order { needs: Vec::new(), after, priority: entry.order.priority }
+                }
+                None if starts.contains(&entry.name) => continue,
+                None if entry.group.as_ref().is_some_and(|group| reason.leaves(group)) => continue,
+                None => entry.order.clone(),
+            };
+            rows.push((entry, order));
+        }
+        let waves = {
+            let borrowed: Vec<Row<'_>> = rows
+                .iter()
+                .map(|(entry, order)| Row { name: &entry.name, group: entry.group.as_deref(), order })
+                .collect();
+            waves_of_any(&borrowed)
+        };
+        let stopping = |index: &usize| Arc::clone(&rows[*index].0);
+        waves.iter().rev().map(|wave| wave.iter().rev().map(stopping).collect()).collect()
+    }
+
+    /// Has everybody prepare a new generation; then all commit, or all that prepared abort. The state stays `Running`.
+    async fn reload(&mut self) {
+        let reloads = self.shared.take_reloads();
+        self.generation += 1;
+        let generation = self.generation;
+        let mut template = self.template(RELOAD);
+        template.generation = generation;
+        template.phase = Some(Phase::Prepare);
+        let waves = in_waves(&self.shared.registry.snapshot(RELOAD).entries);
+        let time = self.time();
+        let (prepared, late) = self.reload_phase(&waves, &template, time, true).await;
+        let refused = summary(&prepared);
+        let overtaken = self.shared.standing().goal != Goal::Running;
+        // Who prepared too late has refused, but has something to drop.
+        let has_prepared = |entry: &&Arc<Entry>| is_ok(&prepared, &entry.name) || late.contains(&entry.name);
+        let ready: Vec<Vec<Arc<Entry>>> =
+            waves.iter().map(|wave| wave.iter().filter(has_prepared).cloned().collect()).collect();
+        let reason = if refused.is_some() || overtaken {
+            template.phase = Some(Phase::Abort);
+            template.cancelled = CancellationToken::new();
+            let back: Vec<_> = ready.into_iter().rev().collect();
+            let (aborted, _) = self.reload_phase(&back, &template, time, false).await;
+            self.record(&aborted, "abort a reload");
+            Some(refused.map_or_else(
+                || "cancelled: the site does not run any more".to_owned(),
+                |why| format!("refused by {why}; nothing has changed"),
+            ))
+        } else {
+            template.phase = Some(Phase::Commit);
+            template.cancelled = CancellationToken::new();
+            let (committed, _) = self.reload_phase(&ready, &template, time, false).await;
+            self.record(&committed, "commit a reload");
+            summary(&committed).map(|why| format!("generation {generation} is in force except for {why}"))
+        };
+        let (level, text) = match &reason {
+            None => (Level::Info, format!("reload: generation {generation} is in force")),
+            Some(reason) => (Level::Error, format!("reload: {reason}")),
+        };
+        self.shared.log.write(level, text);
+        self.shared.observe(&BusEvent::Reloaded { generation, reason: reason.clone() });
+        reloads.resolve(&reason.map_or(Progress::Done, Progress::Failed));
+    }
+
+    /// Calls `waves` for one phase. With `may_end`, a request that ends the running cancels what is not done. Returns what each
+    /// answered, and who was done too late.
+    async fn reload_phase(
+        &mut self,
+        waves: &[Vec<Arc<Entry>>],
+        template: &Call,
+        time: Time,
+        may_end: bool,
+    ) -> (Vec<Answer>, HashSet<String>) {
+        let (mut answers, mut late) = (Vec::new(), HashSet::new());
+        for wave in waves {
+            let mut round = Round::new(self.shared.options.grace);
+            for (place, entry) in wave.iter().enumerate() {
+                let limit = time.limit(entry.limit.unwrap_or(self.shared.options.listener));
+                round.begin(place, Arc::clone(entry), call_for(template, limit), Purpose::Transition);
+            }
+            while !round.is_over() {
                 // Cancel-safe: as in `start`.
                 tokio::select! {
-                    Some(joined) = tasks.join_next_with_id() => {
-                        let (id, result) = flatten(joined);
-                        let Some(index) = running.remove(&id) else { continue };
-                        if let Err(failure) = result {
-                            self.fault(index, "stop", failure);
+                    Some((place, outcome, elapsed)) = round.next() => {
+                        if round.was_late(place) {
+                            late.insert(wave[place].name.clone());
+                        }
+                        answers.push(answer(&wave[place], outcome, elapsed));
+                    }
+                    _ = self.changes.changed(), if may_end => {
+                        if self.shared.standing().goal != Goal::Running {
+                            template.cancelled.cancel();
                         }
                     }
-                    Some(asked) = self.requests.recv() => self.take(asked),
                 }
             }
         }
+        (answers, late)
     }
 
-    /// Has everybody take new settings; requests that came meanwhile are part of it.
-    async fn reload(&mut self) {
-        let tickets = std::mem::take(&mut self.reloads);
-        let mut tasks = JoinSet::new();
-        let mut running = BTreeMap::new();
-        for (index, participant) in self.participants.iter().enumerate() {
-            let limit = participant.start_limit();
-            let work = Arc::clone(participant).reload();
-            let handle = tasks.spawn(async move {
-                tokio::time::timeout(limit, work)
-                    .await
-                    .unwrap_or_else(|_| Err(Failure::new("not reloaded within its time")))
-            });
-            running.insert(handle.id(), index);
-        }
-        let mut failures = Vec::new();
-        while let Some(joined) = tasks.join_next_with_id().await {
-            let (id, result) = flatten(joined);
-            if let (Some(index), Err(failure)) = (running.remove(&id), result) {
-                failures.push(self.fault(index, "reload", failure));
+    /// Records what failed in a phase that has to succeed.
+    fn record(&self, answers: &[Answer], phase: &str) {
+        for answer in answers {
+            if let Some(failure) = answer.outcome.failure() {
+                self.shared.fault(&answer.listener, phase, failure);
             }
-        }
-        let progress = failures
-            .first()
-            .map_or(Progress::Done, |fault| Progress::Failed(format!("{}: {}", fault.component, fault.cause)));
-        for ticket in tickets {
-            ticket.send_replace(progress.clone());
         }
     }
 }
 
-/// Stops one participant: first in its own time, then in a hurry, then it is abandoned.
-async fn stop_one(
-    participant: Arc<dyn Participant>,
-    reason: StopReason,
-    hurry: CancellationToken,
-) -> Result<(), Failure> {
-    let limit = participant.stop_limit();
-    let mut work = Arc::clone(&participant).stop(reason, hurry.clone());
-    let mut late = false;
-    // Cancel-safe: `work` is polled on below, the other two only say that time is over.
-    let first = tokio::select! {
-        result = &mut work => Some(result),
-        () = tokio::time::sleep(limit) => { late = true; None }
-        () = hurry.cancelled() => None,
-    };
-    if let Some(result) = first {
-        return result;
-    }
-    hurry.cancel();
-    match tokio::time::timeout(HURRY_GRACE, work).await {
-        Ok(Ok(())) if late => Err(Failure::new(format!("not stopped within {} s", limit.as_secs_f32()))),
-        Ok(result) => result,
-        Err(_) => Err(Failure::new("not stopped in time, abandoned")),
-    }
+/// Returns the names under which others may need the one that `entry` belongs to.
+fn names_of(entry: &Entry) -> impl Iterator<Item = String> {
+    [Some(entry.name.clone()), entry.group.clone()].into_iter().flatten()
 }
 
-/// Returns the task and its result; a panic is a failure like any other.
-fn flatten(joined: Result<(Id, Result<(), Failure>), tokio::task::JoinError>) -> (Id, Result<(), Failure>) {
-    match joined {
-        Ok(pair) => pair,
-        Err(error) => {
-            let id = error.id();
-            let reason = match error.try_into_panic() {
-                Ok(panic) => {
-                    let text = panic
-                        .downcast_ref::<&str>()
-                        .map(|text| (*text).to_owned())
-                        .or_else(|| panic.downcast_ref::<String>().cloned());
-                    format!("panicked: {}", text.unwrap_or_else(|| "no message".to_owned()))
-                }
-                Err(_) => "was cancelled".to_owned(),
-            };
-            (id, Err(Failure::new(reason)))
-        }
-    }
+fn is_ok(answers: &[Answer], name: &str) -> bool {
+    answers.iter().any(|answer| answer.listener == name && answer.outcome.is_ok())
+}
+
+/// Returns who failed and why, as one line.
+fn summary(answers: &[Answer]) -> Option<String> {
+    let failed: Vec<String> = answers
+        .iter()
+        .filter_map(|answer| match &answer.outcome {
+            Outcome::Ok { .. } | Outcome::Skipped { .. } => None,
+            Outcome::Failed { failure } => Some(format!("{}: {failure}", answer.listener)),
+            Outcome::Timeout { reason } => Some(format!("{}: {reason}", answer.listener)),
+        })
+        .collect();
+    if failed.is_empty() { None } else { Some(failed.join("; ")) }
 }

@@ -1,18 +1,43 @@
 //! The Web Site Process Bus: one task owns the state of the site, everybody else asks.
 //!
-//! [`Bus::open`] gives a handle and the seat of an [`Engine`]. The engine's [`run`](Engine::run) is the one task; the handle asks
-//! ([`Bus::request`]) from any task or thread, never blocks, and gets a [`Ticket`]. [`Participant`]s start in waves (by
-//! dependency, then priority) and stop in the exact reverse of what started. All are called although some fail; failures are
-//! collected as [`Fault`]s beside the state, and decide the exit status. The bus never ends its host process.
+//! [`Bus::new`] gives a handle and an [`Engine`], whose [`run`](Engine::run) is the one task. The handle asks
+//! ([`Bus::request`]) from any task or thread, never blocks, and gets a [`Ticket`]; it publishes on channels
+//! ([`Bus::publish`]), listens ([`Bus::subscribe`]) and waits for states ([`Bus::wait`]). [`Component`]s start in waves (by
+//! dependency, then priority) and stop in the exact reverse of what started; they take new settings in two phases. All
+//! listeners are called although some fail; each has a deadline; failures are collected as [`Fault`]s beside the state, and
+//! decide the exit status. The bus never ends its host process.
+//!
+//! The subjects: `state` and `machine` are the pure part, `shared` what handles and engine share, `registry` who listens
+//! where, `order` in which order, `publication` how they are called, `log` the lossy channel for people, `crew` the tasks that
+//! the bus owns, `service` components that are a task.
 
+mod call;
+mod component;
+mod crew;
 mod engine;
-mod participant;
+mod handle;
+mod log;
+mod machine;
+mod order;
+mod publication;
+mod registry;
 mod request;
+mod service;
+mod shared;
 mod state;
-mod wave;
 
-pub use engine::{Bus, BusEvent, Ended, Engine, Fault, Hooks, Seat};
-pub use participant::{Failure, Order, PRIORITY_DEFAULT, Participant, StopReason, Work};
+pub use call::{Call, Listener, Phase, Work, listener};
+pub use component::{Act, Component, Failure, Limits, StopReason};
+pub use crew::NotTaken;
+pub use engine::{Ended, Engine};
+pub use handle::{Bus, WaitError};
+pub use log::{Level, LogCounts, LogEntry};
+pub use machine::{Ask, Decision, Refusal, Standing, decide};
+pub use order::{Cycle, Order, PRIORITY_DEFAULT, Row, waves};
+pub use publication::{Answer, DEPTH_MAX, Outcome, Report};
+pub use registry::{AttachError, BUILT_IN, ENTER, EXIT, LOG, RELOAD, START, STOP, Subscription};
 pub use request::{Origin, Progress, Replacement, Request, Ticket};
+pub use service::{OnEnd, Service, ServiceState};
+pub use shared::{AfterFailure, BusEvent, Fault, Hooks, Options};
 pub use state::{Goal, State};
-pub use wave::{Cycle, waves};
+pub use tokio_util::sync::CancellationToken;

@@ -1,11 +1,16 @@
 //! What anybody may ask of the bus, and the ticket that the asking gives.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
+
+use super::call::{self, Purpose};
+use super::machine::Ask;
 
 /// What is asked.
 #[derive(Debug, Clone)]
@@ -14,7 +19,7 @@ pub enum Request {
     Start,
     /// Stop all components; the process stays.
     Stop,
-    /// Have every component take its new settings, without a stop.
+    /// Have every listener prepare new settings, then all of them commit, or all abort.
     Reload,
     /// Replace this process image by a new one of the same release.
     Restart(Arc<Replacement>),
@@ -27,16 +32,28 @@ pub enum Request {
 }
 
 impl Request {
+    /// Returns what is asked, without its parameters.
+    pub const fn ask(&self) -> Ask {
+        match self {
+            Self::Start => Ask::Start,
+            Self::Stop => Ask::Stop,
+            Self::Reload => Ask::Reload,
+            Self::Restart(_) => Ask::Restart,
+            Self::Exit => Ask::Exit,
+            Self::Update(_) => Ask::Update,
+            Self::Rollback(_) => Ask::Rollback,
+        }
+    }
+
     /// Returns the name that logs and the API use.
     pub const fn name(&self) -> &'static str {
+        self.ask().name()
+    }
+
+    pub(super) fn into_replacement(self) -> Option<Arc<Replacement>> {
         match self {
-            Self::Start => "start",
-            Self::Stop => "stop",
-            Self::Reload => "reload",
-            Self::Restart(_) => "restart",
-            Self::Exit => "exit",
-            Self::Update(_) => "update",
-            Self::Rollback(_) => "rollback",
+            Self::Restart(replacement) | Self::Update(replacement) | Self::Rollback(replacement) => Some(replacement),
+            Self::Start | Self::Stop | Self::Reload | Self::Exit => None,
         }
     }
 }
@@ -55,6 +72,12 @@ pub struct Replacement {
 /// Who asked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Origin(pub String);
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
 
 /// What has become of a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,14 +108,30 @@ impl Progress {
 /// The promise of an outcome.
 #[derive(Debug, Clone)]
 pub struct Ticket {
+    number: u64,
+    merged_with: Option<u64>,
     progress: watch::Receiver<Progress>,
 }
 
 impl Ticket {
-    /// Returns a ticket and the side that resolves it.
-    pub(super) fn new() -> (watch::Sender<Progress>, Self) {
-        let (sender, progress) = watch::channel(Progress::Accepted);
-        (sender, Self { progress })
+    /// Returns a ticket on what `progress` will say.
+    pub(super) const fn new(number: u64, merged_with: Option<u64>, progress: watch::Receiver<Progress>) -> Self {
+        Self { number, merged_with, progress }
+    }
+
+    /// Returns a ticket whose outcome is known.
+    pub(super) fn settled(number: u64, progress: Progress) -> Self {
+        Self { number, merged_with: None, progress: watch::channel(progress).1 }
+    }
+
+    /// Returns its number: the requests of one bus are counted from 1.
+    pub const fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Returns the number of the request that this one was merged with, if there was one under way that asks for the same.
+    pub const fn merged_with(&self) -> Option<u64> {
+        self.merged_with
     }
 
     /// Returns what has become of the request so far.
@@ -100,11 +139,24 @@ impl Ticket {
         self.progress.borrow().clone()
     }
 
-    /// Waits for the outcome.
+    /// Waits for the outcome. Inside a listener of a transition it fails at once: the transition waits for the listener.
     pub async fn outcome(mut self) -> Progress {
+        if call::is_inside(Purpose::Transition) {
+            let progress = self.progress();
+            return if progress.is_final() { progress } else { Progress::Failed(call::INSIDE.to_owned()) };
+        }
         match self.progress.wait_for(Progress::is_final).await {
             Ok(progress) => progress.clone(),
             Err(_) => Progress::Failed("the bus ended before the request was done".to_owned()),
+        }
+    }
+
+    /// Waits for the outcome, at most for `limit`: what has become of the request by then.
+    pub async fn outcome_within(self, limit: Duration) -> Progress {
+        let watched = self.progress.clone();
+        match tokio::time::timeout(limit, self.outcome()).await {
+            Ok(progress) => progress,
+            Err(_) => watched.borrow().clone(),
         }
     }
 }

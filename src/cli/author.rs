@@ -16,7 +16,7 @@ use serde_json::json;
 use super::Context;
 use super::keys::in_days;
 use crate::clock;
-use crate::config::{Config, ConfigError};
+use crate::config::{self, Config, ConfigError, Programs};
 use crate::error::{Exit, Reported};
 
 /// How long a package's signatures are good when nobody says.
@@ -156,13 +156,7 @@ fn try_pack(context: &Context, pack: &Pack) -> Result<(), AuthorError> {
     let begun = Instant::now();
     let dir = context.path(&pack.dir);
     // The whole configuration is checked here, where it can still be mended, and not first on the appliance.
-    let config = Config::load(&dir, &dir.join(".no-local-file"))?;
-    for program in config.components.iter().map(|part| &part.command[0]).chain(&config.runtime) {
-        if program.contains('/') && !dir.join(program).is_file() {
-            let path = dir.join(program);
-            return Err(AuthorError::Read { path, source: std::io::Error::from(std::io::ErrorKind::NotFound) });
-        }
-    }
+    let config = Config::load_with_programs(&Programs::anywhere(&dir), &dir.join(config::NO_LOCAL_FILE))?;
     let keys = super::keys::open(context, &pack.keys, &pack.with)?;
     let repository = pack.repo.as_ref().map(|dir| Repository::open(&context.path(dir))).transpose()?;
     let name = file_name(&config.name, &config.version);

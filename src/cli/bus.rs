@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use super::Context;
 use super::client::{Client, ClientError};
 use super::follow;
-use super::show::cell;
+use super::show::{cell, table};
+use super::timeline::Timeline;
 use crate::error::Exit;
 
 /// The pause before a broken stream is opened again.
@@ -17,9 +18,9 @@ const TRY_AGAIN: Duration = Duration::from_millis(200);
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Bus {
-    /// Show the state.
+    /// Show the state; with --json the channels, their listeners and the peers, too.
     State,
-    /// Ask for start, stop, reload, restart, exit, update or rollback, and wait for the outcome.
+    /// Ask for start, stop, reload, restart, exit or rollback, and wait for the outcome.
     Request {
         /// What is asked.
         #[arg(value_parser = ["start", "stop", "reload", "restart", "exit", "rollback"])]
@@ -28,19 +29,33 @@ pub(super) enum Bus {
         #[arg(long)]
         no_wait: bool,
     },
+    /// Publish on a channel of the appliance's own, and show what each listener answered.
+    Publish {
+        /// The channel.
+        channel: String,
+        /// What is said, in JSON.
+        #[arg(value_parser = |text: &str| serde_json::from_str::<Value>(text))]
+        argument: Option<Value>,
+    },
     /// Show what happens, until interrupted.
     Watch,
+    /// Run a command during which the appliance does not restart because a watched file changes.
+    Inhibit {
+        /// The program and its arguments.
+        #[arg(last = true, required = true)]
+        command: Vec<std::ffi::OsString>,
+    },
 }
 
 pub(super) async fn main(context: &Context, bus: &Bus) -> Result<Exit, ClientError> {
     let client = Client::new(&context.home)?;
     match bus {
         Bus::State => {
-            let status = client.get("/api/v1/status").await?;
+            let bus = client.get("/api/v1/bus").await?;
             if context.json {
-                context.print(&status["bus"].to_string());
+                context.print(&bus.to_string());
             } else {
-                context.print(&cell(&status["bus"]["state"]));
+                context.print(&cell(&bus["state"]));
             }
             Ok(Exit::Done)
         }
@@ -51,14 +66,47 @@ pub(super) async fn main(context: &Context, bus: &Bus) -> Result<Exit, ClientErr
                 context.print(&if context.json { answer.to_string() } else { id.to_owned() });
                 return Ok(Exit::Done);
             }
+            if answer["ticket"]["state"] != "accepted" {
+                return Ok(follow::conclude(context, &answer["ticket"]));
+            }
             if request == "exit" {
                 // Nobody is left to answer when it is done; that nobody answers is the outcome.
                 return wait_for_the_end(&client).await;
             }
             follow::wait(context, &client, id).await
         }
+        Bus::Publish { channel, argument } => publish(context, &client, channel, argument.as_ref()).await,
         Bus::Watch => watch(context, &client).await,
+        Bus::Inhibit { command } => Ok(super::inhibit::main(context, command)),
     }
+}
+
+async fn publish(
+    context: &Context,
+    client: &Client,
+    channel: &str,
+    argument: Option<&Value>,
+) -> Result<Exit, ClientError> {
+    let body = json!({ "channel": channel, "argument": argument });
+    let answer = client.post("/api/v1/bus/publications", &body).await?;
+    let answers = answer["report"]["answers"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let good = answers.iter().all(|one| one["outcome"] == "ok" || one["outcome"] == "skipped");
+    if context.json {
+        context.print(&answer.to_string());
+    } else if answers.is_empty() {
+        context.print(&format!("nobody listens on {channel}"));
+    } else {
+        let rows: Vec<Vec<String>> = answers
+            .iter()
+            .map(|one| {
+                let said = if one["outcome"] == "ok" { &one["value"] } else { &one["reason"] };
+                let took = format!("{} ms", one["elapsed_us"].as_u64().unwrap_or(0) / 1000);
+                vec![cell(&one["listener"]), cell(&one["outcome"]), took, cell(said)]
+            })
+            .collect();
+        table(context, &["LISTENER", "OUTCOME", "TOOK", "SAID"], &rows);
+    }
+    Ok(if good { Exit::Done } else { Exit::Failed })
 }
 
 async fn wait_for_the_end(client: &Client) -> Result<Exit, ClientError> {
@@ -72,6 +120,11 @@ async fn wait_for_the_end(client: &Client) -> Result<Exit, ClientError> {
 
 async fn watch(context: &Context, client: &Client) -> Result<Exit, ClientError> {
     let mut after = None;
+    let mut timeline = Timeline::new(context.has_colours());
+    if !context.json {
+        let state = client.get("/api/v1/bus").await?;
+        context.print(&timeline.begin(&cell(&state["state"])));
+    }
     loop {
         let path = after.map_or_else(|| "/api/v1/events".to_owned(), |id: u64| format!("/api/v1/events?after={id}"));
         let request = client.request(Method::GET, &path).header(header::ACCEPT, "application/x-ndjson");
@@ -85,7 +138,11 @@ async fn watch(context: &Context, client: &Client) -> Result<Exit, ClientError> 
                         let line: Vec<u8> = pending.drain(..=end).collect();
                         if let Ok(event) = serde_json::from_slice::<Value>(&line) {
                             after = event["id"].as_u64().or(after);
-                            print(context, &event);
+                            if context.json {
+                                context.print(&event.to_string());
+                            } else if let Some(line) = timeline.line(&event) {
+                                context.print(&line);
+                            }
                         }
                     }
                 }
@@ -96,20 +153,4 @@ async fn watch(context: &Context, client: &Client) -> Result<Exit, ClientError> 
         }
         tokio::time::sleep(TRY_AGAIN).await;
     }
-}
-
-fn print(context: &Context, event: &Value) {
-    if context.json {
-        return context.print(&event.to_string());
-    }
-    let at = event["at"].as_str().unwrap_or_default();
-    let time = at.split('T').nth(1).unwrap_or(at).trim_end_matches('Z');
-    let data: Vec<String> = event["data"]
-        .as_object()
-        .into_iter()
-        .flatten()
-        .filter(|(_, value)| !value.is_null())
-        .map(|(key, value)| format!("{key}={}", cell(value)))
-        .collect();
-    context.print(&format!("{time}  {:<16} {}", cell(&event["event"]), data.join(" ")));
 }

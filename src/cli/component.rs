@@ -4,6 +4,7 @@ use serde_json::json;
 
 use super::Context;
 use super::client::{Client, ClientError};
+use super::logs;
 use super::show::{self, cell};
 use crate::error::Exit;
 
@@ -27,13 +28,7 @@ pub(super) enum Component {
         name: String,
     },
     /// Show what a component printed.
-    Logs {
-        /// Its name.
-        name: String,
-        /// How many lines.
-        #[arg(short, default_value_t = 100)]
-        n: usize,
-    },
+    Logs(logs::Logs),
 }
 
 pub(super) async fn main(context: &Context, component: &Component) -> Result<Exit, ClientError> {
@@ -50,16 +45,7 @@ pub(super) async fn main(context: &Context, component: &Component) -> Result<Exi
         Component::Start { name } => act(context, &client, name, "start").await?,
         Component::Stop { name } => act(context, &client, name, "stop").await?,
         Component::Restart { name } => act(context, &client, name, "restart").await?,
-        Component::Logs { name, n } => {
-            let answer = client.get(&format!("/api/v1/components/{name}/logs?n={n}")).await?;
-            for line in answer["lines"].as_array().into_iter().flatten() {
-                if context.json {
-                    context.print(&line.to_string());
-                } else {
-                    context.print(&format!("{} {} {}", cell(&line["at"]), cell(&line["stream"]), cell(&line["line"])));
-                }
-            }
-        }
+        Component::Logs(logs) => return logs::main(context, &client, logs).await,
     }
     Ok(Exit::Done)
 }

@@ -4,18 +4,22 @@ mod author;
 mod bus;
 mod client;
 mod component;
+mod config;
 mod demo;
 mod follow;
+mod inhibit;
 mod install;
 mod keys;
+mod logs;
 mod passphrase;
 mod repo;
 mod setup;
 mod show;
+mod timeline;
 mod trust;
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 
@@ -23,6 +27,7 @@ use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
 use crate::component::launch::{self, Launch};
+use crate::component::logs::journal;
 use crate::error::{Chain, Exit, Reported};
 use crate::guard;
 use crate::handover::inherit::Announcement;
@@ -73,6 +78,9 @@ enum Command {
         /// End when the process that started this one ends.
         #[arg(long, hide = true)]
         with_parent: bool,
+        /// The journal's socket, used if the service manager says that standard error goes to the journal.
+        #[arg(long, hide = true, default_value = journal::SOCKET, value_name = "PATH")]
+        journal_socket: PathBuf,
     },
     /// The runtime; started by the guard.
     #[command(hide = true)]
@@ -106,6 +114,9 @@ enum Command {
     /// The bus from a shell.
     #[command(subcommand)]
     Bus(bus::Bus),
+    /// Check a configuration before anything is packed or started.
+    #[command(subcommand)]
+    Config(config::Config),
     /// Make a package of a directory.
     Pack(author::Pack),
     /// Show what a package holds.
@@ -143,6 +154,12 @@ impl Context {
         if !self.json {
             self.print(text);
         }
+    }
+
+    /// Returns whether standard output shows colours, and whoever reads it wants them (no-color.org).
+    fn has_colours(&self) -> bool {
+        let unwanted = self.process.environment.get(&OsString::from("NO_COLOR")).is_some_and(|value| !value.is_empty());
+        !self.json && !unwanted && io::stdout().is_terminal()
     }
 
     /// Returns whether somebody watches.
@@ -183,13 +200,17 @@ pub fn main(process: Process) -> Exit {
     let home = Home::new(&process.cwd, &cli.home);
     let context = Context { home, json: cli.json, process };
     match cli.command {
-        Command::Run { with_parent } => run_guard(context, with_parent),
-        Command::Runtime { check: Some(version) } => runtime::check(&context.home, &version),
+        Command::Run { with_parent, journal_socket } => run_guard(context, with_parent, journal_socket),
+        Command::Runtime { check: Some(version) } => {
+            let search = context.process.environment.get(OsStr::new("PATH"));
+            runtime::check(&context.home, &version, search.map(OsString::as_os_str))
+        }
         Command::Runtime { check: None } => run_runtime(context),
         Command::Launch(launch) => launch::main(launch),
         Command::Demo(demo) => demo::main(&context, &demo),
         Command::Init(init) => setup::init(&context, &init),
         Command::User(user) => setup::user(&context, &user),
+        Command::Config(config) => config::main(&context, &config),
         Command::Pack(pack) => author::pack(&context, &pack),
         Command::Inspect(inspect) => author::inspect(&context, &inspect),
         Command::Keys(keys) => keys::run(&context, &keys),
@@ -235,7 +256,7 @@ fn online(context: &Context, work: impl Future<Output = Result<Exit, client::Cli
     }
 }
 
-fn run_guard(context: Context, with_parent: bool) -> Exit {
+fn run_guard(context: Context, with_parent: bool, journal_socket: PathBuf) -> Exit {
     let descriptors = match context.process.announcement.take(std::process::id()) {
         Ok(descriptors) => descriptors,
         Err(error) => {
@@ -243,19 +264,25 @@ fn run_guard(context: Context, with_parent: bool) -> Exit {
             return context.complain(&line, "system_refused", "", Exit::Failed);
         }
     };
+    let stream = context.process.environment.get(OsStr::new(journal::STREAM_VARIABLE));
+    let is_journal = stream.and_then(|text| text.to_str()).is_some_and(|text| journal::is_journal(text, io::stderr()));
     guard::main(guard::Given {
         installed: context.process.program.clone(),
         manager: context.process.path("NOTIFY_SOCKET"),
         home: context.home,
         descriptors,
         with_parent,
+        journal: is_journal.then_some(journal_socket),
     })
 }
 
 fn run_runtime(context: Context) -> Exit {
     let filter = tracing_subscriber::EnvFilter::try_from_env("REFIT_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(false).init();
+    // The guard reads what is written here. Without one a line is lost, and nothing else: complaining about that on the same
+    // closed stream would end the task that had something to say.
+    let format = tracing_subscriber::fmt().log_internal_errors(false);
+    format.with_env_filter(filter).with_writer(io::stderr).with_ansi(false).init();
     let process = context.process;
     let installed = process.path("REFIT_INSTALLED").unwrap_or_else(|| process.program.clone());
     runtime::main(&runtime::Given {

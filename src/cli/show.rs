@@ -98,14 +98,36 @@ pub(super) fn components(context: &Context, components: &Value) {
         .flatten()
         .map(|row| {
             let about = if row["reason"].is_null() { &row["status"] } else { &row["reason"] };
+            let peers = row["peers"].as_array().map_or(0, Vec::len).to_string();
             ["name", "state", "health", "pid", "generation", "handover", "release"]
                 .iter()
                 .map(|key| cell(&row[*key]))
-                .chain([cell(about)])
+                .chain([peers, cell(about)])
                 .collect()
         })
         .collect();
-    table(context, &["COMPONENT", "STATE", "HEALTH", "PID", "GEN", "HANDOVER", "RELEASE", "SAYS"], &rows);
+    table(context, &["COMPONENT", "STATE", "HEALTH", "PID", "GEN", "HANDOVER", "RELEASE", "PEERS", "SAYS"], &rows);
+    for row in components.as_array().into_iter().flatten() {
+        let limits: Vec<String> = row["limits"].as_object().into_iter().flatten().map(limit).collect();
+        if !limits.is_empty() {
+            context.print(&format!("limits of {}: {}", cell(&row["name"]), limits.join(", ")));
+        }
+    }
+}
+
+/// Returns one limit, and what keeps it.
+fn limit((name, limit): (&String, &Value)) -> String {
+    let number = limit["value"].as_u64().unwrap_or_default();
+    let value = match name.as_str() {
+        "memory" => indicatif::BinaryBytes(number).to_string(),
+        "cpu" => format!("{number}%"),
+        _ => number.to_string(),
+    };
+    let by = match limit["by"].as_str() {
+        Some("none") | None => "not enforced",
+        Some(by) => by,
+    };
+    format!("{name} {value} ({by})")
 }
 
 pub(super) async fn releases(context: &Context) -> Result<Exit, ClientError> {

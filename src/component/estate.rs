@@ -4,11 +4,15 @@
 //! gets each descriptor once and the document ([`Carry`]) after each change, so that a crash at any moment is an exec that
 //! nobody prepared.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use tokio::sync::watch;
 
 use super::Logs;
 use crate::auth::Sessions;
@@ -19,8 +23,8 @@ use crate::tickets::Tickets;
 
 /// How many events the next image gets.
 const EVENTS_CARRIED: usize = 300;
-/// How many lines of each component the next image gets.
-const LINES_CARRIED: usize = 100;
+/// How many ends of processes are remembered: they are asked for at once, if at all.
+const ENDS_MAX: usize = 64;
 
 /// The descriptors of one process of a component.
 #[derive(Debug)]
@@ -66,6 +70,8 @@ pub struct Estate {
     /// Held while a document is given to the guard: each is dropped by exactly the one after it.
     saving: Mutex<()>,
     guard: Option<UnixDatagram>,
+    /// How the last processes ended, newest last, for whoever lost its connection to one.
+    ends: watch::Sender<VecDeque<(i32, String)>>,
     /// The events.
     pub events: Arc<Events>,
     /// The tickets.
@@ -88,6 +94,7 @@ impl Estate {
             }),
             saving: Mutex::new(()),
             guard,
+            ends: watch::channel(VecDeque::new()).0,
             events: parts.events,
             tickets: parts.tickets,
             logs: parts.logs,
@@ -134,6 +141,21 @@ impl Estate {
         self.save();
     }
 
+    /// Remembers how a process ended.
+    pub(super) fn note_end(&self, pid: i32, how: &str) {
+        self.ends.send_modify(|ends| {
+            if ends.len() == ENDS_MAX {
+                ends.pop_front();
+            }
+            ends.push_back((pid, how.to_owned()));
+        });
+    }
+
+    /// Returns a receiver of how the last processes ended, newest last.
+    pub fn ends(&self) -> watch::Receiver<VecDeque<(i32, String)>> {
+        self.ends.subscribe()
+    }
+
     /// Returns the highest generation of the processes of `component`.
     pub(super) fn newest_generation(&self, component: &str) -> u32 {
         self.lock().generations.get(component).copied().unwrap_or(0)
@@ -151,6 +173,7 @@ impl Estate {
 
     /// Returns the document of this moment, with the number of the one that the guard has.
     fn carry(&self) -> Carry {
+        let output = self.logs.carried();
         let inner = self.lock();
         Carry {
             format: CARRY_FORMAT,
@@ -159,7 +182,9 @@ impl Estate {
             instances: inner.instances.values().map(|(instance, _)| instance.clone()).collect(),
             tickets: self.tickets.all(),
             events: self.events.last(EVENTS_CARRIED),
-            logs: self.logs.carried(LINES_CARRIED),
+            logs: output.lines,
+            partial_lines: output.partial.into_iter().map(|(name, bytes)| (name, BASE64.encode(bytes))).collect(),
+            logs_complete: false,
             sessions: self.sessions.carried(),
             stopped_accepting_ns: None,
             exec_ns: None,

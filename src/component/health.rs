@@ -1,17 +1,30 @@
 //! How a component's health is judged: by trying it from outside, again and again.
 
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
+use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
 use tokio::sync::watch;
 
+use super::cgroup::Group;
 use super::instance::Surroundings;
-use crate::config::{Health, Probe};
+use super::remains::Remains;
+use super::signal::Stat;
+use super::spawn;
+use crate::config::{Component, Health, Probe};
 use crate::error::Chain;
+use crate::handover::carry::CarriedLimit;
 
 /// How much of an answer explains a failure.
 const ANSWER_CHARS_MAX: usize = 200;
+
+/// How much of the end of a health command's output is kept to explain a failure.
+const OUTPUT_BYTES_MAX: usize = 4096;
+/// How long to wait for the last output of a health command that has ended: it lies in a pipe already.
+const LAST_OUTPUT_WAIT: Duration = Duration::from_millis(100);
 
 /// So many tries are made in quick succession after a start.
 const FIRST_TRIES: u32 = 4;
@@ -46,8 +59,17 @@ impl State {
     }
 }
 
+/// The process that is tried, as far as a health command shares its state.
+pub(super) struct Probed {
+    pub(super) component: Component,
+    pub(super) token: String,
+    pub(super) group: Option<Group>,
+    pub(super) limits: BTreeMap<String, CarriedLimit>,
+    pub(super) around: Arc<Surroundings>,
+}
+
 /// Tries until it is cancelled, telling `state` what comes out.
-pub(super) async fn watch(health: Health, state: watch::Sender<State>, around: std::sync::Arc<Surroundings>) {
+pub(super) async fn watch(health: Health, state: watch::Sender<State>, probed: Probed) {
     let client = reqwest::Client::builder()
         .timeout(health.timeout)
         .pool_max_idle_per_host(0)
@@ -65,7 +87,7 @@ pub(super) async fn watch(health: Health, state: watch::Sender<State>, around: s
     };
     let (mut failures, mut tries) = (0, 0);
     loop {
-        match probe(&client, &health, &around).await {
+        match probe(&client, &health, &probed).await {
             Ok(()) => {
                 failures = 0;
                 set(&state, State::Healthy);
@@ -98,7 +120,7 @@ fn set(state: &watch::Sender<State>, new: State) {
 ///
 /// # Errors
 /// Why it is not healthy, for people.
-async fn probe(client: &reqwest::Client, health: &Health, around: &Surroundings) -> Result<(), String> {
+async fn probe(client: &reqwest::Client, health: &Health, probed: &Probed) -> Result<(), String> {
     let in_time = |limit: Duration| format!("did not answer within {} s", limit.as_secs_f32());
     match &health.probe {
         Probe::Http(url) => match client.get(url).send().await {
@@ -120,28 +142,88 @@ async fn probe(client: &reqwest::Client, health: &Health, around: &Surroundings)
                 Err(_) => Err(format!("{address} {}", in_time(health.timeout))),
             }
         }
-        Probe::Command(words) => {
-            let Some((program, arguments)) = words.split_first() else { return Ok(()) };
-            let program =
-                if program.contains('/') { around.release_dir.join(program).into_os_string() } else { program.into() };
-            let run = Command::new("/proc/self/exe")
-                .args(["launch", "--"])
-                .arg(&program)
-                .args(arguments)
-                .current_dir(&around.release_dir)
-                .stdin(std::process::Stdio::null())
-                .kill_on_drop(true)
-                .output();
-            match tokio::time::timeout(health.timeout, run).await {
-                Ok(Ok(output)) if output.status.success() => Ok(()),
-                Ok(Ok(output)) => {
-                    let text = String::from_utf8_lossy(&output.stderr);
-                    let line: String = text.lines().last().unwrap_or_default().chars().take(ANSWER_CHARS_MAX).collect();
-                    Err(format!("the health command ended with {}: {line}", output.status))
-                }
-                Ok(Err(error)) => Err(format!("the health command cannot be started: {error}")),
-                Err(_) => Err(format!("the health command {}", in_time(health.timeout))),
+        Probe::Command(words) => run(words, health.timeout, probed).await,
+    }
+}
+
+/// Runs a health command as a process of its component: same account, limits and environment, a session of its own. It, and all
+/// that it starts, ends with the try.
+async fn run(words: &[String], limit: Duration, probed: &Probed) -> Result<(), String> {
+    let Probed { component, token, group, limits, around } = probed;
+    let group = group.as_ref().and_then(|group| group.below("health").ok());
+    let begin = spawn::begin(component, around, group.as_ref(), limits);
+    let mark: String = hex::encode(rand::random::<[u8; 16]>());
+    let mut command = Command::from(spawn::launcher(words, around, &begin, None));
+    command
+        .envs(spawn::environment(component, token, around))
+        .env("REFIT_HEALTH", &mark)
+        .current_dir(&around.release_dir)
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::piped())
+        .kill_on_drop(true);
+    let cannot = |error: std::io::Error| format!("the health command cannot be started: {error}");
+    let mut child = command.spawn().map_err(cannot)?;
+    let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).unwrap_or_default();
+    let began = Stat::of(pid).map_err(cannot)?.began;
+    let stderr = child.stderr.take();
+    let mut said = Tail::default();
+    let ended = {
+        let reading = async {
+            if let Some(stderr) = stderr {
+                said.read(stderr).await;
             }
+        };
+        tokio::pin!(reading);
+        let mut read = false;
+        let over = tokio::time::sleep(limit);
+        tokio::pin!(over);
+        let ended = loop {
+            // Cancel-safe: waiting for a child only waits, the other two are polled on.
+            tokio::select! {
+                status = child.wait() => break Some(status),
+                () = &mut reading, if !read => read = true,
+                () = &mut over => break None,
+            }
+        };
+        Remains::of(group.clone(), format!("REFIT_HEALTH={mark}"), pid, began).end().await;
+        if !read {
+            // Whoever held the pipe is gone.
+            drop(tokio::time::timeout(LAST_OUTPUT_WAIT, &mut reading).await);
         }
+        ended
+    };
+    if let Some(group) = group {
+        group.remove();
+    }
+    match ended {
+        Some(Ok(status)) if status.success() => Ok(()),
+        Some(Ok(status)) => Err(format!("the health command ended with {status}: {}", said.last_line())),
+        Some(Err(error)) => Err(format!("the health command cannot be watched: {error}")),
+        None => {
+            // Collected, so that nothing of it stays.
+            drop(tokio::time::timeout(LAST_OUTPUT_WAIT, child.wait()).await);
+            Err(format!("the health command did not end within {} s", limit.as_secs_f32()))
+        }
+    }
+}
+
+/// The end of what was read.
+#[derive(Default)]
+struct Tail(VecDeque<u8>);
+
+impl Tail {
+    async fn read(&mut self, mut reader: impl AsyncRead + Unpin) {
+        let mut bytes = [0; 1024];
+        while let Ok(count @ 1..) = reader.read(&mut bytes).await {
+            self.0.extend(&bytes[..count]);
+            let beyond = self.0.len().saturating_sub(OUTPUT_BYTES_MAX);
+            self.0.drain(..beyond);
+        }
+    }
+
+    fn last_line(&self) -> String {
+        let bytes: Vec<u8> = self.0.iter().copied().collect();
+        let text = String::from_utf8_lossy(&bytes);
+        text.lines().last().unwrap_or_default().chars().take(ANSWER_CHARS_MAX).collect()
     }
 }

@@ -5,47 +5,42 @@ use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use command_fds::{CommandFdExt, FdMapping};
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncReadExt, Interest};
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
+use super::cgroup::{Cgroups, Group};
 use super::estate::{Descriptors, Estate};
 use super::launch::report_pipe;
-use super::logs::{Lines, Stream};
-use super::signal::{Handle, start_ticks};
+use super::logs::Stream;
+use super::remains::Remains;
+use super::reports::{self, Said};
+use super::signal::{Handle, Stat};
+use super::{limits, output, spawn};
 use crate::bus::Failure;
 use crate::clock;
-use crate::config::Component;
+use crate::config::{Component, ReloadSignal};
 use crate::handover::carry::{CarriedInstance, Role};
 use crate::handover::fd::{self, FIRST};
 use crate::handover::listener::Listeners;
-use crate::handover::notify;
 use crate::home::Home;
 
-/// The variables of the runtime's own environment that components get, besides those that Refit sets.
-const PASSED_ON: [&str; 8] = ["PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR"];
 /// How many of a process's last lines explain its failure.
 const FAILURE_LINES: usize = 20;
 /// How long to wait for the last output of a process that has ended: it lies in a pipe already.
 const LAST_OUTPUT_WAIT: Duration = Duration::from_millis(500);
 /// How long a guard may take to say how a process ended that it had to collect.
 const REAPED_WAIT: Duration = Duration::from_millis(500);
-/// The longest `NOTIFY_SOCKET` that fits into a socket's address.
-const ADDRESS_BYTES_MAX: usize = 107;
-/// The longest status text that a component may set.
-const STATUS_CHARS_MAX: usize = 200;
 
 /// Where a component runs: what is the same for every process of one release.
 #[derive(Debug)]
@@ -66,14 +61,16 @@ pub struct Surroundings {
     pub reaped: watch::Receiver<BTreeMap<i32, String>>,
     /// This process's own environment.
     pub environment: BTreeMap<OsString, OsString>,
+    /// The control groups.
+    pub cgroups: Cgroups,
 }
 
 /// One process.
 #[derive(Debug)]
 pub(super) struct Instance {
     pub(super) carried: CarriedInstance,
-    pub(super) ready: watch::Receiver<bool>,
-    pub(super) status: watch::Receiver<Option<String>>,
+    /// What it says of itself.
+    pub(super) said: watch::Receiver<Said>,
     /// How it ended, once it has.
     pub(super) ended: watch::Receiver<Option<String>>,
     handle: Arc<Handle>,
@@ -100,29 +97,20 @@ impl Instance {
         let id = format!("{}-{generation}", component.name);
         let token: String = hex::encode(rand::random::<[u8; 16]>());
         let (notify, notify_address) =
-            bind_notify(around, &id).map_err(|error| failed("bind its notify socket", error))?;
+            spawn::bind_notify(around, &id).map_err(|error| failed("bind its notify socket", error))?;
         let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(io::Error::from);
         let (stdout, stdout_end) = pipe().map_err(|error| failed("make a pipe", error))?;
         let (stderr, stderr_end) = pipe().map_err(|error| failed("make a pipe", error))?;
         let (report, report_end) = report_pipe().map_err(|error| failed("make a pipe", error))?;
         let sockets =
-            sockets(component, around, overlapping).map_err(|error| failed("hand over its listeners", error))?;
+            spawn::sockets(component, around, overlapping).map_err(|error| failed("hand over its listeners", error))?;
+        let group = around.cgroups.make(&id);
+        let limits = limits::apply(&component.spawn.limits, &around.cgroups, group.as_ref(), spawn::is_root(component));
+        let begin = spawn::begin(component, around, group.as_ref(), &limits);
 
-        let mut command = Command::new("/proc/self/exe");
-        command.arg("launch").arg("--listen-fds").arg(sockets.len().to_string()).arg("--report");
-        if let Some(user) = &component.user {
-            command.arg("--user").arg(user);
-        }
-        let program = &component.command[0];
-        let path = if program.contains('/') {
-            around.release_dir.join(program).into_os_string()
-        } else {
-            OsString::from(program)
-        };
-        command.arg("--").arg(path).args(&component.command[1..]);
-        command.env_clear().envs(environment(component, &token, &notify_address, around));
-        command.current_dir(&around.release_dir).stdin(Stdio::null()).stdout(stdout_end).stderr(stderr_end);
-        command.process_group(0);
+        let mut command = spawn::launcher(&component.command, around, &begin, Some(sockets.len()));
+        command.envs(spawn::environment(component, &token, around)).envs(spawn::channels(component, notify_address));
+        command.current_dir(&around.release_dir).stdout(stdout_end).stderr(stderr_end);
         let mut mappings: Vec<FdMapping> =
             sockets.into_iter().zip(FIRST..).map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd }).collect();
         let next = FIRST + i32::try_from(mappings.len()).unwrap_or(0);
@@ -132,14 +120,14 @@ impl Instance {
         drop(command); // and with it the child's ends of the pipes
         let pid = i32::try_from(child.id()).unwrap_or(0);
         let handle = Handle::open(pid, None).map_err(|error| failed("watch the process", error))?;
-        let ticks = start_ticks(pid).map_err(|error| failed("watch the process", error))?;
+        let stat = Stat::of(pid).map_err(|error| failed("watch the process", error))?;
 
         let carried = CarriedInstance {
             id,
             component: component.name.clone(),
             generation,
             pid,
-            start_ticks: ticks,
+            start_ticks: stat.began,
             token,
             release: around.version.clone(),
             fingerprint: fingerprint.to_owned(),
@@ -148,12 +136,15 @@ impl Instance {
             status: None,
             role: Role::Current,
             restarts,
+            cgroup: group.map(|group| group.path().to_owned()),
+            limits,
+            watchdog_us: None,
         };
         let descriptors = Arc::new(Descriptors { notify: notify.into(), stdout, stderr });
         let mut instance =
             Self::watch(carried, handle, descriptors, around).map_err(|error| failed("watch the process", error))?;
         around.estate.put(instance.carried.clone(), &instance.descriptors, false);
-        if let Some(reason) = read_report(report).await {
+        if let Some(reason) = spawn::read_report(report).await {
             instance.kill_and_wait().await;
             instance.forget(around);
             return Err(Failure::new(reason));
@@ -186,35 +177,35 @@ impl Instance {
         descriptors: Arc<Descriptors>,
         around: &Surroundings,
     ) -> io::Result<Self> {
-        let (ready_sender, ready) = watch::channel(carried.ready);
-        let (status_sender, status) = watch::channel(carried.status.clone());
+        let (said_sender, said) =
+            watch::channel(Said::carried(carried.ready, carried.status.clone(), carried.watchdog_us));
         let (ended_sender, ended) = watch::channel(None);
         let (done_sender, output_done) = watch::channel(0);
         let handle = Arc::new(handle);
         let mut tasks = JoinSet::new();
         for (stream, descriptor) in [(Stream::Stdout, &descriptors.stdout), (Stream::Stderr, &descriptors.stderr)] {
             let reader = pipe::Receiver::from_owned_fd(descriptor.try_clone()?)?;
-            let logs = Arc::clone(&around.estate.logs);
-            let (component, id) = (carried.component.clone(), carried.id.clone());
+            let reading = output::read(reader, &around.estate.logs, &carried.component, &carried.id, stream);
             let done = done_sender.clone();
             tasks.spawn(async move {
-                let guard = Partial { logs, component, id, stream, lines: Lines::default() };
-                read_output(reader, guard).await;
+                reading.await;
                 done.send_modify(|count| *count += 1);
             });
         }
         let socket = descriptors.notify.try_clone()?;
         rustix::io::ioctl_fionbio(&socket, true)?;
         let socket = fd::watch(socket)?;
-        tasks.spawn(read_notifications(socket, ready_sender, status_sender));
+        tasks.spawn(reports::read(socket, said_sender, carried.component.clone(), carried.id.clone()));
         let process = fd::watch(handle.descriptor().try_clone()?)?;
         let reaped = around.reaped.clone();
         let pid = handle.pid();
+        let estate = Arc::clone(&around.estate);
         tasks.spawn(async move {
             let how = wait_end(&process, pid, reaped).await;
+            estate.note_end(pid, &how);
             ended_sender.send_replace(Some(how));
         });
-        Ok(Self { carried, ready, status, ended, handle, descriptors, output_done, tasks })
+        Ok(Self { carried, said, ended, handle, descriptors, output_done, tasks })
     }
 
     /// Returns its PID.
@@ -229,33 +220,31 @@ impl Instance {
 
     /// Waits until it has ended. Returns how.
     pub(super) async fn wait(&self) -> String {
-        let mut ended = self.ended.clone();
-        match ended.wait_for(Option::is_some).await {
-            Ok(how) => how.clone().unwrap_or_default(),
-            Err(_) => "ended".to_owned(),
-        }
+        end_of(&self.ended).await
     }
 
-    /// Asks it to end; kills what is left of it after `limit`, or when `hurry` says so. Returns how it ended, and whether it
-    /// had to be killed.
-    pub(super) async fn stop(&self, limit: Duration, hurry: &tokio_util::sync::CancellationToken) -> (String, bool) {
+    /// Asks it to end; kills it after `limit`, which it may move, or when `hurry` says so. What it started ends with it, in any
+    /// case.
+    pub(super) async fn stop(&self, limit: Duration, hurry: &CancellationToken) -> Stopped {
+        let begun = Instant::now();
         self.handle.terminate();
         // Cancel-safe: all three only wait.
         let ended = tokio::select! {
+            biased;
             how = self.wait() => Some(how),
-            () = tokio::time::sleep(limit) => None,
+            () = reports::deadline(&self.said, begun, limit) => None,
             () = hurry.cancelled() => None,
         };
-        match ended {
-            Some(how) => {
-                self.handle.kill_group();
-                (how, false)
-            }
-            None => {
-                self.handle.kill();
-                (self.wait().await, true)
-            }
+        let killed = ended.is_none();
+        if killed {
+            self.handle.kill();
         }
+        let left = self.end_rest().await;
+        let how = match ended {
+            Some(how) => how,
+            None => self.wait().await,
+        };
+        Stopped { how, killed, left, after: begun.elapsed() }
     }
 
     /// Asks it to end and returns at once.
@@ -263,22 +252,55 @@ impl Instance {
         self.handle.terminate();
     }
 
+    /// Ends it, and has the system keep what was in it.
+    pub(super) fn abort(&self) {
+        self.handle.abort();
+    }
+
+    /// Ends it and returns at once.
+    pub(super) fn kill(&self) {
+        self.handle.kill();
+    }
+
+    /// Tells it to read its settings again.
+    pub(super) fn reload(&self, signal: ReloadSignal) {
+        self.handle.reload(signal);
+    }
+
     async fn kill_and_wait(&self) {
         self.handle.kill();
+        self.end_rest().await;
         self.wait().await;
+    }
+
+    /// Ends all that it started, and itself. Returns how many others there were.
+    pub(super) async fn end_rest(&self) -> usize {
+        let carried = &self.carried;
+        Remains::of(self.group(), Remains::mark(&carried.token), carried.pid, carried.start_ticks).end().await
+    }
+
+    /// Returns its control group.
+    pub(super) fn group(&self) -> Option<Group> {
+        self.carried.cgroup.as_deref().and_then(Group::found)
     }
 
     /// Records what has changed of it, for the next image.
     pub(super) fn record(&mut self, around: &Surroundings, role: Role) {
         self.carried.role = role;
-        self.carried.status = self.status.borrow().clone();
+        {
+            let said = self.said.borrow();
+            self.carried.status.clone_from(&said.status);
+            self.carried.watchdog_us = said.watchdog.map(|limit| u64::try_from(limit.as_micros()).unwrap_or(u64::MAX));
+        }
         around.estate.put(self.carried.clone(), &self.descriptors, true);
     }
 
-    /// Removes what is kept of a process that has ended.
+    /// Removes what is kept of a process that has ended, and of all that it started.
     pub(super) fn forget(&mut self, around: &Surroundings) {
-        self.handle.kill_group(); // what it left behind in its group
         self.tasks.abort_all();
+        if let Some(group) = self.group() {
+            group.remove();
+        }
         around.estate.remove(&self.carried.id);
         let path = around.home.notify().join(format!("{}.sock", self.carried.id));
         if let Err(error) = fs::remove_file(&path)
@@ -288,8 +310,14 @@ impl Instance {
         }
     }
 
-    /// Returns a failure with this reason and the last lines that the process printed.
-    pub(super) async fn failure(&self, reason: String, around: &Surroundings) -> Failure {
+    /// Returns a failure with this reason, what more is known of it, and the last lines that the process printed.
+    pub(super) async fn failure(&self, mut reason: String, around: &Surroundings) -> Failure {
+        if let Some(number) = self.said.borrow().errno.filter(|number| *number > 0) {
+            reason.push_str(&format!("; it said why: {}", io::Error::from_raw_os_error(number)));
+        }
+        if self.group().is_some_and(|group| group.out_of_memory()) {
+            reason.push_str("; it used more memory than its limit allows");
+        }
         if self.ended.borrow().is_some() {
             // What it printed last may still lie in the pipes; a grandchild that keeps them open is not waited for.
             let mut done = self.output_done.clone();
@@ -301,145 +329,24 @@ impl Instance {
     }
 }
 
-/// Binds the socket on which the process reports. Returns its address as `NOTIFY_SOCKET` has it.
-fn bind_notify(around: &Surroundings, id: &str) -> io::Result<(UnixDatagram, OsString)> {
-    let dir = around.home.notify();
-    fs::create_dir_all(&dir)?;
-    let path = dir.join(format!("{id}.sock"));
-    if path.as_os_str().len() > ADDRESS_BYTES_MAX {
-        // A home so deep that no program could connect to a path below it: an abstract name, as unguessable as the token.
-        let name = format!("refit-{}", hex::encode(rand::random::<[u8; 16]>()));
-        let socket = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name)?)?;
-        return Ok((socket, format!("@{name}").into()));
-    }
-    match fs::remove_file(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        Ok(()) | Err(_) => {}
-    }
-    let socket = UnixDatagram::bind(&path)?;
-    // A component may run as another user; who knows the path may report, which is no more than its own component's state.
-    fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o666))?;
-    Ok((socket, path.into_os_string()))
+/// How a process was stopped.
+#[derive(Debug)]
+pub(super) struct Stopped {
+    /// How it ended.
+    pub(super) how: String,
+    /// Whether it had to be killed.
+    pub(super) killed: bool,
+    /// How many processes that it had started were left, and ended.
+    pub(super) left: usize,
+    /// How long it took.
+    pub(super) after: Duration,
 }
 
-/// Returns a duplicate of each listener of `component`, blocking unless another process already uses them.
-fn sockets(component: &Component, around: &Surroundings, overlapping: bool) -> io::Result<Vec<OwnedFd>> {
-    let listeners = around.listeners.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let mut sockets = Vec::with_capacity(component.listeners.len());
-    for name in &component.listeners {
-        let listener = listeners.get(name).ok_or_else(|| io::Error::other(format!("no listener {name}")))?;
-        if !overlapping {
-            listener.set_nonblocking(false)?;
-        }
-        sockets.push(listener.try_clone()?.into());
-    }
-    Ok(sockets)
-}
-
-/// Returns the whole environment of a process.
-fn environment(
-    component: &Component,
-    token: &str,
-    notify: &OsString,
-    around: &Surroundings,
-) -> BTreeMap<OsString, OsString> {
-    let mut environment: BTreeMap<OsString, OsString> = around
-        .environment
-        .iter()
-        .filter(|(key, _)| PASSED_ON.iter().any(|name| *key == *name))
-        .map(|(key, value)| (key.clone(), value.clone()))
-        .collect();
-    let home = &around.home;
-    let own: [(&str, OsString); 10] = [
-        ("REFIT_HOME", home.path().into()),
-        ("REFIT_SOCKET", home.socket().into()),
-        ("REFIT_TOKEN", token.into()),
-        ("REFIT_COMPONENT", component.name.clone().into()),
-        ("REFIT_VERSION", around.version.to_string().into()),
-        ("REFIT_RELEASE", around.release_dir.clone().into()),
-        ("REFIT_CONFIG", around.config_dir.clone().into()),
-        ("REFIT_DATA", home.data().into()),
-        ("NOTIFY_SOCKET", notify.clone()),
-        ("LISTEN_FDNAMES", component.listeners.join(":").into()),
-    ];
-    environment.extend(own.into_iter().map(|(key, value)| (key.into(), value)));
-    environment.extend(component.env.iter().map(|(key, value)| (key.into(), value.into())));
-    environment
-}
-
-/// Waits until the program is executed. Returns why it could not be.
-async fn read_report(report: OwnedFd) -> Option<String> {
-    let mut text = String::new();
-    let read = match pipe::Receiver::from_owned_fd(report) {
-        Ok(mut reader) => reader.read_to_string(&mut text).await,
-        Err(error) => Err(error),
-    };
-    match read {
-        Ok(_) if text.is_empty() => None,
-        Ok(_) => Some(text),
-        Err(error) => Some(format!("cannot learn whether the program was executed: {error}")),
-    }
-}
-
-/// The line that a stream has begun: written down when the reading ends, whyever it does.
-struct Partial {
-    logs: Arc<super::Logs>,
-    component: String,
-    id: String,
-    stream: Stream,
-    lines: Lines,
-}
-
-impl Partial {
-    fn feed(&mut self, bytes: &[u8]) {
-        let Self { logs, component, id, stream, lines } = self;
-        lines.feed(bytes, |line| logs.push(component, id, *stream, line));
-    }
-}
-
-impl Drop for Partial {
-    fn drop(&mut self) {
-        if let Some(rest) = self.lines.finish() {
-            self.logs.push(&self.component, &self.id, self.stream, &rest);
-        }
-    }
-}
-
-async fn read_output(mut reader: pipe::Receiver, mut partial: Partial) {
-    let mut bytes = [0; 8192];
-    loop {
-        match reader.read(&mut bytes).await {
-            Ok(0) => return,
-            Ok(count) => partial.feed(&bytes[..count]),
-            Err(error) => {
-                tracing::warn!(component.name = partial.component, %error, "cannot read a component's output");
-                return;
-            }
-        }
-    }
-}
-
-async fn read_notifications(
-    socket: AsyncFd<OwnedFd>,
-    ready: watch::Sender<bool>,
-    status: watch::Sender<Option<String>>,
-) {
-    loop {
-        let received = socket.async_io(Interest::READABLE, |socket| notify::receive(socket.as_fd())).await;
-        match received {
-            Ok(notification) => {
-                if let Some(text) = notification.get("STATUS") {
-                    status.send_replace(Some(text.chars().take(STATUS_CHARS_MAX).collect()));
-                }
-                if notification.get("READY") == Some("1") {
-                    ready.send_replace(true);
-                }
-            }
-            Err(error) => {
-                tracing::warn!(%error, "cannot read a component's notifications");
-                return;
-            }
-        }
+/// Waits until `ended` says how a process ended.
+pub(super) async fn end_of(ended: &watch::Receiver<Option<String>>) -> String {
+    match ended.clone().wait_for(Option::is_some).await {
+        Ok(how) => how.clone().unwrap_or_default(),
+        Err(_) => "ended".to_owned(),
     }
 }
 
@@ -472,73 +379,5 @@ fn describe(status: &rustix::process::WaitIdStatus) -> String {
             format!("was ended by {}", name.split(" (core").next().unwrap_or(&name))
         }
         (None, None) => "ended".to_owned(),
-    }
-}
-
-/// Waits until the process serves, as `ready` defines it, or `deadline` passes.
-///
-/// # Errors
-/// It ended before, or did not become ready in time.
-pub(super) async fn wait_ready(
-    instance: &Instance,
-    component: &Component,
-    around: &Surroundings,
-) -> Result<(), Failure> {
-    let begun = Instant::now();
-    let limit = component.start_timeout;
-    let became_ready = async {
-        match component.ready {
-            crate::config::Ready::Notify => {
-                let mut ready = instance.ready.clone();
-                // The sender lives as long as the instance.
-                let waited = ready.wait_for(|ready| *ready).await.is_ok();
-                if !waited {
-                    std::future::pending::<()>().await;
-                }
-            }
-            crate::config::Ready::Listen => accepts(component, around, limit).await,
-            crate::config::Ready::Exec | crate::config::Ready::Started => {}
-        }
-    };
-    // Cancel-safe: all three only wait. A process that is ready and then ends is the actor's to notice.
-    tokio::select! {
-        biased;
-        () = became_ready => Ok(()),
-        how = instance.wait() => {
-            let text = format!("{how} before it was ready, after {} ms", begun.elapsed().as_millis());
-            Err(instance.failure(text, around).await)
-        }
-        () = tokio::time::sleep(limit) => {
-            let text = format!("was not ready within {} s", limit.as_secs_f32());
-            Err(instance.failure(text, around).await)
-        }
-    }
-}
-
-/// Waits until somebody accepts on every listener of the component; on the address of its health probe if it binds its own.
-async fn accepts(component: &Component, around: &Surroundings, limit: Duration) {
-    /// How often a port that nobody listens on yet is tried.
-    const TRY_AGAIN: Duration = Duration::from_millis(20);
-    if component.listeners.is_empty()
-        && let Some(address) = component.health.as_ref().and_then(crate::config::Health::address)
-    {
-        while tokio::net::TcpStream::connect(&address).await.is_err() {
-            tokio::time::sleep(TRY_AGAIN).await;
-        }
-    }
-    for name in &component.listeners {
-        let listener = {
-            let listeners = around.listeners.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            listeners.get(name).and_then(|listener| listener.try_clone().ok())
-        };
-        let Some(listener) = listener else { continue };
-        match crate::handover::listener::answers(&listener, limit).await {
-            Ok(true) => {}
-            Ok(false) => std::future::pending::<()>().await, // the caller's limit comes next
-            Err(error) => {
-                tracing::warn!(component.name, listener.name = name, %error, "cannot try a listener");
-                std::future::pending::<()>().await;
-            }
-        }
     }
 }

@@ -1,15 +1,19 @@
 //! `refit launch`: the last step before a component's or runtime's program, in its own process.
 //!
-//! Some things only the child can do: put its own PID into `LISTEN_PID`, become another user. Doing them in a small program
-//! between fork and the real exec needs no `unsafe` code between fork and exec.
+//! Some things only the child can do: put its own PID into `LISTEN_PID`, enter a control group, become another user. Doing them in a
+//! small program between fork and the real exec needs no `unsafe` code between fork and exec. The order matters: what needs
+//! the rights of the runtime comes before the account is changed, what must not limit this program itself comes last.
 
-use std::ffi::{CString, OsString};
+use std::ffi::{CString, OsStr, OsString};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::Command;
 
-use nix::unistd::{User, setgid, setgroups, setuid};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid, setgid, setgroups, setsid, setuid};
 
 use crate::error::Exit;
 use crate::handover::inherit::VARIABLES;
@@ -27,12 +31,77 @@ pub struct Launch {
     /// Leave signals as they are: the program keeps them blocked until it has handlers.
     #[arg(long)]
     pub keep_blocked: bool,
-    /// The account to run as.
-    #[arg(long)]
-    pub user: Option<String>,
+    /// What a component's program begins with.
+    #[command(flatten)]
+    pub state: Begin,
     /// The program and its arguments.
     #[arg(last = true, required = true)]
     pub command: Vec<OsString>,
+}
+
+/// The state that a component's program begins in.
+#[derive(Debug, Default, clap::Args)]
+pub struct Begin {
+    /// Begin a session, and with it a process group, of its own.
+    #[arg(long)]
+    pub session: bool,
+    /// The control group to enter.
+    #[arg(long)]
+    pub cgroup: Option<PathBuf>,
+    /// The account to run as.
+    #[arg(long)]
+    pub user: Option<String>,
+    /// The group to run as.
+    #[arg(long)]
+    pub group: Option<String>,
+    /// The further groups, separated by commas; none if empty, the account's if absent.
+    #[arg(long)]
+    pub groups: Option<String>,
+    /// The working directory.
+    #[arg(long)]
+    pub directory: Option<PathBuf>,
+    /// The mode bits that new files do not get.
+    #[arg(long)]
+    pub umask: Option<u32>,
+    /// Let set-user-ID programs give no rights.
+    #[arg(long)]
+    pub no_new_privs: bool,
+    /// How many bytes of addresses it may use.
+    #[arg(long)]
+    pub limit_memory: Option<u64>,
+    /// How many files each process may open.
+    #[arg(long)]
+    pub limit_files: Option<u64>,
+    /// How many processes its account may have.
+    #[arg(long)]
+    pub limit_processes: Option<u64>,
+}
+
+impl Begin {
+    /// Returns the words on the command line that say the same.
+    pub(super) fn arguments(&self) -> Vec<OsString> {
+        let mut words: Vec<OsString> = Vec::new();
+        let mut add = |name: &str, value: Option<&OsStr>| {
+            if let Some(value) = value {
+                let mut word = OsString::from(format!("--{name}="));
+                word.push(value);
+                words.push(word);
+            }
+        };
+        let number = |value: Option<u64>| value.map(|value| OsString::from(value.to_string()));
+        add("cgroup", self.cgroup.as_ref().map(|path| path.as_os_str()));
+        add("user", self.user.as_ref().map(AsRef::as_ref));
+        add("group", self.group.as_ref().map(AsRef::as_ref));
+        add("groups", self.groups.as_ref().map(AsRef::as_ref));
+        add("directory", self.directory.as_ref().map(|path| path.as_os_str()));
+        add("umask", number(self.umask.map(u64::from)).as_deref());
+        add("limit-memory", number(self.limit_memory).as_deref());
+        add("limit-files", number(self.limit_files).as_deref());
+        add("limit-processes", number(self.limit_processes).as_deref());
+        words.extend(self.session.then(|| OsString::from("--session")));
+        words.extend(self.no_new_privs.then(|| OsString::from("--no-new-privs")));
+        words
+    }
 }
 
 /// Becomes the program. Returns only if that failed.
@@ -69,38 +138,123 @@ fn become_program(launch: &Launch, sockets: Vec<OwnedFd>) -> io::Result<std::con
             command.env_remove(variable);
         }
     }
+    let pid = std::process::id().to_string();
     if launch.listen_fds > 0 {
-        command.env("LISTEN_PID", std::process::id().to_string()).env("LISTEN_FDS", launch.listen_fds.to_string());
+        command.env("LISTEN_PID", &pid).env("LISTEN_FDS", launch.listen_fds.to_string());
     }
-    if let Some(user) = &launch.user {
-        change_user(user)?;
+    if launch.report && std::env::var_os("WATCHDOG_USEC").is_some() {
+        command.env("WATCHDOG_PID", &pid);
     }
+    begin(&launch.state, &mut command)?;
     for socket in sockets {
         fd::keep_over_exec(socket)?;
     }
     if !launch.keep_blocked {
+        fd::default_signals()?;
         exec::unblock_signals()?;
     }
-    // Also gives SIGPIPE its default action back, which this program, like all in Rust, ignores.
     let error = command.exec();
     Err(io::Error::other(format!("cannot execute {}: {error}", program.display())))
 }
 
-/// Groups first, then group, then user: after the last there is no way to do the others.
-fn change_user(name: &str) -> io::Result<()> {
-    let user = User::from_name(name)?
-        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("there is no account {name}")))?;
-    if nix::unistd::geteuid() == user.uid {
-        return Ok(());
+/// Brings this process into the state that the program begins in.
+fn begin(state: &Begin, command: &mut Command) -> io::Result<()> {
+    let cannot = |what: String, error: io::Error| io::Error::new(error.kind(), format!("cannot {what}: {error}"));
+    if state.session {
+        setsid().map_err(|error| cannot("begin a session".to_owned(), error.into()))?;
     }
+    if let Some(group) = &state.cgroup {
+        super::cgroup::enter(group)
+            .map_err(|error| cannot(format!("enter the control group {}", group.display()), error))?;
+    }
+    if let Some(mask) = state.umask {
+        umask(Mode::from_bits_truncate(mask));
+    }
+    let limits = [
+        ("open files", Resource::RLIMIT_NOFILE, state.limit_files),
+        ("processes", Resource::RLIMIT_NPROC, state.limit_processes),
+    ];
+    for (what, resource, limit) in limits {
+        let Some(limit) = limit else { continue };
+        setrlimit(resource, limit, limit)
+            .map_err(|error| cannot(format!("limit its {what} to {limit}"), error.into()))?;
+    }
+    change_user(state, command)?;
+    if let Some(directory) = &state.directory {
+        std::env::set_current_dir(directory)
+            .map_err(|error| cannot(format!("change to {}", directory.display()), error))?;
+    }
+    if let Some(limit) = state.limit_memory {
+        // One that is lower already is not lifted: that would need the rights that are gone by now.
+        let limit = getrlimit(Resource::RLIMIT_AS).map_or(limit, |(_, hard)| limit.min(hard));
+        setrlimit(Resource::RLIMIT_AS, limit, limit)
+            .map_err(|error| cannot(format!("limit its memory to {limit}"), error.into()))?;
+    }
+    if state.no_new_privs {
+        nix::sys::prctl::set_no_new_privs().map_err(|error| cannot("give up new rights".to_owned(), error.into()))?;
+    }
+    Ok(())
+}
+
+/// Groups first, then group, then user: after the last there is no way to do the others.
+fn change_user(state: &Begin, command: &mut Command) -> io::Result<()> {
+    let account = match &state.user {
+        Some(name) => Some(
+            User::from_name(name)?
+                .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("there is no account {name}")))?,
+        ),
+        None => None,
+    };
+    let own = geteuid();
+    if let Some(account) = &account {
+        for (key, value) in
+            [("HOME", account.dir.as_os_str()), ("USER", account.name.as_ref()), ("LOGNAME", account.name.as_ref())]
+        {
+            // What the component's own `env` says is there already.
+            if std::env::var_os(key).is_none() {
+                command.env(key, value);
+            }
+        }
+    }
+    let name = state.user.clone().unwrap_or_else(|| own.to_string());
     let refused = |error: nix::errno::Errno| {
         io::Error::other(format!("cannot become the account {name}: {}", io::Error::from(error)))
     };
-    let account = CString::new(name)?;
-    let groups = nix::unistd::getgrouplist(&account, user.gid).map_err(refused)?;
-    setgroups(&groups).map_err(refused)?;
-    setgid(user.gid).map_err(refused)?;
-    setuid(user.uid).map_err(refused)
+    let same_user = account.as_ref().is_none_or(|account| account.uid == own);
+    if same_user && state.group.is_none() && state.groups.is_none() {
+        return Ok(());
+    }
+    let group = match (&state.group, &account) {
+        (Some(name), _) => group_id(name)?,
+        (None, Some(account)) => account.gid,
+        (None, None) => getegid(),
+    };
+    let groups = match (&state.groups, &account) {
+        (Some(names), _) => {
+            names.split(',').filter(|name| !name.is_empty()).map(group_id).collect::<io::Result<Vec<Gid>>>()?
+        }
+        (None, Some(account)) => {
+            nix::unistd::getgrouplist(&CString::new(account.name.as_str())?, group).map_err(refused)?
+        }
+        (None, None) => nix::unistd::getgroups().map_err(refused)?,
+    };
+    // Nothing to change for somebody who may change nothing.
+    if own.is_root() || state.groups.is_some() || !same_user {
+        setgroups(&groups).map_err(refused)?;
+    }
+    if group != getegid() || own.is_root() {
+        setgid(group).map_err(refused)?;
+    }
+    let user: Uid = account.map_or(own, |account| account.uid);
+    if user != own {
+        setuid(user).map_err(refused)?;
+    }
+    Ok(())
+}
+
+fn group_id(name: &str) -> io::Result<Gid> {
+    let missing = || io::Error::new(io::ErrorKind::NotFound, format!("there is no group {name}"));
+    Ok(Group::from_name(name)?.ok_or_else(missing)?.gid)
 }
 
 /// Returns the pipe on which [`main`] reports: reading end, and writing end for the child.

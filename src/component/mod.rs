@@ -7,13 +7,21 @@
 //! [`CarriedInstance`]: crate::handover::carry::CarriedInstance
 
 mod actor;
+pub mod cgroup;
 mod estate;
 pub mod fingerprint;
 mod health;
 mod instance;
 pub mod launch;
-mod logs;
+mod limits;
+pub mod logs;
+mod output;
+mod ready;
+mod remains;
+mod reports;
 mod signal;
+mod spawn;
+mod supervise;
 mod view;
 
 pub use actor::{CarriedParts, Process, end_stray};
@@ -21,7 +29,7 @@ pub use estate::{Estate, EstateParts, state_name};
 pub use health::State as Health;
 pub use instance::Surroundings;
 pub use logs::{LogLine, Logs, Stream};
-pub use view::{State, View};
+pub use view::{Announced, State, View};
 
 use crate::{bus, config};
 

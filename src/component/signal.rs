@@ -3,7 +3,9 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use crate::config::ReloadSignal;
 
 /// A process, unmistakable.
 #[derive(Debug)]
@@ -23,7 +25,7 @@ impl Handle {
         let descriptor = pidfd_open(pid, PidfdFlags::empty())?;
         // Compared after the descriptor was opened: from then on the number cannot change its meaning.
         if let Some(expected) = start_ticks
-            && self::start_ticks(pid.as_raw_pid())? != expected
+            && Stat::of(pid.as_raw_pid())?.began != expected
         {
             return Err(gone());
         }
@@ -45,18 +47,24 @@ impl Handle {
         self.send(Signal::TERM);
     }
 
-    /// Ends the process and its whole group.
+    /// Ends the process.
     pub(super) fn kill(&self) {
         self.send(Signal::KILL);
-        self.kill_group();
     }
 
-    /// Ends what is left of the process's group.
-    pub(super) fn kill_group(&self) {
-        match kill_process_group(self.pid, Signal::KILL) {
-            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-            Err(error) => tracing::warn!(process.pid = self.pid(), %error, "cannot end a process group"),
-        }
+    /// Ends the process and has the system keep what was in it, where it does that.
+    pub(super) fn abort(&self) {
+        self.send(Signal::ABORT);
+    }
+
+    /// Tells the process to read its settings again. One that has ended is no error.
+    pub(super) fn reload(&self, signal: ReloadSignal) {
+        self.send(match signal {
+            ReloadSignal::Hup => Signal::HUP,
+            ReloadSignal::Usr1 => Signal::USR1,
+            ReloadSignal::Usr2 => Signal::USR2,
+            ReloadSignal::Winch => Signal::WINCH,
+        });
     }
 
     fn send(&self, signal: Signal) {
@@ -67,16 +75,38 @@ impl Handle {
     }
 }
 
-/// Returns when the process `pid` began, in the kernel's clock ticks: field 22 of proc_pid_stat(5).
-///
-/// # Errors
-/// There is no such process.
-pub(super) fn start_ticks(pid: i32) -> io::Result<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The name, in parentheses, may contain anything; what follows its last one is numbers.
-    stat.rsplit_once(')')
-        .and_then(|(_, rest)| rest.split_whitespace().nth(19)?.parse().ok())
-        .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
+/// What the kernel says of a process: proc_pid_stat(5).
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Stat {
+    /// Whether it runs; one that has ended and was not collected yet does not.
+    pub(super) lives: bool,
+    /// The process that started it, or inherited it.
+    pub(super) parent: i32,
+    /// The process that began its session.
+    pub(super) session: i32,
+    /// When it began, in the kernel's clock ticks.
+    pub(super) began: u64,
+}
+
+impl Stat {
+    /// Returns what the kernel says of the process `pid`.
+    ///
+    /// # Errors
+    /// There is no such process.
+    pub(super) fn of(pid: i32) -> io::Result<Self> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        // The name, in parentheses, may contain anything; what follows its last one is the third field and on.
+        let read = || {
+            let words: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+            Some(Self {
+                lives: !matches!(*words.first()?, "Z" | "X"),
+                parent: words.get(1)?.parse().ok()?,
+                session: words.get(3)?.parse().ok()?,
+                began: words.get(19)?.parse().ok()?,
+            })
+        };
+        read().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
+    }
 }
 
 #[cfg(test)]
@@ -86,7 +116,7 @@ mod tests {
     #[test]
     fn a_process_with_another_beginning_is_another_process() {
         let pid = i32::try_from(std::process::id()).expect("fits");
-        let ticks = start_ticks(pid).expect("this process");
+        let ticks = Stat::of(pid).expect("this process").began;
         assert_eq!(Handle::open(pid, Some(ticks)).expect("opened").pid(), pid);
         assert!(Handle::open(pid, Some(ticks + 1)).is_err());
     }

@@ -1,9 +1,13 @@
 //! What everybody may see of a component.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use super::health;
+pub use super::reports::Announced;
 use crate::config::Handover;
+use crate::handover::carry::CarriedLimit;
 
 /// What a component is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -60,6 +64,10 @@ pub struct View {
     pub restarts: u32,
     /// What it says of itself.
     pub status: Option<String>,
+    /// What it is about to do, in its own words.
+    pub announced: Option<Announced>,
+    /// The limits of its process, and what keeps each.
+    pub limits: BTreeMap<String, CarriedLimit>,
     /// Why it is not running.
     pub reason: Option<String>,
     /// The last output that belongs to the reason.

@@ -1,23 +1,32 @@
 //! From what is written to what is meant, collecting every mistake on the way.
 
+mod names;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
+use names::{Kind, Reference};
 use refit_updater::trust::Expired;
 use semver::Version;
 use toml::Spanned;
 
-use super::raw::{Raw, RawComponent, RawHealth, RawRestart};
-use super::{Component, Config, Handover, Health, Mistake, Probe, Ready, Restart, RestartPolicy, Update, value};
+use super::programs::Programs;
+use super::raw::{Raw, RawComponent, RawHealth, RawLog, RawRestart};
+use super::read::{Read, read};
+use super::{
+    Component, Config, Handover, Health, HealthAction, LogLimits, Mistake, Probe, Ready, Restart, RestartPolicy,
+    Update, Watch, value,
+};
 use crate::bus;
 
 const PROBATION_DEFAULT: Duration = Duration::from_secs(10);
 const START_TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
 const STOP_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
 const KEEP_DEFAULT: u32 = 3;
+const SETTLE_DEFAULT: Duration = Duration::from_secs(1);
 const WATCHDOG_DEFAULT: Duration = Duration::from_secs(30);
 /// A shorter one would end a runtime that only waits for a slow disk.
 const WATCHDOG_MIN: Duration = Duration::from_secs(1);
@@ -27,22 +36,38 @@ const HEALTH_TIMEOUT_DEFAULT: Duration = Duration::from_secs(2);
 const HEALTH_THRESHOLD_DEFAULT: u32 = 3;
 /// Probing faster than this would be load, not care.
 const HEALTH_INTERVAL_MIN: Duration = Duration::from_millis(50);
+/// A few hours of an ordinary component, and quickly read back.
+const LOG_FILE_BYTES_DEFAULT: u64 = 1 << 20;
+/// A few of the longest lines.
+const LOG_FILE_BYTES_MIN: u64 = 32 << 10;
+/// Reading further back reads whole files.
+const LOG_FILE_BYTES_MAX: u64 = 64 << 20;
+/// With four, three quarters of what is kept are there right after the oldest is removed.
+const LOG_FILES_DEFAULT: u32 = 4;
+/// With one, nothing would be there right after it was removed.
+const LOG_FILES_MIN: u32 = 2;
+/// More of them are slow to list.
+const LOG_FILES_MAX: u32 = 1000;
+/// The smallest disk that we support is 4 GiB: less than a fiftieth of it, for sixteen components at their limits.
+const LOG_TOTAL_BYTES_DEFAULT: u64 = 64 << 20;
+/// Two of the smallest files, for each component.
+const LOG_TOTAL_BYTES_MIN: u64 = 2 * LOG_FILE_BYTES_MIN;
 const RESTART_BACKOFF_DEFAULT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
 const RESTART_LIMIT_DEFAULT: (u32, Duration) = (5, Duration::from_secs(60));
 
 /// Which file a value comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Source {
+pub(super) enum Source {
     Release,
     Local,
 }
 
 /// A value with the place it was written at.
 #[derive(Debug, Clone)]
-struct At<T> {
-    value: T,
-    source: Source,
-    span: Range<usize>,
+pub(super) struct At<T> {
+    pub(super) value: T,
+    pub(super) source: Source,
+    pub(super) span: Range<usize>,
 }
 
 fn at<T>(spanned: Spanned<T>, source: Source) -> At<T> {
@@ -50,71 +75,105 @@ fn at<T>(spanned: Spanned<T>, source: Source) -> At<T> {
     At { value: spanned.into_inner(), source, span }
 }
 
+/// One file.
+struct Text<'a> {
+    path: &'a Path,
+    text: &'a str,
+    read: Read,
+}
+
 /// The two files, and what is wrong in them.
-struct Checker<'a> {
-    release: (&'a Path, &'a str),
-    local: Option<(&'a Path, &'a str)>,
-    mistakes: Vec<Mistake>,
+pub(super) struct Checker<'a> {
+    release: Text<'a>,
+    local: Text<'a>,
+    programs: Option<&'a Programs>,
+    mistakes: Vec<(Source, Range<usize>, String)>,
 }
 
 /// Returns the configuration that `text`, overridden by `local`, means.
 ///
 /// # Errors
-/// Every mistake in both.
-pub(super) fn parse(path: &Path, text: &str, local: Option<(&Path, &str)>) -> Result<Config, Vec<Mistake>> {
-    let mut checker = Checker { release: (path, text), local, mistakes: Vec::new() };
-    let base = checker.read(Source::Release);
-    let over = if local.is_some() { checker.read(Source::Local) } else { Some(Raw::default()) };
-    let (Some(base), Some(over)) = (base, over) else { return Err(checker.mistakes) };
-    let config = checker.config(base, over);
+/// Every mistake in both, in the order of their lines.
+pub(super) fn parse(
+    path: &Path,
+    text: &str,
+    local: Option<(&Path, &str)>,
+    programs: Option<&Programs>,
+) -> Result<Config, Vec<Mistake>> {
+    let (local_path, local_text) = local.unwrap_or((path, ""));
+    let mut checker = Checker {
+        release: Text { path, text, read: read(text) },
+        local: Text { path: local_path, text: local_text, read: read(local_text) },
+        programs,
+        mistakes: Vec::new(),
+    };
+    for source in [Source::Release, Source::Local] {
+        let read = match source {
+            Source::Release => &mut checker.release.read,
+            Source::Local => &mut checker.local.read,
+        };
+        for (span, what) in std::mem::take(&mut read.mistakes) {
+            checker.wrong(source, &span, what);
+        }
+    }
+    let raws = (checker.release.read.raw.take(), checker.local.read.raw.take());
+    let config = match raws {
+        (Some(base), Some(over)) => checker.config(base, over),
+        (Some(_) | None, Some(_) | None) => None,
+    };
     match config {
         Some(config) if checker.mistakes.is_empty() => Ok(config),
-        Some(_) | None => Err(checker.mistakes),
+        Some(_) | None => Err(checker.into_mistakes()),
     }
 }
 
 impl Checker<'_> {
-    fn text(&self, source: Source) -> (&Path, &str) {
+    fn text(&self, source: Source) -> &Text<'_> {
         match source {
-            Source::Release => self.release,
-            Source::Local => self.local.unwrap_or(self.release),
+            Source::Release => &self.release,
+            Source::Local => &self.local,
         }
     }
 
-    fn read(&mut self, source: Source) -> Option<Raw> {
-        let (path, text) = self.text(source);
-        match toml::from_str(text) {
-            Ok(raw) => Some(raw),
-            Err(error) => {
-                let mistake = Mistake {
-                    place: error.span().map(|span| place(text, span.start)),
-                    file: path.to_owned(),
-                    what: error.message().lines().collect::<Vec<_>>().join(", "),
-                };
-                self.mistakes.push(mistake);
-                None
-            }
+    pub(super) fn wrong(&mut self, source: Source, span: &Range<usize>, what: String) {
+        self.mistakes.push((source, span.clone(), what));
+    }
+
+    /// Something that has to be in the release's table `table` is not, and was not taken out because it was wrong itself.
+    fn missing(&mut self, table: &str, key: &str) {
+        if self.is_taken_out(Source::Release, &format!("{table}.{key}")) || self.is_taken_out(Source::Release, table) {
+            return;
         }
+        let span = self.release.read.tables.get(table).cloned().unwrap_or(0..0);
+        self.wrong(Source::Release, &span, format!("[{table}] needs a {key}"));
     }
 
-    fn wrong(&mut self, source: Source, span: &Range<usize>, what: String) {
-        let (file, text) = self.text(source);
-        let mistake = Mistake { place: Some(place(text, span.start)), file: file.to_owned(), what };
-        self.mistakes.push(mistake);
+    fn is_taken_out(&self, source: Source, path: &str) -> bool {
+        self.text(source).read.taken_out.contains(path)
     }
 
-    fn missing(&mut self, what: &str) {
-        let file: PathBuf = self.release.0.to_owned();
-        self.mistakes.push(Mistake { place: None, file, what: what.to_owned() });
+    /// Returns the mistakes in the order of their lines, the release's first, each once.
+    fn into_mistakes(mut self) -> Vec<Mistake> {
+        let mut mistakes = std::mem::take(&mut self.mistakes);
+        mistakes.sort_by_key(|(source, span, _)| (*source == Source::Local, span.start));
+        mistakes.dedup();
+        mistakes
+            .into_iter()
+            .map(|(source, span, what)| {
+                let Text { path, text, .. } = self.text(source);
+                let (line, column) = place(text, span.start);
+                Mistake { line, column, file: path.to_path_buf(), what }
+            })
+            .collect()
     }
 
     /// Returns the local value if there is one, else the release's.
-    fn pick<T>(&self, base: Option<Spanned<T>>, over: Option<Spanned<T>>) -> Option<At<T>> {
+    pub(super) fn pick<T>(&self, base: Option<Spanned<T>>, over: Option<Spanned<T>>) -> Option<At<T>> {
         over.map(|value| at(value, Source::Local)).or_else(|| base.map(|value| at(value, Source::Release)))
     }
 
     /// Returns what `read` makes of a text, or `default`, which also stands in for a mistake.
-    fn text_value<T>(
+    pub(super) fn text_value<T>(
         &mut self,
         written: Option<At<String>>,
         default: T,
@@ -143,26 +202,35 @@ impl Checker<'_> {
             self.wrong(source, &span, what);
         }
         if name.is_none() {
-            self.missing("[appliance] needs a name");
+            self.missing("appliance", "name");
         }
         let version = match version {
             Some(version) => Some(self.text_value(Some(version), Version::new(0, 0, 0), version_of)),
             None => {
-                self.missing("[appliance] needs a version");
+                self.missing("appliance", "version");
                 None
             }
         };
+        let programs = self.programs;
         let runtime = self.pick(base.runtime.binary, over.runtime.binary).and_then(|binary| {
             self.text_value(Some(binary), None, |text| {
                 let inside = Path::new(text).components().all(|part| matches!(part, std::path::Component::Normal(_)));
-                if inside && !text.is_empty() {
-                    Ok(Some(text.to_owned()))
-                } else {
-                    Err(format!("{text:?} is not a path below the release"))
+                if !inside || text.is_empty() {
+                    return Err(format!("{text:?} is not a path below the release"));
                 }
+                // Looked at as a path, also without a slash.
+                programs.map_or(Ok(()), |programs| programs.check(&format!("./{text}"), None))?;
+                Ok(Some(text.to_owned()))
             })
         });
-        let listeners = self.listeners(base.listeners, over.listeners);
+        let settle = self.pick(base.runtime.settle, over.runtime.settle);
+        let watched = over.runtime.watch.or(base.runtime.watch);
+        let watch = Watch {
+            paths: watched.into_iter().flatten().map(|path| path.into_inner().into()).collect(),
+            settle: self.text_value(settle, SETTLE_DEFAULT, value::duration),
+        };
+        let cgroups = over.runtime.cgroups.or(base.runtime.cgroups).unwrap_or(true);
+        let (listeners, listener_names) = self.listeners(base.listeners, over.listeners);
         let pick_text = |base, over| self.pick(base, over);
         let probation = pick_text(base.update.probation, over.update.probation);
         let start_timeout = pick_text(base.update.start_timeout, over.update.start_timeout);
@@ -206,28 +274,77 @@ impl Checker<'_> {
                 }
             }),
         };
-        let components = self.components(base.component, over.component, &listeners, update.start_timeout);
+        let channels = self.channels(base.bus.channels, over.bus.channels);
+        let log = self.log(base.log, over.log, base.component.len());
+        let components = self.components(base.component, over.component, &listener_names, update.start_timeout);
         Some(Config {
             name: name?.value,
             version: version?,
             runtime,
+            watch,
+            cgroups,
             listeners: listeners.into_iter().map(|(name, at)| (name, at.value)).collect(),
             update,
+            log,
+            channels,
             components,
         })
     }
 
+    fn log(&mut self, base: RawLog, over: RawLog, components: usize) -> LogLimits {
+        let file_bytes = self.pick(base.file_bytes, over.file_bytes);
+        let total_bytes = self.pick(base.total_bytes, over.total_bytes);
+        let files = self.pick(base.files, over.files);
+        let total_min = LOG_TOTAL_BYTES_MIN * components.max(1) as u64;
+        LogLimits {
+            file_bytes: self.text_value(file_bytes, LOG_FILE_BYTES_DEFAULT, |text| {
+                let bytes = value::bytes(text)?;
+                if (LOG_FILE_BYTES_MIN..=LOG_FILE_BYTES_MAX).contains(&bytes) {
+                    Ok(bytes)
+                } else {
+                    Err(format!("a log file of {text:?} is not between 32KiB and 64MiB"))
+                }
+            }),
+            files: match files {
+                Some(files) if !(LOG_FILES_MIN..=LOG_FILES_MAX).contains(&files.value) => {
+                    let what = format!("{} log files are not between {LOG_FILES_MIN} and {LOG_FILES_MAX}", files.value);
+                    self.wrong(files.source, &files.span, what);
+                    LOG_FILES_DEFAULT as usize
+                }
+                Some(files) => files.value as usize,
+                None => LOG_FILES_DEFAULT as usize,
+            },
+            total_bytes: self.text_value(total_bytes, LOG_TOTAL_BYTES_DEFAULT.max(total_min), |text| {
+                let bytes = value::bytes(text)?;
+                if bytes >= total_min {
+                    Ok(bytes)
+                } else {
+                    Err(format!(
+                        "{text:?} is too little for the logs of {components} components: at least 64KiB for each"
+                    ))
+                }
+            }),
+        }
+    }
+
+    /// Returns the listeners, and the names of all that were written, also with an address that is none.
     fn listeners(
         &mut self,
         base: BTreeMap<Spanned<String>, Spanned<String>>,
         over: BTreeMap<Spanned<String>, Spanned<String>>,
-    ) -> BTreeMap<String, At<SocketAddr>> {
+    ) -> (BTreeMap<String, At<SocketAddr>>, BTreeSet<String>) {
         let mut listeners: BTreeMap<String, At<SocketAddr>> = BTreeMap::new();
+        let mut names: BTreeSet<String> = BTreeSet::new();
+        for source in [Source::Release, Source::Local] {
+            let taken = self.text(source).read.taken_out.iter().filter_map(|path| path.strip_prefix("listeners."));
+            names.extend(taken.map(str::to_owned));
+        }
         for (source, table) in [(Source::Release, base), (Source::Local, over)] {
             for (name, address) in table {
                 if let Err(what) = value::name(name.get_ref()) {
                     self.wrong(source, &name.span(), what);
                 }
+                names.insert(name.get_ref().clone());
                 let address = at(address, source);
                 match address.value.parse() {
                     Ok(parsed) => {
@@ -242,82 +359,91 @@ impl Checker<'_> {
                 }
             }
         }
-        let mut seen: BTreeMap<SocketAddr, String> = BTreeMap::new();
-        let mut clashes = Vec::new();
-        for (name, address) in &listeners {
-            if address.value.port() == 0 {
-                continue; // any free port: never the same one
+        self.clashes(&listeners);
+        (listeners, names)
+    }
+
+    fn channels(&mut self, base: Option<Vec<Spanned<String>>>, over: Option<Vec<Spanned<String>>>) -> Vec<String> {
+        let source = if over.is_some() { Source::Local } else { Source::Release };
+        let mut channels = Vec::new();
+        for channel in over.or(base).unwrap_or_default() {
+            let channel = at(channel, source);
+            if let Err(what) = value::channel(&channel.value) {
+                self.wrong(source, &channel.span, what);
             }
-            if let Some(other) = seen.insert(address.value, name.clone()) {
-                let what = format!("the listeners {other} and {name} have one address, {}", address.value);
-                clashes.push((address.source, address.span.clone(), what));
+            channels.push(channel.value);
+        }
+        channels
+    }
+
+    /// Returns what a component may request.
+    fn allow(&mut self, raw: Option<Vec<Spanned<String>>>, local: Option<Vec<Spanned<String>>>) -> Vec<bus::Ask> {
+        let source = if local.is_some() { Source::Local } else { Source::Release };
+        let mut allowed = Vec::new();
+        for word in local.or(raw).unwrap_or_default() {
+            let word = at(word, source);
+            match bus::Ask::from_name(&word.value) {
+                Some(ask) => allowed.push(ask),
+                None => {
+                    let names: Vec<&str> = bus::Ask::ALL.into_iter().map(bus::Ask::name).collect();
+                    let what = format!("{:?} is no request: use some of {}", word.value, names.join(", "));
+                    self.wrong(source, &word.span, what);
+                }
             }
         }
-        for (source, span, what) in clashes {
-            self.wrong(source, &span, what);
-        }
-        listeners
+        allowed
     }
 
     fn components(
         &mut self,
-        base: Vec<RawComponent>,
-        over: Vec<RawComponent>,
-        listeners: &BTreeMap<String, At<SocketAddr>>,
+        base: Vec<Spanned<RawComponent>>,
+        over: Vec<Spanned<RawComponent>>,
+        listeners: &BTreeSet<String>,
         start_timeout: Duration,
     ) -> Vec<Component> {
-        let mut over: Vec<(String, RawComponent)> =
-            over.into_iter().filter_map(|raw| raw.name.clone().map(|name| (name.into_inner(), raw))).collect();
+        let mut over = self.named(over, Source::Local);
         let mut components: Vec<Component> = Vec::new();
+        let mut names: Vec<String> = Vec::new();
         let mut references = Vec::new();
-        for raw in base {
-            let Some(name) = raw.name.clone() else {
-                self.missing("a [[component]] has no name");
-                continue;
-            };
-            let name = at(name, Source::Release);
-            if let Err(what) = value::name(&name.value) {
-                self.wrong(name.source, &name.span, what);
-            }
-            if components.iter().any(|other| other.name == name.value) {
-                self.wrong(name.source, &name.span, format!("there are two components {:?}", name.value));
-            }
-            let local = over
-                .iter()
-                .position(|(other, _)| *other == name.value)
-                .map_or_else(RawComponent::default, |position| over.remove(position).1);
-            for (list, what) in [(&raw.listeners, "listener"), (&raw.needs, "component"), (&raw.after, "component")] {
-                for reference in list.iter().flatten() {
-                    references.push((at(reference.clone(), Source::Release), what));
+        for (index, name, raw) in self.named(base, Source::Release) {
+            let local =
+                over.iter().position(|(_, other, _)| other.value == name.value).map(|position| over.remove(position));
+            let local_index = local.as_ref().map(|(index, _, _)| *index);
+            let local = local.map(|(_, _, raw)| raw).unwrap_or_default();
+            for (source, raw) in [(Source::Release, &raw), (Source::Local, &local)] {
+                for (list, to_what) in
+                    [(&raw.listeners, Kind::Listener), (&raw.needs, Kind::Component), (&raw.after, Kind::Component)]
+                {
+                    for written in list.iter().flatten() {
+                        let to = at(written.clone(), source);
+                        references.push(Reference { from: names.len(), to, to_what });
+                    }
                 }
             }
-            if let Some(component) = self.component(&name, raw, local, start_timeout) {
-                components.push(component);
-            }
+            names.push(name.value.clone());
+            let commands = [(Source::Release, Some(index)), (Source::Local, local_index)];
+            let lost = commands.iter().any(|(source, index)| {
+                index.is_some_and(|index| self.is_taken_out(*source, &format!("component.{index}.command")))
+            });
+            components.push(self.component(&name, raw, local, start_timeout, lost));
         }
-        for (name, raw) in over {
-            if let Some(spanned) = raw.name {
-                self.wrong(Source::Local, &spanned.span(), format!("the release has no component {name:?}"));
-            }
+        for (_, name, _) in over {
+            let what = format!("the release has no component {:?}", name.value);
+            self.wrong(Source::Local, &name.span, what);
         }
-        let names: BTreeSet<String> = components.iter().map(|component| component.name.clone()).collect();
-        for (reference, what) in references {
-            let known = if what == "listener" {
-                listeners.contains_key(&reference.value)
-            } else {
-                names.contains(&reference.value)
-            };
-            if !known {
-                let text = format!("there is no {what} {:?}", reference.value);
-                self.wrong(reference.source, &reference.span, text);
-            }
-        }
-        let rows: Vec<(String, bus::Order)> =
-            components.iter().map(|component| (component.name.clone(), crate::component::order(component))).collect();
-        if let Err(cycle) = bus::waves(&rows) {
-            self.missing(&cycle.to_string());
-        }
+        self.references(&references, &names, listeners);
         components
+    }
+
+    /// Checks a program, and that its words can be handed to it.
+    fn command(&mut self, command: &At<Vec<String>>, path: Option<&str>) {
+        if command.value.iter().any(|word| word.contains('\0')) {
+            self.wrong(command.source, &command.span, "a command cannot have a zero byte".to_owned());
+        } else if let (Some(programs), Some(program)) = (self.programs, command.value.first())
+            && let Err(what) = programs.check(program, path)
+        {
+            self.wrong(command.source, &command.span, what);
+        }
     }
 
     fn component(
@@ -326,32 +452,37 @@ impl Checker<'_> {
         raw: RawComponent,
         local: RawComponent,
         start_timeout: Duration,
-    ) -> Option<Component> {
-        let command = self.pick(raw.command, local.command);
-        let command = match command {
+        command_lost: bool,
+    ) -> Component {
+        let spawn = self.spawn(&raw, &local);
+        // One that stands in for a mistake, so that the rest is looked at all the same.
+        let nothing = At { value: Vec::new(), source: name.source, span: name.span.clone() };
+        let command = match self.pick(raw.command, local.command) {
             Some(command) if command.value.first().is_none_or(String::is_empty) => {
                 self.wrong(command.source, &command.span, "the command is empty".to_owned());
-                return None;
+                nothing
             }
-            Some(command) => command.value,
+            Some(command) => command,
             None => {
-                self.wrong(name.source, &name.span, format!("the component {:?} has no command", name.value));
-                return None;
+                if !command_lost {
+                    self.wrong(name.source, &name.span, format!("the component {:?} has no command", name.value));
+                }
+                nothing
             }
         };
         let words = |list: Option<Vec<Spanned<String>>>| -> Vec<String> {
             list.into_iter().flatten().map(Spanned::into_inner).collect()
         };
+        let env = self.environment(raw.env, local.env);
         let handover = self.pick(raw.handover, local.handover);
         let ready = self.pick(raw.ready, local.ready);
         let start = self.pick(raw.start_timeout, local.start_timeout);
         let stop = self.pick(raw.stop_timeout, local.stop_timeout);
         let user = self.pick(raw.user, local.user);
-        let mut env = raw.env.unwrap_or_default();
-        env.extend(local.env.unwrap_or_default());
-        Some(Component {
+        self.command(&command, env.get("PATH").map(String::as_str));
+        Component {
             name: name.value.clone(),
-            command,
+            command: command.value,
             listeners: words(local.listeners.or(raw.listeners)),
             needs: words(local.needs.or(raw.needs)),
             after: words(local.after.or(raw.after)),
@@ -381,10 +512,11 @@ impl Checker<'_> {
             stop_timeout: self.text_value(stop, STOP_TIMEOUT_DEFAULT, value::duration),
             user: user.map(|user| user.value),
             env,
+            spawn,
             files: local.files.or(raw.files).map(|list| words(Some(list))),
-            allow: words(local.allow.or(raw.allow)),
+            allow: self.allow(raw.allow, local.allow),
             migrates: local.migrates.or(raw.migrates).unwrap_or(true),
-        })
+        }
     }
 
     fn health(&mut self, name: &At<String>, raw: Option<RawHealth>, local: Option<RawHealth>) -> Option<Health> {
@@ -398,6 +530,7 @@ impl Checker<'_> {
         let interval = self.pick(raw.interval, local.interval);
         let timeout = self.pick(raw.timeout, local.timeout);
         let threshold = self.pick(raw.threshold, local.threshold);
+        let action = self.pick(raw.action, local.action);
         let probe = match (http, tcp, command) {
             (Some(http), None, None) => {
                 let url = self.text_value(Some(http), String::new(), |text| {
@@ -415,7 +548,14 @@ impl Checker<'_> {
                     text.parse().map_err(|_| format!("{text:?} is not an address: write IP:PORT"))
                 }))
             }
-            (None, None, Some(command)) => Probe::Command(command.value),
+            (None, None, Some(command)) if command.value.first().is_none_or(String::is_empty) => {
+                self.wrong(command.source, &command.span, "the health command is empty".to_owned());
+                return None;
+            }
+            (None, None, Some(command)) => {
+                self.command(&command, None);
+                Probe::Command(command.value)
+            }
             (_, _, _) => {
                 let what = format!("the health of {:?} needs one of http, tcp, command", name.value);
                 self.wrong(name.source, &name.span, what);
@@ -433,7 +573,17 @@ impl Checker<'_> {
                 }
             }),
             timeout: self.text_value(timeout, HEALTH_TIMEOUT_DEFAULT, value::duration),
-            threshold: threshold.map_or(HEALTH_THRESHOLD_DEFAULT, |threshold| threshold.value.max(1)),
+            threshold: match threshold {
+                Some(threshold) if threshold.value == 0 => {
+                    self.wrong(threshold.source, &threshold.span, "a threshold is at least 1".to_owned());
+                    HEALTH_THRESHOLD_DEFAULT
+                }
+                Some(threshold) => threshold.value,
+                None => HEALTH_THRESHOLD_DEFAULT,
+            },
+            action: self.text_value(action, HealthAction::Report, |text| {
+                one_of(text, "action", &[("report", HealthAction::Report), ("restart", HealthAction::Restart)])
+            }),
         })
     }
 
@@ -463,7 +613,7 @@ fn version_of(text: &str) -> Result<Version, String> {
     Version::parse(text).map_err(|error| format!("{text:?} is not a version: {error}"))
 }
 
-fn one_of<T: Copy>(text: &str, key: &str, values: &[(&str, T)]) -> Result<T, String> {
+pub(super) fn one_of<T: Copy>(text: &str, key: &str, values: &[(&str, T)]) -> Result<T, String> {
     values.iter().find(|(name, _)| *name == text).map(|(_, value)| *value).ok_or_else(|| {
         let names: Vec<&str> = values.iter().map(|(name, _)| *name).collect();
         format!("{text:?} is no {key}: use one of {}", names.join(", "))
@@ -479,88 +629,9 @@ fn place(text: &str, offset: usize) -> (usize, usize) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const GOOD: &str = r#"
-[appliance]
-name = "acme"
-version = "1.4.0"
-[runtime]
-binary = "bin/refit"
-[listeners]
-admin = "127.0.0.1:8443"
-http = "127.0.0.1:8080"
-[update]
-probation = "5s"
-[[component]]
-name = "db"
-command = ["bin/db"]
-[[component]]
-name = "web"
-command = ["bin/web", "--workers", "4"]
-listeners = ["http"]
-after = ["db"]
-handover = "overlap"
-ready = "notify"
-health = { http = "http://127.0.0.1:8080/healthz", interval = "5s" }
-restart = { policy = "on-failure", backoff = "100ms..30s", limit = "5/1m" }
-"#;
-
-    fn mistakes(text: &str, local: Option<&str>) -> Vec<String> {
-        match parse(Path::new("a.toml"), text, local.map(|text| (Path::new("l.toml"), text))) {
-            Ok(_) => Vec::new(),
-            Err(mistakes) => mistakes.iter().map(ToString::to_string).collect(),
-        }
-    }
-
-    #[test]
-    fn a_good_file_is_understood_and_overridden() {
-        let local = "[listeners]\nhttp = \"127.0.0.1:0\"\n[[component]]\nname = \"web\"\nstop_timeout = \"1s\"\n";
-        let config = parse(Path::new("a.toml"), GOOD, Some((Path::new("l.toml"), local))).expect("good");
-        assert_eq!(config.listeners["http"].port(), 0);
-        assert_eq!(config.listeners["admin"].port(), 8443);
-        let web = config.component("web").expect("web");
-        assert_eq!((web.stop_timeout, web.handover), (Duration::from_secs(1), Handover::Overlap));
-        assert_eq!(config.update.probation, Duration::from_secs(5));
-    }
-
-    #[test]
-    fn every_mistake_has_its_line_and_column() {
-        let rows: [(String, &str); 11] = [
-            (
-                GOOD.replace("[update]", "[update]\nexpired_offline = \"never\""),
-                "a.toml:11:19: \"never\" is no policy: use one of warn, refuse",
-            ),
-            (
-                GOOD.replace("[update]", "[update]\nrepository = \"ftp://x\""),
-                "a.toml:11:14: \"ftp://x\" is no repository",
-            ),
-            (GOOD.replace("[runtime]", "[runtime"), "a.toml:5:"),
-            (GOOD.replace("binary =", "binery ="), "a.toml:6:1: unknown field `binery`"),
-            (GOOD.replace("\"5s\"", "\"5 parsecs\""), "a.toml:11:13: \"5 parsecs\" is not a duration"),
-            (GOOD.replace("[\"http\"]", "[\"htp\"]"), "a.toml:18:14: there is no listener \"htp\""),
-            (GOOD.replace("[\"db\"]", "[\"dc\"]"), "a.toml:19:10: there is no component \"dc\""),
-            (GOOD.replace(":8443", ":8080"), "the listeners admin and http have one address"),
-            (GOOD.replace("\"1.4.0\"", "\"1.4\""), "a.toml:4:11: \"1.4\" is not a version"),
-            (GOOD.replace("\"overlap\"", "\"swap\""), "\"swap\" is no handover: use one of overlap, restart, keep"),
-            (
-                GOOD.replace("command = [\"bin/db\"]", "command = [\"bin/db\"]\nneeds = [\"web\"]"),
-                "wait for each other",
-            ),
-        ];
-        for (text, expected) in rows {
-            let found = mistakes(&text, None);
-            assert!(found.iter().any(|line| line.contains(expected)), "{expected}: {found:?}");
-            assert!(found.iter().all(|line| !line.contains('\n')), "{found:?}");
-        }
-    }
-
-    #[test]
-    fn all_mistakes_come_at_once_and_name_their_file() {
-        let text = GOOD.replace("\"5s\"\n[[", "\"x\"\n[[").replace("[\"http\"]", "[\"htp\"]");
-        let found = mistakes(&text, Some("[[component]]\nname = \"nobody\"\n"));
-        assert_eq!(found.len(), 3, "{found:?}");
-        assert!(found.iter().any(|line| line.starts_with("l.toml:2:8: the release has no component")), "{found:?}");
-    }
-}
+#[expect(
+    clippy::disallowed_methods,
+    clippy::panic,
+    reason = "a test's files need not be durable, and it ends when it has failed"
+)]
+mod tests;

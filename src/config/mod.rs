@@ -3,7 +3,11 @@
 //! `REFIT_HOME/local.toml` overrides per machine, key by key: it has the same shape, and its components are matched by name.
 
 mod check;
+mod cycle;
+mod programs;
 mod raw;
+mod read;
+mod spawn;
 mod value;
 
 use std::collections::BTreeMap;
@@ -15,12 +19,18 @@ use refit_updater::trust::Expired;
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
+use crate::bus::Ask;
 use crate::error::{Exit, Reported};
+
+pub use programs::Programs;
+pub use spawn::{Limits, ReloadSignal, Spawn};
 
 /// The name of the file in a release.
 pub const FILE: &str = "appliance.toml";
 /// The name of the file in a home that overrides it.
 pub const LOCAL_FILE: &str = "local.toml";
+/// A name that no file has: for a release that is on no machine.
+pub const NO_LOCAL_FILE: &str = ".no-local-file";
 /// The largest file that is read: a thousand components fit.
 pub const CONFIG_BYTES_MAX: u64 = 1 << 20;
 
@@ -33,16 +43,44 @@ pub struct Config {
     pub version: Version,
     /// The runtime's program in the release; the installed `refit` if there is none.
     pub runtime: Option<String>,
+    /// What restarts the runtime when it changes.
+    pub watch: Watch,
+    /// Whether components get control groups where the system lets us have them.
+    pub cgroups: bool,
     /// The listeners that the runtime owns.
     pub listeners: BTreeMap<String, SocketAddr>,
     /// How updates are judged.
     pub update: Update,
+    /// How much of what the components print is kept.
+    pub log: LogLimits,
+    /// The appliance's own channels.
+    pub channels: Vec<String>,
     /// The components, in the order of the file.
     pub components: Vec<Component>,
 }
 
+/// The files that restart the runtime in place when they change.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Watch {
+    /// The files, below the home or absolute.
+    pub paths: Vec<PathBuf>,
+    /// How long they must be left alone before they are taken to be whole.
+    pub settle: Duration,
+}
+
 /// The listener on which the runtime itself serves the page and the API.
 pub const ADMIN: &str = "admin";
+
+/// How much of what the components print is kept on the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogLimits {
+    /// The largest file of a component.
+    pub file_bytes: u64,
+    /// How many files each component has at most.
+    pub files: usize,
+    /// All files of all components together.
+    pub total_bytes: u64,
+}
 
 /// How updates are judged.
 #[derive(Debug, Clone, PartialEq)]
@@ -100,6 +138,26 @@ pub struct Health {
     pub timeout: Duration,
     /// So many failures in a row are unhealthy.
     pub threshold: u32,
+    /// What follows when it is unhealthy.
+    #[serde(skip_serializing_if = "HealthAction::is_default")]
+    pub action: HealthAction,
+}
+
+/// What follows when a component is unhealthy.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HealthAction {
+    /// It is said, and nothing is done.
+    #[default]
+    Report,
+    /// Its process is ended, and the restart policy applies.
+    Restart,
+}
+
+impl HealthAction {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 impl Health {
@@ -184,17 +242,22 @@ pub struct Component {
     pub env: BTreeMap<String, String>,
     /// The files of the release that are its own, as patterns; all that are nobody else's if absent.
     pub files: Option<Vec<String>>,
+    /// In which state its process begins, and how it is watched and limited.
+    #[serde(flatten)]
+    pub spawn: Spawn,
     /// What it may request.
-    pub allow: Vec<String>,
+    pub allow: Vec<Ask>,
     /// Whether it must be stopped for a migration of the data.
     pub migrates: bool,
 }
 
 /// One mistake in a file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Mistake {
-    /// Where: line and column, from 1; `None` for the file as a whole.
-    pub place: Option<(usize, usize)>,
+    /// The line, from 1.
+    pub line: usize,
+    /// The column, from 1, in characters.
+    pub column: usize,
     /// The file.
     pub file: PathBuf,
     /// What is wrong, for people.
@@ -203,10 +266,7 @@ pub struct Mistake {
 
 impl std::fmt::Display for Mistake {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.place {
-            Some((line, column)) => write!(f, "{}:{line}:{column}: {}", self.file.display(), self.what),
-            None => write!(f, "{}: {}", self.file.display(), self.what),
-        }
+        write!(f, "{}:{}:{}: {}", self.file.display(), self.line, self.column, self.what)
     }
 }
 
@@ -253,21 +313,28 @@ impl Config {
     /// # Errors
     /// A file cannot be read, or everything that is wrong in both.
     pub fn load(release: &Path, local: &Path) -> Result<Self, ConfigError> {
+        Self::read(release, local, None)
+    }
+
+    /// As [`load`](Self::load); a program that is not there, or cannot be executed, is a mistake, too.
+    ///
+    /// Not for a release whose processes run already: they need no program any more.
+    ///
+    /// # Errors
+    /// A file cannot be read, or everything that is wrong in both.
+    pub fn load_with_programs(programs: &Programs, local: &Path) -> Result<Self, ConfigError> {
+        Self::read(&programs.release, local, Some(programs))
+    }
+
+    fn read(release: &Path, local: &Path, programs: Option<&Programs>) -> Result<Self, ConfigError> {
         let path = release.join(FILE);
-        let text = read(&path)?.ok_or_else(|| ConfigError::Read {
+        let text = read_text(&path)?.ok_or_else(|| ConfigError::Read {
             path: path.clone(),
             source: std::io::Error::from(std::io::ErrorKind::NotFound),
         })?;
-        let local_text = read(local)?;
-        Self::parse(&path, &text, local_text.as_deref().map(|text| (local, text)))
-    }
-
-    /// Parses the text of `path`, overridden by a local file's.
-    ///
-    /// # Errors
-    /// Everything that is wrong in both.
-    pub fn parse(path: &Path, text: &str, local: Option<(&Path, &str)>) -> Result<Self, ConfigError> {
-        check::parse(path, text, local).map_err(|mistakes| ConfigError::Mistakes { mistakes })
+        let local_text = read_text(local)?;
+        let local = local_text.as_deref().map(|text| (local, text));
+        check::parse(&path, &text, local, programs).map_err(|mistakes| ConfigError::Mistakes { mistakes })
     }
 
     /// Returns the component `name`.
@@ -276,7 +343,7 @@ impl Config {
     }
 }
 
-fn read(path: &Path) -> Result<Option<String>, ConfigError> {
+fn read_text(path: &Path) -> Result<Option<String>, ConfigError> {
     let failed = |source| ConfigError::Read { path: path.to_owned(), source };
     match refit_updater::durable::read_limited(path, CONFIG_BYTES_MAX) {
         Ok(bytes) => match String::from_utf8(bytes) {

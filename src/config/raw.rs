@@ -15,7 +15,9 @@ pub(super) struct Raw {
     pub(super) runtime: RawRuntime,
     pub(super) listeners: BTreeMap<Spanned<String>, Spanned<String>>,
     pub(super) update: RawUpdate,
-    pub(super) component: Vec<RawComponent>,
+    pub(super) bus: RawBus,
+    pub(super) log: RawLog,
+    pub(super) component: Vec<Spanned<RawComponent>>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -31,6 +33,9 @@ pub(super) struct RawAppliance {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawRuntime {
     pub(super) binary: Option<Spanned<String>>,
+    pub(super) watch: Option<Vec<Spanned<String>>>,
+    pub(super) settle: Option<Spanned<String>>,
+    pub(super) cgroups: Option<bool>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -43,6 +48,20 @@ pub(super) struct RawUpdate {
     pub(super) drain_grace: Option<Spanned<String>>,
     pub(super) expired_offline: Option<Spanned<String>>,
     pub(super) repository: Option<Spanned<String>>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawLog {
+    pub(super) file_bytes: Option<Spanned<String>>,
+    pub(super) files: Option<Spanned<u32>>,
+    pub(super) total_bytes: Option<Spanned<String>>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawBus {
+    pub(super) channels: Option<Vec<Spanned<String>>>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -61,7 +80,15 @@ pub(super) struct RawComponent {
     pub(super) start_timeout: Option<Spanned<String>>,
     pub(super) stop_timeout: Option<Spanned<String>>,
     pub(super) user: Option<Spanned<String>>,
-    pub(super) env: Option<BTreeMap<String, String>>,
+    pub(super) group: Option<Spanned<String>>,
+    pub(super) supplementary_groups: Option<Vec<Spanned<String>>>,
+    pub(super) env: Option<BTreeMap<Spanned<String>, String>>,
+    pub(super) working_directory: Option<Spanned<String>>,
+    pub(super) umask: Option<Spanned<String>>,
+    pub(super) no_new_privs: Option<bool>,
+    pub(super) limits: Option<RawLimits>,
+    pub(super) watchdog: Option<Spanned<String>>,
+    pub(super) reload_signal: Option<Spanned<String>>,
     pub(super) files: Option<Vec<Spanned<String>>>,
     pub(super) allow: Option<Vec<Spanned<String>>>,
     pub(super) migrates: Option<bool>,
@@ -76,6 +103,16 @@ pub(super) struct RawHealth {
     pub(super) interval: Option<Spanned<String>>,
     pub(super) timeout: Option<Spanned<String>>,
     pub(super) threshold: Option<Spanned<u32>>,
+    pub(super) action: Option<Spanned<String>>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawLimits {
+    pub(super) memory: Option<Spanned<String>>,
+    pub(super) cpu: Option<Spanned<String>>,
+    pub(super) files: Option<Spanned<u64>>,
+    pub(super) processes: Option<Spanned<u64>>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]

@@ -12,6 +12,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::wait::WaitStatus;
 use semver::Version;
 
+use crate::component::logs::journal::VARIABLE as JOURNAL;
 use crate::handover::Named;
 use crate::handover::fd::FIRST;
 use crate::handover::inherit::VARIABLES;
@@ -40,7 +41,8 @@ pub(super) fn program(home: &Home, version: &Version, installed: &Path) -> PathB
     }
 }
 
-/// Starts `program` as the runtime with `descriptors`, its output going to `output`. Returns its PID.
+/// Starts `program` as the runtime with `descriptors`, its output going to `output` and its components' to `journal`, if there is
+/// one. Returns its PID.
 ///
 /// # Errors
 /// No process or descriptor is left.
@@ -50,6 +52,7 @@ pub(super) fn start(
     installed: &Path,
     descriptors: Vec<Named>,
     output: &OwnedFd,
+    journal: Option<&Path>,
 ) -> io::Result<u32> {
     let names: Vec<String> = descriptors.iter().map(|part| part.name.clone()).collect();
     let mappings = descriptors
@@ -76,6 +79,10 @@ pub(super) fn start(
         .env("LISTEN_FDNAMES", names.join(":"))
         .env("NOTIFY_SOCKET", home.guard_socket())
         .env("REFIT_INSTALLED", installed);
+    match journal {
+        Some(socket) => command.env(JOURNAL, socket),
+        None => command.env_remove(JOURNAL),
+    };
     // Its own group: Ctrl-C on the terminal is for the guard, which passes it on once.
     std::os::unix::process::CommandExt::process_group(&mut command, 0);
     command.fd_mappings(mappings).map_err(|error| io::Error::other(error.to_string()))?;

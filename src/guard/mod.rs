@@ -25,6 +25,7 @@ use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
 use rustix::pipe::PipeFlags;
 
 use crate::clock;
+use crate::component::cgroup;
 use crate::error::{Chain, Exit, Reported};
 use crate::handover::carry::Reaped;
 use crate::handover::{Named, names, notify};
@@ -112,6 +113,8 @@ pub struct Given {
     pub manager: Option<PathBuf>,
     /// Whether to end when the process that started this one ends.
     pub with_parent: bool,
+    /// The journal's socket, if standard error goes to the journal.
+    pub journal: Option<PathBuf>,
 }
 
 /// Runs the appliance until it is asked to end. Returns the exit status.
@@ -139,6 +142,7 @@ pub fn run(given: Given) -> Result<Exit, GuardError> {
     }
     let exit = guard.supervise();
     leftover::end_children();
+    cgroup::remove_all(guard.home.path());
     for name in ["pid", "guard.sock", "refit.sock"] {
         if let Err(error) = std::fs::remove_file(guard.home.run().join(name))
             && error.kind() != io::ErrorKind::NotFound
@@ -190,6 +194,7 @@ enum Phase {
 struct Guard {
     home: Home,
     installed: PathBuf,
+    journal: Option<PathBuf>,
     manager: Option<UnixDatagram>,
     store: Store,
     signals: SignalFd,
@@ -243,12 +248,8 @@ impl Guard {
             store.remove(stale);
         }
         store.keep(names::LOCK, lock.share().map_err(system("share the lock"))?);
-        let connected = |address: &Path| {
-            let socket = notify::connect(address)?;
-            socket.set_write_timeout(Some(MANAGER_WAIT_MAX))?;
-            Ok::<_, io::Error>(socket)
-        };
-        let manager = given.manager.as_deref().and_then(|address| match connected(address) {
+        let connect = |address: &Path| notify::connect(address, MANAGER_WAIT_MAX);
+        let manager = given.manager.as_deref().and_then(|address| match connect(address) {
             Ok(socket) => Some(socket),
             Err(error) => {
                 say(&format!("cannot reach the service manager: {error}"));
@@ -258,6 +259,7 @@ impl Guard {
         Ok(Self {
             home: given.home,
             installed: given.installed,
+            journal: given.journal,
             manager,
             store,
             signals,
@@ -329,7 +331,7 @@ impl Guard {
         self.ends_as_asked = false;
         self.image = Image::Silent;
         self.watchdog = None;
-        let pid = child::start(&program, &self.home, &self.installed, descriptors, &self.pipe)
+        let pid = child::start(&program, &self.home, &self.installed, descriptors, &self.pipe, self.journal.as_deref())
             .map_err(system("start the runtime"))?;
         let pid = Pid::from_raw(i32::try_from(pid).unwrap_or(0));
         let now = Instant::now();

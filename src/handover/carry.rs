@@ -6,13 +6,16 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
 use super::memfd;
 use crate::auth::CarriedSession;
-use crate::component::LogLine;
+use crate::component::{LogLine, logs};
 use crate::events::Event;
 use crate::tickets::TicketView;
 
@@ -40,6 +43,12 @@ pub struct Carry {
     /// The components' last output.
     #[serde(default)]
     pub logs: BTreeMap<String, Vec<LogLine>>,
+    /// Lines of output that have begun, in base64, by process and stream.
+    #[serde(default)]
+    pub partial_lines: BTreeMap<String, String>,
+    /// Whether that output is all that was read from the components' pipes.
+    #[serde(default)]
+    pub logs_complete: bool,
     /// Who is logged in.
     #[serde(default)]
     pub sessions: Vec<CarriedSession>,
@@ -100,6 +109,36 @@ pub struct CarriedInstance {
     /// How often the component was started again after it had ended by itself.
     #[serde(default)]
     pub restarts: u32,
+    /// Its control group.
+    #[serde(default)]
+    pub cgroup: Option<PathBuf>,
+    /// Its limits, and what keeps them.
+    #[serde(default)]
+    pub limits: BTreeMap<String, CarriedLimit>,
+    /// How often it has to report, in microseconds, if it has said so itself.
+    #[serde(default)]
+    pub watchdog_us: Option<u64>,
+}
+
+/// A limit of a process, and what keeps it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CarriedLimit {
+    /// Bytes, percent of one processor, or a number.
+    pub value: u64,
+    /// What keeps it.
+    pub by: LimitBy,
+}
+
+/// What keeps a limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LimitBy {
+    /// The control group, for all processes of the component together.
+    Cgroup,
+    /// A limit of each process.
+    Rlimit,
+    /// Nothing: the system offers nothing for it.
+    None,
 }
 
 /// What the guard says of a process that it collected.
@@ -112,6 +151,16 @@ pub struct Reaped {
 }
 
 impl Carry {
+    /// Returns what was read of the components' output.
+    pub fn output(&self) -> logs::Carried {
+        let decoded = |(name, text): (&String, &String)| Some((name.clone(), BASE64.decode(text).ok()?));
+        logs::Carried {
+            lines: self.logs.clone(),
+            partial: self.partial_lines.iter().filter_map(decoded).collect(),
+            complete: self.logs_complete,
+        }
+    }
+
     /// Returns the document as a sealed file.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 //!
 //! Descriptors cross an exec as numbers, by the convention of `LISTEN_FDS`: from 3 on, without gaps. [`take`] makes owned
 //! descriptors of them at the start of a process, [`place`] puts owned descriptors there just before an exec. Everything else
-//! in the process is close-on-exec at all times.
+//! in the process is close-on-exec at all times. [`default_signals`] is here because it, too, takes what types cannot say.
 
 #![expect(unsafe_code, reason = "that a descriptor number is ours cannot be shown in types")]
 
@@ -141,6 +141,35 @@ fn open_numbers() -> io::Result<Vec<RawFd>> {
     // The directory's own descriptor was in the list and is closed by now.
     numbers.retain(|number| *number >= FIRST && fs::symlink_metadata(format!("/proc/self/fd/{number}")).is_ok());
     Ok(numbers)
+}
+
+/// Gives every signal its default action: what this process's parent ignored, a program would ignore, too.
+///
+/// # Errors
+/// The system refuses it for a signal that it has.
+pub fn default_signals() -> io::Result<()> {
+    use nix::libc;
+    /// The highest signal of Linux.
+    const SIGNALS_MAX: i32 = 64;
+    /// The kernel's set of signals, in bytes.
+    const SET_BYTES: usize = 8;
+    // Handler, flags, restorer and mask: all zero is the default action.
+    let default = [0_u64; 4];
+    for number in 1..=SIGNALS_MAX {
+        if number == libc::SIGKILL || number == libc::SIGSTOP {
+            continue; // nobody can change them
+        }
+        // SAFETY: the default action runs no code, and the kernel only reads the structure. The C library's own call would refuse
+        // the two signals that it keeps for itself.
+        let result = unsafe {
+            let nothing = std::ptr::null_mut::<u64>();
+            libc::syscall(libc::SYS_rt_sigaction, number, default.as_ptr(), nothing, SET_BYTES)
+        };
+        if result != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
 }
 
 /// Returns the number of the file behind `descriptor`: for a socket the number that `ss` and `/proc/net/tcp` show.

@@ -33,6 +33,8 @@ pub mod names {
     pub const LOCK: &str = "refit.lock";
     /// The listener of the API's Unix socket.
     pub const API: &str = "refit.api";
+    /// The listener of the socket of those who take part in the bus.
+    pub const BUS: &str = "refit.bus";
     /// The beginning of the names of the sealed state, a number follows.
     pub const STATE: &str = "refit.state.";
     /// The beginning of the names of parked connections: listener, dot, number follow.

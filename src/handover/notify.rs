@@ -10,10 +10,11 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-    recvmsg, sendmsg,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
 };
 
 /// The longest datagram that is read: systemd's own limit is a page.
@@ -28,12 +29,19 @@ pub struct Notification {
     pub fields: Vec<(String, String)>,
     /// The descriptors that came with it.
     pub descriptors: Vec<OwnedFd>,
+    /// It was longer than [`DATAGRAM_BYTES_MAX`]: nothing of it is here, because half a line could say something else.
+    pub truncated: bool,
 }
 
 impl Notification {
     /// Returns the last value of `key`: a later line wins.
     pub fn get(&self, key: &str) -> Option<&str> {
         self.fields.iter().rev().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
+    }
+
+    /// Returns the notification that `bytes` say, without descriptors.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self { fields: Self::parse(bytes), ..Self::default() }
     }
 
     fn parse(bytes: &[u8]) -> Vec<(String, String)> {
@@ -74,14 +82,18 @@ pub fn receive(socket: BorrowedFd<'_>) -> io::Result<Notification> {
             descriptors.extend(received);
         }
     }
-    Ok(Notification { fields: Notification::parse(&bytes[..message.bytes.min(DATAGRAM_BYTES_MAX)]), descriptors })
+    if message.flags.contains(ReturnFlags::TRUNC) {
+        return Ok(Notification { truncated: true, ..Notification::default() });
+    }
+    Ok(Notification { descriptors, ..Notification::of(&bytes[..message.bytes.min(DATAGRAM_BYTES_MAX)]) })
 }
 
-/// Returns a socket connected to the address in `NOTIFY_SOCKET`: a path, or `@` and an abstract name.
+/// Returns a socket connected to the address in `NOTIFY_SOCKET`: a path, or `@` and an abstract name. Sending waits at most
+/// `write_limit` for a place in the other end's queue: one that hangs must not hang its clients.
 ///
 /// # Errors
 /// The address is of another kind, or nobody is there.
-pub fn connect(address: &Path) -> io::Result<UnixDatagram> {
+pub fn connect(address: &Path, write_limit: Duration) -> io::Result<UnixDatagram> {
     let socket = UnixDatagram::unbound()?;
     match address.as_os_str().as_bytes().split_first() {
         Some((b'@', name)) => socket.connect_addr(&SocketAddr::from_abstract_name(name)?)?,
@@ -90,6 +102,7 @@ pub fn connect(address: &Path) -> io::Result<UnixDatagram> {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a path and not an abstract name"));
         }
     }
+    socket.set_write_timeout(Some(write_limit))?;
     Ok(socket)
 }
 
@@ -108,9 +121,19 @@ mod tests {
     }
 
     #[test]
+    fn one_that_is_too_long_says_nothing() {
+        let (ours, theirs) = UnixDatagram::pair().expect("a pair");
+        let text = format!("READY=1\nSTATUS={}", "x".repeat(DATAGRAM_BYTES_MAX));
+        send(&ours, &text, &[]).expect("sent");
+        send(&ours, "READY=1", &[]).expect("sent");
+        let received = receive(theirs.as_fd()).expect("received");
+        assert!(received.truncated && received.get("READY").is_none());
+        assert_eq!(receive(theirs.as_fd()).expect("received").get("READY"), Some("1"));
+    }
+
+    #[test]
     fn a_later_line_wins_and_noise_is_passed_over() {
-        let fields = Notification::parse(b"STATUS=a\nnoise\nSTATUS=b=c\n");
-        let notification = Notification { fields, descriptors: Vec::new() };
+        let notification = Notification::of(b"STATUS=a\nnoise\nSTATUS=b=c\n");
         assert_eq!(notification.get("STATUS"), Some("b=c"));
         assert_eq!(notification.get("READY"), None);
     }

@@ -1,12 +1,14 @@
-//! Unix sockets below a home of any depth.
+//! Unix sockets below a home of any depth, and the runtime's own two listeners on them.
 //!
 //! The address of a Unix socket holds 107 bytes; a home may lie deeper than that. The directory is then opened and the socket
 //! is named through `/proc/self/fd/N/NAME`.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 /// The longest path that fits into an address, without the zero at its end.
@@ -35,4 +37,35 @@ pub fn with_short_path<T>(path: &Path, act: impl FnOnce(&Path) -> io::Result<T>)
     let result = act(&path);
     drop(dir);
     result
+}
+
+/// A socket of the runtime's own cannot be had.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot bind the socket {}", path.display())]
+pub struct SocketError {
+    path: PathBuf,
+    #[source]
+    source: io::Error,
+}
+
+/// Returns the listener on `path`: the one handed over, or a new one that `mode` says who may use.
+///
+/// # Errors
+/// The socket cannot be bound.
+pub fn listener(path: PathBuf, mode: u32, inherited: Option<UnixListener>) -> Result<UnixListener, SocketError> {
+    if let Some(listener) = inherited
+        && path.exists()
+    {
+        return Ok(listener);
+    }
+    let bind = || {
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+        let listener = with_short_path(&path, |path| UnixListener::bind(path))?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
+        Ok(listener)
+    };
+    bind().map_err(|source| SocketError { path, source })
 }

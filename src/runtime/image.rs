@@ -1,134 +1,55 @@
 //! The life of one process image: adopt what was handed over, run the bus, describe what is left.
 
 use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use base64::Engine;
+use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use refit_updater::Store;
-use refit_updater::journal::{self, Journal, JournalError};
-use refit_updater::release::{Release, StoreError};
-use refit_updater::trust::{Trust, TrustError};
+use refit_updater::journal::{self, Journal};
+use refit_updater::release::Release;
+use refit_updater::trust::Trust;
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::{End, Given, guard_link, signals};
-use crate::api::{self, ApiSocketError, App, Parked, Server};
+use super::error::{RuntimeError, io_error};
+use super::hooks::{BusHooks, trace};
+use super::watch::Watch;
+use super::{End, Given, guard_link, settings, signals};
+use crate::api::{self, App, Parked, Server};
 use crate::auth::Sessions;
-use crate::bus::{self, Bus, BusEvent, Cycle, Ended, Fault, Hooks, Origin, Participant, Replacement, Request, Seat};
+use crate::bus::{self, Bus, Ended, Engine, Failure, Options, Origin, Request};
 use crate::clock;
+use crate::component::cgroup::Cgroups;
 use crate::component::{self, CarriedParts, Estate, EstateParts, Logs, Process, Surroundings};
-use crate::config::{self, Config, ConfigError};
-use crate::error::{Chain, Exit, Reported};
+use crate::config::{self, Config, Programs};
+use crate::desk::{Asking, Desk};
+use crate::error::{Chain, Exit};
 use crate::events::Events;
 use crate::handover::carry::{CarriedInstance, Carry};
 use crate::handover::exec;
 use crate::handover::inherit::Inheritance;
-use crate::handover::listener::{BindError, Listeners};
+use crate::handover::listener::Listeners;
+use crate::handover::unix;
 use crate::handover::{Named, names, notify};
-use crate::home::HomeError;
+use crate::home::{Home, HomeError};
+use crate::peers::{self, Peers};
 use crate::tickets::Tickets;
-use crate::update::{Manager, Parts, Times, UpdateError};
-
-/// Why the runtime could not start.
-#[derive(Debug, thiserror::Error)]
-pub enum RuntimeError {
-    /// The home has no appliance.
-    #[error(transparent)]
-    Home(#[from] HomeError),
-    /// The journal cannot be used.
-    #[error(transparent)]
-    Journal(#[from] JournalError),
-    /// The release cannot be used.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// The trust cannot be used.
-    #[error(transparent)]
-    Trust(#[from] TrustError),
-    /// The configuration is wrong.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// A listener cannot be had.
-    #[error(transparent)]
-    Bind(#[from] BindError),
-    /// The API's socket cannot be had.
-    #[error(transparent)]
-    ApiSocket(#[from] ApiSocketError),
-    /// The update manager cannot begin.
-    #[error(transparent)]
-    Update(#[from] UpdateError),
-    /// Components wait for each other.
-    #[error(transparent)]
-    Cycle(#[from] Cycle),
-    /// The system refused something.
-    #[error("cannot {what}")]
-    Io {
-        /// What was to be done.
-        what: &'static str,
-        /// Why it was refused.
-        #[source]
-        source: io::Error,
-    },
-}
-
-impl Reported for RuntimeError {
-    fn code(&self) -> &str {
-        match self {
-            Self::Home(error) => error.code(),
-            Self::Journal(_) => "journal_unusable",
-            Self::Store(_) => "release_unusable",
-            Self::Trust(_) => "trust_unusable",
-            Self::Config(error) => error.code(),
-            Self::Bind(_) | Self::ApiSocket(_) => "address_in_use",
-            Self::Update(error) => error.code(),
-            Self::Cycle(_) => "configuration_refused",
-            Self::Io { .. } => "system_refused",
-        }
-    }
-
-    fn remedy(&self) -> &str {
-        match self {
-            Self::Home(error) => error.remedy(),
-            Self::Journal(error) => error.remedy(),
-            Self::Store(error) => error.remedy(),
-            Self::Trust(error) => error.remedy(),
-            Self::Config(error) => error.remedy(),
-            Self::Bind(_) => {
-                "stop the program that uses it, or override the listener in local.toml; nothing was started"
-            }
-            Self::ApiSocket(_) => "check the permissions of the home; nothing was started",
-            Self::Update(error) => error.remedy(),
-            Self::Cycle(_) => "correct appliance.toml; nothing was started",
-            Self::Io { .. } => "check the limits of the system",
-        }
-    }
-
-    fn exit(&self) -> Exit {
-        match self {
-            Self::Home(error) => error.exit(),
-            Self::Journal(JournalError::Format { .. } | JournalError::Damaged { .. }) => Exit::Config,
-            Self::Journal(JournalError::Read { .. } | JournalError::Write { .. }) => Exit::Disk,
-            Self::Store(_) | Self::Bind(_) | Self::ApiSocket(_) | Self::Io { .. } => Exit::Failed,
-            Self::Trust(_) | Self::Cycle(_) => Exit::Config,
-            Self::Config(error) => error.exit(),
-            Self::Update(error) => error.exit(),
-        }
-    }
-}
-
-fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> RuntimeError {
-    move |source| RuntimeError::Io { what, source }
-}
+use crate::update::{Manager, Parts, Times};
 
 /// How long a report to the guard may wait for a place in its queue: a guard that hangs must not hang the runtime.
 const GUARD_WAIT_MAX: Duration = Duration::from_secs(1);
+
+/// A database that migrates may ask for hours; every component has a deadline of its own.
+const TRANSITION_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// What is read from disk before anything else.
 struct OnDisk {
@@ -139,46 +60,22 @@ struct OnDisk {
     config: Arc<Config>,
 }
 
-fn read_disk(given: &Given) -> Result<OnDisk, RuntimeError> {
+/// Reads it. `fresh` is whether no component runs yet: then their programs have to be there.
+fn read_disk(given: &Given, fresh: bool) -> Result<OnDisk, RuntimeError> {
     let home = given.home.path();
     let journal = journal::load(home)?.ok_or_else(|| HomeError::Empty { home: home.to_owned() })?;
     let store = Store::open(home)?;
     let trust = Trust::of(home);
     let release = store.release(journal.state.wanted())?;
-    let config = Arc::new(Config::load(&release.dir, &home.join(config::LOCAL_FILE))?);
+    let local = home.join(config::LOCAL_FILE);
+    let config = if fresh {
+        let search = given.environment.get(OsStr::new("PATH")).map(OsString::as_os_str);
+        Config::load_with_programs(&Programs::here(&release.dir, search), &local)?
+    } else {
+        Config::load(&release.dir, &local)?
+    };
+    let config = Arc::new(config);
     Ok(OnDisk { store, trust, journal, release, config })
-}
-
-/// What the bus asks and tells: the update manager decides about failed starts, the events hear everything.
-struct BusHooks {
-    manager: Arc<Manager>,
-    events: Arc<Events>,
-}
-
-impl Hooks for BusHooks {
-    fn observe(&self, event: &BusEvent) {
-        match event {
-            BusEvent::State(state) => {
-                tracing::info!(bus.state = state.name(), "bus");
-                self.events.publish("bus.state", json!({ "state": state }));
-                if *state == bus::State::Exiting {
-                    self.manager.about_to_exec();
-                }
-            }
-            BusEvent::Fault(fault) => {
-                tracing::warn!(component.name = fault.component, phase = fault.phase, cause = fault.cause, "fault");
-                self.events.publish("fault", json!(fault));
-            }
-            BusEvent::Request { name, origin } => {
-                tracing::info!(request = name, origin = origin.0, "request");
-                self.events.publish("bus.request", json!({ "request": name, "origin": origin.0 }));
-            }
-        }
-    }
-
-    fn start_failed(&self, faults: &[Fault]) -> Option<Arc<Replacement>> {
-        self.manager.start_failed(faults)
-    }
 }
 
 /// Lives from what was handed over to an end.
@@ -190,18 +87,21 @@ pub(super) async fn live(given: &Given, mut inherited: Inheritance) -> Result<En
         inherited.take_all(names::STATE).into_iter().map(|part| (part.name, part.descriptor)).unzip();
     let mut instance_parts = inherited.take_all(names::INSTANCE);
     let inherited_api = inherited.take(names::API).map(UnixListener::from);
+    let inherited_bus = inherited.take(names::BUS).map(UnixListener::from);
     let parked_parts = inherited.take_all(names::PARKED);
     let before = Carry::newest(&states).map_err(io_error("read the state of the image before"))?;
     drop(states);
 
-    let disk = read_disk(given)?;
+    let disk = read_disk(given, before.instances.is_empty())?;
     let had: Vec<String> = inherited.names();
     let listeners = Listeners::adopt(&disk.config.listeners, &mut inherited)?;
     if disk.config.listeners.get(config::ADMIN).is_some_and(|address| !address.ip().is_loopback()) {
         tracing::warn!("the admin listener speaks plain HTTP and is not bound to the loopback address");
     }
-    let api_was_there = inherited_api.is_some();
-    let api_socket = api::api_socket(&given.home, inherited_api)?;
+    let were_there = [inherited_api.is_some(), inherited_bus.is_some()];
+    let api_socket = unix::listener(given.home.socket(), api::SOCKET_MODE, inherited_api)?;
+    let bus_socket = unix::listener(given.home.bus_socket(), peers::SOCKET_MODE, inherited_bus)?;
+    let sockets = Sockets { api: api_socket, bus: bus_socket };
     let mut listeners = listeners;
     for part in inherited.take_rest() {
         // A listener of the release before: it may be wanted again.
@@ -209,23 +109,25 @@ pub(super) async fn live(given: &Given, mut inherited: Inheritance) -> Result<En
         listeners.keep_aside(part);
     }
 
-    let connected = |address: &Path| {
-        let socket = notify::connect(address)?;
-        socket.set_write_timeout(Some(GUARD_WAIT_MAX))?;
-        Ok::<_, io::Error>(socket)
-    };
-    let guard = given.notify.as_deref().and_then(|address| match connected(address) {
+    let connect = |address: &Path| notify::connect(address, GUARD_WAIT_MAX);
+    let guard = given.notify.as_deref().and_then(|address| match connect(address) {
         Ok(socket) => Some(socket),
         Err(error) => {
             tracing::warn!(%error, "cannot reach the guard");
             None
         }
     });
-    let estate = estate(&before, guard);
+    let output = component::logs::Place {
+        dir: given.home.log(),
+        limits: disk.config.log,
+        components: disk.config.components.iter().map(|component| component.name.clone()).collect(),
+        journal: given.environment.get(OsStr::new(component::logs::journal::VARIABLE)).map(PathBuf::from),
+    };
+    let estate = estate(&before, guard, output);
     for older in stored.iter().filter_map(|number| number.parse().ok()).filter(|number| *number != before.sequence) {
         estate.drop_state(older); // a crash came between keeping the newer and dropping the older
     }
-    store_with_guard(&estate, &listeners, &had, &api_socket, api_was_there)?;
+    store_with_guard(&estate, &listeners, &had, &sockets, were_there)?;
     let micros = disk.config.update.watchdog.as_micros();
     estate.tell_guard(&format!("WATCHDOG_USEC={micros}\nWATCHDOG=1"), &[]);
 
@@ -239,10 +141,12 @@ pub(super) async fn live(given: &Given, mut inherited: Inheritance) -> Result<En
         estate: Arc::clone(&estate),
         reaped,
         environment: given.environment.clone(),
+        cgroups: cgroups(&disk.config, &given.home, &before.instances),
     });
     let mut tasks = JoinSet::new();
     let components = components(&disk, &around, before.instances.clone(), &mut instance_parts, &mut tasks)?;
-    let (bus, seat) = Bus::open();
+    let (bus, engine) = Bus::new(Options { transition: TRANSITION_MAX, ..Options::default() });
+    trace(&bus);
     let manager = Arc::new(Manager::new(Parts {
         store: disk.store,
         trust: disk.trust,
@@ -256,11 +160,17 @@ pub(super) async fn live(given: &Given, mut inherited: Inheritance) -> Result<En
     }));
 
     let parked = unpark(parked_parts, &before.parked);
-    let parts = Assembled { config: disk.config, around, components, manager, bus, seat, parked, before };
-    run_image(parts, guard_channel, lock, reaped_sender, api_socket, tasks).await
+    let parts = Assembled { config: disk.config, around, components, manager, bus, engine, parked, before };
+    let end = run_image(parts, guard_channel, lock, reaped_sender, sockets, tasks).await;
+    estate.logs.close().await;
+    end
 }
 
-fn estate(before: &Carry, guard: Option<std::os::unix::net::UnixDatagram>) -> Arc<Estate> {
+fn estate(
+    before: &Carry,
+    guard: Option<std::os::unix::net::UnixDatagram>,
+    output: component::logs::Place,
+) -> Arc<Estate> {
     let stem = format!("{:x}", clock::now().as_millisecond());
     Arc::new(Estate::new(
         before,
@@ -269,10 +179,16 @@ fn estate(before: &Carry, guard: Option<std::os::unix::net::UnixDatagram>) -> Ar
         EstateParts {
             events: Arc::new(Events::new(before.events.clone())),
             tickets: Arc::new(Tickets::new(before.tickets.clone(), stem)),
-            logs: Arc::new(Logs::new(before.logs.clone())),
+            logs: Arc::new(Logs::open(before.output(), Some(output))),
             sessions: Arc::new(Sessions::new(before.sessions.clone())),
         },
     ))
+}
+
+/// The runtime's own Unix sockets.
+struct Sockets {
+    api: UnixListener,
+    bus: UnixListener,
 }
 
 /// Gives the guard what it does not keep yet under its present name, and has it drop what is not wanted any more.
@@ -280,8 +196,8 @@ fn store_with_guard(
     estate: &Estate,
     listeners: &Listeners,
     had: &[String],
-    api_socket: &UnixListener,
-    api_was_there: bool,
+    sockets: &Sockets,
+    [api_was_there, bus_was_there]: [bool; 2],
 ) -> Result<(), RuntimeError> {
     let described = listeners.describe().map_err(io_error("describe the listeners"))?;
     for part in &described {
@@ -296,11 +212,25 @@ fn store_with_guard(
             estate.tell_guard(&format!("FDSTOREREMOVE=1\nFDNAME={name}"), &[]);
         }
     }
-    if !api_was_there {
-        let socket = api_socket.try_clone().map_err(io_error("duplicate the API's socket"))?;
-        estate.store(names::API, &OwnedFd::from(socket));
+    for (name, socket, was_there) in
+        [(names::API, &sockets.api, api_was_there), (names::BUS, &sockets.bus, bus_was_there)]
+    {
+        if !was_there {
+            let socket = socket.try_clone().map_err(io_error("duplicate a socket of the runtime's own"))?;
+            estate.store(name, &OwnedFd::from(socket));
+        }
     }
     Ok(())
+}
+
+/// Returns the control groups of this home, without those of processes that are no more.
+fn cgroups(config: &Config, home: &Home, instances: &[CarriedInstance]) -> Cgroups {
+    if !config.cgroups {
+        return Cgroups::none("`[runtime] cgroups` says that there are to be none");
+    }
+    let limits = config.components.iter().any(|component| !component.spawn.limits.is_empty());
+    let kept = instances.iter().map(|instance| instance.id.clone()).collect();
+    Cgroups::open(home.path(), limits, &kept)
 }
 
 /// Makes the components of this release, each with its processes from the image before. Processes of components that the
@@ -355,7 +285,7 @@ struct Assembled {
     components: Vec<Arc<Process>>,
     manager: Arc<Manager>,
     bus: Bus,
-    seat: Seat,
+    engine: Engine,
     /// The connections of the image before.
     parked: Vec<Parked>,
     before: Carry,
@@ -366,18 +296,34 @@ async fn run_image(
     guard_channel: Option<OwnedFd>,
     lock: Option<OwnedFd>,
     reaped: watch::Sender<BTreeMap<i32, String>>,
-    api_socket: UnixListener,
+    sockets: Sockets,
     mut tasks: JoinSet<()>,
 ) -> Result<End, RuntimeError> {
-    let Assembled { config, around, components, manager, bus, seat, parked, before } = parts;
+    let Assembled { config, around, components, manager, bus, engine, parked, before } = parts;
     let estate = Arc::clone(&around.estate);
-    let hooks = Arc::new(BusHooks { manager: Arc::clone(&manager), events: Arc::clone(&estate.events) });
+    let desk = Arc::new(Desk { bus: bus.clone(), manager: Arc::clone(&manager), estate: Arc::clone(&estate) });
+    let socket = sockets.bus.try_clone().map_err(io_error("duplicate the socket of the bus"))?;
+    let parts = peers::Parts {
+        bus: bus.clone(),
+        estate: Arc::clone(&estate),
+        config: Arc::clone(&config),
+        desk: Arc::clone(&desk) as Arc<dyn Asking>,
+    };
+    let peers = Arc::new(Peers::new(socket, parts));
+    peers.attach(&bus);
+    let hooks = Arc::new(BusHooks {
+        manager: Arc::clone(&manager),
+        events: Arc::clone(&estate.events),
+        peers: Arc::clone(&peers),
+    });
     let admin = {
         let listeners = around.listeners.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let admin = listeners.get(config::ADMIN).map(std::net::TcpListener::try_clone);
         admin.transpose().map_err(io_error("duplicate the admin listener"))?
     };
     let app = Arc::new(App {
+        desk,
+        peers,
         manager: Arc::clone(&manager),
         bus: bus.clone(),
         config: Arc::clone(&config),
@@ -387,10 +333,14 @@ async fn run_image(
         started_at: clock::stamp(),
         stopping: CancellationToken::new(),
     });
-    let socket = api_socket.try_clone().map_err(io_error("duplicate the API's socket"))?;
+    let socket = sockets.api.try_clone().map_err(io_error("duplicate the API's socket"))?;
     let server = Arc::new(Server::new(app, socket, admin, before, parked));
-    let participants = components.iter().map(|component| Arc::clone(component) as Arc<dyn Participant>).collect();
-    let engine = seat.engine(vec![Arc::clone(&server) as Arc<dyn Participant>], participants, hooks)?;
+    server.attach(&bus);
+    settings::attach(&bus, Arc::clone(&config), around.release_dir.clone(), &around.home);
+    for component in &components {
+        bus.attach(Arc::clone(component) as Arc<dyn bus::Component>)?;
+    }
+    let engine = engine.with_hooks(hooks);
 
     let now = CancellationToken::new();
     let signals =
@@ -409,8 +359,19 @@ async fn run_image(
             drop(bus.request(Request::Exit, Origin("guard lost".to_owned())));
         });
     }
+    if !config.watch.paths.is_empty() {
+        let watch = Watch {
+            bus: bus.clone(),
+            manager: Arc::clone(&manager),
+            events: Arc::clone(&estate.events),
+            home: around.home.clone(),
+            paths: config.watch.paths.iter().map(|path| around.home.path().join(path)).collect(),
+            settle: config.watch.settle,
+        };
+        tasks.spawn(watch.run());
+    }
     for component in &components {
-        tasks.spawn(publish_changes(Arc::clone(component), Arc::clone(&estate)));
+        tasks.spawn(publish_changes(Arc::clone(component), Arc::clone(&estate), bus.clone()));
     }
     // Held before anybody can ask: until the disk is tidy nothing is received.
     let permit = manager.hold_receiving();
@@ -422,17 +383,21 @@ async fn run_image(
     let ended = tokio::select! {
         ended = engine.run() => ended,
         () = now.cancelled() => {
-            tracing::error!(state = bus.state().name(), "ending now; what had not ended yet is killed");
+            let alive = components.iter().filter(|component| component.view().borrow().pid.is_some());
+            let names: Vec<&str> = alive.map(|component| component.definition().name.as_str()).collect();
+            let unfinished = names.join(", ");
+            tracing::error!(state = bus.state().name(), unfinished, "ending now; what had not ended yet is killed");
             return Ok(End::Exit(Exit::Failed));
         }
     };
     match &ended.replacement {
         Some(replacement) => {
             manager.end();
+            estate.logs.pause().await;
             tasks.shutdown().await;
             // Until the next image says that it is ready, nothing is.
             estate.tell_guard("RELOADING=1", &[]);
-            let descriptors = describe(&around, &server, manager.trial_ns(), api_socket, kept_channel, lock)
+            let descriptors = describe(&around, &server, manager.trial_ns(), sockets, kept_channel, lock)
                 .map_err(io_error("describe what is handed over"))?;
             Ok(End::Replace { program: replacement.program.clone(), label: replacement.label.clone(), descriptors })
         }
@@ -471,13 +436,19 @@ fn exit_status(ended: &Ended) -> Exit {
 }
 
 /// Publishes what changes of a component.
-async fn publish_changes(component: Arc<Process>, estate: Arc<Estate>) {
+async fn publish_changes(component: Arc<Process>, estate: Arc<Estate>, bus: Bus) {
     let mut views = component.view();
     let mut last = None;
     loop {
         let view = views.borrow_and_update().clone();
         let seen = Some((view.state, view.pid, view.health.clone(), view.status.clone()));
         if seen != last {
+            let has_failed = view.state == component::State::Failed;
+            // A start that fails is the bus's to record; one that gave up while the site runs is nobody else's.
+            if has_failed && bus.state() == bus::State::Running && last.is_some_and(|(state, ..)| state != view.state) {
+                let reason = view.reason.clone().unwrap_or_default();
+                bus.fault(&view.name, "run", Failure { reason, output: view.output.clone() });
+            }
             last = seen;
             let data = json!({
                 "name": view.name, "state": view.state, "pid": view.pid, "health": view.health.name(),
@@ -521,7 +492,7 @@ fn describe(
     around: &Surroundings,
     server: &Server,
     trial_ns: Option<u64>,
-    api_socket: UnixListener,
+    sockets: Sockets,
     channel: Option<OwnedFd>,
     lock: Option<OwnedFd>,
 ) -> io::Result<Vec<Named>> {
@@ -529,12 +500,14 @@ fn describe(
     let mut parts = listeners.describe()?;
     drop(listeners);
     let named = |name: &str, descriptor: OwnedFd| Named { name: name.to_owned(), descriptor };
-    parts.push(named(names::API, api_socket.into()));
+    parts.push(named(names::API, sockets.api.into()));
+    parts.push(named(names::BUS, sockets.bus.into()));
     parts.extend(channel.map(|channel| named(names::GUARD, channel)));
     parts.extend(lock.map(|lock| named(names::LOCK, lock)));
     parts.extend(around.estate.describe()?);
     let mut carry = around.estate.save();
     carry.stopped_accepting_ns = server.stopped_accepting_ns();
+    carry.logs_complete = true; // nobody reads any more; the guard's copy may be read after lines that it does not have
     carry.exec_ns = Some(clock::monotonic_ns());
     carry.trial_ns = trial_ns;
     for (number, Parked { listener, socket, read }) in server.take_parked().into_iter().enumerate() {

@@ -3,12 +3,16 @@
 //! [`main`] takes what the image was given, lives ([`image`]), and either ends or replaces itself. The exec happens here, on the
 //! main thread, after the async runtime has been dropped. If it fails, this image goes on with what it had.
 
+mod error;
 mod guard_link;
+mod hooks;
 mod image;
+mod settings;
 mod signals;
+mod watch;
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -19,13 +23,14 @@ use semver::Version;
 
 use crate::clock;
 use crate::component::fingerprint;
-use crate::config::{self, Config};
+use crate::config::{self, Config, Programs};
 use crate::error::{Chain, Exit, Reported};
 use crate::handover::exec::{self, Plan};
 use crate::handover::inherit::{Announcement, Inheritance};
 use crate::home::Home;
 
-pub use image::RuntimeError;
+pub use error::RuntimeError;
+pub use watch::Inhibitor;
 
 /// The last line of an image that replaces itself begins so, after the program's name.
 pub const EXECUTING: &str = "executing ";
@@ -128,20 +133,21 @@ fn say(text: &str, exit: Exit) -> Exit {
     exit
 }
 
-/// Reads everything that the release `version` needs, and starts nothing.
-pub fn check(home: &Home, version: &Version) -> Exit {
-    match try_check(home, version) {
+/// Reads everything that the release `version` needs, its programs on `search` (`PATH`) included, and starts nothing.
+pub fn check(home: &Home, version: &Version, search: Option<&OsStr>) -> Exit {
+    match try_check(home, version, search) {
         Ok(()) => Exit::Done,
         Err(error) => say(&crate::error::message(&error, &error), error.exit()),
     }
 }
 
-fn try_check(home: &Home, version: &Version) -> Result<(), RuntimeError> {
+fn try_check(home: &Home, version: &Version, search: Option<&OsStr>) -> Result<(), RuntimeError> {
     // A newer journal than this program knows would leave it unable to run: find out before anything stops.
     journal::load(home.path())?;
     let store = Store::open(home.path())?;
     let release = store.release(version)?;
-    let config = Config::load(&release.dir, &home.path().join(config::LOCAL_FILE))?;
+    let programs = Programs::here(&release.dir, search);
+    let config = Config::load_with_programs(&programs, &home.path().join(config::LOCAL_FILE))?;
     for component in &config.components {
         fingerprint::of(component, &config, &release.manifest, &store.config_dir(version))
             .map_err(|source| RuntimeError::Io { what: "read the live configuration", source })?;

@@ -1,9 +1,10 @@
-//! The live configuration: what an admin wrote survives updates, and a rollback finds the old one as it was.
+//! The configuration: every mistake in it is named before anything starts; what an admin wrote survives updates, and a rollback
+//! finds the old one as it was.
 
 use std::fs;
 use std::path::PathBuf;
 
-use crate::appliance::Appliance;
+use crate::appliance::{Appliance, Ran, refit};
 use crate::http::{At, Request};
 use crate::release::Release;
 
@@ -73,4 +74,77 @@ fn the_machines_own_settings_hold_for_every_release() {
     let status = appliance.settled("1.1.0");
     assert_eq!(status["listeners"], listeners, "local.toml names the addresses, whatever the release says");
     assert!(listeners.to_string().contains(&appliance.address("http").to_string()), "{listeners}");
+}
+
+/// Mistakes of every kind, and where each is.
+const MISTAKES: [(&str, &[&str]); 13] = [
+    ("[appliance]", &[]),
+    ("name = \"shop\"", &[]),
+    ("version = \"1.0.0\"", &[]),
+    ("colour = \"red\"", &["1: unknown field `colour`"]),
+    ("[listeners]", &[]),
+    ("admin = \"0.0.0.0:8080\"", &[]),
+    ("http = \"127.0.0.1:8080\"", &["8: the listener http cannot have 127.0.0.1:8080 beside admin"]),
+    ("[[component]]", &[]),
+    ("name = \"web\"", &[]),
+    ("command = [\"bin/nothing\"]", &["11: there is no program \"bin/nothing\" in the release"]),
+    ("needs = [\"web\", \"db\"]", &["10: the component web waits for itself", "17: there is no component \"db\""]),
+    ("listeners = [\"https\"]", &["14: there is no listener \"https\""]),
+    ("stop_timeout = 5", &["16: invalid type: integer `5`"]),
+];
+
+/// Returns a release with all of them, and what is to be said of it.
+fn mistaken(dir: &std::path::Path) -> Vec<String> {
+    let text: String = MISTAKES.iter().map(|(line, _)| format!("{line}\n")).collect();
+    fs::write(dir.join("appliance.toml"), text).expect("written");
+    let each = MISTAKES.iter().enumerate();
+    each.flat_map(|(index, (_, said))| said.iter().map(move |said| format!("appliance.toml:{}:{said}", index + 1)))
+        .collect()
+}
+
+#[test]
+fn every_mistake_is_named_at_once_before_a_release_is_packed() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let expected = mistaken(dir.path());
+    let check = Ran::of(refit().args(["config", "check"]).arg(dir.path())).ends_with(78);
+    let lines: Vec<&str> = check.stdout.lines().collect();
+    assert_eq!(lines.len(), expected.len(), "{}", check.stdout);
+    for (line, expected) in lines.iter().zip(&expected) {
+        assert!(line.contains(expected.as_str()), "{expected} is not in: {line}");
+    }
+    assert_eq!(check.stderr.lines().count(), 1, "{}", check.stderr);
+    let check = Ran::of(refit().args(["config", "check", "--json"]).arg(dir.path())).ends_with(78).objects();
+    let first = &check[0]["mistakes"][0];
+    assert_eq!((&first["line"], &first["column"]), (&4.into(), &1.into()), "{first}");
+    assert_eq!(check[1]["error"]["exit"], 78);
+
+    let keys = crate::release::Vendor::get().root().with_file_name("");
+    let mut pack = refit();
+    pack.arg("pack").arg(dir.path()).arg("--keys").arg(keys).arg("-o").arg(dir.path().join("out.refit"));
+    let said = Ran::of(&mut pack).complains_with(78);
+    assert!(expected.iter().all(|expected| said.contains(expected.as_str())), "{said}");
+    assert!(!dir.path().join("out.refit").exists());
+}
+
+#[test]
+fn with_any_mistake_nothing_is_started() {
+    const LOCAL: &str = "[log]\nfiles = 0\n[[component]]\nname = \"shop\"\nlisteners = [\"htp\"]\n\
+                         command = [\"no-such-program\"]\n[[component]]\nname = \"stock\"\nafter = [\"shop\"]\n";
+    let appliance = Appliance::new(&Release::shop("1.0.0")).local(|_| LOCAL.to_owned());
+    let said = appliance.refit(&["run", "--with-parent"]).complains_with(78);
+    let checked = appliance.refit(&["config", "check"]).ends_with(78).stdout;
+    let expected = [
+        "local.toml:2:9: 0 log files are not between",
+        "local.toml:5:14: there is no listener \"htp\"",
+        "local.toml:6:11: there is no program \"no-such-program\" on PATH",
+        "local.toml:9:10: the components wait for each other: ",
+    ];
+    for text in [&said, &checked] {
+        for expected in expected {
+            assert!(text.contains(expected), "{expected} is not in: {text}");
+        }
+    }
+    assert!(!appliance.home().join("data/order").exists() && appliance.processes().is_empty(), "nothing was started");
+    let appliance = appliance.local(|_| String::new());
+    assert_eq!(appliance.refit(&["config", "check"]).ends_with(0).stdout, "no mistakes\n");
 }

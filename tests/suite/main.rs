@@ -13,6 +13,7 @@
 mod api;
 mod appliance;
 mod bus;
+mod components;
 mod config;
 mod crash;
 mod demo;
@@ -20,7 +21,9 @@ mod descriptors;
 #[cfg(feature = "fault")]
 mod fault;
 mod http;
+mod limits;
 mod load;
+mod logs;
 mod manager;
 mod parking;
 mod process;
@@ -30,5 +33,6 @@ mod trust;
 mod vendor;
 mod voyage;
 mod wait;
+mod watch;
 mod web;
 mod wsgi;

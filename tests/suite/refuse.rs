@@ -18,8 +18,8 @@ type Files = BTreeMap<String, (u64, u32, SystemTime, Option<Vec<u8>>)>;
 
 /// Returns every file below `home` that only an update may change; the content only of small ones.
 fn snapshot(home: &Path) -> Files {
-    /// Sockets and locks; what components write; what each start empties.
-    const PASSED_OVER: [&str; 3] = ["run", "data", "staging"];
+    /// Sockets and locks; what components write and print; what each start empties.
+    const PASSED_OVER: [&str; 4] = ["run", "data", "log", "staging"];
     const SMALL_BYTES: u64 = 1 << 16;
     let mut files = Files::new();
     let mut dirs = vec![home.to_owned()];

@@ -195,15 +195,15 @@ impl Release {
 
     /// Returns its package, made at the first call.
     pub(crate) fn package(&self) -> PathBuf {
-        type Made = Mutex<HashMap<Release, Arc<OnceLock<PathBuf>>>>;
+        /// Each with a number of its own, given when it is first asked for.
+        type Made = Mutex<HashMap<Release, Arc<(usize, OnceLock<PathBuf>)>>>;
         static MADE: LazyLock<Made> = LazyLock::new(Mutex::default);
         let slot = {
             let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
-            let count = made.len();
-            let slot = made.entry(self.clone()).or_default();
-            (Arc::clone(slot), count)
+            let number = made.len();
+            Arc::clone(made.entry(self.clone()).or_insert_with(|| Arc::new((number, OnceLock::new()))))
         };
-        let (slot, number) = slot;
+        let (number, slot) = &*slot;
         slot.get_or_init(|| {
             let vendor = Vendor::get();
             let dir = vendor.dir.join(format!("release-{number}"));

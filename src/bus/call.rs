@@ -1,0 +1,134 @@
+//! One call of one listener: what it is told, what it answers, and where it must not wait.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+
+use super::component::{Failure, StopReason};
+use super::state::State;
+
+/// What a listener gives to the bus when it is called: its answer, some time later.
+pub type Work = Pin<Box<dyn Future<Output = Result<Value, Failure>> + Send>>;
+
+/// The two phases of a reload, and the other end of the first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// Get the new generation ready beside the one in force, or refuse it.
+    Prepare,
+    /// Put the prepared generation into force.
+    Commit,
+    /// Drop the prepared generation.
+    Abort,
+}
+
+impl Phase {
+    /// Returns the name that logs and external listeners get.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Prepare => "prepare",
+            Self::Commit => "commit",
+            Self::Abort => "abort",
+        }
+    }
+}
+
+/// What a listener is told.
+#[derive(Debug, Clone)]
+pub struct Call {
+    /// The channel.
+    pub channel: String,
+    /// The number of the publication.
+    pub publication: u64,
+    /// The state of the site.
+    pub state: State,
+    /// What the publisher says.
+    pub argument: Value,
+    /// Of a reload: what is to be done with the new generation.
+    pub phase: Option<Phase>,
+    /// Of a reload: the number of the new generation.
+    pub generation: u64,
+    /// Of a stop: why.
+    pub reason: Option<StopReason>,
+    /// How long the bus waits.
+    pub limit: Duration,
+    /// Cancelled when nobody waits any longer: the time is over, or the answer is not wanted any more.
+    pub cancelled: CancellationToken,
+    /// How many publications inside listeners of others led to this one.
+    pub depth: u32,
+    /// Whether the site itself calls, and not somebody who publishes on the same channel.
+    pub(super) by_the_site: bool,
+}
+
+/// Whoever can be called.
+pub trait Listener: Send + Sync + 'static {
+    /// Does what the channel means to it, and answers.
+    fn call(self: Arc<Self>, call: Call) -> Work;
+}
+
+/// A function as a listener.
+struct Function<F>(F);
+
+impl<F, A> Listener for Function<F>
+where
+    F: Fn(Call) -> A + Send + Sync + 'static,
+    A: Future<Output = Result<Value, Failure>> + Send + 'static,
+{
+    fn call(self: Arc<Self>, call: Call) -> Work {
+        Box::pin(async move { (self.0)(call).await })
+    }
+}
+
+/// Returns a listener that calls `function`.
+pub fn listener<F, A>(function: F) -> Arc<dyn Listener>
+where
+    F: Fn(Call) -> A + Send + Sync + 'static,
+    A: Future<Output = Result<Value, Failure>> + Send + 'static,
+{
+    Arc::new(Function(function))
+}
+
+/// Why a wait inside a listener of a transition fails.
+pub(super) const INSIDE: &str = "a listener cannot wait for the transition that waits for it";
+
+/// What a listener is called for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// A transition, which waits for it.
+    Transition,
+    /// A publication of somebody's.
+    Publication,
+    /// An entry of the log.
+    Log,
+}
+
+tokio::task_local! {
+    /// Set in the task of a listener: what it is called for, and how deep.
+    static CONTEXT: Cell<(Purpose, u32)>;
+}
+
+/// Runs `work` as the task of a listener.
+pub(super) async fn inside<T>(purpose: Purpose, depth: u32, work: impl Future<Output = T>) -> T {
+    CONTEXT.scope(Cell::new((purpose, depth)), work).await
+}
+
+/// Returns whether this task is a listener that is called for `purpose`.
+pub(super) fn is_inside(purpose: Purpose) -> bool {
+    CONTEXT.try_with(|context| context.get().0 == purpose).unwrap_or(false)
+}
+
+/// Returns what a publication of this task is for: whoever waits for a listener waits for all those that it publishes to.
+pub(super) fn purpose() -> Purpose {
+    CONTEXT.try_with(|context| context.get().0).unwrap_or(Purpose::Publication)
+}
+
+/// Returns how many listeners deep this task is.
+pub(super) fn depth() -> u32 {
+    CONTEXT.try_with(|context| context.get().1).unwrap_or(0)
+}

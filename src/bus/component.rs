@@ -1,0 +1,137 @@
+//! Who starts and stops with the site, and what a failure says.
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+
+use super::call::{Call, Listener, Phase, Work};
+use super::order::Order;
+use super::request::Replacement;
+
+/// What a component gives to the bus when it is asked to do something.
+pub type Act = Pin<Box<dyn Future<Output = Result<(), Failure>> + Send>>;
+
+/// Why a listener could not do what was asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{reason}")]
+pub struct Failure {
+    /// Why, for people.
+    pub reason: String,
+    /// The last output of what failed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub output: Vec<String>,
+}
+
+impl Failure {
+    /// Returns a failure without output.
+    pub fn new(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), output: Vec::new() }
+    }
+
+    /// Returns the failure that an error is: its whole chain of causes.
+    pub fn from_error(error: &dyn std::error::Error) -> Self {
+        Self::new(crate::error::Chain(error).to_string())
+    }
+}
+
+/// Why a component is stopped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StopReason {
+    /// Somebody asked for a stop.
+    Stop,
+    /// The process ends.
+    Exit,
+    /// Another one's start failed, or the start was cancelled.
+    Undo,
+    /// The process image is replaced.
+    Replace(Arc<Replacement>),
+}
+
+impl StopReason {
+    /// Returns whether the component `name` is to be left running for the next process image.
+    pub fn leaves(&self, name: &str) -> bool {
+        match self {
+            Self::Stop | Self::Exit | Self::Undo => false,
+            Self::Replace(replacement) => leaves(&replacement.leave, name),
+        }
+    }
+
+    /// Returns the name that external listeners get.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Exit => "exit",
+            Self::Undo => "undo",
+            Self::Replace(_) => "replace",
+        }
+    }
+}
+
+fn leaves(leave: &BTreeSet<String>, name: &str) -> bool {
+    leave.contains(name)
+}
+
+/// How long the bus waits for a component; `None` for as long as the bus itself waits for anybody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Limits {
+    /// For its start.
+    pub start: Option<Duration>,
+    /// For its stop, before it is told to hurry.
+    pub stop: Option<Duration>,
+    /// For each phase of a reload.
+    pub reload: Option<Duration>,
+}
+
+/// Something that starts and stops with the site. The bus calls `start` and `stop` in turn, never at the same time.
+pub trait Component: Send + Sync + 'static {
+    /// Returns its name, unique on the bus.
+    fn name(&self) -> &str;
+
+    /// Returns its place in the order.
+    fn order(&self) -> Order {
+        Order::default()
+    }
+
+    /// Returns how long the bus waits for it.
+    fn limits(&self) -> Limits {
+        Limits::default()
+    }
+
+    /// Starts it; done when it serves. `cancelled` says that nobody wants it any more.
+    fn start(self: Arc<Self>, cancelled: CancellationToken) -> Act;
+
+    /// Stops it; done when nothing of it is left. `hurry` says that the time is over: end now, whatever is lost.
+    fn stop(self: Arc<Self>, reason: StopReason, hurry: CancellationToken) -> Act;
+
+    /// Takes new settings in two phases, without a stop: first everybody prepares the generation or refuses it with a reason;
+    /// then all commit, or all that prepared abort. A component without settings has nothing to do.
+    fn reload(self: Arc<Self>, _phase: Phase, _generation: u64) -> Act {
+        Box::pin(async { Ok(()) })
+    }
+}
+
+/// A component as the listener of the three channels of its life.
+pub(super) struct Life(pub(super) Arc<dyn Component>);
+
+impl Listener for Life {
+    fn call(self: Arc<Self>, call: Call) -> Work {
+        if !call.by_the_site {
+            let reason =
+                format!("a component is called for {} by the site, not by a publication: request it", call.channel);
+            return Box::pin(async { Err(Failure::new(reason)) });
+        }
+        let component = Arc::clone(&self.0);
+        let act = match (call.phase, call.reason) {
+            (Some(phase), _) => component.reload(phase, call.generation),
+            (None, Some(reason)) => component.stop(reason, call.cancelled),
+            (None, None) => component.start(call.cancelled),
+        };
+        Box::pin(async move { act.await.map(|()| Value::Null) })
+    }
+}

@@ -1,0 +1,101 @@
+//! Tasks that the bus owns: each has a name, each result is read, and the end waits for them, but not for ever.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::task::{Id, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use super::component::Failure;
+use super::publication::panicked;
+
+/// How many tasks may wait to be started: they do so only until the bus runs.
+const WAITING_MAX: usize = 4096;
+
+/// What a task does.
+pub(super) type Job = Pin<Box<dyn Future<Output = Result<(), Failure>> + Send>>;
+
+struct Named {
+    name: String,
+    job: Job,
+}
+
+/// Where tasks are given.
+#[derive(Clone)]
+pub(super) struct Crew(mpsc::Sender<Named>);
+
+/// Why a task was not taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the bus takes no task any more: it has ended, or {WAITING_MAX} wait for it to run")]
+pub struct NotTaken;
+
+impl Crew {
+    /// Returns where tasks are given, and who starts them.
+    pub(super) fn new() -> (Self, Foreman) {
+        let (sender, receiver) = mpsc::channel(WAITING_MAX);
+        (Self(sender), Foreman { waiting: receiver, closing: CancellationToken::new() })
+    }
+
+    /// Starts a task, now or as soon as the bus runs.
+    pub(super) fn take(&self, name: String, job: Job) -> Result<(), NotTaken> {
+        self.0.try_send(Named { name, job }).map_err(|_| NotTaken)
+    }
+}
+
+/// Who starts the tasks and sees them end.
+pub(super) struct Foreman {
+    waiting: mpsc::Receiver<Named>,
+    closing: CancellationToken,
+}
+
+impl Foreman {
+    /// Returns what ends the work: nothing more is taken, and what runs has a time limit from then on.
+    pub(super) fn closing(&self) -> CancellationToken {
+        self.closing.clone()
+    }
+
+    /// Works until it is closed. Calls `failed` for every task that failed or panicked. Returns the names of those that did not
+    /// end within `limit` of the closing; they are aborted.
+    pub(super) async fn work(mut self, limit: Duration, failed: impl Fn(&str, Failure) + Send) -> Vec<String> {
+        let mut tasks = JoinSet::new();
+        let mut names: HashMap<Id, String> = HashMap::new();
+        let ended = |joined, names: &mut HashMap<Id, String>| {
+            let (id, result) = match joined {
+                Ok((id, result)) => (id, result),
+                Err(error) => {
+                    let error: tokio::task::JoinError = error;
+                    (error.id(), Err(panicked(error)))
+                }
+            };
+            if let (Some(name), Err(failure)) = (names.remove(&id), result) {
+                failed(&name, failure);
+            }
+        };
+        loop {
+            // Cancel-safe: both take from queues, or wait.
+            tokio::select! {
+                biased;
+                Some(Named { name, job }) = self.waiting.recv() => {
+                    let task = tasks.spawn(job);
+                    names.insert(task.id(), name);
+                }
+                Some(joined) = tasks.join_next_with_id() => ended(joined, &mut names),
+                () = self.closing.cancelled() => break,
+            }
+        }
+        self.waiting.close();
+        let all = async {
+            while let Some(joined) = tasks.join_next_with_id().await {
+                ended(joined, &mut names);
+            }
+        };
+        let late = tokio::time::timeout(limit, all).await.is_err();
+        tasks.abort_all();
+        let mut left: Vec<String> = if late { names.into_values().collect() } else { Vec::new() };
+        left.sort();
+        left
+    }
+}

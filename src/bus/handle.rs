@@ -1,0 +1,273 @@
+//! [`Bus`]: the handle with which anybody asks, listens, publishes and waits, from any task or thread.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::call::{self, Purpose};
+use super::component::{Component, Failure, Life};
+use super::crew::NotTaken;
+use super::log::{Level, LogCounts};
+use super::publication::{self, DEPTH_MAX, Report, plain};
+use super::registry::{self, AttachError, Subscription};
+use super::request::{Origin, Request, Ticket};
+use super::shared::{BusEvent, Fault, Shared};
+use super::state::State;
+
+/// The handle. Clones are the same bus. When the last one is gone nobody could ever ask again, and the site ends.
+#[derive(Clone)]
+pub struct Bus {
+    pub(super) shared: Arc<Shared>,
+    /// Never sent on: its end is the end of all handles.
+    pub(super) alive: Option<mpsc::Sender<std::convert::Infallible>>,
+}
+
+/// Why a wait ended without what it waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum WaitError {
+    /// The limit has passed.
+    #[error("timeout: the site is still {}", .0.name())]
+    Timeout(State),
+    /// The site has ended, and will never be there again.
+    #[error("the site has ended")]
+    Ended,
+    /// The caller is a listener of a transition.
+    #[error("{}", call::INSIDE)]
+    Inside,
+}
+
+impl std::fmt::Debug for Bus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let counts = self.alive.is_some();
+        f.debug_struct("Bus").field("state", &self.state()).field("counts", &counts).finish_non_exhaustive()
+    }
+}
+
+impl Bus {
+    /// Asks. Never blocks and never does it inline; the ticket says what becomes of it.
+    pub fn request(&self, request: Request, origin: Origin) -> Ticket {
+        self.shared.request(request, origin)
+    }
+
+    /// Returns a handle that does not keep the site from ending when all others are gone: for what the bus itself keeps.
+    pub(super) fn quiet(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared), alive: None }
+    }
+
+    /// Returns the state now.
+    pub fn state(&self) -> State {
+        *self.shared.state.borrow()
+    }
+
+    /// Returns a receiver of the state: of its level, not of every change.
+    pub fn watch(&self) -> watch::Receiver<State> {
+        self.shared.state.subscribe()
+    }
+
+    /// Waits until the site is in one of `states`, however short it is there. Returns which.
+    ///
+    /// # Errors
+    /// The site has ended without getting there, or the caller is a listener that a transition waits for.
+    pub async fn wait(&self, states: &[State]) -> Result<State, WaitError> {
+        if let Some(state) = self.shared.is_in(states) {
+            return Ok(state);
+        }
+        if call::is_inside(Purpose::Transition) {
+            return Err(WaitError::Inside);
+        }
+        self.shared.waiter(states).await.map_err(|_: oneshot::error::RecvError| WaitError::Ended)
+    }
+
+    /// Waits as [`Bus::wait`] does, at most for `limit`.
+    ///
+    /// # Errors
+    /// Those of [`Bus::wait`], or the limit has passed.
+    pub async fn wait_within(&self, states: &[State], limit: Duration) -> Result<State, WaitError> {
+        match tokio::time::timeout(limit, self.wait(states)).await {
+            Ok(waited) => waited,
+            Err(_) => Err(WaitError::Timeout(self.state())),
+        }
+    }
+
+    /// Makes `channel` known, so that publishing to it without a listener is no mistake.
+    pub fn declare(&self, channel: &str) {
+        self.shared.registry.declare(channel);
+    }
+
+    /// Adds a listener. One of the same name on the same channel is replaced, and takes its new place in the order.
+    pub fn subscribe(&self, subscription: Subscription) {
+        let log = (subscription.channel == registry::LOG).then(|| subscription.name.clone());
+        self.shared.registry.add(subscription);
+        if let Some(name) = log {
+            let options = &self.shared.options;
+            self.shared.log.add(&name, &self.shared.registry, options.listener, options.grace);
+        }
+    }
+
+    /// Removes a listener; one that is not there is no error. No call of it begins after the return.
+    pub fn unsubscribe(&self, channel: &str, name: &str) -> bool {
+        if channel == registry::LOG {
+            self.shared.log.remove(name);
+        }
+        self.shared.registry.remove(channel, name)
+    }
+
+    /// Makes `component` start, stop and reload with the site; it starts with the next start.
+    ///
+    /// # Errors
+    /// Its name is taken, or it would wait for itself; nothing has changed.
+    pub fn attach(&self, component: Arc<dyn Component>) -> Result<(), AttachError> {
+        let (name, order, limits) = (component.name().to_owned(), component.order(), component.limits());
+        let options = &self.shared.options;
+        let life: Arc<Life> = Arc::new(Life(component));
+        let channels = [
+            (registry::START, limits.start.unwrap_or(options.start)),
+            (registry::STOP, limits.stop.unwrap_or(options.stop)),
+            (registry::RELOAD, limits.reload.unwrap_or(options.listener)),
+        ];
+        let subscriptions = channels
+            .into_iter()
+            .map(|(channel, limit)| {
+                Subscription::new(channel, name.clone(), Arc::clone(&life) as _).order(order.clone()).limit(limit)
+            })
+            .collect();
+        self.shared.registry.attach(&name, subscriptions)
+    }
+
+    /// Removes a component; it is not stopped.
+    pub fn detach(&self, name: &str) {
+        self.shared.registry.detach(name);
+    }
+
+    /// Returns every known channel with the names of its listeners.
+    pub fn channels(&self) -> BTreeMap<String, Vec<String>> {
+        self.shared.registry.channels()
+    }
+
+    /// Returns whether anybody ever declared `channel` or subscribed to it.
+    pub fn knows(&self, channel: &str) -> bool {
+        self.shared.registry.knows(channel)
+    }
+
+    /// Calls every listener of `channel` and returns what each answered. A name that nobody knows is reported, once.
+    pub async fn publish(&self, channel: &str, argument: Value) -> Report {
+        self.publish_at(channel, argument, call::depth()).await
+    }
+
+    /// Publishes for somebody who is `depth` listeners deep already.
+    pub(crate) async fn publish_at(&self, channel: &str, argument: Value, depth: u32) -> Report {
+        let shared = &self.shared;
+        let snapshot = shared.registry.snapshot(channel);
+        if snapshot.first {
+            self.log(Level::Warning, format!("unknown channel {channel:?}: nobody ever declared or subscribed to it"));
+        }
+        let mut report =
+            Report { channel: channel.to_owned(), known: snapshot.known, refused: None, answers: Vec::new() };
+        if depth >= DEPTH_MAX {
+            let reason =
+                format!("{DEPTH_MAX} publications lead to one another, each inside a listener of the one before");
+            self.log(Level::Error, format!("not published on {channel}: {reason}"));
+            report.refused = Some(reason);
+            return report;
+        }
+        let number = shared.publications.fetch_add(1, Ordering::Relaxed) + 1;
+        let call = plain(channel, number, self.state(), argument, depth + 1);
+        report.answers =
+            publication::publish(snapshot.entries, &call, shared.options.listener, shared.options.grace).await;
+        for (name, failure) in report.failures() {
+            self.log(Level::Error, format!("the listener {name} on {channel} failed: {failure}"));
+        }
+        if shared.hooks.get().is_some() {
+            shared.observe(&BusEvent::Publication(report.clone()));
+        }
+        report
+    }
+
+    /// Says what happens. Never waits.
+    pub fn log(&self, level: Level, text: impl Into<String>) {
+        self.shared.log.write(level, text.into());
+    }
+
+    /// Says that something failed, with all its causes.
+    pub fn log_error(&self, text: &str, error: &dyn std::error::Error) {
+        self.log(Level::Error, format!("{text}: {}", crate::error::Chain(error)));
+    }
+
+    /// Returns what became of the log's entries.
+    pub fn log_counts(&self) -> LogCounts {
+        self.shared.log.counts()
+    }
+
+    /// Has the bus own a task: its failure is a fault, and the end waits for it up to the exit's limit.
+    ///
+    /// # Errors
+    /// The bus has ended.
+    pub fn own(
+        &self,
+        name: impl Into<String>,
+        task: impl Future<Output = Result<(), Failure>> + Send + 'static,
+    ) -> Result<(), NotTaken> {
+        self.shared.tasks.take(name.into(), Box::pin(task))
+    }
+
+    /// Records a fault of a component; it decides the exit status.
+    pub fn fault(&self, component: &str, phase: &str, failure: Failure) {
+        self.shared.fault(component, phase, failure);
+    }
+
+    /// Returns what failed so far.
+    pub fn faults(&self) -> Vec<Fault> {
+        self.shared.faults()
+    }
+
+    /// Returns whether the site was ever running in this process image.
+    pub fn ran(&self) -> bool {
+        self.shared.ran.load(Ordering::Relaxed)
+    }
+
+    /// Returns whether this process image is on its way to be replaced.
+    pub fn is_replacing(&self) -> bool {
+        self.shared.is_replacing()
+    }
+
+    /// Cuts the time of whatever stops now, or later.
+    pub fn hurry(&self) {
+        self.shared.hurry.cancel();
+    }
+
+    /// Ends the site when the process is asked to end, and reloads it on a hang-up, until the returned future is dropped.
+    /// TERM and INT: exit, the second time in a hurry. HUP: reload.
+    ///
+    /// # Errors
+    /// The handlers cannot be installed.
+    pub fn signals(&self) -> std::io::Result<impl Future<Output = ()> + Send + use<>> {
+        use tokio::signal::unix::{SignalKind, signal};
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut hang_up = signal(SignalKind::hangup())?;
+        let bus = self.clone();
+        Ok(async move {
+            let mut asked = false;
+            let mut end = |name: &str| {
+                if std::mem::replace(&mut asked, true) {
+                    bus.hurry();
+                } else {
+                    drop(bus.request(Request::Exit, Origin(format!("signal {name}"))));
+                }
+            };
+            loop {
+                // Cancel-safe: each only waits for its signal.
+                tokio::select! {
+                    _ = terminate.recv() => end("TERM"),
+                    _ = interrupt.recv() => end("INT"),
+                    _ = hang_up.recv() => drop(bus.request(Request::Reload, Origin("signal HUP".to_owned()))),
+                }
+            }
+        })
+    }
+}

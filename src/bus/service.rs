@@ -1,0 +1,221 @@
+//! [`Service`]: a component that is one task of this process: it runs from start to stop, and what happens when it ends by
+//! itself is decided beforehand.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use tokio::sync::{oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::component::{Act, Component, Failure, Limits, StopReason};
+use super::handle::Bus;
+use super::log::Level;
+use super::order::Order;
+use super::publication::said;
+use super::request::{Origin, Request};
+
+/// What is done when a service ends without having been told to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnEnd {
+    /// The site ends: it is nothing without this service.
+    Exit,
+    /// It is reported, and stays down until the next start.
+    Report,
+    /// It is reported and run again after a pause, which doubles from the first to the longest.
+    Retry {
+        /// The first pause.
+        first: Duration,
+        /// The longest.
+        longest: Duration,
+    },
+}
+
+/// How a service does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ServiceState {
+    /// It is not wanted.
+    Stopped,
+    /// It runs.
+    Running,
+    /// It failed, for this reason; it is run again, or stays down.
+    Degraded(String),
+}
+
+type Run = dyn Fn(CancellationToken) -> Pin<Box<dyn Future<Output = Result<(), Failure>> + Send>> + Send + Sync;
+
+struct Alive {
+    stop: CancellationToken,
+    ended: oneshot::Receiver<()>,
+}
+
+/// A component that is a task.
+pub struct Service {
+    bus: Bus,
+    name: String,
+    order: Order,
+    limits: Limits,
+    on_end: OnEnd,
+    run: Arc<Run>,
+    state: watch::Sender<ServiceState>,
+    alive: Mutex<Option<Alive>>,
+}
+
+impl Service {
+    /// Returns a service that does `run` until the token that it gets is cancelled.
+    pub fn new<F, T>(bus: &Bus, name: impl Into<String>, on_end: OnEnd, run: F) -> Self
+    where
+        F: Fn(CancellationToken) -> T + Send + Sync + 'static,
+        T: Future<Output = Result<(), Failure>> + Send + 'static,
+    {
+        Self {
+            bus: bus.quiet(),
+            name: name.into(),
+            order: Order::default(),
+            limits: Limits::default(),
+            on_end,
+            run: Arc::new(move |stop| Box::pin(run(stop))),
+            state: watch::channel(ServiceState::Stopped).0,
+            alive: Mutex::new(None),
+        }
+    }
+
+    /// Returns a service that does `task` now and every `interval` while the site runs. A failure is reported, and the next try
+    /// waits longer and longer, up to a minute or the interval.
+    pub fn every<F, T>(bus: &Bus, name: impl Into<String>, interval: Duration, task: F) -> Self
+    where
+        F: Fn() -> T + Send + Sync + 'static,
+        T: Future<Output = Result<(), Failure>> + Send + 'static,
+    {
+        /// A task that fails is tried at least so often, if its interval is not longer.
+        const LONGEST: Duration = Duration::from_secs(60);
+        let task = Arc::new(task);
+        let on_end = OnEnd::Retry { first: interval, longest: interval.max(LONGEST) };
+        Self::new(bus, name, on_end, move |stop| {
+            let task = Arc::clone(&task);
+            async move {
+                loop {
+                    task().await?;
+                    // Cancel-safe: both only wait.
+                    tokio::select! {
+                        () = stop.cancelled() => return Ok(()),
+                        () = tokio::time::sleep(interval) => {}
+                    }
+                }
+            }
+        })
+    }
+
+    /// Sets its place in the order.
+    #[must_use]
+    pub fn order(mut self, order: Order) -> Self {
+        self.order = order;
+        self
+    }
+
+    /// Sets how long the bus waits for it.
+    #[must_use]
+    pub const fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Returns a receiver of how it does.
+    pub fn watch(&self) -> watch::Receiver<ServiceState> {
+        self.state.subscribe()
+    }
+
+    fn alive(&self) -> MutexGuard<'_, Option<Alive>> {
+        self.alive.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs it until it is stopped, as often as `on_end` says.
+    async fn supervise(self: Arc<Self>, stop: CancellationToken) {
+        let mut failures: u32 = 0;
+        loop {
+            self.state.send_replace(ServiceState::Running);
+            let begun = tokio::time::Instant::now();
+            let result = std::panic::AssertUnwindSafe((self.run)(stop.clone())).catch_unwind().await;
+            if stop.is_cancelled() {
+                break;
+            }
+            let failure = match result {
+                Ok(Ok(())) => Failure::new("ended without having been asked to"),
+                Ok(Err(failure)) => failure,
+                Err(panic) => said(&*panic),
+            };
+            self.state.send_replace(ServiceState::Degraded(failure.reason.clone()));
+            match self.on_end {
+                OnEnd::Exit => {
+                    self.bus.fault(&self.name, "run", failure);
+                    drop(self.bus.request(Request::Exit, Origin(format!("component {}", self.name))));
+                    stop.cancelled().await;
+                }
+                OnEnd::Report => {
+                    self.bus.log(Level::Error, format!("{} ended: {failure}", self.name));
+                    stop.cancelled().await;
+                }
+                OnEnd::Retry { first, longest } => {
+                    failures = if begun.elapsed() > longest { 1 } else { failures.saturating_add(1) };
+                    let pause = first.saturating_mul(1 << (failures - 1).min(16)).min(longest);
+                    let text = format!("{} failed: {failure}; tried again in {} s", self.name, pause.as_secs_f32());
+                    self.bus.log(Level::Error, text);
+                    // Cancel-safe: both only wait.
+                    tokio::select! {
+                        () = stop.cancelled() => {}
+                        () = tokio::time::sleep(pause) => {}
+                    }
+                }
+            }
+            if stop.is_cancelled() {
+                break;
+            }
+        }
+        self.state.send_replace(ServiceState::Stopped);
+    }
+}
+
+impl Component for Service {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn order(&self) -> Order {
+        self.order.clone()
+    }
+
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    fn start(self: Arc<Self>, _cancelled: CancellationToken) -> Act {
+        Box::pin(async move {
+            let (done, ended) = oneshot::channel();
+            let stop = CancellationToken::new();
+            let task = {
+                let (own, stop) = (Arc::clone(&self), stop.clone());
+                async move {
+                    own.supervise(stop).await;
+                    drop(done);
+                    Ok(())
+                }
+            };
+            self.bus.own(self.name.clone(), task).map_err(|error| Failure::from_error(&error))?;
+            *self.alive() = Some(Alive { stop, ended });
+            Ok(())
+        })
+    }
+
+    fn stop(self: Arc<Self>, _reason: StopReason, _hurry: CancellationToken) -> Act {
+        let alive = self.alive().take();
+        Box::pin(async move {
+            if let Some(Alive { stop, ended }) = alive {
+                stop.cancel();
+                drop(ended.await); // its sender is only ever dropped
+            }
+            Ok(())
+        })
+    }
+}

@@ -1,0 +1,443 @@
+//! What the handles and the engine share: where the site stands, who asked, what failed, who waits.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::{oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::component::Failure;
+use super::crew::Crew;
+use super::log::{Level, Log};
+use super::machine::{Ask, Decision, Standing, decide};
+use super::publication::Report;
+use super::registry::Registry;
+use super::request::{Origin, Progress, Replacement, Request, Ticket};
+use super::state::{Goal, State};
+use crate::clock;
+
+/// How many faults are kept: the first ones say what went wrong.
+const FAULTS_MAX: usize = 100;
+
+/// How long the bus waits, where nobody says it for himself.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// For a listener of a publication, of `enter` and `exit`, and for each phase of a reload.
+    pub listener: Duration,
+    /// For a component to start.
+    pub start: Duration,
+    /// For a component to stop, before it is told to hurry.
+    pub stop: Duration,
+    /// For a transition, or a reload, as a whole: the deadline of each listener lies inside it.
+    pub transition: Duration,
+    /// For the tasks that the bus owns, once the exit listeners are done.
+    pub exit: Duration,
+    /// For whoever was cancelled, before it is abandoned.
+    pub grace: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            listener: Duration::from_secs(10),
+            start: Duration::from_secs(60),
+            stop: Duration::from_secs(10),
+            transition: Duration::from_secs(15 * 60),
+            exit: Duration::from_secs(10),
+            grace: Duration::from_secs(2),
+        }
+    }
+}
+
+/// A failure that lies beside the state and decides the exit status.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fault {
+    /// The component.
+    pub component: String,
+    /// What it was to do.
+    pub phase: String,
+    /// Why it failed.
+    pub cause: String,
+    /// When, RFC 3339.
+    pub at: String,
+    /// The last output of what failed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub output: Vec<String>,
+}
+
+/// What the bus tells whoever owns it.
+#[derive(Debug, Clone)]
+pub enum BusEvent {
+    /// The state changed.
+    State(State),
+    /// Something failed.
+    Fault(Fault),
+    /// A request was made.
+    Request {
+        /// Its number.
+        number: u64,
+        /// What is asked.
+        ask: Ask,
+        /// Who asked.
+        origin: Origin,
+        /// What becomes of it.
+        decision: Decision,
+    },
+    /// Something was published by somebody.
+    Publication(Report),
+    /// A reload is over.
+    Reloaded {
+        /// The generation that it was about.
+        generation: u64,
+        /// Why it is not in force everywhere; `None` if it is.
+        reason: Option<String>,
+    },
+}
+
+/// What follows a start that failed, once everything that started is stopped again.
+#[derive(Debug, Clone)]
+pub enum AfterFailure {
+    /// The site stays idle.
+    Idle,
+    /// The site ends.
+    Exit,
+    /// The process image is replaced.
+    Replace(Arc<Replacement>),
+}
+
+/// What the owner of the bus decides and hears. Called while the bus waits: nothing here may.
+pub trait Hooks: Send + Sync + 'static {
+    /// Hears of everything that happens, in order.
+    fn observe(&self, _event: &BusEvent) {}
+
+    /// A start failed: decides what follows.
+    fn start_failed(&self, _faults: &[Fault]) -> AfterFailure {
+        AfterFailure::Idle
+    }
+}
+
+/// A request that is not done yet.
+struct Pending {
+    number: u64,
+    ask: Ask,
+    outcome: watch::Sender<Progress>,
+    /// Why it will have failed when the site has settled.
+    failed: Option<String>,
+}
+
+impl Pending {
+    fn resolve(self, progress: Progress) {
+        self.outcome.send_replace(self.failed.map_or(progress, Progress::Failed));
+    }
+}
+
+/// The reloads that one round answers.
+pub(super) struct Reloads(Vec<Pending>);
+
+impl Reloads {
+    pub(super) fn resolve(self, progress: &Progress) {
+        for pending in self.0 {
+            pending.resolve(progress.clone());
+        }
+    }
+}
+
+struct Waiter {
+    states: Vec<State>,
+    reached: oneshot::Sender<State>,
+}
+
+struct Core {
+    standing: Standing,
+    pending: Vec<Pending>,
+    replacement: Option<Arc<Replacement>>,
+    waiters: Vec<Waiter>,
+    faults: Vec<Fault>,
+    asked_to_exit: bool,
+    requests: u64,
+}
+
+/// What is shared.
+pub(super) struct Shared {
+    core: Mutex<Core>,
+    pub(super) options: Options,
+    pub(super) state: watch::Sender<State>,
+    /// Counts the requests that changed something, for the engine.
+    pub(super) changes: watch::Sender<u64>,
+    pub(super) registry: Arc<Registry>,
+    pub(super) log: Log,
+    pub(super) tasks: Crew,
+    pub(super) hooks: OnceLock<Arc<dyn Hooks>>,
+    pub(super) hurry: CancellationToken,
+    pub(super) publications: AtomicU64,
+    pub(super) ran: AtomicBool,
+}
+
+impl Shared {
+    pub(super) fn new(options: Options, tasks: Crew, scribes: Crew) -> Self {
+        Self {
+            core: Mutex::new(Core {
+                standing: Standing { state: State::Initial, goal: Goal::Idle, leaving: None, reload_waits: false },
+                pending: Vec::new(),
+                replacement: None,
+                waiters: Vec::new(),
+                faults: Vec::new(),
+                asked_to_exit: false,
+                requests: 0,
+            }),
+            options,
+            state: watch::channel(State::Initial).0,
+            changes: watch::channel(0).0,
+            registry: Arc::new(Registry::new()),
+            log: Log::new(scribes),
+            tasks,
+            hooks: OnceLock::new(),
+            hurry: CancellationToken::new(),
+            publications: AtomicU64::new(0),
+            ran: AtomicBool::new(false),
+        }
+    }
+
+    fn core(&self) -> MutexGuard<'_, Core> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn observe(&self, event: &BusEvent) {
+        if let Some(hooks) = self.hooks.get() {
+            hooks.observe(event);
+        }
+    }
+
+    pub(super) fn standing(&self) -> Standing {
+        self.core().standing
+    }
+
+    pub(super) fn replacement(&self) -> Option<Arc<Replacement>> {
+        self.core().replacement.clone()
+    }
+
+    pub(super) fn is_replacing(&self) -> bool {
+        self.core().replacement.is_some()
+    }
+
+    pub(super) fn asked_to_exit(&self) -> bool {
+        self.core().asked_to_exit
+    }
+
+    /// Takes a request: decides what it means, and lets the engine know.
+    pub(super) fn request(&self, request: Request, origin: Origin) -> Ticket {
+        let ask = request.ask();
+        let (ticket, decision) = {
+            let mut core = self.core();
+            core.requests += 1;
+            let number = core.requests;
+            let decision = decide(core.standing, ask);
+            let ticket = match decision {
+                Decision::Already => Ticket::settled(number, Progress::Already),
+                Decision::Refuse(refusal) => Ticket::settled(number, Progress::Refused(refusal.to_string())),
+                Decision::Merge => {
+                    match core.pending.iter().find(|pending| pending.ask == ask && pending.failed.is_none()) {
+                        Some(pending) => Ticket::new(number, Some(pending.number), pending.outcome.subscribe()),
+                        // Under way without a ticket of its own, such as an exit that a failure decided.
+                        None => core.open(number, ask),
+                    }
+                }
+                Decision::Accept => core.accept(number, ask, request.into_replacement(), &origin),
+            };
+            (ticket, decision)
+        };
+        let outcome = match decision {
+            Decision::Accept => "accepted".to_owned(),
+            Decision::Merge => format!("merged with {}", ticket.merged_with().unwrap_or_default()),
+            Decision::Already => "already so".to_owned(),
+            Decision::Refuse(refusal) => format!("refused: {refusal}"),
+        };
+        self.log.write(Level::Info, format!("request {} of {origin}: {outcome}", ask.name()));
+        self.observe(&BusEvent::Request { number: ticket.number(), ask, origin, decision });
+        self.changes.send_modify(|count| *count += 1);
+        ticket
+    }
+
+    /// Returns the state if it is one of `states`.
+    pub(super) fn is_in(&self, states: &[State]) -> Option<State> {
+        let state = self.core().standing.state;
+        states.contains(&state).then_some(state)
+    }
+
+    /// Returns what says when the site is in one of `states`; it is told of every state, however short.
+    pub(super) fn waiter(&self, states: &[State]) -> oneshot::Receiver<State> {
+        let (reached, receiver) = oneshot::channel();
+        let mut core = self.core();
+        let state = core.standing.state;
+        if states.contains(&state) {
+            reached.send(state).ok(); // it has just got there
+        } else if state != State::Exited {
+            core.waiters.retain(|waiter| !waiter.reached.is_closed());
+            core.waiters.push(Waiter { states: states.to_vec(), reached });
+        }
+        receiver
+    }
+
+    /// Makes `state` visible, and resolves what was promised for it.
+    pub(super) fn enter(&self, state: State) {
+        self.log.write(Level::Info, format!("bus: {}", state.name()));
+        let faults = {
+            let mut core = self.core();
+            core.standing.state = state;
+            self.state.send_replace(state);
+            let (there, elsewhere) = core.waiters.drain(..).partition(|waiter| waiter.states.contains(&state));
+            core.waiters = if state == State::Exited { Vec::new() } else { elsewhere };
+            let there: Vec<Waiter> = there;
+            for waiter in there {
+                waiter.reached.send(state).ok(); // whoever waited may have given up
+            }
+            core.faults.clone()
+        };
+        // Before the tickets: whoever waits for one finds everything that belongs to it done.
+        self.observe(&BusEvent::State(state));
+        self.core().settle(state, &faults);
+    }
+
+    /// Resolves the tickets that ask for what is so, because another request took the site back there before it left.
+    pub(super) fn settle_here(&self) {
+        let mut core = self.core();
+        let state = core.standing.state;
+        if matches!(state, State::Idle | State::Running) {
+            core.settle(state, &[]);
+        }
+    }
+
+    /// Records a failure beside the state.
+    pub(super) fn fault(&self, component: &str, phase: &str, failure: Failure) -> Fault {
+        let fault = Fault {
+            component: component.to_owned(),
+            phase: phase.to_owned(),
+            cause: failure.reason,
+            at: clock::stamp(),
+            output: failure.output,
+        };
+        {
+            let mut core = self.core();
+            if core.faults.len() < FAULTS_MAX {
+                core.faults.push(fault.clone());
+            }
+        }
+        self.log.write(Level::Error, format!("{component} failed to {phase}: {}", fault.cause));
+        self.observe(&BusEvent::Fault(fault.clone()));
+        fault
+    }
+
+    pub(super) fn faults(&self) -> Vec<Fault> {
+        self.core().faults.clone()
+    }
+
+    /// Takes the reloads that wait; those that come from now on are the next round's.
+    pub(super) fn take_reloads(&self) -> Reloads {
+        let mut core = self.core();
+        core.standing.reload_waits = false;
+        Reloads(core.pending.extract_if(.., |pending| pending.ask == Ask::Reload).collect())
+    }
+
+    /// Ends the attempt to run, unless somebody has asked for something else meanwhile.
+    pub(super) fn start_failed(&self, faults: &[Fault]) {
+        let after = self.hooks.get().map_or(AfterFailure::Idle, |hooks| hooks.start_failed(faults));
+        let cause =
+            faults.iter().map(|fault| format!("{}: {}", fault.component, fault.cause)).collect::<Vec<_>>().join("; ");
+        let mut core = self.core();
+        if core.standing.goal != Goal::Running {
+            return;
+        }
+        for pending in core.pending.iter_mut().filter(|pending| matches!(pending.ask, Ask::Start | Ask::Reload)) {
+            pending.failed = Some(cause.clone());
+        }
+        core.standing.reload_waits = false;
+        match after {
+            AfterFailure::Idle => core.standing.goal = Goal::Idle,
+            AfterFailure::Exit => core.leave(Ask::Exit, None),
+            AfterFailure::Replace(replacement) => core.leave(Ask::Rollback, Some(replacement)),
+        }
+    }
+
+    /// Ends the site because of a failure, or because nobody could ever ask again.
+    pub(super) fn give_up(&self) {
+        let mut core = self.core();
+        if core.standing.leaving.is_none() {
+            core.leave(Ask::Exit, None);
+        }
+    }
+}
+
+impl Core {
+    fn open(&mut self, number: u64, ask: Ask) -> Ticket {
+        let (outcome, progress) = watch::channel(Progress::Accepted);
+        self.pending.push(Pending { number, ask, outcome, failed: None });
+        Ticket::new(number, None, progress)
+    }
+
+    fn leave(&mut self, kind: Ask, replacement: Option<Arc<Replacement>>) {
+        self.standing.goal = Goal::Exited;
+        self.standing.leaving = Some(kind);
+        self.standing.reload_waits = false;
+        self.replacement = replacement;
+    }
+
+    fn accept(&mut self, number: u64, ask: Ask, replacement: Option<Arc<Replacement>>, origin: &Origin) -> Ticket {
+        // What is weaker, or wants the site elsewhere, will not happen any more. A stop on the way to the end still does.
+        let overtaken = |pending: &mut Pending| match ask {
+            Ask::Start => pending.ask == Ask::Stop,
+            Ask::Stop => matches!(pending.ask, Ask::Start | Ask::Reload),
+            Ask::Reload => false,
+            Ask::Restart | Ask::Update | Ask::Rollback => matches!(pending.ask, Ask::Start | Ask::Reload),
+            Ask::Exit => !matches!(pending.ask, Ask::Stop | Ask::Exit),
+        };
+        for pending in self.pending.extract_if(.., overtaken) {
+            let reason = format!("{} cancelled by {} of {origin}", pending.ask.name(), ask.name());
+            pending.resolve(Progress::Failed(reason));
+        }
+        match ask {
+            Ask::Start => self.standing.goal = Goal::Running,
+            Ask::Stop => {
+                self.standing.goal = Goal::Idle;
+                self.standing.reload_waits = false;
+            }
+            Ask::Reload => self.standing.reload_waits = true,
+            Ask::Restart | Ask::Update | Ask::Rollback => self.leave(ask, replacement),
+            Ask::Exit => {
+                self.asked_to_exit = true;
+                self.leave(ask, None);
+            }
+        }
+        self.open(number, ask)
+    }
+
+    /// Resolves the tickets of what is reached with `state`.
+    fn settle(&mut self, state: State, faults: &[Fault]) {
+        let reached = |pending: &mut Pending| match pending.ask {
+            Ask::Start => state == State::Running || (pending.failed.is_some() && state == State::Idle),
+            Ask::Stop => state == State::Idle,
+            Ask::Reload => pending.failed.is_some() && state == State::Idle,
+            Ask::Restart | Ask::Exit | Ask::Update | Ask::Rollback => state == State::Exited,
+        };
+        for pending in self.pending.extract_if(.., reached) {
+            pending.resolve(Progress::Done);
+        }
+        if state == State::Exited {
+            let cause = faults.last().map_or_else(
+                || "the site has ended".to_owned(),
+                |fault| format!("{}: {}", fault.component, fault.cause),
+            );
+            for pending in self.pending.drain(..) {
+                pending.resolve(Progress::Failed(cause.clone()));
+            }
+        }
+    }
+}
+
+impl Shared {
+    /// Records that the site ran.
+    pub(super) fn has_run(&self) {
+        self.ran.store(true, Ordering::Relaxed);
+    }
+}

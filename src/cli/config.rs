@@ -1,0 +1,117 @@
+//! `refit config check`: every mistake in a configuration, before anything is packed or started.
+
+use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
+
+use refit_updater::Store;
+use refit_updater::journal::{self, JournalError};
+use refit_updater::release::StoreError;
+use serde_json::json;
+
+use super::Context;
+use crate::config::{self, ConfigError, Programs};
+use crate::error::{Exit, Reported};
+use crate::home::HomeError;
+
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Config {
+    /// List every mistake in appliance.toml and local.toml with its line and column.
+    Check {
+        /// A release that is to be packed; without it the one that this home runs, on this machine.
+        dir: Option<PathBuf>,
+        /// Lay this file over the release's, as local.toml does in a home.
+        #[arg(long, value_name = "FILE", requires = "dir")]
+        local: Option<PathBuf>,
+    },
+}
+
+/// Why nothing could be checked.
+#[derive(Debug, thiserror::Error)]
+enum CheckError {
+    #[error(transparent)]
+    Home(#[from] HomeError),
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+}
+
+impl Reported for CheckError {
+    fn code(&self) -> &str {
+        match self {
+            Self::Home(error) => error.code(),
+            Self::Journal(_) => "journal_unusable",
+            Self::Store(_) => "release_unusable",
+            Self::Config(error) => error.code(),
+        }
+    }
+
+    fn remedy(&self) -> &str {
+        match self {
+            Self::Home(error) => error.remedy(),
+            Self::Journal(error) => error.remedy(),
+            Self::Store(error) => error.remedy(),
+            Self::Config(error) => error.remedy(),
+        }
+    }
+
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Home(error) => error.exit(),
+            Self::Journal(JournalError::Format { .. } | JournalError::Damaged { .. }) => Exit::Config,
+            Self::Journal(JournalError::Read { .. } | JournalError::Write { .. }) => Exit::Disk,
+            Self::Store(_) => Exit::Failed,
+            Self::Config(error) => error.exit(),
+        }
+    }
+}
+
+pub(super) fn main(context: &Context, config: &Config) -> Exit {
+    let Config::Check { dir, local } = config;
+    let error = match check(context, dir.as_ref(), local.as_ref()) {
+        Ok(()) => {
+            if context.json {
+                context.print(&json!({ "mistakes": [] }).to_string());
+            }
+            context.tell("no mistakes");
+            return Exit::Done;
+        }
+        Err(error) => error,
+    };
+    match &error {
+        CheckError::Config(ConfigError::Mistakes { mistakes }) => {
+            if context.json {
+                context.print(&json!({ "mistakes": mistakes }).to_string());
+            }
+            for mistake in mistakes {
+                context.tell(&mistake.to_string());
+            }
+            let count = mistakes.len();
+            let detail = format!("{count} {} in the configuration", if count == 1 { "mistake" } else { "mistakes" });
+            context.complain(&detail, error.code(), error.remedy(), error.exit())
+        }
+        CheckError::Home(_) | CheckError::Journal(_) | CheckError::Store(_) | CheckError::Config(_) => {
+            context.fail(&error)
+        }
+    }
+}
+
+fn check(context: &Context, dir: Option<&PathBuf>, local: Option<&PathBuf>) -> Result<(), CheckError> {
+    if let Some(dir) = dir {
+        let dir = context.path(dir);
+        let local = local.map_or_else(|| dir.join(config::NO_LOCAL_FILE), |local| context.path(local));
+        config::Config::load_with_programs(&Programs::anywhere(&dir), &local)?;
+        return Ok(());
+    }
+    let home = context.home.path();
+    if !home.is_dir() {
+        return Err(HomeError::Missing { home: home.to_owned() }.into());
+    }
+    let journal = journal::load(home)?.ok_or_else(|| HomeError::Empty { home: home.to_owned() })?;
+    let release = Store::open(home)?.release(journal.state.wanted())?;
+    let search = context.process.environment.get(OsStr::new("PATH")).map(OsString::as_os_str);
+    config::Config::load_with_programs(&Programs::here(&release.dir, search), &home.join(config::LOCAL_FILE))?;
+    Ok(())
+}

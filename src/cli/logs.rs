@@ -1,0 +1,200 @@
+//! `refit component logs`: what a component printed, and what it prints from now on.
+
+use std::ffi::OsStr;
+use std::io::{self, IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use reqwest::{Method, Response, header};
+use serde_json::Value;
+
+use super::Context;
+use super::client::{Client, ClientError};
+use crate::api::CURSOR;
+use crate::error::Exit;
+
+/// The pause before a stream that ended is asked for again: the image that replaces itself takes less.
+const TRY_AGAIN: Duration = Duration::from_millis(50);
+/// How long the appliance may be reachable without answering: the guard needs that long in the worst case.
+const SILENT_MAX: Duration = Duration::from_secs(120);
+/// The longest line of an answer; more without its end is no answer of ours.
+const ANSWER_LINE_BYTES_MAX: usize = 1 << 20;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Logs {
+    /// Its name.
+    name: String,
+    /// How many lines.
+    #[arg(short, default_value_t = 100, value_name = "LINES")]
+    n: usize,
+    /// Go on with what it prints, until interrupted or the appliance ends.
+    #[arg(short, long)]
+    follow: bool,
+}
+
+/// Why a stream is read no further.
+enum End {
+    /// It broke, or the image ended.
+    Stream,
+    /// Nobody reads what is printed here.
+    Reader,
+}
+
+/// Prints lines as they come.
+struct Printer {
+    json: bool,
+    coloured: bool,
+    /// The number of the last line.
+    cursor: Option<u64>,
+    /// What has come of the next one.
+    pending: Vec<u8>,
+}
+
+pub(super) async fn main(context: &Context, client: &Client, logs: &Logs) -> Result<Exit, ClientError> {
+    let no_color = context.process.environment.get(OsStr::new("NO_COLOR")).is_some_and(|value| !value.is_empty());
+    let mut printer = Printer {
+        json: context.json,
+        coloured: !no_color && io::stdout().is_terminal(),
+        cursor: None,
+        pending: Vec::new(),
+    };
+    let answer = open(client, logs, None).await?;
+    if !logs.follow {
+        printer.drain(answer).await.map_err(|source| ClientError::Broken { source })?;
+        return Ok(Exit::Done);
+    }
+    // Cancel-safe: when it is interrupted, nothing more is printed.
+    tokio::select! {
+        followed = follow(client, logs, &mut printer, answer) => followed,
+        interrupted = tokio::signal::ctrl_c() => {
+            if let Err(error) = interrupted {
+                return Ok(context.complain(
+                    &format!("cannot wait for Ctrl-C: {error}"), "system_refused", "check the limits of the system", Exit::Failed,
+                ));
+            }
+            Ok(Exit::Done)
+        }
+    }
+}
+
+/// Asks for the lines; from `after` on when some were seen.
+async fn open(client: &Client, logs: &Logs, after: Option<u64>) -> Result<Response, ClientError> {
+    let from = after.map_or_else(|| format!("n={}", logs.n), |after| format!("after={after}"));
+    let path = format!("/api/v1/components/{}/logs?{from}&follow={}", logs.name, logs.follow);
+    client.send(client.request(Method::GET, &path).header(header::ACCEPT, "application/x-ndjson")).await
+}
+
+/// Prints what comes; asks again each time the stream ends, until there is no appliance any more.
+async fn follow(
+    client: &Client,
+    logs: &Logs,
+    printer: &mut Printer,
+    mut answer: Response,
+) -> Result<Exit, ClientError> {
+    loop {
+        let cursor = answer.headers().get(CURSOR).and_then(|value| value.to_str().ok()?.parse().ok());
+        printer.cursor = printer.cursor.or(cursor);
+        // A stream that breaks ends like any other: it is asked for again.
+        if matches!(printer.drain(answer).await, Ok(End::Reader)) {
+            return Ok(Exit::Done);
+        }
+        let since = Instant::now();
+        answer = loop {
+            match open(client, logs, printer.cursor).await {
+                Ok(answer) => break answer,
+                // The guard holds the socket as long as there is an appliance.
+                Err(ClientError::Unavailable { .. }) => {
+                    drop(writeln!(io::stderr().lock(), "refit: the appliance has ended"));
+                    return Ok(Exit::Done);
+                }
+                Err(ClientError::Broken { .. }) if since.elapsed() < SILENT_MAX => tokio::time::sleep(TRY_AGAIN).await,
+                Err(error) => return Err(error),
+            }
+        };
+    }
+}
+
+impl Printer {
+    /// Prints the lines of an answer, until it ends.
+    async fn drain(&mut self, answer: Response) -> Result<End, reqwest::Error> {
+        self.pending.clear(); // a line that was broken off comes again
+        let mut stream = answer.bytes_stream();
+        while let Some(chunk) = stream.next().await {
+            self.pending.extend_from_slice(&chunk?);
+            let Some(end) = self.pending.iter().rposition(|byte| *byte == b'\n') else {
+                if self.pending.len() > ANSWER_LINE_BYTES_MAX {
+                    return Ok(End::Stream);
+                }
+                continue;
+            };
+            let whole: Vec<u8> = self.pending.drain(..=end).collect();
+            let mut text = String::new();
+            for line in whole.split(|byte| *byte == b'\n') {
+                let Ok(object) = serde_json::from_slice::<Value>(line) else { continue };
+                self.cursor = object["seq"].as_u64().or(self.cursor);
+                text.push_str(&self.line(&object));
+                text.push('\n');
+            }
+            if io::stdout().lock().write_all(text.as_bytes()).is_err() {
+                return Ok(End::Reader);
+            }
+        }
+        Ok(End::Stream)
+    }
+
+    fn line(&self, object: &Value) -> String {
+        if self.json {
+            return object.to_string();
+        }
+        let text = |key: &str| object[key].as_str().unwrap_or_default();
+        let (at, stream) = (text("at"), text("stream"));
+        let goes_on = if object["cut"] == true { " …" } else { "" };
+        let line = format!("{}{goes_on}", visible(text("line")));
+        if !self.coloured {
+            return format!("{at} {stream} {line}");
+        }
+        // Dim time; red standard error; what Refit says in yellow.
+        let colour = match stream {
+            "stderr" => "\x1b[31m",
+            "refit" => "\x1b[33m",
+            _ => "",
+        };
+        format!("\x1b[2m{at}\x1b[0m {colour}{stream} {line}\x1b[0m")
+    }
+}
+
+/// Returns `text` with every control character but the tab written out: what a component prints must not steer a terminal.
+fn visible(text: &str) -> String {
+    let mut visible = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() && c != '\t' {
+            visible.extend(c.escape_default());
+        } else {
+            visible.push(c);
+        }
+    }
+    visible
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn printed(coloured: bool, object: &Value) -> String {
+        Printer { json: false, coloured, cursor: None, pending: Vec::new() }.line(object)
+    }
+
+    #[test]
+    fn a_line_shows_time_stream_and_text() {
+        let mut line =
+            json!({ "seq": 7, "at": "2026-01-01T00:00:00.000Z", "stream": "stderr", "line": "no\u{1b}[2J disk" });
+        assert_eq!(printed(false, &line), "2026-01-01T00:00:00.000Z stderr no\\u{1b}[2J disk");
+        line["cut"] = true.into();
+        assert!(printed(false, &line).ends_with("disk …"));
+        let coloured = printed(true, &line);
+        assert!(coloured.starts_with("\x1b[2m2026") && coloured.ends_with("\x1b[0m"), "{coloured:?}");
+        assert!(!coloured.contains("\x1b[2J"), "{coloured:?}");
+    }
+}

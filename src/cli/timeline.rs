@@ -1,0 +1,254 @@
+//! Events as lines for people: when, how long after the line before, what about, and a sentence.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use serde_json::Value;
+
+use super::show::cell;
+
+/// The width of the column that says what an event is about.
+const ABOUT_WIDTH: usize = 9;
+
+/// How good the news is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tone {
+    Plain,
+    Good,
+    Warning,
+    Bad,
+}
+
+impl Tone {
+    const fn colour(self) -> &'static str {
+        match self {
+            Self::Plain => "",
+            Self::Good => "\x1b[32m",
+            Self::Warning => "\x1b[33m",
+            Self::Bad => "\x1b[31m",
+        }
+    }
+}
+
+/// What one event says.
+struct Line {
+    about: &'static str,
+    text: String,
+    tone: Tone,
+}
+
+/// Writes one line after the other.
+pub(super) struct Timeline {
+    colours: bool,
+    last: Option<Timestamp>,
+}
+
+impl Timeline {
+    pub(super) const fn new(colours: bool) -> Self {
+        Self { colours, last: None }
+    }
+
+    /// Returns the first line: where the site stands.
+    pub(super) fn begin(&self, state: &str) -> String {
+        format!("the site is {state}; what happens from now on:")
+    }
+
+    /// Returns the line of an event; `None` for one that says nothing new to people.
+    pub(super) fn line(&mut self, event: &Value) -> Option<String> {
+        let Line { about, text, tone } = sentence(event)?;
+        let at = event["at"].as_str().unwrap_or_default();
+        let clock = at.split('T').nth(1).unwrap_or(at).trim_end_matches('Z');
+        let now: Option<Timestamp> = at.parse().ok();
+        let since = match (now, self.last) {
+            (Some(now), Some(last)) => after(now.duration_since(last)),
+            (Some(_) | None, _) => String::new(),
+        };
+        self.last = now.or(self.last);
+        if self.colours {
+            let (dim, end) = ("\x1b[2m", "\x1b[0m");
+            let colour = tone.colour();
+            return Some(format!("{dim}{clock:<12} {since:>9}{end}  {about:<ABOUT_WIDTH$}  {colour}{text}{end}"));
+        }
+        Some(format!("{clock:<12} {since:>9}  {about:<ABOUT_WIDTH$}  {text}"))
+    }
+}
+
+/// Returns how long after the line before, in the unit that suits it.
+fn after(elapsed: SignedDuration) -> String {
+    let elapsed = Duration::try_from(elapsed).unwrap_or_default();
+    let millis = elapsed.as_millis();
+    match millis {
+        0..1_000 => format!("+{millis} ms"),
+        1_000..60_000 => format!("+{:.1} s", elapsed.as_secs_f32()),
+        60_000..3_600_000 => format!("+{} min", millis / 60_000),
+        _ => format!("+{} h", millis / 3_600_000),
+    }
+}
+
+fn line(about: &'static str, text: String, tone: Tone) -> Option<Line> {
+    Some(Line { about, text, tone })
+}
+
+/// Returns `value` after `before`, or nothing if there is none.
+fn with(before: &str, value: &Value) -> String {
+    if value.is_null() { String::new() } else { format!("{before}{}", cell(value)) }
+}
+
+fn sentence(event: &Value) -> Option<Line> {
+    let data = &event["data"];
+    let text = |key: &str| cell(&data[key]);
+    match event["event"].as_str().unwrap_or_default() {
+        "bus.state" => {
+            let tone = if data["state"] == "Running" { Tone::Good } else { Tone::Plain };
+            line("state", text("state"), tone)
+        }
+        "bus.request" => {
+            let outcome = match data["outcome"].as_str() {
+                Some("merged") => "merged with one under way".to_owned(),
+                Some("already") => "it is so already".to_owned(),
+                Some("refused") => format!("refused: {}", text("reason")),
+                Some(other) => other.to_owned(),
+                None => String::new(),
+            };
+            let tone = if data["outcome"] == "refused" { Tone::Warning } else { Tone::Plain };
+            line("request", format!("{} asks for {}: {outcome}", text("origin"), text("request")), tone)
+        }
+        "bus.reload" => match data["reason"].as_str() {
+            None => line("reload", format!("generation {} is in force", text("generation")), Tone::Good),
+            Some(reason) => line("reload", reason.to_owned(), Tone::Bad),
+        },
+        "bus.publication" => publication(data),
+        "fault" => {
+            line("fault", format!("{} failed to {}: {}", text("component"), text("phase"), text("cause")), Tone::Bad)
+        }
+        "component" => component(data),
+        "component.up" => line("peer", format!("{} is on the bus", text("peer")), Tone::Plain),
+        "component.down" => line("peer", format!("{} is off the bus: {}", text("peer"), text("reason")), Tone::Warning),
+        "handover" => {
+            let gap = data["gap_us"].as_f64().unwrap_or(0.0) / 1000.0;
+            line("handover", format!("the next image took over; nobody accepted for {gap:.1} ms"), Tone::Good)
+        }
+        "update.step" => {
+            let step = text("step");
+            let tone = match step.as_str() {
+                "committed" => Tone::Good,
+                "rolled-back" | "rolling-back" | "failed" => Tone::Bad,
+                _ => Tone::Plain,
+            };
+            line("update", format!("{step}{}", with(": ", &data["text"])), tone)
+        }
+        "update.progress" | "package.progress" => {
+            let percent = data["progress"].as_f64().map(|part| format!("{:.0} % ", part * 100.0)).unwrap_or_default();
+            let said = [&data["text"], &data["step"]].into_iter().find(|value| !value.is_null());
+            line(
+                "update",
+                format!("{percent}{}", said.map(cell).unwrap_or_default()).trim_end().to_owned(),
+                Tone::Plain,
+            )
+        }
+        "release" => line("release", format!("{} is {}", text("version"), text("state")), Tone::Good),
+        other => line("event", format!("{other}{}", other_data(data)), Tone::Plain),
+    }
+}
+
+fn publication(data: &Value) -> Option<Line> {
+    let channel = data["channel"].as_str().unwrap_or_default();
+    let answers = data["answers"].as_array().map(Vec::as_slice).unwrap_or_default();
+    if let Some(reason) = data["refused"].as_str() {
+        return line("publish", format!("on {channel}, refused: {reason}"), Tone::Bad);
+    }
+    let failed: Vec<String> = answers
+        .iter()
+        .filter(|answer| answer["outcome"] == "failed" || answer["outcome"] == "timeout")
+        .map(|answer| format!("{}: {}", cell(&answer["listener"]), cell(&answer["reason"])))
+        .collect();
+    let count = match answers.len() {
+        0 => "nobody listens".to_owned(),
+        1 => "1 listener".to_owned(),
+        more => format!("{more} listeners"),
+    };
+    if failed.is_empty() {
+        // Comings and goings have lines of their own.
+        if channel.starts_with("component.") {
+            return None;
+        }
+        return line("publish", format!("on {channel}: {count}"), Tone::Plain);
+    }
+    line("publish", format!("on {channel}: {count}, {} failed: {}", failed.len(), failed.join("; ")), Tone::Bad)
+}
+
+fn component(data: &Value) -> Option<Line> {
+    let state = data["state"].as_str().unwrap_or_default();
+    let mut text = format!("{} is {state}", cell(&data["name"]));
+    if state == "running" {
+        text.push_str(&with(", process ", &data["pid"]));
+    }
+    let health = data["health"].as_str().unwrap_or("none");
+    if !matches!(health, "none" | "unknown") {
+        text.push_str(&format!(", {health}"));
+    }
+    text.push_str(&with(": ", if data["reason"].is_null() { &data["status"] } else { &data["reason"] }));
+    let tone = match (state, health) {
+        ("failed", _) | (_, "unhealthy") => Tone::Bad,
+        ("backoff", _) | (_, "doubtful") => Tone::Warning,
+        ("running", _) => Tone::Good,
+        (_, _) => Tone::Plain,
+    };
+    line("component", text, tone)
+}
+
+/// Returns the data of an event that this program does not know: a newer runtime's.
+fn other_data(data: &Value) -> String {
+    let one = |(key, value): (&String, &Value)| format!(" {key} {}", cell(value));
+    data.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null()).map(one).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn events_are_sentences_in_columns() {
+        let rows = [
+            ("00:00:00.000", "bus.state", json!({ "state": "Running" }), "00:00:00.000            state      Running"),
+            (
+                "00:00:00.012",
+                "bus.request",
+                json!({ "origin": "component web", "request": "exit", "outcome": "refused", "reason": "no" }),
+                "00:00:00.012    +12 ms  request    component web asks for exit: refused: no",
+            ),
+            (
+                "00:00:02.512",
+                "bus.publication",
+                json!({ "channel": "prices", "answers": [
+                    { "listener": "a", "outcome": "ok" }, { "listener": "b", "outcome": "failed", "reason": "broken" }
+                ] }),
+                "00:00:02.512     +2.5 s  publish    on prices: 2 listeners, 1 failed: b: broken",
+            ),
+            (
+                "01:00:02.512",
+                "component",
+                json!({ "name": "web", "state": "backoff", "health": "unknown", "reason": "ended with status 3" }),
+                "01:00:02.512       +1 h  component  web is backoff: ended with status 3",
+            ),
+        ];
+        let mut timeline = Timeline::new(false);
+        for (time, event, data, expected) in rows {
+            let event = json!({ "at": format!("2026-01-01T{time}Z"), "event": event, "data": data });
+            let line = timeline.line(&event).expect("a line");
+            assert_eq!(line.split_whitespace().collect::<Vec<_>>(), expected.split_whitespace().collect::<Vec<_>>());
+            assert_eq!(line.find(char::is_alphabetic).map(|_| line.len() > 24), Some(true), "{line}");
+        }
+        let up = json!({ "at": "2026-01-01T01:00:03.000Z", "event": "bus.publication",
+            "data": { "channel": "component.up", "answers": [] } });
+        assert_eq!(timeline.line(&up), None);
+    }
+
+    #[test]
+    fn colours_only_where_they_are_wanted() {
+        let event = json!({ "at": "2026-01-01T00:00:00.000Z", "event": "bus.state", "data": { "state": "Running" } });
+        assert!(Timeline::new(true).line(&event).is_some_and(|line| line.contains("\x1b[32mRunning")));
+        assert!(Timeline::new(false).line(&event).is_some_and(|line| !line.contains('\x1b')));
+    }
+}

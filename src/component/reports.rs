@@ -1,0 +1,243 @@
+//! What a component says of itself over `NOTIFY_SOCKET`: read within limits, and made sense of.
+//!
+//! `READY`, `STATUS`, `ERRNO`, `STOPPING`, `RELOADING`, `EXTEND_TIMEOUT_USEC`, `WATCHDOG` and `WATCHDOG_USEC` mean what
+//! sd_notify(3) says. The rest is passed over: `MAINPID` because the process that was started is the component, and the
+//! descriptor store because listeners are not the component's to keep. Noise is said once for each process and does no harm; whoever
+//! sends more than anybody needs is read more slowly, and waits.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::watch;
+
+use crate::handover::notify::{self, Notification};
+
+/// The longest status text that a component may set.
+const STATUS_CHARS_MAX: usize = 200;
+/// The most that one message moves a deadline: whoever needs longer says so again.
+pub(super) const EXTEND_MAX: Duration = Duration::from_secs(3600);
+/// So many messages are read at once: more than any start has.
+const BURST_MAX: u32 = 200;
+/// And then one in so long: a hundred a second is a status line that nobody could read.
+const PAUSE: Duration = Duration::from_millis(10);
+/// The longest watchdog time that a component may set for itself: a year is none.
+const WATCHDOG_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
+
+/// A step that a component announces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Announced {
+    /// It stops by itself.
+    Stopping,
+    /// It reads its settings again.
+    Reloading,
+}
+
+/// What a process has said so far.
+#[derive(Debug, Clone)]
+pub(super) struct Said {
+    /// It serves.
+    pub(super) ready: bool,
+    /// How it is, in its own words.
+    pub(super) status: Option<String>,
+    /// The number of the error that it ends with.
+    pub(super) errno: Option<i32>,
+    /// What it is about to do.
+    pub(super) announced: Option<Announced>,
+    /// When it last asked for more time, and until when.
+    pub(super) extended: Option<(Instant, Instant)>,
+    /// When it last gave a sign of life.
+    pub(super) alive: Option<Instant>,
+    /// How often it has to, if it has said so itself; zero is never.
+    pub(super) watchdog: Option<Duration>,
+    /// It wants to be taken for dead.
+    pub(super) triggered: bool,
+    /// Whether it ever said anything.
+    pub(super) anything: bool,
+}
+
+impl Said {
+    /// Returns what is known of a process that an earlier image has heard.
+    pub(super) fn carried(ready: bool, status: Option<String>, watchdog_us: Option<u64>) -> Self {
+        Self {
+            ready,
+            anything: ready || status.is_some(),
+            status,
+            errno: None,
+            announced: None,
+            extended: None,
+            alive: None,
+            watchdog: watchdog_us.map(Duration::from_micros),
+            triggered: false,
+        }
+    }
+}
+
+/// Reads what the process `id` of `component` says, for as long as it is wanted.
+pub(super) async fn read(socket: AsyncFd<OwnedFd>, said: watch::Sender<Said>, component: String, id: String) {
+    let mut noise = Noise { component, id, told: Vec::new() };
+    let (mut burst, mut last) = (BURST_MAX, Instant::now());
+    loop {
+        let received = socket.async_io(Interest::READABLE, |socket| notify::receive(socket.as_fd())).await;
+        let notification = match received {
+            Ok(notification) => notification,
+            Err(error) => {
+                noise.tell("unreadable", &format!("its notifications cannot be read any more: {error}"));
+                // Whoever waits for `said` waits for its own limit.
+                return std::future::pending().await;
+            }
+        };
+        take(&notification, &said, &mut noise);
+        let earned = last.elapsed().as_millis() / PAUSE.as_millis();
+        if earned > 0 {
+            burst = burst.saturating_add(u32::try_from(earned).unwrap_or(u32::MAX)).min(BURST_MAX);
+            last = Instant::now();
+        }
+        burst = burst.saturating_sub(1);
+        if burst == 0 {
+            noise.tell("flood", "it sends more notifications than are read; it has to wait");
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+}
+
+/// What was complained about: each kind once.
+struct Noise {
+    component: String,
+    id: String,
+    told: Vec<&'static str>,
+}
+
+impl Noise {
+    fn tell(&mut self, kind: &'static str, what: &str) {
+        if !self.told.contains(&kind) {
+            self.told.push(kind);
+            tracing::warn!(
+                component.name = self.component,
+                instance.id = self.id,
+                what,
+                "component misuses its notify socket"
+            );
+        }
+    }
+}
+
+fn take(notification: &Notification, said: &watch::Sender<Said>, noise: &mut Noise) {
+    if notification.truncated {
+        let text = format!("a notification of more than {} bytes was passed over", notify::DATAGRAM_BYTES_MAX);
+        return noise.tell("oversized", &text);
+    }
+    if notification.fields.is_empty() {
+        noise.tell("garbage", "a notification without KEY=VALUE lines was passed over");
+    }
+    let now = Instant::now();
+    let mut new = said.borrow().clone();
+    new.anything = true;
+    for (key, value) in &notification.fields {
+        let micros = || value.parse().ok().map(Duration::from_micros);
+        match (key.as_str(), value.as_str()) {
+            ("READY", "1") => {
+                new.ready = true;
+                if new.announced == Some(Announced::Reloading) {
+                    new.announced = None;
+                }
+            }
+            ("STATUS", text) => {
+                let text: String = text.chars().filter(|c| !c.is_control()).take(STATUS_CHARS_MAX).collect();
+                new.status = (!text.is_empty()).then_some(text);
+            }
+            ("ERRNO", number) => new.errno = number.parse().ok(),
+            ("STOPPING", "1") => new.announced = Some(Announced::Stopping),
+            ("RELOADING", "1") => new.announced = Some(Announced::Reloading),
+            ("WATCHDOG", "1") => new.alive = Some(now),
+            ("WATCHDOG", "trigger") => new.triggered = true,
+            ("WATCHDOG_USEC", _) => match micros() {
+                Some(limit) => {
+                    new.watchdog = Some(limit.min(WATCHDOG_MAX));
+                    new.alive = Some(now);
+                }
+                None => noise.tell("number", &format!("{key}={value:?} is not a number of microseconds")),
+            },
+            ("EXTEND_TIMEOUT_USEC", _) => match micros() {
+                Some(more) => {
+                    if more > EXTEND_MAX {
+                        let text =
+                            format!("{key}={value} is cut to {} s; say it again meanwhile", EXTEND_MAX.as_secs());
+                        noise.tell("extension", &text);
+                    }
+                    let until = now + more.min(EXTEND_MAX);
+                    // Never shorter than it was.
+                    let until = new.extended.map_or(until, |(_, before)| before.max(until));
+                    new.extended = Some((now, until));
+                }
+                None => noise.tell("number", &format!("{key}={value:?} is not a number of microseconds")),
+            },
+            ("MAINPID", _) => {
+                noise.tell("MAINPID", "MAINPID is not supported: the process that was started is the component")
+            }
+            ("FDSTORE" | "FDSTOREREMOVE", _) => {
+                noise.tell("FDSTORE", "descriptors are not kept for components: declare a listener");
+            }
+            // Whatever else there is or will be says nothing that is acted on.
+            (_, _) => {}
+        }
+    }
+    said.send_replace(new);
+}
+
+/// Waits until `limit` after `begun`, or until as long after as the process asked for since then.
+pub(super) async fn deadline(said: &watch::Receiver<Said>, begun: Instant, limit: Duration) {
+    let mut said = said.clone();
+    loop {
+        let extended = said.borrow_and_update().extended;
+        // What it asked for in an earlier step does not count in this one.
+        let until =
+            extended.filter(|(at, _)| *at >= begun).map_or(begun + limit, |(_, until)| until.max(begun + limit));
+        // Cancel-safe: both only wait.
+        tokio::select! {
+            () = tokio::time::sleep_until(until.into()) => return,
+            changed = said.changed() => if changed.is_err() {
+                return tokio::time::sleep_until(until.into()).await;
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn after(texts: &[&str]) -> Said {
+        let said = watch::channel(Said::carried(false, None, None)).0;
+        let mut noise = Noise { component: "c".to_owned(), id: "c-1".to_owned(), told: Vec::new() };
+        for text in texts {
+            let notification = Notification::of(text.as_bytes());
+            take(&notification, &said, &mut noise);
+        }
+        said.borrow().clone()
+    }
+
+    #[test]
+    fn what_is_said_is_understood() {
+        assert!(after(&["READY=1"]).ready && !after(&["READY=0"]).ready && !after(&["READY"]).ready);
+        assert_eq!(after(&["STATUS=a\u{1b}[31m\nERRNO=2"]).status.as_deref(), Some("a[31m"));
+        assert_eq!(after(&["ERRNO=2"]).errno, Some(2));
+        assert_eq!(after(&["RELOADING=1"]).announced, Some(Announced::Reloading));
+        assert_eq!(after(&["RELOADING=1", "READY=1"]).announced, None);
+        assert_eq!(after(&["STOPPING=1", "READY=1"]).announced, Some(Announced::Stopping));
+        assert!(after(&["WATCHDOG=1"]).alive.is_some() && after(&["WATCHDOG=trigger"]).triggered);
+        assert_eq!(after(&["WATCHDOG_USEC=1500000"]).watchdog, Some(Duration::from_millis(1500)));
+        let noise = after(&["", "\0\0\u{fffd}", "WATCHDOG_USEC=-1", "MAINPID=1", "EXTEND_TIMEOUT_USEC=soon"]);
+        assert!(noise.anything && !noise.ready && noise.watchdog.is_none() && noise.extended.is_none());
+    }
+
+    #[test]
+    fn a_deadline_only_moves_away_and_not_further_than_the_bound() {
+        let span = |texts: &[&str]| after(texts).extended.map(|(at, until)| until - at).expect("extended");
+        assert_eq!(span(&["EXTEND_TIMEOUT_USEC=5000000"]), Duration::from_secs(5));
+        assert!(span(&["EXTEND_TIMEOUT_USEC=5000000", "EXTEND_TIMEOUT_USEC=1"]) > Duration::from_secs(4));
+        assert_eq!(span(&["EXTEND_TIMEOUT_USEC=999999999999999"]), EXTEND_MAX);
+    }
+}

@@ -1,0 +1,178 @@
+//! How a process of a component begins: what it is given, and the command that brings it there.
+//!
+//! It gets an environment from a list, its listeners from descriptor 3 on, its standard streams, and nothing else.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
+
+use super::cgroup::Group;
+use super::instance::Surroundings;
+use super::launch::Begin;
+use super::limits;
+use crate::config::Component;
+use crate::handover::carry::CarriedLimit;
+
+/// The variables of the runtime's own environment that components get, besides those that Refit sets.
+const PASSED_ON: [&str; 8] = ["PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR"];
+/// The longest `NOTIFY_SOCKET` that fits into a socket's address.
+const ADDRESS_BYTES_MAX: usize = 107;
+/// How long the step before the program may take: it looks up an account, which may be a directory on the network.
+const LAUNCH_MAX: Duration = Duration::from_secs(30);
+/// The longest reason that it may give.
+const REPORT_BYTES_MAX: u64 = 4096;
+
+/// Binds the socket on which the process reports. Returns its address as `NOTIFY_SOCKET` has it.
+pub(super) fn bind_notify(around: &Surroundings, id: &str) -> io::Result<(UnixDatagram, OsString)> {
+    let dir = around.home.notify();
+    fs::create_dir_all(&dir)?;
+    let path = dir.join(format!("{id}.sock"));
+    if path.as_os_str().len() > ADDRESS_BYTES_MAX {
+        // A home so deep that no program could connect to a path below it: an abstract name, as unguessable as the token.
+        let name = format!("refit-{}", hex::encode(rand::random::<[u8; 16]>()));
+        let socket = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name)?)?;
+        return Ok((socket, format!("@{name}").into()));
+    }
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    let socket = UnixDatagram::bind(&path)?;
+    // A component may run as another user; who knows the path may report, which is no more than its own component's state.
+    fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o666))?;
+    Ok((socket, path.into_os_string()))
+}
+
+/// Returns a duplicate of each listener of `component`, blocking unless another process already uses them.
+pub(super) fn sockets(component: &Component, around: &Surroundings, overlapping: bool) -> io::Result<Vec<OwnedFd>> {
+    let listeners = around.listeners.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut sockets = Vec::with_capacity(component.listeners.len());
+    for name in &component.listeners {
+        let listener = listeners.get(name).ok_or_else(|| io::Error::other(format!("no listener {name}")))?;
+        if !overlapping {
+            listener.set_nonblocking(false)?;
+        }
+        sockets.push(listener.try_clone()?.into());
+    }
+    Ok(sockets)
+}
+
+/// Returns the whole environment of a process with this launch token, besides what it needs to be heard.
+pub(super) fn environment(component: &Component, token: &str, around: &Surroundings) -> BTreeMap<OsString, OsString> {
+    let passed_on = |key: &OsString| {
+        // Another account has another home.
+        PASSED_ON.iter().any(|name| key == name) && !(component.user.is_some() && key == "HOME")
+    };
+    let mut environment: BTreeMap<OsString, OsString> = around
+        .environment
+        .iter()
+        .filter(|(key, _)| passed_on(key))
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect();
+    let home = &around.home;
+    let own: [(&str, OsString); 9] = [
+        ("REFIT_HOME", home.path().into()),
+        ("REFIT_SOCKET", home.socket().into()),
+        ("REFIT_BUS", home.bus_socket().into()),
+        ("REFIT_TOKEN", token.into()),
+        ("REFIT_COMPONENT", component.name.clone().into()),
+        ("REFIT_VERSION", around.version.to_string().into()),
+        ("REFIT_RELEASE", around.release_dir.clone().into()),
+        ("REFIT_CONFIG", around.config_dir.clone().into()),
+        ("REFIT_DATA", home.data().into()),
+    ];
+    environment.extend(own.into_iter().map(|(key, value)| (key.into(), value)));
+    environment.extend(component.env.iter().map(|(key, value)| (key.into(), value.into())));
+    environment
+}
+
+/// Returns the variables by which a component's own process is heard and finds its listeners.
+pub(super) fn channels(component: &Component, notify: OsString) -> Vec<(&'static str, OsString)> {
+    let mut variables =
+        vec![("NOTIFY_SOCKET", notify), ("LISTEN_FDNAMES", OsString::from(component.listeners.join(":")))];
+    if let Some(watchdog) = component.spawn.watchdog {
+        variables.push(("WATCHDOG_USEC", watchdog.as_micros().to_string().into()));
+    }
+    variables
+}
+
+/// Returns the state that a process of `component` begins in, limited by what a process can be limited by.
+pub(super) fn begin(
+    component: &Component,
+    around: &Surroundings,
+    group: Option<&Group>,
+    limits: &BTreeMap<String, CarriedLimit>,
+) -> Begin {
+    let spawn = &component.spawn;
+    let directory = match &spawn.working_directory {
+        Some(directory) => around.release_dir.join(directory),
+        None => around.release_dir.clone(),
+    };
+    let mut begin = Begin {
+        session: true,
+        cgroup: group.map(|group| group.path().to_owned()),
+        user: component.user.clone(),
+        group: spawn.group.clone(),
+        groups: spawn.supplementary_groups.as_ref().map(|groups| groups.join(",")),
+        directory: Some(directory),
+        umask: Some(spawn.umask),
+        no_new_privs: spawn.no_new_privs,
+        ..Begin::default()
+    };
+    limits::begin_with(limits, &mut begin);
+    begin
+}
+
+/// Returns whether a process of `component` has all rights.
+pub(super) fn is_root(component: &Component) -> bool {
+    match &component.user {
+        None => nix::unistd::geteuid().is_root(),
+        // One that does not exist is found out when the process starts.
+        Some(name) => nix::unistd::User::from_name(name).ok().flatten().is_some_and(|user| user.uid.is_root()),
+    }
+}
+
+/// Returns the command that becomes `words`, the program first: one with a slash is below the release.
+pub(super) fn launcher(words: &[String], around: &Surroundings, begin: &Begin, report: Option<usize>) -> Command {
+    // The launcher is this very program, even when its file was replaced.
+    let mut command = Command::new("/proc/self/exe");
+    command.arg("launch").args(begin.arguments());
+    if let Some(sockets) = report {
+        command.arg("--report").arg(format!("--listen-fds={sockets}"));
+    }
+    command.arg("--");
+    if let Some((program, arguments)) = words.split_first() {
+        if program.contains('/') {
+            command.arg(around.release_dir.join(program));
+        } else {
+            command.arg(program);
+        }
+        command.args(arguments);
+    }
+    command.env_clear().stdin(Stdio::null());
+    command
+}
+
+/// Waits until the program is executed. Returns why it could not be.
+pub(super) async fn read_report(report: OwnedFd) -> Option<String> {
+    let mut text = String::new();
+    let read = match pipe::Receiver::from_owned_fd(report) {
+        Ok(reader) => tokio::time::timeout(LAUNCH_MAX, reader.take(REPORT_BYTES_MAX).read_to_string(&mut text)).await,
+        Err(error) => Ok(Err(error)),
+    };
+    match read {
+        Ok(Ok(_)) if text.is_empty() => None,
+        Ok(Ok(_)) => Some(text),
+        Ok(Err(error)) => Some(format!("cannot learn whether the program was executed: {error}")),
+        Err(_) => Some(format!("the program was not executed within {} s", LAUNCH_MAX.as_secs())),
+    }
+}

@@ -1,0 +1,551 @@
+//! The task that owns a component's processes: the current one, and those on their way out.
+//!
+//! It starts and stops when it is asked to. Between that it notices when the process ends by itself, falls silent, says that it
+//! hangs, or becomes unhealthy, and starts it again as the restart policy says, or gives up and says so.
+
+mod doubt;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::health;
+use super::instance::{Instance, Stopped, Surroundings, end_of};
+use super::ready::wait_ready;
+use super::view::{Announced, State, View};
+use crate::bus::Failure;
+use crate::config::{Component, Handover, RestartPolicy};
+use crate::handover::carry::Role;
+
+/// What the task can be asked for.
+pub(super) enum Asked {
+    /// To run, until it is cancelled.
+    Start {
+        /// Says that nobody wants it any more.
+        cancelled: CancellationToken,
+    },
+    /// Not to run.
+    Stop {
+        /// The next image takes the process over.
+        leave: bool,
+        /// Says that the time is over.
+        hurry: CancellationToken,
+    },
+    /// To read its settings again.
+    Reload,
+}
+
+/// A question, and where the answer goes.
+pub(super) struct Ask {
+    pub(super) asked: Asked,
+    pub(super) reply: oneshot::Sender<Result<(), Failure>>,
+}
+
+/// Processes on their way out, each with the task that sees to it that it goes.
+#[derive(Default)]
+struct Outgoing {
+    tasks: JoinSet<Instance>,
+    /// Ends their time at once.
+    hurry: CancellationToken,
+}
+
+/// The task that owns the processes of one component.
+pub(super) struct Actor {
+    component: Component,
+    fingerprint: String,
+    around: Arc<Surroundings>,
+    current: Option<Instance>,
+    outgoing: Outgoing,
+    /// Whether the component is to run.
+    wanted: bool,
+    restart_at: Option<Instant>,
+    /// When it ended by itself, newest last: for the limit of the restart policy.
+    ends: VecDeque<Instant>,
+    view: watch::Sender<View>,
+    health: Option<(watch::Receiver<health::State>, JoinSet<()>)>,
+    newest: u32,
+    /// Since when the current process has to give signs of life.
+    watched_since: Instant,
+    /// Whether its time was over at the last look: it is looked at twice.
+    suspect: bool,
+    /// Why the current process is being ended although it is wanted, and until when it may end by itself.
+    doomed: Option<(String, Instant)>,
+}
+
+enum Event {
+    Asked(Option<Ask>),
+    Ended(String),
+    Gone(Option<Box<Instance>>),
+    Restart,
+    Health(health::State),
+    Said,
+    Silent,
+    Overdue,
+}
+
+impl Actor {
+    /// Returns the owner of `current`, which was started from `component` or its predecessor.
+    pub(super) fn new(
+        component: Component,
+        fingerprint: String,
+        around: Arc<Surroundings>,
+        current: Option<Instance>,
+        view: watch::Sender<View>,
+        newest: u32,
+    ) -> Self {
+        Self {
+            component,
+            fingerprint,
+            around,
+            current,
+            outgoing: Outgoing::default(),
+            wanted: false,
+            restart_at: None,
+            ends: VecDeque::new(),
+            view,
+            health: None,
+            newest,
+            watched_since: Instant::now(),
+            suspect: false,
+            doomed: None,
+        }
+    }
+
+    /// Does what is asked and notices what happens, until nobody can ask any more.
+    pub(super) async fn run(mut self, mut asks: mpsc::Receiver<Ask>, outgoing: Vec<Instance>) {
+        for instance in outgoing {
+            self.see_out(instance);
+        }
+        self.show(State::Stopped);
+        loop {
+            let event = self.next(&mut asks).await;
+            match event {
+                Event::Asked(None) => return,
+                Event::Asked(Some(ask)) => self.answer(ask).await,
+                Event::Ended(how) => self.on_end(how).await,
+                Event::Gone(instance) => {
+                    if let Some(mut instance) = instance {
+                        instance.forget(&self.around);
+                    }
+                }
+                Event::Restart => {
+                    if let Some(ask) = self.restart(&mut asks).await {
+                        self.answer(ask).await;
+                    }
+                }
+                Event::Health(state) => self.on_health(state),
+                Event::Said => self.on_said(),
+                Event::Silent => self.on_silence(),
+                Event::Overdue => self.on_overdue(),
+            }
+        }
+    }
+
+    async fn answer(&mut self, Ask { asked, reply }: Ask) {
+        let result = match asked {
+            Asked::Start { cancelled } => self.start(&cancelled).await,
+            Asked::Stop { leave: true, .. } => {
+                self.leave();
+                Ok(())
+            }
+            Asked::Stop { leave: false, hurry } => self.stop(&hurry).await,
+            Asked::Reload => {
+                self.reload();
+                Ok(())
+            }
+        };
+        drop(reply.send(result)); // whoever asked may have given up
+    }
+
+    /// Waits for the next thing to happen. Cancel-safe: every branch only waits, or takes from a queue.
+    async fn next(&mut self, asks: &mut mpsc::Receiver<Ask>) -> Event {
+        let (restart_at, silent_at) = (self.restart_at, self.silent_at());
+        let overdue_at = self.doomed.as_ref().map(|(_, at)| *at);
+        let current = self.current.as_mut();
+        let watched = async {
+            match current {
+                Some(Instance { ended, said, .. }) => {
+                    tokio::select! {
+                        how = end_of(ended) => Event::Ended(how),
+                        Ok(()) = said.changed() => Event::Said,
+                    }
+                }
+                None => std::future::pending().await,
+            }
+        };
+        let health = async {
+            match &mut self.health {
+                Some((state, _)) => match state.changed().await {
+                    Ok(()) => state.borrow_and_update().clone(),
+                    Err(_) => std::future::pending().await,
+                },
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            event = watched => event,
+            ask = asks.recv() => Event::Asked(ask),
+            Some(gone) = self.outgoing.tasks.join_next() => Event::Gone(gone.ok().map(Box::new)),
+            () = until(restart_at) => Event::Restart,
+            () = until(silent_at) => Event::Silent,
+            () = until(overdue_at) => Event::Overdue,
+            state = health => Event::Health(state),
+        }
+    }
+
+    async fn start(&mut self, cancelled: &CancellationToken) -> Result<(), Failure> {
+        self.wanted = true;
+        self.restart_at = None;
+        if let Some(instance) = &self.current
+            && instance.ended.borrow().is_none()
+            && (instance.carried.fingerprint == self.fingerprint || self.component.handover == Handover::Keep)
+        {
+            if instance.carried.ready {
+                tracing::info!(component.name = self.component.name, process.pid = instance.pid(), "component kept");
+                self.serve();
+                return Ok(());
+            }
+            // It was started by an image that ended before it was ready.
+            self.show(State::Starting);
+            // Cancel-safe: both only wait.
+            let waited = tokio::select! {
+                waited = wait_ready(instance, &self.component, &self.around) => waited,
+                () = cancelled.cancelled() => Err(Failure::new("the start was cancelled")),
+            };
+            return self.settle(waited).await;
+        }
+        self.show(State::Starting);
+        if self.component.handover != Handover::Overlap
+            && let Some(old) = self.current.take()
+        {
+            self.doomed = None;
+            self.end(old, cancelled).await;
+        }
+        let result = self.bring_up(cancelled).await;
+        if let Err(failure) = &result {
+            self.wanted = false;
+            self.fail(failure);
+        }
+        result
+    }
+
+    /// Ends a process that did not become ready, or serves.
+    async fn settle(&mut self, waited: Result<(), Failure>) -> Result<(), Failure> {
+        match waited {
+            Ok(()) => {
+                self.serve();
+                Ok(())
+            }
+            Err(mut failure) => {
+                if let Some(instance) = self.current.take() {
+                    let stopped = self.end(instance, &cancelled()).await;
+                    failure.reason.push_str(&left_behind(stopped.left));
+                }
+                self.fail(&failure);
+                Err(failure)
+            }
+        }
+    }
+
+    /// Starts a process and waits until it is ready; then the one before is seen out.
+    async fn bring_up(&mut self, cancelled: &CancellationToken) -> Result<(), Failure> {
+        self.newest += 1;
+        let restarts = self.view.borrow().restarts;
+        let instance = Instance::start(
+            &self.component,
+            self.newest,
+            &self.fingerprint,
+            restarts,
+            self.current.is_some(),
+            &self.around,
+        )
+        .await?;
+        tracing::info!(
+            component.name = self.component.name,
+            process.pid = instance.pid(),
+            release.version = %self.around.version,
+            "component started"
+        );
+        // Cancel-safe: both only wait.
+        let waited = tokio::select! {
+            waited = wait_ready(&instance, &self.component, &self.around) => waited,
+            () = cancelled.cancelled() => Err(Failure::new("the start was cancelled")),
+        };
+        if let Err(mut failure) = waited {
+            let ended_itself = instance.ended.borrow().is_some();
+            let stopped = self.end(instance, &self::cancelled()).await;
+            if ended_itself {
+                failure.reason.push_str(&left_behind(stopped.left));
+            }
+            return Err(failure);
+        }
+        self.doomed = None;
+        if let Some(old) = self.current.replace(instance) {
+            self.see_out(old);
+        }
+        self.serve();
+        Ok(())
+    }
+
+    /// Records that the current process serves, and begins to judge its health.
+    fn serve(&mut self) {
+        let Some(instance) = &mut self.current else { return };
+        instance.carried.ready = true;
+        instance.record(&self.around, Role::Current);
+        self.watched_since = Instant::now();
+        self.suspect = false;
+        let probed = health::Probed {
+            component: self.component.clone(),
+            token: instance.carried.token.clone(),
+            group: instance.group(),
+            limits: instance.carried.limits.clone(),
+            around: Arc::clone(&self.around),
+        };
+        self.health = self.component.health.clone().map(|health| {
+            let (sender, state) = watch::channel(health::State::Unknown);
+            let mut tasks = JoinSet::new();
+            tasks.spawn(health::watch(health, sender, probed));
+            (state, tasks)
+        });
+        let health = if self.health.is_some() { health::State::Unknown } else { health::State::None };
+        self.view.send_modify(|view| {
+            view.health = health;
+            view.reason = None;
+            view.output.clear();
+        });
+        self.show(State::Running);
+    }
+
+    /// Asks a process to end and has a task see to it, while the component goes on with another.
+    fn see_out(&mut self, mut instance: Instance) {
+        instance.record(&self.around, Role::Outgoing);
+        instance.terminate();
+        let limit = self.component.stop_timeout;
+        let hurry = self.outgoing.hurry.clone();
+        let name = self.component.name.clone();
+        self.outgoing.tasks.spawn(async move {
+            let Stopped { how, killed, .. } = instance.stop(limit, &hurry).await;
+            if killed {
+                tracing::warn!(component.name = name, instance.id = instance.id(), how, "an old process was killed");
+            }
+            instance
+        });
+    }
+
+    /// Ends a process and all that it started, and forgets it.
+    async fn end(&self, mut instance: Instance, hurry: &CancellationToken) -> Stopped {
+        let stopped = instance.stop(self.component.stop_timeout, hurry).await;
+        instance.forget(&self.around);
+        if stopped.left > 0 {
+            tracing::info!(component.name = self.component.name, left = stopped.left, "what it had started was ended");
+        }
+        stopped
+    }
+
+    async fn stop(&mut self, hurry: &CancellationToken) -> Result<(), Failure> {
+        self.wanted = false;
+        self.restart_at = None;
+        self.health = None;
+        self.doomed = None;
+        self.show(State::Stopping);
+        let mut result = Ok(());
+        if let Some(instance) = self.current.take() {
+            let asked_in_hurry = hurry.is_cancelled();
+            let Stopped { how, killed, after, .. } = self.end(instance, hurry).await;
+            tracing::info!(component.name = self.component.name, how, "component stopped");
+            if killed && !asked_in_hurry {
+                let seconds = after.as_secs_f32();
+                let text = format!("did not end within {seconds:.1} s of being asked to by SIGTERM, and was killed");
+                result = Err(Failure::new(text));
+            }
+        }
+        if !self.outgoing.tasks.is_empty() {
+            self.outgoing.hurry.cancel();
+            while let Some(gone) = self.outgoing.tasks.join_next().await {
+                if let Ok(mut instance) = gone {
+                    instance.forget(&self.around);
+                }
+            }
+            self.outgoing.hurry = CancellationToken::new();
+        }
+        self.view.send_modify(|view| {
+            view.reason = result.as_ref().err().map(ToString::to_string);
+            view.health = if self.component.health.is_some() { health::State::Unknown } else { health::State::None };
+        });
+        self.show(State::Stopped);
+        result
+    }
+
+    /// Tells the process to read its settings again, if it can be told.
+    fn reload(&self) {
+        if let (Some(instance), Some(signal)) = (&self.current, self.component.spawn.reload_signal)
+            && instance.carried.ready
+        {
+            tracing::info!(component.name = self.component.name, ?signal, "component told to reload");
+            instance.reload(signal);
+        }
+    }
+
+    /// Leaves the processes to the next image.
+    fn leave(&mut self) {
+        self.wanted = false;
+        self.restart_at = None;
+        self.health = None;
+        self.doomed = None;
+        if let Some(instance) = &mut self.current {
+            instance.record(&self.around, Role::Current);
+        }
+    }
+
+    async fn on_end(&mut self, how: String) {
+        let Some(mut instance) = self.current.take() else { return };
+        let doomed = self.doomed.take().map(|(why, _)| why);
+        let left = instance.end_rest().await;
+        let text = match (&doomed, instance.said.borrow().announced) {
+            (Some(why), _) => format!("{why}, and {how}"),
+            (None, Some(Announced::Stopping)) => format!("{how}, as it had announced, without having been asked to"),
+            (None, Some(Announced::Reloading) | None) => format!("{how}, without having been asked to"),
+        };
+        let mut failure = instance.failure(text, &self.around).await;
+        failure.reason.push_str(&left_behind(left));
+        instance.forget(&self.around);
+        self.health = None;
+        if !self.wanted {
+            self.show(State::Stopped);
+            return;
+        }
+        tracing::warn!(component.name = self.component.name, reason = failure.reason, "component ended by itself");
+        // One that goes on in the background has not done its work: it got away, and was ended.
+        let clean = how == "ended with status 0" && left == 0 && doomed.is_none();
+        // One that is never started again and ends well has done its work.
+        let done = clean && self.component.restart.policy == RestartPolicy::No;
+        self.view.send_modify(|view| {
+            view.downs += u32::from(!done);
+            view.reason = Some(failure.reason.clone());
+            view.output.clone_from(&failure.output);
+        });
+        let again = match self.component.restart.policy {
+            RestartPolicy::No => false,
+            RestartPolicy::OnFailure => !clean,
+            RestartPolicy::Always => true,
+        };
+        if again {
+            self.pause();
+        } else if clean {
+            self.show(State::Stopped);
+        } else {
+            self.fail(&failure);
+        }
+    }
+
+    /// Plans the next start, or gives up, as the restart policy says.
+    fn pause(&mut self) {
+        let (count, within) = self.component.restart.limit;
+        let (first, longest) = self.component.restart.backoff;
+        let now = Instant::now();
+        self.ends.push_back(now);
+        while self.ends.front().is_some_and(|end| now.duration_since(*end) > within) {
+            self.ends.pop_front();
+        }
+        let ends = u32::try_from(self.ends.len()).unwrap_or(u32::MAX);
+        if ends > count {
+            let reason = self.view.borrow().reason.clone().unwrap_or_default();
+            let text = format!("{reason}; ended {ends} times within {} s, not started again", within.as_secs());
+            let output = self.view.borrow().output.clone();
+            self.fail(&Failure { reason: text, output });
+            return;
+        }
+        let pause = first.saturating_mul(1 << (ends - 1).min(16)).min(longest);
+        self.restart_at = Some(now + pause);
+        self.show(State::Backoff);
+    }
+
+    /// Starts it again. Returns what was asked meanwhile: a stop does not wait until the start has failed.
+    async fn restart(&mut self, asks: &mut mpsc::Receiver<Ask>) -> Option<Ask> {
+        self.restart_at = None;
+        self.view.send_modify(|view| view.restarts += 1);
+        self.show(State::Starting);
+        let cancelled = CancellationToken::new();
+        let (mut asked, mut open) = (None, true);
+        let result = {
+            let mut work = Box::pin(self.bring_up(&cancelled));
+            loop {
+                // Cancel-safe: the work is polled on, a question is taken and kept.
+                tokio::select! {
+                    result = &mut work => break result,
+                    ask = asks.recv(), if open && asked.is_none() => {
+                        open = ask.is_some();
+                        if ask.as_ref().is_none_or(|ask| matches!(ask.asked, Asked::Stop { .. })) {
+                            cancelled.cancel();
+                        }
+                        asked = ask;
+                    }
+                }
+            }
+        };
+        if let Err(failure) = result
+            && !cancelled.is_cancelled()
+        {
+            self.view.send_modify(|view| {
+                view.downs += 1;
+                view.reason = Some(failure.reason.clone());
+                view.output.clone_from(&failure.output);
+            });
+            self.pause();
+        }
+        asked
+    }
+
+    fn fail(&mut self, failure: &Failure) {
+        self.view.send_modify(|view| {
+            view.reason = Some(failure.reason.clone());
+            view.output.clone_from(&failure.output);
+        });
+        self.show(State::Failed);
+    }
+
+    /// Shows the state with what is known of the process.
+    fn show(&self, state: State) {
+        let instance = self.current.as_ref();
+        self.view.send_modify(|view| {
+            view.state = state;
+            view.pid = instance.map(Instance::pid);
+            view.release = instance.map(|instance| instance.carried.release.clone());
+            view.started_at = instance.map(|instance| instance.carried.started_at.clone());
+            view.status = instance.and_then(|instance| instance.said.borrow().status.clone());
+            view.announced = instance.and_then(|instance| instance.said.borrow().announced);
+            if let Some(instance) = instance {
+                view.limits.clone_from(&instance.carried.limits);
+                view.generation = instance.carried.generation;
+            }
+        });
+    }
+}
+
+/// Returns what there is to say when a process ended and left others behind.
+fn left_behind(count: usize) -> String {
+    match count {
+        0 => String::new(),
+        1 => "; it left 1 process behind, which was ended: a component stays in the foreground".to_owned(),
+        _ => format!("; it left {count} processes behind, which were ended: a component stays in the foreground"),
+    }
+}
+
+/// Returns a token that is cancelled already: no time is left.
+fn cancelled() -> CancellationToken {
+    let token = CancellationToken::new();
+    token.cancel();
+    token
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}

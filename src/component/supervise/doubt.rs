@@ -1,0 +1,83 @@
+//! Why a process that is wanted is ended all the same: it is silent, says that it hangs, or is unhealthy.
+//!
+//! It is asked first, by SIGABRT if it hangs, so that it leaves a trace, by SIGTERM if it is unhealthy, and killed when that does not
+//! help. Its end is then noticed like any other, with the reason that is known here, and the restart policy applies.
+
+use std::time::{Duration, Instant};
+
+use super::Actor;
+use crate::component::health;
+use crate::config::HealthAction;
+
+/// How long a process that hangs may take to leave a trace of itself behind, after SIGABRT.
+const ABORT_MAX: Duration = Duration::from_secs(5);
+/// How long after its time a silent process is looked at again.
+const SECOND_LOOK: Duration = Duration::from_millis(50);
+
+impl Actor {
+    pub(super) fn on_health(&mut self, state: health::State) {
+        if let health::State::Unhealthy(reason) = &state {
+            tracing::warn!(component.name = self.component.name, reason, "component unhealthy");
+            let action = self.component.health.as_ref().map(|health| health.action);
+            if action == Some(HealthAction::Restart)
+                && self.doomed.is_none()
+                && let Some(instance) = &self.current
+            {
+                instance.terminate();
+                let at = Instant::now() + self.component.stop_timeout;
+                self.doomed = Some((format!("was unhealthy: {reason}"), at));
+            }
+        }
+        self.view.send_modify(|view| view.health = state);
+    }
+
+    pub(super) fn on_said(&mut self) {
+        self.suspect = false;
+        if self.current.as_ref().is_some_and(|instance| instance.said.borrow().triggered) {
+            self.give_up("watchdog: it said itself that it hangs".to_owned());
+        }
+        // Read first: the view cannot be changed while it is looked at.
+        let state = self.view.borrow().state;
+        self.show(state);
+    }
+
+    /// Returns when the current process will have been silent for too long.
+    pub(super) fn silent_at(&self) -> Option<Instant> {
+        let instance = self.current.as_ref().filter(|instance| instance.carried.ready && self.doomed.is_none())?;
+        let said = instance.said.borrow();
+        let limit = said.watchdog.or(self.component.spawn.watchdog).filter(|limit| !limit.is_zero())?;
+        let alive = said.alive.map_or(self.watched_since, |at| at.max(self.watched_since));
+        let at = said.extended.map_or(alive + limit, |(_, until)| until.max(alive + limit));
+        Some(if self.suspect { at + SECOND_LOOK } else { at })
+    }
+
+    pub(super) fn on_silence(&mut self) {
+        // After a rest of the whole machine its message may lie there unread.
+        if !self.suspect {
+            self.suspect = true;
+            return;
+        }
+        let limit = self.current.as_ref().and_then(|instance| instance.said.borrow().watchdog);
+        let limit = limit.or(self.component.spawn.watchdog).unwrap_or_default();
+        self.give_up(format!("watchdog: it gave no sign of life for {} s", limit.as_secs_f32()));
+    }
+
+    /// Ends a process that hangs; the restart policy applies.
+    fn give_up(&mut self, why: String) {
+        if let (Some(instance), None) = (&self.current, &self.doomed) {
+            tracing::warn!(component.name = self.component.name, process.pid = instance.pid(), why, "component ended");
+            instance.abort();
+            self.doomed = Some((why, Instant::now() + ABORT_MAX));
+        }
+    }
+
+    /// Kills a process that was to end and has not.
+    pub(super) fn on_overdue(&mut self) {
+        if let Some(instance) = &self.current {
+            instance.kill();
+        }
+        if let Some((_, at)) = &mut self.doomed {
+            *at = Instant::now() + ABORT_MAX; // and once more, should it be needed
+        }
+    }
+}

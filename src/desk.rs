@@ -1,0 +1,179 @@
+//! Where requests are made, whoever makes them: the bus takes some, the update manager the others, and all get a ticket.
+
+use std::sync::Arc;
+
+use refit_updater::Digest;
+use refit_updater::journal::Kind;
+use semver::Version;
+use serde::Deserialize;
+use serde_json::json;
+
+use crate::bus::{Ask, Bus, Level, Origin, Progress, Request, Ticket};
+use crate::component::Estate;
+use crate::error::{Exit, Reported};
+use crate::tickets::TicketView;
+use crate::update::{Manager, Target, UpdateError};
+
+/// What somebody asks.
+#[derive(Debug, Default, Deserialize)]
+pub struct Wanted {
+    /// Which request.
+    #[serde(default)]
+    pub request: String,
+    /// Of an update: the digest of the manifest of a received package.
+    pub digest: Option<Digest>,
+    /// Of an update or rollback: the version of an installed release.
+    pub version: Option<Version>,
+}
+
+/// Why there is no ticket.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    /// There is no such request.
+    #[error("{request:?} is no request: use one of {}", Ask::ALL.map(Ask::name).join(", "))]
+    Unknown {
+        /// What was asked.
+        request: String,
+    },
+    /// It does not say what to go to.
+    #[error("name the digest of a received package, or the version of an installed release")]
+    Nowhere,
+    /// A rollback goes to a release that is there.
+    #[error("a rollback goes to a version, not to a digest")]
+    Forward,
+    /// The update manager refuses.
+    #[error(transparent)]
+    Update(#[from] UpdateError),
+}
+
+impl Reported for AskError {
+    fn code(&self) -> &str {
+        match self {
+            Self::Unknown { .. } | Self::Nowhere | Self::Forward => "bad_request",
+            Self::Update(error) => error.code(),
+        }
+    }
+
+    fn remedy(&self) -> &str {
+        match self {
+            Self::Unknown { .. } | Self::Nowhere | Self::Forward => {
+                "see the documentation of the API; nothing was changed"
+            }
+            Self::Update(error) => error.remedy(),
+        }
+    }
+
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Unknown { .. } | Self::Nowhere | Self::Forward => Exit::Usage,
+            Self::Update(error) => error.exit(),
+        }
+    }
+}
+
+/// What asking gave.
+#[derive(Debug, Clone)]
+pub struct Asked {
+    /// The ticket, with its outcome if that is known already.
+    pub ticket: TicketView,
+    /// The number of the request in this process image; none for an update that is being prepared.
+    pub number: Option<u64>,
+    /// The number of the request that it was merged with.
+    pub merged_with: Option<u64>,
+}
+
+/// Whoever takes requests.
+pub trait Asking: Send + Sync + 'static {
+    /// Makes a request for `origin`. Never waits for its outcome.
+    ///
+    /// # Errors
+    /// It is no request, or the update manager refuses; nothing has changed.
+    fn ask(&self, wanted: Wanted, origin: &str) -> Result<Asked, AskError>;
+}
+
+/// The desk of an appliance.
+pub struct Desk {
+    /// The bus.
+    pub bus: Bus,
+    /// The update manager.
+    pub manager: Arc<Manager>,
+    /// Where the tickets are.
+    pub estate: Arc<Estate>,
+}
+
+impl Asking for Desk {
+    fn ask(&self, wanted: Wanted, origin: &str) -> Result<Asked, AskError> {
+        let ask = Ask::from_name(&wanted.request)
+            .ok_or_else(|| AskError::Unknown { request: wanted.request.chars().take(32).collect() })?;
+        let request = match ask {
+            Ask::Start => Request::Start,
+            Ask::Stop => Request::Stop,
+            Ask::Reload => Request::Reload,
+            Ask::Restart => Request::Restart(self.manager.restart_in_place()),
+            Ask::Exit => Request::Exit,
+            Ask::Update => return self.begin(wanted, Kind::Update, origin),
+            Ask::Rollback => return self.begin(wanted, Kind::Rollback, origin),
+        };
+        let id = self.estate.tickets.open(request.name(), origin).id;
+        let ticket = self.bus.request(request, Origin(origin.to_owned()));
+        let (number, merged_with) = (Some(ticket.number()), ticket.merged_with());
+        if ticket.progress().is_final() {
+            resolve(&self.estate, &id, ticket.progress());
+        } else {
+            // Resolved by a task of its own: whoever asked may have gone when the outcome comes.
+            let (estate, id) = (Arc::clone(&self.estate), id.clone());
+            self.manager.spawn(follow(estate, id, ticket));
+        }
+        Ok(Asked { ticket: self.estate.tickets.get(&id).unwrap_or_else(|| lost(id, ask, origin)), number, merged_with })
+    }
+}
+
+impl Desk {
+    fn begin(&self, wanted: Wanted, kind: Kind, origin: &str) -> Result<Asked, AskError> {
+        let target = match (wanted.digest, wanted.version, kind) {
+            (Some(digest), None, Kind::Update) => Target::Digest(digest),
+            (None, Some(version), Kind::Update | Kind::Rollback) => Target::Version(version),
+            (None, None, Kind::Rollback) => Target::Previous,
+            (Some(_), _, Kind::Rollback) => return Err(AskError::Forward),
+            (Some(_), Some(_), Kind::Update) | (None, None, Kind::Update) => return Err(AskError::Nowhere),
+        };
+        let ticket = self.manager.begin(target, kind, origin)?;
+        Ok(Asked { ticket, number: None, merged_with: None })
+    }
+}
+
+/// Returns what a ticket was that a hundred newer ones have pushed out between two lines.
+fn lost(id: String, ask: Ask, origin: &str) -> TicketView {
+    let state = "accepted".to_owned();
+    TicketView { id, request: ask.name().to_owned(), origin: origin.to_owned(), state, reason: None, exit: None }
+}
+
+/// Waits for the outcome of a request and puts it into the ticket `id`.
+async fn follow(estate: Arc<Estate>, id: String, ticket: Ticket) {
+    let progress = ticket.outcome().await;
+    resolve(&estate, &id, progress);
+}
+
+/// Puts an outcome into the ticket `id`.
+pub(crate) fn resolve(estate: &Estate, id: &str, progress: Progress) {
+    let (state, reason) = match progress {
+        Progress::Done | Progress::Accepted => ("done", None),
+        Progress::Already => ("already", None),
+        Progress::Failed(reason) => ("failed", Some(reason)),
+        Progress::Refused(reason) => ("refused", Some(reason)),
+    };
+    estate.tickets.resolve(id, state, reason);
+    estate.save();
+}
+
+/// Refuses a request for `reason`: there is a ticket that says so, an event for the audit, and a line on the log.
+pub(crate) fn refuse(estate: &Estate, bus: &Bus, request: &str, origin: &str, reason: &str) -> TicketView {
+    let ticket = estate.tickets.open(request, origin);
+    resolve(estate, &ticket.id, Progress::Refused(reason.to_owned()));
+    estate.events.publish(
+        "bus.request",
+        json!({ "number": null, "request": request, "origin": origin, "outcome": "refused", "reason": reason }),
+    );
+    bus.log(Level::Warning, format!("request {request} of {origin}: refused: {reason}"));
+    estate.tickets.get(&ticket.id).unwrap_or(ticket)
+}

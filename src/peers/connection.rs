@@ -1,0 +1,306 @@
+//! The life of one connection: its hello, its messages, its end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio_util::sync::CancellationToken;
+
+use super::limits::{Bucket, END_KNOWN_MAX, FLUSH_MAX, HELLO_MAX, LINE_BYTES_MAX, MESSAGES, NAME_WAIT_MAX};
+use super::line::{Line, Lines, Outgoing};
+use super::peer::Peer;
+use super::protocol::{Hello, Message, PROTOCOL, Refusal, Verb, answer, notification, shortened};
+use super::rights::{Caller, Owner, is_ending};
+use super::server::Peers;
+use super::verbs::{self, Listening};
+use crate::bus::Level;
+use crate::error::Chain;
+
+/// What a connection said that is no hello.
+enum NotMet {
+    /// What it asks is refused; the identifier of the request, if it was one.
+    Refused(Value, Box<Refusal>),
+    /// It ended, broke, or said what cannot be answered.
+    Ended(String),
+}
+
+/// Serves one connection to its end.
+pub(super) async fn serve(peers: Arc<Peers>, stream: UnixStream) {
+    let Ok(credentials) = stream.peer_cred() else { return };
+    let caller = Caller::new(credentials.uid(), credentials.pid());
+    let (reader, mut writer) = stream.into_split();
+    let mut lines = Lines::new(reader);
+    let crowded = CancellationToken::new();
+    let number = peers.admit(&crowded);
+    let (stopping, _) = peers.ending();
+    // Cancel-safe: whichever ends first, the connection ends with it.
+    let met = tokio::select! {
+        met = tokio::time::timeout(HELLO_MAX, meet(&peers, &mut lines, &caller)) => met.unwrap_or_else(|_| {
+            Err(NotMet::Ended(format!("no hello within {} s", HELLO_MAX.as_secs())))
+        }),
+        () = crowded.cancelled() => Err(NotMet::Ended("too many connections without a hello".to_owned())),
+        () = stopping.cancelled() => Err(NotMet::Ended(String::new())),
+    };
+    peers.unadmit(number);
+    let why = match met {
+        Ok((peer, listening)) => return live(&peers, &peer, listening, lines, writer).await,
+        Err(NotMet::Refused(id, refusal)) => {
+            let line = format!("{}\n", answer(&id, Err(&refusal)));
+            drop(tokio::time::timeout(FLUSH_MAX, writer.write_all(line.as_bytes())).await);
+            Chain(&*refusal).to_string()
+        }
+        Err(NotMet::Ended(why)) => why,
+    };
+    if !why.is_empty() {
+        let pid = caller.pid.unwrap_or(0);
+        peers.warn(&format!("a connection of process {pid}, uid {}, to the bus was refused: {why}", caller.uid));
+    }
+}
+
+/// Waits for the hello and does what it asks.
+async fn meet(
+    peers: &Arc<Peers>,
+    lines: &mut Lines<OwnedReadHalf>,
+    caller: &Caller,
+) -> Result<(Arc<Peer>, Vec<Listening>), NotMet> {
+    let line = match lines.next().await {
+        Ok(Line::Whole(line)) => line,
+        Ok(Line::Oversized) => return Err(NotMet::Ended(oversized())),
+        // Somebody who only looked whether anybody is there.
+        Ok(Line::End) => return Err(NotMet::Ended(String::new())),
+        Err(error) => return Err(NotMet::Ended(error.to_string())),
+    };
+    let message = parse(&line).map_err(|refusal| NotMet::Refused(Value::Null, Box::new(refusal)))?;
+    let (Some(id), Some(method)) = (message.id, message.method) else {
+        return Err(NotMet::Refused(Value::Null, Box::new(Refusal::NotAMessage)));
+    };
+    if method != "hello" {
+        return Err(NotMet::Refused(id, Box::new(Refusal::HelloFirst { method: shortened(&method) })));
+    }
+    match greet(peers, caller, &id, message.params).await {
+        Ok(met) => Ok(met),
+        Err(refusal) => Err(NotMet::Refused(id, Box::new(refusal))),
+    }
+}
+
+async fn greet(
+    peers: &Arc<Peers>,
+    caller: &Caller,
+    id: &Value,
+    params: Value,
+) -> Result<(Arc<Peer>, Vec<Listening>), Refusal> {
+    let hello = match Verb::parse("hello", params)? {
+        Verb::Hello(hello) => hello,
+        Verb::Subscribe(_)
+        | Verb::Unsubscribe(_)
+        | Verb::Request(_)
+        | Verb::Publish(_)
+        | Verb::Wait(_)
+        | Verb::Ticket(_)
+        | Verb::State
+        | Verb::Log(_)
+        | Verb::Bye => return Err(Refusal::NotAMessage),
+    };
+    if hello.version != PROTOCOL {
+        return Err(Refusal::Version { version: hello.version });
+    }
+    let owner = owner(peers, caller, &hello)?;
+    peers.may_come(&owner)?;
+    let listening = verbs::check_all(peers, &hello.channels)?;
+    if let Some(name) = &hello.name {
+        let whole =
+            owner.component_name().map_or_else(|| format!("@{name}"), |component| format!("{component}/{name}"));
+        peers.name_free(&whole, caller.pid, NAME_WAIT_MAX).await;
+    }
+    let who = (caller.pid, caller.uid);
+    let peer = peers.enlist(hello.name.as_deref(), &owner, who, |peer| {
+        let channels: Vec<&str> = listening.iter().map(|listening| listening.channel.as_str()).collect();
+        let welcome = json!({
+            "protocol": PROTOCOL,
+            "version": env!("CARGO_PKG_VERSION"),
+            "name": peer.name,
+            "component": owner.component_name(),
+            "state": peers.parts.bus.state(),
+            "generation": peers.parts.estate.generation(),
+            "channels": channels,
+        });
+        answer(id, Ok(welcome))
+    })?;
+    Ok((peer, listening))
+}
+
+fn owner(peers: &Peers, caller: &Caller, hello: &Hello) -> Result<Owner, Refusal> {
+    let (config, estate) = (&peers.parts.config, &peers.parts.estate);
+    if let Some(token) = &hello.token {
+        return Owner::by_token(token, caller, config, estate);
+    }
+    let owner = Owner::without_token(caller, config, estate)?;
+    match owner.component_name() {
+        Some(name) => Err(Refusal::TokenMissing { component: name.to_owned(), pid: caller.pid.unwrap_or(0) }),
+        None => Ok(owner),
+    }
+}
+
+fn parse(line: &[u8]) -> Result<Message, Refusal> {
+    serde_json::from_slice(line)
+        .map_err(|source| if source.is_data() { Refusal::NotAMessage } else { Refusal::NotJson { source } })
+}
+
+fn oversized() -> String {
+    format!("a line of more than {LINE_BYTES_MAX} bytes")
+}
+
+/// How a connection with a name ended.
+enum End {
+    /// The peer closed it, or its process ended.
+    Closed,
+    /// The peer said so.
+    Bye,
+    /// It was cut off from here, or all are.
+    Here,
+}
+
+async fn live(
+    peers: &Arc<Peers>,
+    peer: &Arc<Peer>,
+    listening: Vec<Listening>,
+    lines: Lines<OwnedReadHalf>,
+    mut writer: OwnedWriteHalf,
+) {
+    // Nothing is written before all are there: whoever reads the answer misses no publication from then on.
+    for one in listening {
+        verbs::listen(peers, peer, one);
+    }
+    peers.came(peer);
+    let (stopping, _) = peers.ending();
+    let end = {
+        let reading = read(peers, peer, lines);
+        let writing = write(&peer.out, &mut writer);
+        // Cancel-safe: whichever ends first, the connection ends with it; what was not written is written below.
+        tokio::select! {
+            end = reading => end,
+            () = writing => End::Closed,
+            () = peer.ending.cancelled() => End::Here,
+            () = stopping.cancelled() => End::Here,
+        }
+    };
+    for channel in peer.view().channels.keys() {
+        peers.parts.bus.unsubscribe(channel, &peer.name);
+    }
+    let (why, level) = match (end, peer.why()) {
+        (End::Here, Some(why)) => (format!("cut off: {why}"), Level::Warning),
+        (End::Here, None) => {
+            let (_, why) = peers.ending();
+            drop(peer.out.push(&notification("bye", &json!({ "reason": why }))));
+            (format!("the runtime ends: {why}"), Level::Debug)
+        }
+        (End::Bye, _) => ("it said bye".to_owned(), Level::Debug),
+        (End::Closed, _) => match how_it_ended(peers, peer).await {
+            Some(how) => (format!("its process {how}"), Level::Warning),
+            None => ("its connection was closed".to_owned(), Level::Info),
+        },
+    };
+    peer.lose(&format!("lost: {why}"));
+    peer.ending.cancel();
+    peer.out.close();
+    drop(tokio::time::timeout(FLUSH_MAX, write(&peer.out, &mut writer)).await);
+    peers.went(peer, &why, level);
+}
+
+/// Returns how the process of a peer ended, if it has.
+async fn how_it_ended(peers: &Peers, peer: &Peer) -> Option<String> {
+    let pid = peer.pid.filter(|pid| *pid > 0)?;
+    if !is_ending(pid) {
+        return None;
+    }
+    let mut ends = peers.parts.estate.ends();
+    let is_known = |ends: &std::collections::VecDeque<(i32, String)>| {
+        ends.iter().rev().find(|(other, _)| *other == pid).map(|(_, how)| how.clone())
+    };
+    let is_components = peers.parts.estate.instances().iter().any(|instance| instance.pid == pid);
+    let limit = if is_components { END_KNOWN_MAX } else { Duration::ZERO };
+    let known = tokio::time::timeout(limit, ends.wait_for(|ends| is_known(ends).is_some())).await;
+    match known {
+        Ok(Ok(ends)) => is_known(&ends),
+        Ok(Err(_)) | Err(_) => Some("ended".to_owned()),
+    }
+}
+
+/// Writes what waits until nothing more will come, or the other end is gone.
+async fn write(out: &Outgoing, writer: &mut OwnedWriteHalf) {
+    while let Some(bytes) = out.next().await {
+        if writer.write_all(&bytes).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Reads and does what a peer says, until it ends.
+async fn read(peers: &Arc<Peers>, peer: &Arc<Peer>, mut lines: Lines<OwnedReadHalf>) -> End {
+    let mut bucket = Bucket::new(MESSAGES);
+    loop {
+        let line = match lines.next().await {
+            Ok(Line::Whole(line)) => line,
+            Ok(Line::Oversized) => {
+                peer.cut(oversized());
+                return End::Here;
+            }
+            Ok(Line::End) | Err(_) => return End::Closed,
+        };
+        if let Err(wait) = bucket.take() {
+            tokio::time::sleep(wait).await; // its own buffers fill, nobody else's
+        }
+        let message = match parse(&line) {
+            Ok(message) => message,
+            Err(refusal) => {
+                drop(peer.send(&answer(&Value::Null, Err(&refusal))));
+                if matches!(refusal, Refusal::NotJson { .. }) {
+                    peer.cut(Chain(&refusal).to_string());
+                    return End::Here;
+                }
+                peer.mistake();
+                continue;
+            }
+        };
+        if let Some(end) = take(peers, peer, message) {
+            return end;
+        }
+    }
+}
+
+/// Takes one message. Returns how the connection ends if it does.
+fn take(peers: &Arc<Peers>, peer: &Arc<Peer>, message: Message) -> Option<End> {
+    let Message { id, method, params, result, error } = message;
+    let Some(method) = method else {
+        let answered = match (id, result, error) {
+            (Some(id), _, Some(error)) => peer.answered(&id, Err(error)) || peer.was_called(&id),
+            (Some(id), Some(result), None) => peer.answered(&id, Ok(result)) || peer.was_called(&id),
+            (Some(_), None, None) | (None, _, _) => false,
+        };
+        if !answered {
+            drop(peer.send(&answer(&Value::Null, Err(&Refusal::NotAMessage))));
+            peer.mistake();
+        }
+        return None;
+    };
+    let done = Verb::parse(&method, params).and_then(|verb| verbs::act(peers, peer, id.as_ref(), verb));
+    match done {
+        Ok(verbs::Done::Now(result)) => {
+            verbs::reply(peer, id.as_ref(), Ok(result));
+            None
+        }
+        Ok(verbs::Done::Later) => None,
+        Ok(verbs::Done::Bye) => {
+            verbs::reply(peer, id.as_ref(), Ok(Value::Null));
+            Some(End::Bye)
+        }
+        Err(refusal) => {
+            verbs::reply(peer, id.as_ref(), Err(&refusal));
+            peer.mistake();
+            None
+        }
+    }
+}

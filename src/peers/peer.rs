@@ -1,0 +1,300 @@
+//! [`Peer`]: one connection with a name, as the bus sees it: a listener that is called by message and answers by message.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+use tokio::sync::{Semaphore, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::limits::{Bucket, CALLS_MAX, LOGS, MISTAKES, REQUESTS, WORK_MAX};
+use super::line::{NotSent, Outgoing};
+use super::protocol::{Broken, notification};
+use super::rights::Owner;
+use crate::bus::{self, Call, Failure, Listener, Work};
+
+/// What everybody may see of a peer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PeerView {
+    /// Its whole name.
+    pub name: String,
+    /// The component that it belongs to; none for the operator's.
+    pub component: Option<String>,
+    /// Its process.
+    pub pid: Option<i32>,
+    /// Its account.
+    pub uid: u32,
+    /// Since when it is connected, RFC 3339.
+    pub since: String,
+    /// Where it listens.
+    pub channels: BTreeMap<String, Place>,
+}
+
+/// A peer's place on a channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Place {
+    /// Its priority.
+    pub priority: i32,
+    /// How long a call of it may take, if it says so.
+    pub limit_ms: Option<u64>,
+}
+
+/// A call that waits for its answer.
+struct Open {
+    answer: oneshot::Sender<Result<Value, Failure>>,
+    depth: u32,
+    in_transition: bool,
+}
+
+#[derive(Default)]
+struct Calls {
+    open: HashMap<u64, Open>,
+    newest: u64,
+    /// Why nobody answers any more.
+    lost: Option<String>,
+}
+
+/// What a peer may still do of what is limited.
+pub(super) struct Budget {
+    pub(super) requests: Bucket,
+    pub(super) logs: Bucket,
+    pub(super) mistakes: Bucket,
+    /// Log entries that were dropped and not reported yet.
+    pub(super) logs_dropped: u64,
+}
+
+/// One connection with a name.
+pub(super) struct Peer {
+    pub(super) name: String,
+    pub(super) owner: Owner,
+    pub(super) pid: Option<i32>,
+    pub(super) uid: u32,
+    pub(super) since: String,
+    pub(super) out: Outgoing,
+    pub(super) channels: Mutex<BTreeMap<String, Place>>,
+    pub(super) budget: Mutex<Budget>,
+    /// Cancelled when the connection is to end.
+    pub(super) ending: CancellationToken,
+    /// Publications, waits and requests under way.
+    pub(super) work: Arc<Semaphore>,
+    calls: Mutex<Calls>,
+    why: OnceLock<String>,
+    log_dropped: Mutex<u64>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Peer {
+    pub(super) fn new(name: String, owner: Owner, pid: Option<i32>, uid: u32) -> Self {
+        Self {
+            name,
+            owner,
+            pid,
+            uid,
+            since: crate::clock::stamp(),
+            out: Outgoing::default(),
+            channels: Mutex::default(),
+            budget: Mutex::new(Budget {
+                requests: Bucket::new(REQUESTS),
+                logs: Bucket::new(LOGS),
+                mistakes: Bucket::new(MISTAKES),
+                logs_dropped: 0,
+            }),
+            ending: CancellationToken::new(),
+            work: Arc::new(Semaphore::new(WORK_MAX)),
+            calls: Mutex::default(),
+            why: OnceLock::new(),
+            log_dropped: Mutex::new(0),
+        }
+    }
+
+    pub(super) fn view(&self) -> PeerView {
+        PeerView {
+            name: self.name.clone(),
+            component: self.owner.component_name().map(str::to_owned),
+            pid: self.pid,
+            uid: self.uid,
+            since: self.since.clone(),
+            channels: lock(&self.channels).clone(),
+        }
+    }
+
+    /// Ends the connection for this reason; the first one stands.
+    pub(super) fn cut(&self, why: impl Into<String>) {
+        drop(self.why.set(why.into()));
+        self.ending.cancel();
+    }
+
+    /// Returns why the connection was ended from here.
+    pub(super) fn why(&self) -> Option<&str> {
+        self.why.get().map(String::as_str)
+    }
+
+    /// Sends a message that has to arrive. A peer that does not read is cut off.
+    pub(super) fn send(&self, message: &Value) -> Result<(), NotSent> {
+        let sent = self.out.push(message);
+        if let Err(NotSent::Full(bytes)) = &sent {
+            self.cut(format!("it reads too slowly: {bytes} bytes wait for it"));
+        }
+        sent
+    }
+
+    /// Counts a mistake. Whoever makes too many is cut off.
+    pub(super) fn mistake(&self) {
+        if lock(&self.budget).mistakes.take().is_err() {
+            self.cut(format!("it floods: more than {} mistakes a second", MISTAKES.per_second));
+        }
+    }
+
+    /// Takes the answer to a call; one that nobody waits for any more is dropped.
+    pub(super) fn answered(&self, id: &Value, answer: Result<Value, Broken>) -> bool {
+        let Some(open) = id.as_u64().and_then(|id| lock(&self.calls).open.remove(&id)) else { return false };
+        let answer = answer.map_err(|Broken { message, output }| Failure { reason: message, output });
+        drop(open.answer.send(answer)); // its time was over at this very moment
+        true
+    }
+
+    /// Returns whether it was called before.
+    pub(super) fn was_called(&self, id: &Value) -> bool {
+        id.as_u64().is_some_and(|id| id > 0 && id <= lock(&self.calls).newest)
+    }
+
+    /// Returns how deep it is in calls of itself, and whether a transition waits for one of them.
+    pub(super) fn inside(&self) -> (u32, bool) {
+        let calls = lock(&self.calls);
+        let depth = calls.open.values().map(|open| open.depth).max().unwrap_or(0);
+        (depth, calls.open.values().any(|open| open.in_transition))
+    }
+
+    /// Fails every call that waits, and all that follow.
+    pub(super) fn lose(&self, why: &str) {
+        let open = {
+            let mut calls = lock(&self.calls);
+            calls.lost = Some(why.to_owned());
+            std::mem::take(&mut calls.open)
+        };
+        for call in open.into_values() {
+            drop(call.answer.send(Err(Failure::new(why)))); // its time was over at this very moment
+        }
+    }
+
+    /// Sends a call. Returns what waits for its answer.
+    fn begin(self: &Arc<Self>, call: &Call) -> Result<Waiting, Failure> {
+        let in_transition = bus::BUILT_IN.contains(&call.channel.as_str());
+        let (answer, receiver) = oneshot::channel();
+        let id = {
+            let mut calls = lock(&self.calls);
+            if let Some(why) = &calls.lost {
+                return Err(Failure::new(why.clone()));
+            }
+            if calls.open.len() >= CALLS_MAX {
+                return Err(Failure::new(format!("busy: it has not answered {CALLS_MAX} calls")));
+            }
+            calls.newest += 1;
+            let id = calls.newest;
+            calls.open.insert(id, Open { answer, depth: call.depth, in_transition });
+            id
+        };
+        let waiting = Waiting { peer: Arc::clone(self), id, told: false, receiver };
+        match self.send(&message(id, call)) {
+            Ok(()) => Ok(waiting),
+            Err(NotSent::Long(bytes)) => Err(Failure::new(format!("the call would be a line of {bytes} bytes"))),
+            Err(NotSent::Full(_)) => Err(Failure::new("lost: it reads too slowly")),
+            Err(NotSent::Closed) => Err(Failure::new("lost: its connection is closed")),
+        }
+    }
+
+    /// Tells an entry of the log, if there is room: it is no call, and waits for nothing.
+    fn tell_log(&self, mut entry: Value) {
+        let mut dropped = lock(&self.log_dropped);
+        entry["dropped"] = json!(*dropped);
+        match self.out.push_lossy(&notification("log", &entry)) {
+            Ok(()) => *dropped = 0,
+            Err(NotSent::Long(_) | NotSent::Full(_) | NotSent::Closed) => *dropped += 1,
+        }
+    }
+}
+
+fn message(id: u64, call: &Call) -> Value {
+    let mut params = json!({
+        "channel": call.channel,
+        "publication": call.publication,
+        "state": call.state,
+        "argument": call.argument,
+        "deadline_ms": u64::try_from(call.limit.as_millis()).unwrap_or(u64::MAX),
+    });
+    if let Some(phase) = call.phase {
+        params["phase"] = json!(phase);
+        params["generation"] = json!(call.generation);
+    }
+    if let Some(reason) = &call.reason {
+        params["reason"] = json!(reason.name());
+    }
+    json!({ "jsonrpc": "2.0", "id": id, "method": "call", "params": params })
+}
+
+/// Waits for the answer to a call; the peer is told when nobody does any more.
+struct Waiting {
+    peer: Arc<Peer>,
+    id: u64,
+    told: bool,
+    receiver: oneshot::Receiver<Result<Value, Failure>>,
+}
+
+impl Waiting {
+    async fn answer(mut self, cancelled: CancellationToken) -> Result<Value, Failure> {
+        // Cancel-safe: the answer is waited for again below.
+        tokio::select! {
+            biased;
+            answer = &mut self.receiver => return answer.unwrap_or_else(|_| Err(Failure::new("lost"))),
+            () = cancelled.cancelled() => {}
+        }
+        self.tell("the time is over, or the answer is not wanted any more");
+        (&mut self.receiver).await.unwrap_or_else(|_| Err(Failure::new("lost")))
+    }
+
+    /// Tells the peer that the call is not wanted any more, once.
+    fn tell(&mut self, reason: &str) {
+        if !std::mem::replace(&mut self.told, true) {
+            // One that cannot be told is being cut off.
+            drop(self.peer.send(&notification("cancel", &json!({ "id": self.id, "reason": reason }))));
+        }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let was_open = lock(&self.peer.calls).open.remove(&self.id).is_some();
+        if was_open {
+            self.tell("nobody waits any longer");
+        }
+    }
+}
+
+/// A peer on one channel.
+pub(super) struct External(pub(super) Arc<Peer>);
+
+impl Listener for External {
+    fn call(self: Arc<Self>, call: Call) -> Work {
+        let peer = Arc::clone(&self.0);
+        Box::pin(async move {
+            if call.channel == bus::LOG {
+                peer.tell_log(call.argument);
+                return Ok(Value::Null);
+            }
+            let cancelled = call.cancelled.clone();
+            peer.begin(&call)?.answer(cancelled).await
+        })
+    }
+}
+
+impl Place {
+    /// Returns its limit.
+    pub(super) fn limit(&self) -> Option<Duration> {
+        self.limit_ms.map(Duration::from_millis)
+    }
+}

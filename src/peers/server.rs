@@ -1,0 +1,324 @@
+//! [`Peers`]: all connections, and the socket that they come from, on the bus.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::io;
+use std::os::unix::net::UnixListener;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::limits::{
+    Bucket, FLUSH_MAX, HELLOS, NAME_BYTES_MAX, NAMELESS_MAX, PEERS_MAX, PEERS_PER_COMPONENT_MAX, PUBLICATIONS_MAX,
+    WARNINGS,
+};
+use super::peer::{Peer, PeerView};
+use super::protocol::{Refusal, notification, shortened};
+use super::rights::Owner;
+use super::{DOWN, UP, connection};
+use crate::bus::{self, Bus, Call, Failure, Level, State, StopReason, Subscription, Work};
+use crate::component::Estate;
+use crate::config::Config;
+use crate::desk::Asking;
+
+/// Binding is done before: a start only begins to accept.
+const BEGIN_MAX: Duration = Duration::from_secs(5);
+/// The pause after an accept that failed: no descriptor is left, and the next try would fail, too.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
+/// What the peers need.
+pub struct Parts {
+    /// The bus.
+    pub bus: Bus,
+    /// Who knows the launch tokens, keeps tickets and events.
+    pub estate: Arc<Estate>,
+    /// What the components may do.
+    pub config: Arc<Config>,
+    /// Who takes requests.
+    pub desk: Arc<dyn Asking>,
+}
+
+#[derive(Default)]
+struct Known {
+    named: BTreeMap<String, Arc<Peer>>,
+    /// Connections without a hello, oldest first, each with what ends it.
+    nameless: Vec<(u64, CancellationToken)>,
+    newest: u64,
+    /// By component; the operator has no name.
+    hellos: BTreeMap<Option<String>, Bucket>,
+}
+
+/// All peers.
+pub struct Peers {
+    pub(super) parts: Parts,
+    socket: UnixListener,
+    known: Mutex<Known>,
+    /// Counts the peers that came and went.
+    changes: watch::Sender<u64>,
+    /// The accepting, the connections, and what they began that must be finished without them.
+    tasks: Mutex<JoinSet<()>>,
+    publications: Arc<Semaphore>,
+    stopping: CancellationToken,
+    why: Mutex<&'static str>,
+    /// What may still be said about refused connections, and how many nobody was told of.
+    warnings: Mutex<(Bucket, u64)>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Peers {
+    /// Returns the peers that will come from `socket`; the channels of the appliance are declared.
+    pub fn new(socket: UnixListener, parts: Parts) -> Self {
+        for channel in parts.config.channels.iter().map(String::as_str).chain([UP, DOWN]) {
+            parts.bus.declare(channel);
+        }
+        Self {
+            parts,
+            socket,
+            known: Mutex::default(),
+            changes: watch::channel(0).0,
+            tasks: Mutex::default(),
+            publications: Arc::new(Semaphore::new(PUBLICATIONS_MAX)),
+            stopping: CancellationToken::new(),
+            why: Mutex::new("exit"),
+            warnings: Mutex::new((Bucket::new(WARNINGS), 0)),
+        }
+    }
+
+    /// Puts the peers on the bus: they may come when the process enters, and are the last to go, together with the API.
+    pub fn attach(self: &Arc<Self>, bus: &Bus) {
+        let name = "refit.peers";
+        bus.subscribe(Subscription::new(bus::ENTER, name, Arc::clone(self) as _).priority(i32::MIN).limit(BEGIN_MAX));
+        bus.subscribe(Subscription::new(bus::EXIT, name, Arc::clone(self) as _).priority(i32::MAX).limit(BEGIN_MAX));
+    }
+
+    /// Returns all peers.
+    pub fn all(&self) -> Vec<PeerView> {
+        lock(&self.known).named.values().map(|peer| peer.view()).collect()
+    }
+
+    /// Returns the peers of a component.
+    pub fn of(&self, component: &str) -> Vec<PeerView> {
+        self.all().into_iter().filter(|peer| peer.component.as_deref() == Some(component)).collect()
+    }
+
+    /// Tells every peer a state of the site.
+    pub fn tell_state(&self, state: State) {
+        let message = notification("state", &json!({ "state": state }));
+        for peer in lock(&self.known).named.values() {
+            drop(peer.send(&message)); // one that does not read is cut off
+        }
+    }
+
+    /// Takes the right to have a publication under way.
+    ///
+    /// # Errors
+    /// There are too many.
+    pub(crate) fn permit(&self) -> Result<OwnedSemaphorePermit, Refusal> {
+        Arc::clone(&self.publications)
+            .try_acquire_owned()
+            .map_err(|_| Refusal::TooMany { what: "publications under way", max: PUBLICATIONS_MAX })
+    }
+
+    /// Has `work` be finished, whoever began it and is gone since.
+    pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let mut tasks = lock(&self.tasks);
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(work);
+    }
+
+    /// Says on the log that a connection was refused, unless too many were.
+    pub(super) fn warn(&self, text: &str) {
+        let mut warnings = lock(&self.warnings);
+        if warnings.0.take().is_err() {
+            warnings.1 += 1;
+            return;
+        }
+        let more = std::mem::take(&mut warnings.1);
+        drop(warnings);
+        let more = if more > 0 { format!("; {more} more since the last one") } else { String::new() };
+        self.parts.bus.log(Level::Warning, format!("{text}{more}"));
+    }
+
+    /// Counts a hello.
+    ///
+    /// # Errors
+    /// There are too many.
+    pub(super) fn may_come(&self, owner: &Owner) -> Result<(), Refusal> {
+        let component = owner.component_name().map(str::to_owned);
+        let mut known = lock(&self.known);
+        let bucket = known.hellos.entry(component).or_insert_with(|| Bucket::new(HELLOS));
+        bucket.take().map_err(|_| Refusal::TooFast { what: "connections", per_second: HELLOS.per_second })
+    }
+
+    /// Adds a connection without a hello. Returns its number; the oldest of too many ends.
+    pub(super) fn admit(&self, ending: &CancellationToken) -> u64 {
+        let mut known = lock(&self.known);
+        if known.nameless.len() >= NAMELESS_MAX {
+            known.nameless.remove(0).1.cancel();
+        }
+        known.newest += 1;
+        let number = known.newest;
+        known.nameless.push((number, ending.clone()));
+        number
+    }
+
+    /// Removes a connection that did not say hello, or has.
+    pub(super) fn unadmit(&self, number: u64) {
+        lock(&self.known).nameless.retain(|(other, _)| *other != number);
+    }
+
+    /// Returns the whole name that `wanted` means for `owner`, if it may have it and nobody has.
+    fn name(known: &Known, wanted: Option<&str>, owner: &Owner, pid: Option<i32>) -> Result<String, Refusal> {
+        let begin = owner.component_name().map_or_else(|| "@".to_owned(), |component| format!("{component}/"));
+        let Some(wanted) = wanted else {
+            let pid = pid.unwrap_or(0);
+            let names = std::iter::once(format!("{begin}{pid}"));
+            let mut names = names.chain((2..).map(|number: u32| format!("{begin}{pid}.{number}")));
+            let free = names.find(|name| !known.named.contains_key(name));
+            return free.ok_or(Refusal::TooMany { what: "connections", max: PEERS_MAX });
+        };
+        // The whole name may be said, too: whoever says another's wants to be somebody else.
+        let name = match (wanted.strip_prefix(&begin), wanted.contains(['/', '@'])) {
+            (Some(name), _) => name,
+            (None, false) => wanted,
+            (None, true) => return Err(Refusal::NotYours { name: shortened(wanted) }),
+        };
+        let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.chars().all(good) {
+            return Err(Refusal::Name { name: shortened(name) });
+        }
+        Ok(format!("{begin}{name}"))
+    }
+
+    /// Gives a connection its name; `welcome` is what it is told first.
+    pub(super) fn enlist(
+        &self,
+        wanted: Option<&str>,
+        owner: &Owner,
+        (pid, uid): (Option<i32>, u32),
+        welcome: impl FnOnce(&Peer) -> Value,
+    ) -> Result<Arc<Peer>, Refusal> {
+        let mut known = lock(&self.known);
+        if known.named.len() >= PEERS_MAX {
+            return Err(Refusal::TooMany { what: "connections", max: PEERS_MAX });
+        }
+        let own = known.named.values().filter(|peer| peer.owner.component_name() == owner.component_name()).count();
+        if owner.component_name().is_some() && own >= PEERS_PER_COMPONENT_MAX {
+            return Err(Refusal::TooMany { what: "connections of one component", max: PEERS_PER_COMPONENT_MAX });
+        }
+        let name = Self::name(&known, wanted, owner, pid)?;
+        if known.named.contains_key(&name) {
+            return Err(Refusal::NameTaken { name });
+        }
+        let peer = Arc::new(Peer::new(name.clone(), owner.clone(), pid, uid));
+        // Before anybody else can tell it anything: states that change from here on come after it.
+        drop(peer.send(&welcome(&peer)));
+        known.named.insert(name, Arc::clone(&peer));
+        drop(known);
+        self.changes.send_modify(|count| *count += 1);
+        Ok(peer)
+    }
+
+    /// Waits until the name of a connection of the process `pid` is free, if the same process has it: that connection broke, and
+    /// nobody has noticed yet.
+    pub(super) async fn name_free(&self, name: &str, pid: Option<i32>, limit: Duration) {
+        let mut changes = self.changes.subscribe();
+        let wait = async {
+            while lock(&self.known).named.get(name).is_some_and(|other| other.pid == pid) {
+                if changes.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        drop(tokio::time::timeout(limit, wait).await);
+    }
+
+    /// Tells that a peer has come.
+    pub(super) fn came(self: &Arc<Self>, peer: &Peer) {
+        let about = json!({ "component": peer.owner.component_name(), "peer": peer.name });
+        self.tell(UP, about, Level::Debug, format!("{} is on the bus", peer.name));
+    }
+
+    /// Removes a peer and tells why it is gone.
+    pub(super) fn went(self: &Arc<Self>, peer: &Peer, reason: &str, level: Level) {
+        lock(&self.known).named.remove(&peer.name);
+        self.changes.send_modify(|count| *count += 1);
+        let about = json!({ "component": peer.owner.component_name(), "peer": peer.name, "reason": reason });
+        self.tell(DOWN, about, level, format!("{} is off the bus: {reason}", peer.name));
+    }
+
+    fn tell(self: &Arc<Self>, channel: &'static str, about: Value, level: Level, text: String) {
+        self.parts.bus.log(level, text);
+        self.parts.estate.events.publish(channel, about.clone());
+        if self.stopping.is_cancelled() {
+            return; // nobody is left to be told
+        }
+        let bus = self.parts.bus.clone();
+        self.spawn(async move { drop(bus.publish(channel, about).await) });
+    }
+
+    fn begin(self: &Arc<Self>) -> io::Result<()> {
+        let socket = self.socket.try_clone()?;
+        socket.set_nonblocking(true)?;
+        let socket = tokio::net::UnixListener::from_std(socket)?;
+        let peers = Arc::clone(self);
+        lock(&self.tasks).spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                // Cancel-safe: accepting and joining take from queues.
+                tokio::select! {
+                    biased;
+                    () = peers.stopping.cancelled() => break,
+                    Some(_) = connections.join_next() => {}
+                    accepted = socket.accept() => match accepted {
+                        Ok((stream, _)) => drop(connections.spawn(connection::serve(Arc::clone(&peers), stream))),
+                        Err(error) => {
+                            peers.parts.bus.log_error("cannot accept a connection to the bus", &error);
+                            tokio::time::sleep(ACCEPT_AGAIN).await;
+                        }
+                    },
+                }
+            }
+            drop(socket); // the appliance's own duplicate stays open
+            let ended = async { while connections.join_next().await.is_some() {} };
+            drop(tokio::time::timeout(FLUSH_MAX * 2, ended).await);
+            connections.shutdown().await;
+        });
+        Ok(())
+    }
+
+    /// Ends every connection, saying why.
+    async fn end(&self, why: &'static str) {
+        *lock(&self.why) = why;
+        self.stopping.cancel();
+        let mut tasks = std::mem::take(&mut *lock(&self.tasks));
+        let ended = async { while tasks.join_next().await.is_some() {} };
+        drop(tokio::time::timeout(FLUSH_MAX * 4, ended).await);
+        tasks.shutdown().await;
+    }
+
+    /// Returns what is cancelled when all connections end, and why they do.
+    pub(super) fn ending(&self) -> (CancellationToken, &'static str) {
+        (self.stopping.clone(), *lock(&self.why))
+    }
+}
+
+impl bus::Listener for Peers {
+    fn call(self: Arc<Self>, call: Call) -> Work {
+        Box::pin(async move {
+            match call.reason {
+                None => self.begin().map_err(|error| Failure::new(format!("cannot accept peers: {error}")))?,
+                Some(StopReason::Replace(_)) => self.end("replace").await,
+                Some(StopReason::Stop | StopReason::Exit | StopReason::Undo) => self.end("exit").await,
+            }
+            Ok(Value::Null)
+        })
+    }
+}

@@ -1,0 +1,267 @@
+//! What a peer may ask, and what is done for it.
+
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::limits::{
+    CALL_LIMIT_MAX, LOG_CHARS_MAX, LOGS, PRIORITY_MAX, REQUESTS, SUBSCRIPTIONS_MAX, WAIT_MAX, WORK_MAX,
+};
+use super::line::NotSent;
+use super::peer::{External, Peer, Place};
+use super::protocol::{LogLine, Publish, Refusal, Subscribe, Verb, Wait, answer, notification, shortened};
+use super::server::Peers;
+use crate::bus::{self, Ask, Level, Order, PRIORITY_DEFAULT, State, Subscription, WaitError};
+use crate::desk::{self, Wanted};
+use crate::tickets::TicketView;
+
+/// What became of a message.
+pub(super) enum Done {
+    /// This is the answer.
+    Now(Value),
+    /// The answer comes by itself.
+    Later,
+    /// The connection ends.
+    Bye,
+}
+
+/// A subscription that was found to be good.
+pub(super) struct Listening {
+    pub(super) channel: String,
+    place: Place,
+}
+
+/// Answers a request; a notification gets no answer.
+pub(super) fn reply(peer: &Peer, id: Option<&Value>, result: Result<Value, &Refusal>) {
+    let Some(id) = id else { return };
+    if let Err(NotSent::Long(_)) = peer.send(&answer(id, result)) {
+        drop(peer.send(&answer(id, Err(&Refusal::LongAnswer)))); // one that does not read is cut off
+    }
+}
+
+/// Does what `verb` says.
+pub(super) fn act(peers: &Arc<Peers>, peer: &Arc<Peer>, id: Option<&Value>, verb: Verb) -> Result<Done, Refusal> {
+    match verb {
+        Verb::Hello(_) => Err(Refusal::HelloTwice),
+        Verb::Bye => Ok(Done::Bye),
+        Verb::State => Ok(Done::Now(json!({
+            "state": peers.parts.bus.state(),
+            "generation": peers.parts.estate.generation(),
+        }))),
+        Verb::Subscribe(wanted) => {
+            let there = peer.view().channels;
+            if there.len() >= SUBSCRIPTIONS_MAX && !there.contains_key(&wanted.channel) {
+                return Err(Refusal::TooMany { what: "subscriptions", max: SUBSCRIPTIONS_MAX });
+            }
+            listen(peers, peer, check(peers, &wanted)?);
+            Ok(Done::Now(Value::Null))
+        }
+        Verb::Unsubscribe(unwanted) => {
+            let channel = unwanted.channel;
+            let there = peer.channels.lock().unwrap_or_else(PoisonError::into_inner).remove(&channel).is_some();
+            if there {
+                peers.parts.bus.unsubscribe(&channel, &peer.name);
+            }
+            Ok(Done::Now(json!(there)))
+        }
+        Verb::Request(wanted) => request(peers, peer, wanted).map(Done::Now),
+        Verb::Publish(publish) => publish_for(peers, peer, id, publish).map(|()| Done::Later),
+        Verb::Wait(wait) => wait_for(peers, peer, id, wait).map(|()| Done::Later),
+        Verb::Ticket(ticket) => {
+            let found = peers.parts.estate.tickets.get(&ticket.id);
+            let found = found.ok_or_else(|| Refusal::UnknownTicket { id: shortened(&ticket.id) })?;
+            Ok(Done::Now(json!({ "ticket": found })))
+        }
+        Verb::Log(line) => log(peers, peer, &line).map(|()| Done::Now(Value::Null)),
+    }
+}
+
+/// Returns all subscriptions of a hello, if every one of them is good.
+pub(super) fn check_all(peers: &Peers, wanted: &[Subscribe]) -> Result<Vec<Listening>, Refusal> {
+    if wanted.len() > SUBSCRIPTIONS_MAX {
+        return Err(Refusal::TooMany { what: "subscriptions", max: SUBSCRIPTIONS_MAX });
+    }
+    wanted.iter().map(|one| check(peers, one)).collect()
+}
+
+fn check(peers: &Peers, wanted: &Subscribe) -> Result<Listening, Refusal> {
+    let channel = &wanted.channel;
+    if channel == bus::ENTER {
+        return Err(Refusal::TooLate { channel: channel.clone() });
+    }
+    if !peers.parts.bus.knows(channel) {
+        return Err(Refusal::UnknownChannel { channel: shortened(channel) });
+    }
+    let priority = wanted.priority.unwrap_or(PRIORITY_DEFAULT);
+    if !(-PRIORITY_MAX..=PRIORITY_MAX).contains(&priority) {
+        return Err(Refusal::Priority { priority });
+    }
+    let longest = u64::try_from(CALL_LIMIT_MAX.as_millis()).unwrap_or(u64::MAX);
+    let limit_ms = wanted.limit_ms.map(|limit| limit.clamp(1, longest));
+    Ok(Listening { channel: channel.clone(), place: Place { priority, limit_ms } })
+}
+
+/// Makes a peer a listener. It stands where its component stands, after the component itself.
+pub(super) fn listen(peers: &Peers, peer: &Arc<Peer>, Listening { channel, place }: Listening) {
+    let component = peer.owner.component_name();
+    let mut order =
+        component.and_then(|name| peers.parts.config.component(name)).map(crate::component::order).unwrap_or_default();
+    order = Order { priority: place.priority, ..order };
+    order.after.extend(component.map(str::to_owned));
+    let is_up = matches!(peers.parts.bus.state(), State::Starting | State::Running);
+    let listener = Arc::new(External(Arc::clone(peer)));
+    let mut subscription = Subscription::new(&channel, &peer.name, listener).order(order).joined(is_up);
+    if let Some(component) = component {
+        subscription = subscription.group(component);
+    }
+    if let Some(limit) = place.limit() {
+        subscription = subscription.limit(limit);
+    }
+    peers.parts.bus.subscribe(subscription);
+    peer.channels.lock().unwrap_or_else(PoisonError::into_inner).insert(channel, place);
+}
+
+fn request(peers: &Arc<Peers>, peer: &Arc<Peer>, wanted: Wanted) -> Result<Value, Refusal> {
+    let budget = || peer.budget.lock().unwrap_or_else(PoisonError::into_inner);
+    if budget().requests.take().is_err() {
+        return Err(Refusal::TooFast { what: "requests", per_second: REQUESTS.per_second });
+    }
+    let (bus, estate) = (&peers.parts.bus, &peers.parts.estate);
+    let origin = peer.owner.origin();
+    if let Some(reason) = Ask::from_name(&wanted.request).and_then(|ask| peer.owner.forbids(ask)) {
+        let ticket = desk::refuse(estate, bus, &wanted.request, &origin, &reason);
+        return Ok(json!({ "ticket": ticket }));
+    }
+    let permit = work(peer)?;
+    let asked = peers.parts.desk.ask(wanted, &origin)?;
+    if !asked.ticket.is_final() {
+        let (told, own, id) = (Arc::clone(peer), Arc::clone(peers), asked.ticket.id.clone());
+        peers.spawn(async move {
+            if let Some(ticket) = outcome(&own, &told, &id).await {
+                drop(told.send(&notification("ticket", &json!({ "ticket": ticket })))); // it may be gone
+            }
+            drop(permit);
+        });
+    }
+    let mut answer = json!({ "ticket": asked.ticket });
+    answer["ticket"]["number"] = json!(asked.number);
+    answer["ticket"]["merged_with"] = json!(asked.merged_with);
+    Ok(answer)
+}
+
+/// Takes the right to have one more thing under way.
+fn work(peer: &Peer) -> Result<OwnedSemaphorePermit, Refusal> {
+    Arc::clone(&peer.work)
+        .try_acquire_owned()
+        .map_err(|_| Refusal::TooMany { what: "publications, waits and requests under way", max: WORK_MAX })
+}
+
+/// Waits until a ticket has an outcome; `None` if the peer is gone before, or the ticket.
+async fn outcome(peers: &Peers, peer: &Peer, id: &str) -> Option<TicketView> {
+    let tickets = &peers.parts.estate.tickets;
+    let mut changes = tickets.watch();
+    loop {
+        let ticket = tickets.get(id)?;
+        if ticket.is_final() {
+            return Some(ticket);
+        }
+        // Cancel-safe: both only wait.
+        tokio::select! {
+            changed = changes.changed() => changed.ok()?,
+            () = peer.ending.cancelled() => return None,
+        }
+    }
+}
+
+/// Returns why nobody publishes on `channel` from outside.
+pub(crate) fn is_reserved(channel: &str) -> bool {
+    bus::BUILT_IN.contains(&channel) || channel.starts_with("component.") || channel.starts_with("refit.")
+}
+
+fn publish_for(peers: &Arc<Peers>, peer: &Arc<Peer>, id: Option<&Value>, publish: Publish) -> Result<(), Refusal> {
+    let Publish { channel, argument } = publish;
+    if is_reserved(&channel) {
+        return Err(Refusal::BuiltIn { channel: shortened(&channel) });
+    }
+    if !peers.parts.bus.knows(&channel) {
+        return Err(Refusal::UnknownChannel { channel: shortened(&channel) });
+    }
+    let own = work(peer)?;
+    let all = peers.permit()?;
+    let (depth, _) = peer.inside();
+    let (bus, peer, id) = (peers.parts.bus.clone(), Arc::clone(peer), id.cloned());
+    // Not ended with the peer: the listeners are called to the last, whoever published.
+    peers.spawn(async move {
+        let report = bus.publish_at(&channel, argument, depth).await;
+        match report.refused {
+            Some(reason) => reply(&peer, id.as_ref(), Err(&Refusal::NotPublished { reason })),
+            None => reply(&peer, id.as_ref(), Ok(json!(report))),
+        }
+        drop((own, all));
+    });
+    Ok(())
+}
+
+fn wait_for(peers: &Arc<Peers>, peer: &Arc<Peer>, id: Option<&Value>, wait: Wait) -> Result<(), Refusal> {
+    let Wait { states, ticket, limit_ms } = wait;
+    if states.is_empty() && ticket.is_none() {
+        return Err(Refusal::WaitForNothing);
+    }
+    let tickets = &peers.parts.estate.tickets;
+    let there = ticket
+        .as_deref()
+        .map(|ticket| tickets.get(ticket).ok_or_else(|| Refusal::UnknownTicket { id: shortened(ticket) }));
+    let is_so = match there {
+        Some(ticket) => ticket?.is_final(),
+        None => states.contains(&peers.parts.bus.state()),
+    };
+    if !is_so && peer.inside().1 {
+        return Err(Refusal::Inside);
+    }
+    let limit = limit_ms.map_or(WAIT_MAX, Duration::from_millis).min(WAIT_MAX);
+    let permit = work(peer)?;
+    let (own, peer, id) = (Arc::clone(peers), Arc::clone(peer), id.cloned());
+    peers.spawn(async move {
+        let bus = &own.parts.bus;
+        let result = match &ticket {
+            Some(ticket) => match tokio::time::timeout(limit, outcome(&own, &peer, ticket)).await {
+                Ok(Some(ticket)) => Ok(json!({ "ticket": ticket })),
+                Ok(None) => Err(Refusal::UnknownTicket { id: shortened(ticket) }),
+                Err(_) => Err(Refusal::Timeout { state: bus.state() }),
+            },
+            // Cancel-safe: nobody is left to be told.
+            None => tokio::select! {
+                waited = bus.wait_within(&states, limit) => match waited {
+                    Ok(state) => Ok(json!({ "state": state })),
+                    Err(WaitError::Timeout(state)) => Err(Refusal::Timeout { state }),
+                    Err(WaitError::Ended) => Err(Refusal::Ended),
+                    Err(WaitError::Inside) => Err(Refusal::Inside),
+                },
+                () = peer.ending.cancelled() => Err(Refusal::Ended),
+            },
+        };
+        reply(&peer, id.as_ref(), result.as_ref().cloned());
+        drop(permit);
+    });
+    Ok(())
+}
+
+fn log(peers: &Peers, peer: &Peer, line: &LogLine) -> Result<(), Refusal> {
+    let dropped = {
+        let mut budget = peer.budget.lock().unwrap_or_else(PoisonError::into_inner);
+        if budget.logs.take().is_err() {
+            budget.logs_dropped += 1;
+            return Err(Refusal::TooFast { what: "log entries", per_second: LOGS.per_second });
+        }
+        std::mem::take(&mut budget.logs_dropped)
+    };
+    let bus = &peers.parts.bus;
+    if dropped > 0 {
+        bus.log(Level::Warning, format!("{}: {dropped} log entries were dropped: too many", peer.name));
+    }
+    let text: String = line.text.chars().take(LOG_CHARS_MAX).collect();
+    bus.log(line.level, format!("{}: {}", peer.name, text.replace(['\n', '\r'], " ")));
+    Ok(())
+}

@@ -1,0 +1,106 @@
+//! Why a runtime could not start.
+
+use std::io;
+
+use refit_updater::journal::JournalError;
+use refit_updater::release::StoreError;
+use refit_updater::trust::TrustError;
+
+use crate::bus::AttachError;
+use crate::config::ConfigError;
+use crate::error::{Exit, Reported};
+use crate::handover::listener::BindError;
+use crate::handover::unix::SocketError;
+use crate::home::HomeError;
+use crate::update::UpdateError;
+
+/// Why the runtime could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    /// The home has no appliance.
+    #[error(transparent)]
+    Home(#[from] HomeError),
+    /// The journal cannot be used.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The release cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The trust cannot be used.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
+    /// The configuration is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A listener cannot be had.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// A socket of the runtime's own cannot be had.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The update manager cannot begin.
+    #[error(transparent)]
+    Update(#[from] UpdateError),
+    /// The components do not fit together.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    /// The system refused something.
+    #[error("cannot {what}")]
+    Io {
+        /// What was to be done.
+        what: &'static str,
+        /// Why it was refused.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Reported for RuntimeError {
+    fn code(&self) -> &str {
+        match self {
+            Self::Home(error) => error.code(),
+            Self::Journal(_) => "journal_unusable",
+            Self::Store(_) => "release_unusable",
+            Self::Trust(_) => "trust_unusable",
+            Self::Config(error) => error.code(),
+            Self::Bind(_) | Self::Socket(_) => "address_in_use",
+            Self::Update(error) => error.code(),
+            Self::Attach(_) => "configuration_refused",
+            Self::Io { .. } => "system_refused",
+        }
+    }
+
+    fn remedy(&self) -> &str {
+        match self {
+            Self::Home(error) => error.remedy(),
+            Self::Journal(error) => error.remedy(),
+            Self::Store(error) => error.remedy(),
+            Self::Trust(error) => error.remedy(),
+            Self::Config(error) => error.remedy(),
+            Self::Bind(_) => {
+                "stop the program that uses it, or override the listener in local.toml; nothing was started"
+            }
+            Self::Socket(_) => "check the permissions of the home; nothing was started",
+            Self::Update(error) => error.remedy(),
+            Self::Attach(_) => "correct appliance.toml; nothing was started",
+            Self::Io { .. } => "check the limits of the system",
+        }
+    }
+
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Home(error) => error.exit(),
+            Self::Journal(JournalError::Format { .. } | JournalError::Damaged { .. }) => Exit::Config,
+            Self::Journal(JournalError::Read { .. } | JournalError::Write { .. }) => Exit::Disk,
+            Self::Store(_) | Self::Bind(_) | Self::Socket(_) | Self::Io { .. } => Exit::Failed,
+            Self::Trust(_) | Self::Attach(_) => Exit::Config,
+            Self::Config(error) => error.exit(),
+            Self::Update(error) => error.exit(),
+        }
+    }
+}
+
+/// Returns the error of a system call that was to do `what`.
+pub(super) fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> RuntimeError {
+    move |source| RuntimeError::Io { what, source }
+}

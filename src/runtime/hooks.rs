@@ -1,0 +1,70 @@
+//! What the bus asks and tells: the update manager decides about failed starts, the events and the log hear everything.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use crate::bus::{self, AfterFailure, Bus, BusEvent, Decision, Fault, Hooks, Level, LogEntry, Subscription};
+use crate::events::Events;
+use crate::peers::Peers;
+use crate::update::Manager;
+
+/// What the bus asks and tells: the update manager decides about failed starts, the events hear everything.
+pub(super) struct BusHooks {
+    pub(super) manager: Arc<Manager>,
+    pub(super) events: Arc<Events>,
+    pub(super) peers: Arc<Peers>,
+}
+
+impl Hooks for BusHooks {
+    fn observe(&self, event: &BusEvent) {
+        match event {
+            BusEvent::State(state) => {
+                self.events.publish("bus.state", json!({ "state": state }));
+                self.peers.tell_state(*state);
+                if *state == bus::State::Exiting {
+                    self.manager.about_to_exec();
+                }
+            }
+            BusEvent::Fault(fault) => {
+                self.events.publish("fault", json!(fault));
+            }
+            BusEvent::Request { number, ask, origin, decision } => {
+                let (outcome, reason) = match decision {
+                    Decision::Accept => ("accepted", None),
+                    Decision::Merge => ("merged", None),
+                    Decision::Already => ("already", None),
+                    Decision::Refuse(refusal) => ("refused", Some(refusal.to_string())),
+                };
+                let data = json!({
+                    "number": number, "request": ask.name(), "origin": origin.0, "outcome": outcome, "reason": reason,
+                });
+                self.events.publish("bus.request", data);
+            }
+            BusEvent::Publication(report) => self.events.publish("bus.publication", json!(report)),
+            BusEvent::Reloaded { generation, reason } => {
+                self.events.publish("bus.reload", json!({ "generation": generation, "reason": reason }));
+            }
+        }
+    }
+
+    fn start_failed(&self, faults: &[Fault]) -> AfterFailure {
+        self.manager.start_failed(faults).map_or(AfterFailure::Exit, AfterFailure::Replace)
+    }
+}
+
+/// Has what the bus says go where everything of the runtime goes: to standard error.
+pub(super) fn trace(bus: &Bus) {
+    let write = bus::listener(|call| async move {
+        if let Ok(LogEntry { level, text, .. }) = serde_json::from_value(call.argument) {
+            match level {
+                Level::Debug => tracing::debug!(target: "refit::bus", "{text}"),
+                Level::Info => tracing::info!(target: "refit::bus", "{text}"),
+                Level::Warning => tracing::warn!(target: "refit::bus", "{text}"),
+                Level::Error => tracing::error!(target: "refit::bus", "{text}"),
+            }
+        }
+        Ok(Value::Null)
+    });
+    bus.subscribe(Subscription::new(bus::LOG, "refit.stderr", write));
+}
