@@ -74,8 +74,9 @@ fn routes(app: Shared) -> Router {
         .route("/bus/publications", post(bus::publish))
         .route("/bus/requests", post(bus::request))
         .route("/bus/requests/{id}", get(bus::ticket))
-        .route("/packages", put(packages::receive))
+        .route("/packages", put(packages::receive).post(packages::fetch))
         .route("/packages/{digest}", delete(packages::discard))
+        .route("/repository", get(packages::check))
         .route("/updates", post(updates::update))
         .route("/rollback", post(updates::rollback))
         .route("/session", post(session::begin).delete(session::end));

@@ -1,4 +1,5 @@
-//! `PUT /api/v1/packages`: a package streams in, is verified and unpacked on the way, and described in the answer.
+//! `PUT /api/v1/packages`: a package streams in, is verified and unpacked on the way, and described in the answer. `POST`
+//! fetches one from the repository, `GET /api/v1/repository` says what that offers.
 
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use serde::Deserialize;
 use tokio::io::AsyncWriteExt;
 
 use super::{Problem, Shared};
-use crate::update::{PackageView, UpdateError};
+use crate::update::{PackageView, RepositoryView, UpdateError};
 
 /// How much of a package lies between the connection and the unpacking.
 const BETWEEN_BYTES: usize = 1 << 20;
@@ -22,6 +23,17 @@ const REST_MAX: Duration = Duration::from_secs(10);
 pub(super) struct Options {
     #[serde(default)]
     allow_downgrade: bool,
+    /// The digest that was approved: another package is refused.
+    digest: Option<Digest>,
+}
+
+/// A release of the repository.
+#[derive(Debug, Deserialize)]
+pub(super) struct Wanted {
+    version: semver::Version,
+    #[serde(default)]
+    allow_downgrade: bool,
+    digest: Option<Digest>,
 }
 
 pub(super) async fn receive(
@@ -46,9 +58,42 @@ pub(super) async fn receive(
         let rest = async { while let Some(Ok(_)) = body.next().await {} };
         drop(tokio::time::timeout(REST_MAX, rest).await);
     }
-    match result {
-        Ok(package) => Ok((StatusCode::CREATED, Json(package))),
-        Err(error) => Err(Problem::of(&error)),
+    approved(&app, result, options.digest).await
+}
+
+/// `POST /api/v1/packages`: fetches a release from the repository.
+pub(super) async fn fetch(
+    State(app): State<Shared>,
+    wanted: Result<Json<Wanted>, axum::extract::rejection::JsonRejection>,
+) -> Result<(StatusCode, Json<PackageView>), Problem> {
+    let Json(wanted) = wanted.map_err(|error| Problem::usage(error.body_text()))?;
+    let result = app.manager.fetch(wanted.version, wanted.allow_downgrade).await;
+    approved(&app, result, wanted.digest).await
+}
+
+/// `GET /api/v1/repository`: what the repository offers.
+pub(super) async fn check(State(app): State<Shared>) -> Result<Json<RepositoryView>, Problem> {
+    app.manager.check_repository().await.map(Json).map_err(|error| Problem::of(&error))
+}
+
+/// Answers with what was received, unless another digest was approved.
+async fn approved(
+    app: &Shared,
+    result: Result<PackageView, UpdateError>,
+    approved: Option<Digest>,
+) -> Result<(StatusCode, Json<PackageView>), Problem> {
+    let package = result.map_err(|error| Problem::of(&error))?;
+    match approved.filter(|approved| *approved != package.digest) {
+        None => Ok((StatusCode::CREATED, Json(package))),
+        Some(approved) => {
+            let found = package.digest;
+            let manager = std::sync::Arc::clone(&app.manager);
+            tokio::task::spawn_blocking(move || manager.discard(&found))
+                .await
+                .map_err(|source| Problem::of(&UpdateError::Worker { source }))?
+                .map_err(|error| Problem::of(&error))?;
+            Err(Problem::of(&UpdateError::NotApproved { found, approved }))
+        }
     }
 }
 

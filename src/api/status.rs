@@ -12,6 +12,7 @@ use super::components::views;
 use super::{Problem, Shared};
 use crate::bus;
 use crate::clock;
+use crate::error::Reported;
 use crate::update::UpdateError;
 
 pub(super) async fn status(State(app): State<Shared>) -> Json<Value> {
@@ -28,6 +29,7 @@ pub(super) async fn status(State(app): State<Shared>) -> Json<Value> {
             .collect()
     };
     let components = views(&app);
+    let trust = trust(&app).await;
     Json(json!({
         "appliance": app.config.name,
         "release": {
@@ -47,9 +49,23 @@ pub(super) async fn status(State(app): State<Shared>) -> Json<Value> {
         "components": components,
         "listeners": listeners,
         "update": update,
+        "repository": app.config.update.repository,
+        "trust": trust,
         "faults": app.bus.faults(),
         "time": clock::stamp(),
     }))
+}
+
+/// Returns how long what is trusted is good. A trust that is damaged is a warning, too: the appliance runs on without.
+async fn trust(app: &Shared) -> Value {
+    let manager = std::sync::Arc::clone(&app.manager);
+    let found = tokio::task::spawn_blocking(move || manager.trust_status()).await;
+    match found.unwrap_or_else(|source| Err(UpdateError::Worker { source })) {
+        Ok(status) => json!(status),
+        Err(error) => {
+            json!({ "roles": [], "warning": format!("{}: {}", crate::error::Chain(&error), error.remedy()) })
+        }
+    }
 }
 
 pub(super) async fn releases(State(app): State<Shared>) -> Result<Json<Value>, Problem> {

@@ -1,4 +1,4 @@
-//! `refit pack`, `refit inspect`, `refit keys`: the vendor's side.
+//! `refit pack` and `refit inspect`: packages.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -6,21 +6,23 @@ use std::time::{Duration, Instant};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use jiff::{SignedDuration, Timestamp};
 use refit_updater::inspect::{InspectError, inspect as look_into};
-use refit_updater::keys::{Keys as SigningKeys, KeysError};
+use refit_updater::keys::KeysError;
 use refit_updater::manifest::{Body, Codec};
 use refit_updater::pack::{METADATA_VERSION, PackError, PackOptions, PackStep, file_name, pack as make_package};
 use refit_updater::receive::Class;
+use refit_updater::repository::author::{Repository, RepositoryError, Terms};
 use serde_json::json;
 
 use super::Context;
+use super::keys::in_days;
 use crate::clock;
 use crate::config::{self, Config, ConfigError, Programs};
 use crate::error::{Exit, Reported};
 
 /// How long a package's signatures are good when nobody says.
 const EXPIRES_DAYS_DEFAULT: i64 = 365;
-/// How long a root is good when nobody says: rotating it is work.
-const ROOT_EXPIRES_DAYS_DEFAULT: i64 = 10 * 365;
+/// The variable with the time that reproducible builds take for now, in seconds since 1970.
+const SOURCE_DATE_EPOCH: &str = "SOURCE_DATE_EPOCH";
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Pack {
@@ -29,9 +31,15 @@ pub(super) struct Pack {
     /// The package; NAME-VERSION.refit if it is not named.
     #[arg(short, value_name = "FILE")]
     out: Option<PathBuf>,
+    /// Add the release to this repository; without -o no package is left besides.
+    #[arg(long, value_name = "DIR")]
+    repo: Option<PathBuf>,
     /// The directory of the signing keys.
     #[arg(long, value_name = "DIR", env = "REFIT_KEYS")]
     keys: PathBuf,
+    /// A further directory with keys; may be repeated.
+    #[arg(long, value_name = "DIR")]
+    with: Vec<PathBuf>,
     /// How it is compressed.
     #[arg(long, default_value = "zstd", value_parser = ["zstd", "gzip"])]
     codec: String,
@@ -58,18 +66,6 @@ pub(super) struct Inspect {
     check: bool,
 }
 
-#[derive(Debug, clap::Subcommand)]
-pub(super) enum Keys {
-    /// Make a key and the root of trust that names it.
-    Init {
-        /// Where to; it must not hold keys yet.
-        dir: PathBuf,
-        /// How many days the root is good.
-        #[arg(long, default_value_t = ROOT_EXPIRES_DAYS_DEFAULT, value_parser = clap::value_parser!(i64).range(1..36_500))]
-        expires_days: i64,
-    },
-}
-
 /// Why nothing was made or shown.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum AuthorError {
@@ -77,6 +73,14 @@ pub(super) enum AuthorError {
     Keys(#[from] KeysError),
     #[error(transparent)]
     Pack(#[from] PackError),
+    #[error(transparent)]
+    Repository(#[from] RepositoryError),
+    #[error("cannot make a directory in {}", path.display())]
+    Scratch {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
     #[error(transparent)]
     Inspect(#[from] InspectError),
     #[error(transparent)]
@@ -94,6 +98,8 @@ impl Reported for AuthorError {
         match self {
             Self::Keys(_) => "keys_unusable",
             Self::Pack(_) => "not_packed",
+            Self::Repository(_) => "repository_unusable",
+            Self::Scratch { .. } => "disk",
             Self::Inspect(_) => "package_refused",
             Self::Config(error) => error.code(),
             Self::Read { .. } => "file_unreadable",
@@ -104,6 +110,8 @@ impl Reported for AuthorError {
         match self {
             Self::Keys(error) => error.remedy(),
             Self::Pack(error) => error.remedy(),
+            Self::Repository(error) => error.remedy(),
+            Self::Scratch { .. } => "check that the directory can be written and has space",
             Self::Inspect(error) => error.remedy(),
             Self::Config(error) => error.remedy(),
             Self::Read { .. } => "check the name and the permissions",
@@ -115,6 +123,8 @@ impl Reported for AuthorError {
             Self::Keys(_) | Self::Config(_) => Exit::Config,
             Self::Pack(PackError::Io { .. }) => Exit::Disk,
             Self::Pack(_) => Exit::Refused,
+            Self::Scratch { .. } => Exit::Disk,
+            Self::Repository(error) => super::repo::exit_of(error),
             Self::Inspect(error) => match error.class() {
                 Class::Refused => Exit::Refused,
                 Class::Disk => Exit::Disk,
@@ -126,25 +136,13 @@ impl Reported for AuthorError {
     }
 }
 
-fn in_days(days: i64) -> Timestamp {
-    let now = clock::now();
-    now.checked_add(SignedDuration::from_hours(24 * days)).unwrap_or(Timestamp::MAX)
-}
-
-pub(super) fn keys(context: &Context, keys: &Keys) -> Exit {
-    let Keys::Init { dir, expires_days } = keys;
-    let dir = context.path(dir);
-    match SigningKeys::init(&dir, in_days(*expires_days)) {
-        Ok(_) => {
-            if context.json {
-                context.print(&json!({ "keys": dir, "root": dir.join("1.root.json") }).to_string());
-            }
-            context.tell(&format!("the key is in {}; keep it secret and keep a copy", dir.display()));
-            context.tell(&format!("appliances trust {}; ship it with them", dir.join("1.root.json").display()));
-            Exit::Done
-        }
-        Err(error) => context.fail(&AuthorError::from(error)),
-    }
+/// Returns when a release that is packed now was made: what `SOURCE_DATE_EPOCH` says, as other build tools do, so that the
+/// same input gives the same package; or now.
+fn released(context: &Context) -> Timestamp {
+    let said = context.process.environment.get(&std::ffi::OsString::from(SOURCE_DATE_EPOCH));
+    let said =
+        said.and_then(|text| text.to_str()?.parse().ok()).and_then(|seconds| Timestamp::from_second(seconds).ok());
+    said.unwrap_or_else(clock::now)
 }
 
 pub(super) fn pack(context: &Context, pack: &Pack) -> Exit {
@@ -159,13 +157,28 @@ fn try_pack(context: &Context, pack: &Pack) -> Result<(), AuthorError> {
     let dir = context.path(&pack.dir);
     // The whole configuration is checked here, where it can still be mended, and not first on the appliance.
     let config = Config::load_with_programs(&Programs::anywhere(&dir), &dir.join(config::NO_LOCAL_FILE))?;
-    let keys = SigningKeys::open(&context.path(&pack.keys))?;
-    let out = context.path(&pack.out.clone().unwrap_or_else(|| file_name(&config.name, &config.version)));
+    let keys = super::keys::open(context, &pack.keys, &pack.with)?;
+    let repository = pack.repo.as_ref().map(|dir| Repository::open(&context.path(dir))).transpose()?;
+    let name = file_name(&config.name, &config.version);
+    // What only goes into the repository lies beside it until then: it has the space.
+    let scratch = match (&pack.repo, &pack.out) {
+        (Some(dir), None) => {
+            let dir = context.path(dir);
+            Some(tempfile::tempdir_in(&dir).map_err(|source| AuthorError::Scratch { path: dir, source })?)
+        }
+        (Some(_) | None, Some(_)) | (None, None) => None,
+    };
+    let out = match &scratch {
+        Some(scratch) => scratch.path().join(&name),
+        None => context.path(&pack.out.clone().unwrap_or(name)),
+    };
+    let released = released(context);
     let options = PackOptions {
         codec: if pack.codec == "gzip" { Codec::Gzip } else { Codec::Zstd },
         level: pack.level,
         arch: pack.arch.clone(),
-        expires: in_days(pack.expires_days),
+        expires: released.checked_add(SignedDuration::from_hours(24 * pack.expires_days)).unwrap_or(Timestamp::MAX),
+        released,
         metadata_version: METADATA_VERSION,
     };
     let bar = if context.is_watched() { ProgressBar::new(0) } else { ProgressBar::hidden() };
@@ -183,12 +196,19 @@ fn try_pack(context: &Context, pack: &Pack) -> Result<(), AuthorError> {
     });
     bar.finish_and_clear();
     let report = report?;
+    if let Some(repository) = &repository {
+        let expires = options.expires;
+        let terms =
+            Terms { now: clock::now(), expires, timestamp_expires: in_days(super::repo::TIMESTAMP_DAYS_DEFAULT) };
+        repository.add(&out, &keys, &terms)?;
+    }
+    let place = if scratch.is_some() { pack.repo.clone().unwrap_or_default() } else { out.clone() };
     if context.json {
-        context.print(&json!({ "package": out, "report": report }).to_string());
+        context.print(&json!({ "package": place, "report": report }).to_string());
     }
     context.tell(&format!(
         "{}: {} {} for {}, {} files, {} installed, {} packed, in {:.1} s",
-        out.display(),
+        place.display(),
         report.appliance,
         report.version,
         report.arch,

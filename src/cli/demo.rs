@@ -186,6 +186,7 @@ fn make(home: &Home, program: &Path) -> Result<Made, DemoError> {
         level: Some(1), // made to be used once, here
         arch: std::env::consts::ARCH.to_owned(),
         expires: expiry(),
+        released: crate::clock::now(),
         metadata_version: METADATA_VERSION,
     };
     for version in ["1.0.0", "1.1.0", "1.2.0", "1.3.0", "1.4.0"] {

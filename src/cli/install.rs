@@ -1,4 +1,4 @@
-//! `refit install`, `refit rollback`, `refit verify`.
+//! `refit install`, `refit check`, `refit rollback`, `refit verify`.
 
 use std::path::{Path, PathBuf};
 
@@ -16,6 +16,7 @@ use tokio_util::io::ReaderStream;
 use super::Context;
 use super::client::{Client, ClientError};
 use super::follow::follow;
+use super::show::{cell, table};
 use crate::error::{Exit, Reported};
 
 /// How much of a package is read at once.
@@ -23,7 +24,7 @@ const CHUNK_BYTES: usize = 256 << 10;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Install {
-    /// A package file, its URL, or the version of an installed release.
+    /// A package file, its URL, or the version of a release: an installed one, or one of the repository.
     #[arg(value_name = "PATH|URL|VERSION")]
     what: String,
     /// Verify and unpack only; install later with the digest that is printed.
@@ -32,6 +33,9 @@ pub(super) struct Install {
     /// Accept a version that is not newer than the running one.
     #[arg(long)]
     allow_downgrade: bool,
+    /// The digest that was approved, as `refit inspect` prints it: any other package is refused.
+    #[arg(long)]
+    digest: Option<refit_updater::Digest>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -49,27 +53,53 @@ pub(super) struct Verify {
 pub(super) async fn install(context: &Context, install: &Install) -> Result<Exit, ClientError> {
     let client = Client::new(&context.home)?;
     let path = context.path(Path::new(&install.what));
-    let body = if !path.exists()
-        && let Ok(version) = Version::parse(&install.what)
-    {
-        json!({ "version": version })
-    } else {
-        // Asked before anything is sent: an upload into nowhere helps nobody.
-        client.get("/api/v1/status").await?;
-        let package = send(context, &client, install, &path).await?;
-        tell_package(context, &package);
-        if install.stage_only {
-            return Ok(Exit::Done);
+    let version = Version::parse(&install.what).ok().filter(|_| !path.exists());
+    // Asked before anything is sent: an upload into nowhere helps nobody.
+    let status = client.get("/api/v1/status").await?;
+    let body = match version {
+        Some(version) if status["repository"].is_null() || is_installed(&client, &version).await? => {
+            json!({ "version": version })
         }
-        json!({ "digest": package["digest"] })
+        version => {
+            let package = match version {
+                Some(version) => fetch(context, &client, install, &version).await?,
+                None => send(context, &client, install, &path).await?,
+            };
+            tell_package(context, &package);
+            if install.stage_only {
+                return Ok(Exit::Done);
+            }
+            json!({ "digest": package["digest"] })
+        }
     };
     let answer = client.post("/api/v1/updates", &body).await?;
     follow(context, &client, answer["ticket"]["id"].as_str().unwrap_or_default()).await
 }
 
+/// Returns whether release `version` is on the appliance.
+async fn is_installed(client: &Client, version: &Version) -> Result<bool, ClientError> {
+    let releases = client.get("/api/v1/releases").await?;
+    let version = version.to_string();
+    Ok(releases["releases"].as_array().is_some_and(|list| list.iter().any(|release| release["version"] == version)))
+}
+
+/// Has the appliance fetch a release from its repository. Returns its description.
+async fn fetch(context: &Context, client: &Client, install: &Install, version: &Version) -> Result<Value, ClientError> {
+    let bar = if context.is_watched() { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
+    bar.set_message(format!("fetching release {version} from the repository"));
+    bar.enable_steady_tick(std::time::Duration::from_millis(100));
+    let body = json!({ "version": version, "allow_downgrade": install.allow_downgrade, "digest": install.digest });
+    let answer = client.post("/api/v1/packages", &body).await;
+    bar.finish_and_clear();
+    answer
+}
+
 /// Streams the package to the appliance. Returns its description.
 async fn send(context: &Context, client: &Client, install: &Install, path: &PathBuf) -> Result<Value, ClientError> {
-    let url = format!("/api/v1/packages?allow_downgrade={}", install.allow_downgrade);
+    let mut url = format!("/api/v1/packages?allow_downgrade={}", install.allow_downgrade);
+    if let Some(digest) = install.digest {
+        url.push_str(&format!("&digest={digest}"));
+    }
     let request = client.request(Method::PUT, &url).header(header::CONTENT_TYPE, "application/octet-stream");
     let is_url = install.what.starts_with("http://") || install.what.starts_with("https://");
     let (body, length) = if is_url {
@@ -139,7 +169,35 @@ fn tell_package(context: &Context, package: &Value) {
     if package["expired"] == true {
         context.print(&format!("{:<13} its signatures are past their date", "note"));
     }
+    if let Some(released) = package["clock_behind"].as_str() {
+        let note = "the clock is before the date of a signed release, so no date can be judged: set it";
+        context.print(&format!("{:<13} {note} (released {released})", "note"));
+    }
     context.print(&format!("{:<13} {}", "digest", text("digest")));
+}
+
+pub(super) async fn check(context: &Context) -> Result<Exit, ClientError> {
+    let found = Client::new(&context.home)?.get("/api/v1/repository").await?;
+    if context.json {
+        context.print(&found.to_string());
+        return Ok(Exit::Done);
+    }
+    let rows: Vec<Vec<String>> = found["releases"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .rev()
+        .map(|release| ["version", "released", "payload_bytes", "requires"].map(|key| cell(&release[key])).to_vec())
+        .collect();
+    table(context, &["RELEASE", "MADE", "BYTES", "REQUIRES"], &rows);
+    context.print("");
+    context.print(&match found["newer"].as_str() {
+        Some(version) => {
+            format!("release {version} is newer than {}: refit install {version}", cell(&found["current"]))
+        }
+        None => format!("release {} is the newest", cell(&found["current"])),
+    });
+    Ok(Exit::Done)
 }
 
 pub(super) async fn rollback(context: &Context, rollback: &Rollback) -> Result<Exit, ClientError> {

@@ -9,10 +9,14 @@ mod demo;
 mod follow;
 mod inhibit;
 mod install;
+mod keys;
 mod logs;
+mod passphrase;
+mod repo;
 mod setup;
 mod show;
 mod timeline;
+mod trust;
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -98,6 +102,8 @@ enum Command {
     History,
     /// Install a package, or an installed release again.
     Install(install::Install),
+    /// Ask the repository whether there is a newer release.
+    Check,
     /// Go back to the previous good release, or to a kept one.
     Rollback(install::Rollback),
     /// Compare an installed release with its signed manifest, byte for byte.
@@ -117,7 +123,13 @@ enum Command {
     Inspect(author::Inspect),
     /// Make and keep signing keys.
     #[command(subcommand)]
-    Keys(author::Keys),
+    Keys(keys::Keys),
+    /// Write a repository of releases.
+    #[command(subcommand)]
+    Repo(repo::Repo),
+    /// Show or renew whom this appliance trusts.
+    #[command(subcommand)]
+    Trust(trust::Trust),
     /// Accounts of the admin page.
     #[command(subcommand)]
     User(setup::User),
@@ -201,7 +213,10 @@ pub fn main(process: Process) -> Exit {
         Command::Config(config) => config::main(&context, &config),
         Command::Pack(pack) => author::pack(&context, &pack),
         Command::Inspect(inspect) => author::inspect(&context, &inspect),
-        Command::Keys(keys) => author::keys(&context, &keys),
+        Command::Keys(keys) => keys::run(&context, &keys),
+        Command::Repo(repo) => repo::run(&context, &repo),
+        Command::Trust(trust) => trust::run(&context, &trust),
+        Command::Check => online(&context, install::check(&context)),
         Command::Status => online(&context, show::status(&context)),
         Command::Releases => online(&context, show::releases(&context)),
         Command::History => online(&context, show::history(&context)),

@@ -66,6 +66,9 @@ pub(super) async fn status(context: &Context) -> Result<Exit, ClientError> {
             cell(&update["step"]),
         ));
     }
+    if let Some(warning) = status["trust"]["warning"].as_str() {
+        context.print(&format!("warning: {warning}"));
+    }
     context.print("");
     components(context, &status["components"]);
     context.print("");

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use names::{Kind, Reference};
+use refit_updater::trust::Expired;
 use semver::Version;
 use toml::Spanned;
 
@@ -235,6 +236,8 @@ impl Checker<'_> {
         let start_timeout = pick_text(base.update.start_timeout, over.update.start_timeout);
         let watchdog = pick_text(base.update.watchdog, over.update.watchdog);
         let drain_grace = pick_text(base.update.drain_grace, over.update.drain_grace);
+        let expired_offline = pick_text(base.update.expired_offline, over.update.expired_offline);
+        let repository = pick_text(base.update.repository, over.update.repository);
         let keep = self.pick(base.update.keep, over.update.keep);
         let update = Update {
             probation: self.text_value(probation, PROBATION_DEFAULT, value::duration),
@@ -260,6 +263,16 @@ impl Checker<'_> {
                 }
             }),
             drain_grace: self.text_value(drain_grace, DRAIN_GRACE_DEFAULT, value::duration),
+            expired_offline: self.text_value(expired_offline, Expired::default(), |text| {
+                one_of(text, "policy", &[("warn", Expired::Warn), ("refuse", Expired::Refuse)])
+            }),
+            repository: self.text_value(repository, None, |text| {
+                if ["http://", "https://", "/"].iter().any(|begin| text.starts_with(begin)) {
+                    Ok(Some(text.to_owned()))
+                } else {
+                    Err(format!("{text:?} is no repository: give an http or https address, or a directory from / on"))
+                }
+            }),
         };
         let channels = self.channels(base.bus.channels, over.bus.channels);
         let log = self.log(base.log, over.log, base.component.len());

@@ -15,6 +15,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use refit_updater::trust::Expired;
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
@@ -94,6 +95,10 @@ pub struct Update {
     pub watchdog: Duration,
     /// How long requests under way may go on when the runtime stops.
     pub drain_grace: Duration,
+    /// What is done with a package that comes as a file and whose metadata is past its date.
+    pub expired_offline: Expired,
+    /// Where newer releases are: an address, or a directory.
+    pub repository: Option<String>,
 }
 
 /// What an update does to a component's process.

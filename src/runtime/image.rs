@@ -65,7 +65,7 @@ fn read_disk(given: &Given, fresh: bool) -> Result<OnDisk, RuntimeError> {
     let home = given.home.path();
     let journal = journal::load(home)?.ok_or_else(|| HomeError::Empty { home: home.to_owned() })?;
     let store = Store::open(home)?;
-    let trust = Trust::open(home)?;
+    let trust = Trust::of(home);
     let release = store.release(journal.state.wanted())?;
     let local = home.join(config::LOCAL_FILE);
     let config = if fresh {

@@ -36,6 +36,24 @@ pub enum UpdateError {
     /// The home's trust cannot be used.
     #[error(transparent)]
     Trust(#[from] TrustError),
+    /// No repository is configured.
+    #[error("this appliance has no repository")]
+    NoRepository,
+    /// The package is not the one that was approved.
+    #[error("the package has the digest {found}, {approved} was approved")]
+    NotApproved {
+        /// The digest it has.
+        found: Digest,
+        /// The digest that was approved.
+        approved: Digest,
+    },
+    /// The HTTP client cannot be made.
+    #[error("cannot prepare for HTTP")]
+    HttpClient {
+        /// Why.
+        #[source]
+        source: reqwest::Error,
+    },
     /// A release cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -148,6 +166,9 @@ impl UpdateError {
             | Self::NotRunning { .. }
             | Self::Receive(_)
             | Self::Trust(_)
+            | Self::NoRepository
+            | Self::NotApproved { .. }
+            | Self::HttpClient { .. }
             | Self::Store(_)
             | Self::Journal(_)
             | Self::UnknownPackage { .. }
@@ -173,6 +194,11 @@ impl Reported for UpdateError {
             Self::Busy => "update_running",
             Self::Receiving => "package_being_received",
             Self::NotRunning { .. } => "not_running",
+            Self::Receive(ReceiveError::Trust { source: TrustError::Unreachable { .. } })
+            | Self::Trust(TrustError::Unreachable { .. }) => "repository_unreachable",
+            Self::NoRepository => "no_repository",
+            Self::NotApproved { .. } => "package_not_approved",
+            Self::HttpClient { .. } => "internal",
             Self::Receive(error) => match error.class() {
                 Class::Refused => "package_refused",
                 Class::Disk => "disk",
@@ -204,6 +230,9 @@ impl Reported for UpdateError {
             Self::NotRunning { .. } => "start it first, or wait until it runs; nothing was changed",
             Self::Receive(error) => error.remedy(),
             Self::Trust(error) => error.remedy(),
+            Self::NoRepository => "name it as `repository` below [update] in appliance.toml or local.toml",
+            Self::NotApproved { .. } => "look at the package again and approve what it is now; nothing was changed",
+            Self::HttpClient { .. } => "check the certificates of the system",
             Self::Store(error) => error.remedy(),
             Self::Journal(error) => error.remedy(),
             Self::UnknownPackage { .. } => "upload the package again; nothing was changed",
@@ -226,14 +255,11 @@ impl Reported for UpdateError {
     fn exit(&self) -> Exit {
         match self {
             Self::Busy | Self::Receiving | Self::NotRunning { .. } => Exit::TryLater,
-            Self::Receive(error) => match error.class() {
-                Class::Refused => Exit::Refused,
-                Class::Disk => Exit::Disk,
-                Class::Busy => Exit::TryLater,
-                Class::Internal => Exit::Failed,
-            },
+            Self::Receive(error) => exit_of(error.class()),
+            Self::Trust(error) => exit_of(error.class()),
+            Self::NotApproved { .. } => Exit::Refused,
             Self::Journal(_) => Exit::Disk,
-            Self::Trust(_) | Self::Merge(_) | Self::Config { .. } | Self::Misnamed { .. } => Exit::Config,
+            Self::NoRepository | Self::Merge(_) | Self::Config { .. } | Self::Misnamed { .. } => Exit::Config,
             Self::UnknownPackage { .. } | Self::UnknownRelease { .. } | Self::NoPrevious => Exit::Usage,
             Self::Store(_)
             | Self::Runs { .. }
@@ -241,10 +267,20 @@ impl Reported for UpdateError {
             | Self::NotExecutable { .. }
             | Self::Bind(_)
             | Self::DryRun { .. }
+            | Self::HttpClient { .. }
             | Self::Io { .. }
             | Self::Bus { .. }
             | Self::Worker { .. } => Exit::Failed,
         }
+    }
+}
+
+fn exit_of(class: Class) -> Exit {
+    match class {
+        Class::Refused => Exit::Refused,
+        Class::Disk => Exit::Disk,
+        Class::Busy => Exit::TryLater,
+        Class::Internal => Exit::Failed,
     }
 }
 

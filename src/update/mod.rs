@@ -8,6 +8,7 @@ mod error;
 mod plan;
 mod preflight;
 mod receiving;
+mod repository;
 mod transaction;
 mod trial;
 
@@ -35,6 +36,7 @@ use crate::tickets::TicketView;
 
 pub use error::UpdateError;
 pub use receiving::PackageView;
+pub use repository::RepositoryView;
 
 /// What an update is doing, for status and page.
 #[derive(Debug, Clone, PartialEq, Serialize)]

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use refit_updater::Digest;
 use refit_updater::manifest::{Body, Manifest};
 use refit_updater::receive::{Policy, ReceiveProgress, Received, receive};
-use refit_updater::trust::Expired;
 use semver::Version;
 use serde::Serialize;
 use serde_json::json;
@@ -43,6 +42,8 @@ pub struct PackageView {
     pub changes: Changes,
     /// Whether its signatures are past their date.
     pub expired: bool,
+    /// The date of a signed release that the clock is before, if it is, RFC 3339.
+    pub clock_behind: Option<String>,
     /// Why this release failed here before.
     pub failed_before: Option<String>,
 }
@@ -59,7 +60,7 @@ pub struct Changes {
 }
 
 /// Ends a reception whose sender is gone.
-struct CancelOnDrop(Arc<AtomicBool>);
+pub(super) struct CancelOnDrop(pub(super) Arc<AtomicBool>);
 
 impl Drop for CancelOnDrop {
     fn drop(&mut self) {
@@ -68,6 +69,19 @@ impl Drop for CancelOnDrop {
 }
 
 impl Manager {
+    /// Returns what this appliance accepts.
+    pub(super) fn policy(&self, allow_downgrade: bool) -> Policy {
+        let config = &self.parts.config;
+        Policy {
+            appliance: Some(config.name.clone()),
+            arch: std::env::consts::ARCH.to_owned(),
+            current: Some(self.journal().state.wanted().clone()),
+            allow_downgrade,
+            expired: config.update.expired_offline,
+            now: clock::now(),
+        }
+    }
+
     /// Receives a package from `body`, of which `total_bytes` are expected.
     ///
     /// # Errors
@@ -80,14 +94,7 @@ impl Manager {
     ) -> Result<PackageView, UpdateError> {
         let permit = self.hold_receiving().ok_or(UpdateError::Receiving)?;
         let current = self.journal().state.wanted().clone();
-        let policy = Policy {
-            appliance: Some(self.parts.config.name.clone()),
-            arch: std::env::consts::ARCH.to_owned(),
-            current: Some(current.clone()),
-            allow_downgrade,
-            expired: Expired::Warn,
-            now: clock::now(),
-        };
+        let policy = self.policy(allow_downgrade);
         let cancel = Arc::new(AtomicBool::new(false));
         let guard = CancelOnDrop(Arc::clone(&cancel));
         let manager = Arc::clone(self);
@@ -105,7 +112,7 @@ impl Manager {
         result?
     }
 
-    fn tell_received(&self, progress: &ReceiveProgress, total: Option<u64>, last: &mut Option<Instant>) {
+    pub(super) fn tell_received(&self, progress: &ReceiveProgress, total: Option<u64>, last: &mut Option<Instant>) {
         let events = &self.parts.around.estate.events;
         match progress {
             ReceiveProgress::Verified { digest, version, bytes_total, installed_bytes } => {
@@ -130,7 +137,7 @@ impl Manager {
     }
 
     /// Returns what is to be known about a received package. Blocks.
-    fn describe(&self, received: Received, from: Version) -> Result<PackageView, UpdateError> {
+    pub(super) fn describe(&self, received: Received, from: Version) -> Result<PackageView, UpdateError> {
         let journal = self.journal();
         let running = self.parts.store.release(&from)?;
         let version = received.manifest.version().clone();
@@ -144,6 +151,7 @@ impl Manager {
             linked_bytes: received.linked_bytes,
             changes: changes(&running.manifest, &received.manifest),
             expired: received.expired,
+            clock_behind: received.clock_behind.map(clock::rfc3339),
             failed_before: journal.failed.get(&version).map(|failed| failed.reason.clone()),
             version,
         })

@@ -240,7 +240,8 @@ impl Release {
         .clone()
     }
 
-    fn write(&self, dir: &Path) {
+    /// Writes it as a vendor has it before it is packed.
+    pub(crate) fn write(&self, dir: &Path) {
         for (path, content) in &self.files {
             let path = dir.join(path);
             fs::create_dir_all(path.parent().expect("below the release")).expect("make a directory");
@@ -309,6 +310,11 @@ impl Vendor {
             }
             Self { dir }
         })
+    }
+
+    /// Returns the directory of its keys.
+    pub(crate) fn keys(&self) -> PathBuf {
+        self.dir.join("keys")
     }
 
     /// Returns the root of trust that appliances are given.

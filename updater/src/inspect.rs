@@ -1,5 +1,6 @@
 //! Looking at a package without installing it: what is in it, who signed it, whether every byte is as signed.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufReader};
 use std::path::{Path, PathBuf};
@@ -13,7 +14,9 @@ use crate::digest::Digest;
 use crate::manifest::{Body, Manifest};
 use crate::package::{Package, PackageError};
 use crate::receive::{FrameTrouble, check_frame};
-use crate::trust::{TrustError, key_ids, load};
+use crate::trust::{TrustError, load};
+use crate::tuf::MemoryShelf;
+use crate::tuf::document::RootDocument;
 
 /// Headers and small frames are read in one call.
 const INPUT_BUFFER_BYTES: usize = 64 << 10;
@@ -33,6 +36,8 @@ pub struct Inspection {
     pub root_version: u64,
     /// Ids of the keys that signed the targets.
     pub key_ids: Vec<String>,
+    /// When the release was made, if its metadata says so.
+    pub released: Option<Timestamp>,
     /// When the first of its roles expires.
     pub expires: Timestamp,
     /// The role that does.
@@ -124,8 +129,11 @@ pub fn inspect(path: &Path, root: Option<&[u8]>, check: bool, now: Timestamp) ->
     let package_bytes = file.metadata().map_err(open)?.len();
     let package = Package::open(BufReader::with_capacity(INPUT_BUFFER_BYTES, file))?;
     let own_root = package.metadata().first_root().unwrap_or_default();
-    let loaded = load(root.unwrap_or(own_root), package.metadata(), None)?;
-    let manifest = loaded.manifest(package.manifest())?;
+    let root_bytes = root.unwrap_or(own_root);
+    let trusted_root = RootDocument::verify_root("root.json", root_bytes).map_err(TrustError::from)?;
+    let shelf = MemoryShelf(BTreeMap::from([("root".to_owned(), root_bytes.to_vec())]));
+    let loaded = load(shelf, &trusted_root, package.metadata())?;
+    let (manifest, released) = loaded.manifest(package.manifest())?;
     let digest = Digest::of(package.manifest());
     let mut payload = package.into_payload(manifest.payload_bytes())?;
     if check {
@@ -148,14 +156,15 @@ pub fn inspect(path: &Path, root: Option<&[u8]>, check: bool, now: Timestamp) ->
         payload.skip(manifest.payload_bytes())?;
     }
     payload.finish()?;
-    let (expires, role) = loaded.first_expiry;
+    let (expires, role) = loaded.first_expiry();
     Ok(Inspection {
         digest,
         package_bytes,
         trusted: root.is_some(),
         checked: check,
-        root_version: loaded.root_version,
-        key_ids: key_ids(&loaded.targets),
+        root_version: loaded.root.version.get(),
+        key_ids: loaded.targets.signatures.iter().map(|signature| hex::encode(&*signature.keyid)).collect(),
+        released,
         expires,
         expires_role: role.to_string(),
         expired: expires <= now,

@@ -3,11 +3,12 @@
 //! The way of an update through the modules:
 //!
 //! - [`pack`] makes a package from a directory and [`keys`] sign it;
-//! - [`package`] takes the bytes apart, within limits; [`trust`] decides whether they are signed;
+//! - [`package`] takes the bytes apart, within limits; [`trust`] decides whether they are signed, with [`tuf`];
 //! - [`manifest`] says what is in a release, and refuses what must never be;
 //! - [`receive()`] streams a package into staging: verified, decoded, synced, read-only;
 //! - [`release`] keeps the releases on disk, [`config`] carries the admin's edits from one to the next;
 //! - [`journal`] is the state of the update transaction, [`history`] what became of each attempt;
+//! - [`repository`] has the same parts side by side on a web server;
 //! - [`inspect`] shows what a package holds without installing it;
 //! - [`durable`] is the only file that renames, links and syncs; [`fault`] names the points where tests crash it.
 //!
@@ -31,7 +32,9 @@ pub mod pack;
 pub mod package;
 pub mod receive;
 pub mod release;
+pub mod repository;
 pub mod trust;
+pub mod tuf;
 
 pub use class::Class;
 pub use digest::Digest;

@@ -50,6 +50,8 @@ pub struct PackOptions {
     pub arch: String,
     /// When its metadata expires.
     pub expires: Timestamp,
+    /// When the release was made: a clock before this is wrong.
+    pub released: Timestamp,
     /// The version of its metadata: an appliance that has accepted a package refuses those with a lower one, whatever its
     /// operator says. [`METADATA_VERSION`] unless older packages must become unacceptable.
     pub metadata_version: u64,
@@ -139,7 +141,7 @@ pub fn pack(
     entries.sort_by(|one, other| one.path.cmp(&other.path));
     let manifest = Manifest::new(about, tree.directories, entries)?;
     let manifest_bytes = manifest.to_bytes()?;
-    let metadata = keys.sign_package(&manifest_bytes, options.expires, options.metadata_version)?;
+    let metadata = keys.sign_package(&manifest_bytes, options.expires, options.released, options.metadata_version)?;
 
     let temp = tempfile::NamedTempFile::new_in(out_dir).map_err(PackError::io("make a file in", out_dir))?;
     let mut assemble = || -> io::Result<u64> {

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
+use std::ops::Range;
 
 use crate::class::Class;
 use crate::manifest::{MANIFEST_BYTES_MAX, PAYLOAD_BYTES_MAX};
@@ -293,7 +294,7 @@ impl<R: Read> Package<R> {
         if entry.bytes != payload_bytes {
             return Err(PackageError::PayloadLength { bytes: entry.bytes, manifest: payload_bytes });
         }
-        Ok(Payload { input: self.input, bytes: payload_bytes, read: 0 })
+        Ok(Payload { input: self.input, bytes: payload_bytes, read: 0, ranged: None })
     }
 }
 
@@ -303,6 +304,31 @@ pub struct Payload<R> {
     input: R,
     bytes: u64,
     read: u64,
+    /// How a part is passed over, if it is not the end of a package.
+    ranged: Option<RangedBy<R>>,
+}
+
+/// A payload by itself, of which any part can be had.
+pub trait Ranged: Read {
+    /// Is told, before the first byte is read, which parts will be: in ascending order.
+    fn announce(&mut self, wanted: Vec<Range<u64>>);
+
+    /// Passes over the next `bytes`.
+    fn skip(&mut self, bytes: u64) -> io::Result<()>;
+}
+
+/// The functions of a [`Ranged`].
+#[derive(Debug)]
+struct RangedBy<R> {
+    announce: fn(&mut R, Vec<Range<u64>>),
+    skip: fn(&mut R, u64) -> io::Result<()>,
+}
+
+impl<R: Ranged> Payload<R> {
+    /// Returns the payload that `input` is, of `bytes`.
+    pub(crate) fn of_ranges(input: R, bytes: u64) -> Self {
+        Self { input, bytes, read: 0, ranged: Some(RangedBy { announce: R::announce, skip: R::skip }) }
+    }
 }
 
 impl<R: Read> Payload<R> {
@@ -321,6 +347,13 @@ impl<R: Read> Payload<R> {
         Ok(())
     }
 
+    /// Says which parts will be read, in ascending order: the others need not be had.
+    pub(crate) fn announce(&mut self, wanted: Vec<Range<u64>>) {
+        if let Some(ranged) = &self.ranged {
+            (ranged.announce)(&mut self.input, wanted);
+        }
+    }
+
     /// Passes over the next `bytes`.
     ///
     /// # Errors
@@ -328,6 +361,11 @@ impl<R: Read> Payload<R> {
     pub fn skip(&mut self, bytes: u64) -> Result<(), PackageError> {
         if bytes > self.bytes - self.read {
             return Err(PackageError::Truncated { within: PAYLOAD_NAME });
+        }
+        if let Some(ranged) = &self.ranged {
+            (ranged.skip)(&mut self.input, bytes).map_err(|source| PackageError::Input { source })?;
+            self.read += bytes;
+            return Ok(());
         }
         let skipped = io::copy(&mut (&mut self.input).take(bytes), &mut io::sink())
             .map_err(|source| PackageError::Input { source })?;
@@ -348,6 +386,9 @@ impl<R: Read> Payload<R> {
     pub fn finish(mut self) -> Result<(), PackageError> {
         if self.read != self.bytes {
             return Err(PackageError::PayloadLength { bytes: self.bytes, manifest: self.read });
+        }
+        if self.ranged.is_some() {
+            return Ok(()); // a file by itself has no end that could be wrong: what was wanted of it was checked
         }
         read_filling(&mut self.input, self.bytes, PAYLOAD_NAME)?;
         let mut end = Vec::with_capacity(2 * BLOCK_BYTES);

@@ -23,7 +23,7 @@ use crate::digest::Digest;
 use crate::durable;
 use crate::fault;
 use crate::manifest::{ARCH_ANY, INSTALLED_PATH, Manifest, RESERVED_DIR};
-use crate::package::{Package, PackageError};
+use crate::package::{Package, PackageError, Payload};
 use crate::release::Store;
 use crate::trust::{Expired, Trust, VerifiedManifest};
 
@@ -123,6 +123,8 @@ pub struct Received {
     pub dir: PathBuf,
     /// Whether some of its metadata is past its date.
     pub expired: bool,
+    /// The date of a signed release that the clock is before, if it is.
+    pub clock_behind: Option<Timestamp>,
     /// Bytes it shares with kept releases.
     pub linked_bytes: u64,
     /// Bytes that were written for it.
@@ -133,7 +135,7 @@ impl Received {
     /// Returns what was received at an earlier time.
     pub(crate) fn again(digest: Digest, manifest: Manifest, dir: PathBuf) -> Self {
         let linked_bytes = manifest.installed_bytes();
-        Self { digest, manifest, dir, expired: false, linked_bytes, written_bytes: 0 }
+        Self { digest, manifest, dir, expired: false, clock_behind: None, linked_bytes, written_bytes: 0 }
     }
 }
 
@@ -172,6 +174,19 @@ fn receive_all(
 ) -> Result<Received, ReceiveError> {
     let package = Package::open(input)?;
     let verified = trust.verify(package.metadata(), package.manifest(), policy.expired, policy.now)?;
+    receive_verified(verified, |bytes| package.into_payload(bytes), store, trust, policy, cancel, progress)
+}
+
+/// Unpacks a release whose manifest is verified, from the payload that `payload` gives for its length.
+pub(crate) fn receive_verified<R: Read>(
+    verified: VerifiedManifest,
+    payload: impl FnOnce(u64) -> Result<Payload<R>, PackageError>,
+    store: &Store,
+    trust: &Trust,
+    policy: &Policy,
+    cancel: &AtomicBool,
+    progress: &mut dyn FnMut(ReceiveProgress),
+) -> Result<Received, ReceiveError> {
     let manifest = verified.manifest();
     policy.check(manifest)?;
     progress(ReceiveProgress::Verified {
@@ -180,11 +195,12 @@ fn receive_all(
         bytes_total: manifest.payload_bytes(),
         installed_bytes: manifest.installed_bytes(),
     });
-    let mut payload = package.into_payload(manifest.payload_bytes())?;
+    let mut payload = payload(manifest.payload_bytes())?;
 
     let mut plan = plan::Plan::new(manifest);
     plan.find_kept(&store.content_index()?, cancel)?;
     plan.check_space(&store.staging_dir())?;
+    payload.announce(plan.wanted_ranges(manifest));
 
     let tree = Tree::new(&store.staging_dir())?;
     make_directories(&tree.path, manifest)?;
@@ -208,8 +224,8 @@ fn receive_all(
         drop(durable::remove_tree(&dir));
         return Err(error.into());
     }
-    let (digest, expired) = (verified.digest(), verified.expired());
-    Ok(Received { digest, manifest: verified.into_manifest(), dir, expired, linked_bytes, written_bytes })
+    let (digest, expired, clock_behind) = (verified.digest(), verified.expired(), verified.clock_behind());
+    Ok(Received { digest, manifest: verified.into_manifest(), dir, expired, clock_behind, linked_bytes, written_bytes })
 }
 
 /// Lets a read fail once the work is cancelled.

@@ -45,9 +45,14 @@ fn a_good_file_is_understood_and_overridden() {
 
 #[test]
 fn every_mistake_has_its_line_and_column() {
-    let rows: [(String, &str); 9] = [
+    let rows: [(String, &str); 11] = [
         (GOOD.replace("[runtime]", "[runtime"), "a.toml:5:"),
         (GOOD.replace("binary =", "binery ="), "a.toml:6:1: unknown field `binery`"),
+        (
+            GOOD.replace("[update]", "[update]\nexpired_offline = \"never\""),
+            "a.toml:11:19: \"never\" is no policy: use one of warn, refuse",
+        ),
+        (GOOD.replace("[update]", "[update]\nrepository = \"ftp://x\""), "a.toml:11:14: \"ftp://x\" is no repository"),
         (GOOD.replace("\"5s\"", "\"5 parsecs\""), "a.toml:11:13: \"5 parsecs\" is not a duration"),
         (GOOD.replace("[\"http\"]", "[\"htp\"]"), "a.toml:18:14: there is no listener \"htp\""),
         (GOOD.replace("[\"db\"]", "[\"dc\"]"), "a.toml:19:10: there is no component \"dc\""),

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use semver::Version;
 
 use crate::class::Class;
-use crate::manifest::ManifestError;
 use crate::package::PackageError;
 use crate::release::StoreError;
 use crate::trust::TrustError;
@@ -67,6 +66,12 @@ pub enum ReceiveError {
         requires: Version,
         /// The running version.
         current: Version,
+    },
+    /// The repository does not have it.
+    #[error("the repository has no release {version} for this appliance")]
+    NotOffered {
+        /// The version asked for.
+        version: Version,
     },
     /// The release does not fit.
     #[error("the release needs {needed} bytes, {free} are free in {}", path.display())]
@@ -144,6 +149,7 @@ impl ReceiveError {
             | Self::OtherArch { .. }
             | Self::NotNewer { .. }
             | Self::RequiresNewer { .. }
+            | Self::NotOffered { .. }
             | Self::Frame { .. } => Class::Refused,
             Self::Trust { source } => source.class(),
             Self::Store { .. } | Self::NoSpace { .. } | Self::Disk { .. } => Class::Disk,
@@ -168,28 +174,13 @@ impl ReceiveError {
                 | PackageError::NoEnd
                 | PackageError::Trailing => "package-malformed",
             },
-            Self::Trust { source } => match source {
-                TrustError::Io { .. } | TrustError::SeenDamaged { .. } => "trust-unreadable",
-                TrustError::NoRoot { .. } | TrustError::OtherRootTrusted { .. } => "no-trust",
-                TrustError::Start { .. } | TrustError::Lost => "internal",
-                TrustError::Metadata { .. }
-                | TrustError::Spelling { .. }
-                | TrustError::RootUnsigned { .. }
-                | TrustError::RootMisnamed { .. }
-                | TrustError::OtherRoot { .. }
-                | TrustError::Refused { .. }
-                | TrustError::NoTarget
-                | TrustError::OtherManifest { .. } => "signature-invalid",
-                TrustError::Manifest { source: ManifestError::Format { .. } } => "format-unknown",
-                TrustError::Manifest { .. } => "manifest-refused",
-                TrustError::Expired { .. } => "expired",
-                TrustError::ClockWentBack { .. } => "clock-wrong",
-            },
+            Self::Trust { source } => source.code(),
             Self::Store { .. } | Self::Disk { .. } => "disk",
             Self::OtherAppliance { .. } => "other-appliance",
             Self::OtherArch { .. } => "other-arch",
             Self::NotNewer { .. } => "not-newer",
             Self::RequiresNewer { .. } => "requires-newer",
+            Self::NotOffered { .. } => "not-offered",
             Self::NoSpace { .. } => "no-space",
             Self::Frame { .. } => "content-invalid",
             Self::Cancelled => "cancelled",
@@ -209,6 +200,7 @@ impl ReceiveError {
             }
             Self::NotNewer { .. } => "choose a newer package, or allow a downgrade; nothing was changed",
             Self::RequiresNewer { .. } => "install the release it asks for first; nothing was changed",
+            Self::NotOffered { .. } => "ask what there is with `refit check`; nothing was changed",
             Self::NoSpace { .. } => "free space, for example with fewer kept releases; nothing was changed",
             Self::Frame { .. } => "get the package again from its vendor; nothing was changed",
             Self::Disk { .. } => "free space or check the disk, then send the package again; nothing was changed",

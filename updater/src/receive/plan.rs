@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -151,6 +152,25 @@ impl Plan {
             }
         }
         Ok(shared)
+    }
+
+    /// Returns the parts of the payload that are wanted, in ascending order.
+    pub(super) fn wanted_ranges(&self, manifest: &Manifest) -> Vec<Range<u64>> {
+        let mut ranges: Vec<Range<u64>> = Vec::new();
+        for file in manifest.files() {
+            let Body::Regular { sha256, frames, .. } = &file.body else { continue };
+            if !self.content(sha256).is_some_and(Content::is_wanted) {
+                continue;
+            }
+            for frame in frames {
+                let range = frame.offset..frame.offset + frame.stored;
+                match ranges.last_mut() {
+                    Some(last) if last.end == range.start => last.end = range.end,
+                    Some(_) | None => ranges.push(range),
+                }
+            }
+        }
+        ranges
     }
 
     /// Returns the content with this digest.

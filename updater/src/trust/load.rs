@@ -1,208 +1,122 @@
-//! One package's metadata through the TUF client, without a network and without a runtime of the caller's.
+//! One package's metadata through the TUF client.
 
-use std::collections::HashMap;
-use std::fmt;
-use std::path::Path;
-use std::sync::Arc;
-use std::thread;
+use std::io;
 
-use async_trait::async_trait;
-use bytes::Bytes;
 use jiff::Timestamp;
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use serde_json::Value;
-use tough::schema::{Role, RoleType, Root, Signed, Snapshot, Targets, Timestamp as TimestampRole};
-use tough::{
-    ExpirationEnforcement, Limits, RepositoryLoader, TargetName, Transport, TransportError, TransportErrorKind,
-    TransportStream,
-};
-use url::Url;
+use tough::schema::{RoleType, Signed};
 
-use super::{Seen, TrustError};
+use super::TrustError;
 use crate::digest::Digest;
 use crate::keys::spell;
 use crate::manifest::Manifest;
-use crate::package::{MANIFEST_NAME, METADATA_BYTES_MAX, Metadata, ROOTS_MAX};
+use crate::package::{MANIFEST_NAME, Metadata};
+use crate::tuf::document::{Document, RootDocument, SnapshotContent, Target, TargetsContent, TimestampContent};
+use crate::tuf::{Client, Dates, Fetch, MemoryShelf, SameVersion, TufError};
 
-/// Where the client believes the metadata lies; the transport looks at the last name only.
-const BASE_URL: &str = "package:///metadata/";
+/// What says, in the signed metadata, when a release was made.
+pub(crate) const RELEASED: &str = "released";
 
 /// Metadata that is signed as a root requires.
 pub(crate) struct Loaded {
-    pub(crate) timestamp: Signed<TimestampRole>,
-    pub(crate) snapshot: Signed<Snapshot>,
-    pub(crate) targets: Signed<Targets>,
-    pub(crate) root_version: u64,
-    /// The newest root, if the package brought one that is newer than the trusted one.
-    pub(crate) new_root: Option<Vec<u8>>,
-    /// When the first of the roles expires, and which.
-    pub(crate) first_expiry: (Timestamp, RoleType),
+    pub(crate) root: RootDocument,
+    pub(crate) timestamp: Document<TimestampContent>,
+    pub(crate) snapshot: Document<SnapshotContent>,
+    pub(crate) targets: Document<TargetsContent>,
+    /// Whether the package brought a root that is newer than the trusted one.
+    pub(crate) is_root_new: bool,
 }
 
 impl Loaded {
-    /// Returns the manifest in `bytes`, if it is the one that was signed.
-    pub(crate) fn manifest(&self, bytes: &[u8]) -> Result<Manifest, TrustError> {
-        let name = TargetName::new(MANIFEST_NAME).map_err(|_no_name| TrustError::NoTarget)?;
-        let target = self.targets.signed.find_target(&name, false).map_err(|_missing| TrustError::NoTarget)?;
-        let signed = <[u8; 32]>::try_from(&*target.hashes.sha256).map_err(|_no_digest| TrustError::NoTarget)?;
-        let (found, signed) = (Digest::of(bytes), Digest::from(signed));
-        if found != signed || target.length != bytes.len() as u64 {
-            return Err(TrustError::OtherManifest { found, signed });
-        }
-        Manifest::parse(bytes).map_err(|source| TrustError::Manifest { source })
+    /// Returns the manifest in `bytes`, if it is the one that was signed, and when its release was made.
+    pub(crate) fn manifest(&self, bytes: &[u8]) -> Result<(Manifest, Option<Timestamp>), TrustError> {
+        let target = self.targets.content.targets.get(MANIFEST_NAME).ok_or(TrustError::NoTarget)?;
+        parse_manifest(target, MANIFEST_NAME, bytes)
+    }
+
+    /// Returns when the first of the roles expires, and which.
+    pub(crate) fn first_expiry(&self) -> (Timestamp, RoleType) {
+        let root = (self.root.expires, RoleType::Root);
+        [
+            (self.timestamp.expires, RoleType::Timestamp),
+            (self.snapshot.expires, RoleType::Snapshot),
+            (self.targets.expires, RoleType::Targets),
+        ]
+        .into_iter()
+        .fold(root, |first, next| if next.0 < first.0 { next } else { first })
     }
 }
 
-/// Verifies `metadata` against the trusted `root`, and against what was seen before, if that is given along with a
-/// directory to work in.
-pub(crate) fn load(root: &[u8], metadata: &Metadata, seen: Option<(&Path, &Seen)>) -> Result<Loaded, TrustError> {
-    let trusted = super::parse_root(root)?;
+/// Returns the manifest in `bytes`, if it is the target that was signed, and when its release was made.
+pub(super) fn parse_manifest(
+    target: &Target,
+    name: &str,
+    bytes: &[u8],
+) -> Result<(Manifest, Option<Timestamp>), TrustError> {
+    if let Err(source) = target.check(name, bytes) {
+        return Err(TrustError::OtherManifest { found: Digest::of(bytes), source: Box::new(source) });
+    }
+    let released = target.custom.get(RELEASED).and_then(Value::as_str).and_then(|text| text.parse().ok());
+    Ok((Manifest::parse(bytes).map_err(|source| TrustError::Manifest { source })?, released))
+}
+
+/// Verifies `metadata` against the root that `shelf` holds, and against what else it holds of earlier packages.
+pub(crate) fn load(shelf: MemoryShelf, trusted: &RootDocument, metadata: &Metadata) -> Result<Loaded, TrustError> {
     check_spelling(metadata)?;
-    check_roots(metadata, &trusted)?;
-    let mut scratch_path = None;
-    if let Some((scratch, seen)) = seen {
-        write_scratch::<TimestampRole>(scratch, "timestamp.json", seen.timestamp.as_ref())?;
-        write_scratch::<Snapshot>(scratch, "snapshot.json", seen.snapshot.as_ref())?;
-        write_scratch::<Targets>(scratch, "targets.json", seen.targets.as_ref())?;
-        scratch_path = Some(scratch.to_owned());
-    }
-    let entries =
-        Entries(Arc::new(metadata.iter().map(|(name, bytes)| (name, Bytes::copy_from_slice(bytes))).collect()));
-    let base = Url::parse(BASE_URL).map_err(|_constant| TrustError::Lost)?;
-    let limits = Limits {
-        max_root_size: METADATA_BYTES_MAX,
-        max_targets_size: METADATA_BYTES_MAX,
-        max_timestamp_size: METADATA_BYTES_MAX,
-        max_snapshot_size: METADATA_BYTES_MAX,
-        max_root_updates: ROOTS_MAX as u64 + 1,
-    };
-    // Expiry is judged by the caller, with the caller's clock.
-    let mut loader = RepositoryLoader::new(&root, base.clone(), base)
-        .transport(entries)
-        .limits(limits)
-        .expiration_enforcement(ExpirationEnforcement::Unsafe);
-    if let Some(path) = scratch_path {
-        loader = loader.datastore(path);
-    }
-    let repository = block_on(loader.load())?.map_err(|source| TrustError::Refused { source: Box::new(source) })?;
-    let newest = repository.root().signed.version.get();
-    let new_root = if newest > trusted.signed.version.get() { metadata.roots.get(&newest).cloned() } else { None };
-    let (timestamp, snapshot, targets) =
-        (repository.timestamp().clone(), repository.snapshot().clone(), repository.targets().clone());
-    let first_expiry = [
-        (repository.root().signed.expires, RoleType::Root),
-        (timestamp.signed.expires, RoleType::Timestamp),
-        (snapshot.signed.expires, RoleType::Snapshot),
-        (targets.signed.expires, RoleType::Targets),
-    ]
-    .into_iter()
-    .min_by_key(|(at, _)| *at)
-    .unwrap_or((repository.root().signed.expires, RoleType::Root));
-    Ok(Loaded { timestamp, snapshot, targets, root_version: newest, new_root, first_expiry })
-}
-
-/// Returns the root in `bytes`.
-pub(super) fn parse_root(name: &str, bytes: &[u8]) -> Result<Signed<Root>, TrustError> {
-    parse(name, bytes)
-}
-
-fn parse<T: DeserializeOwned>(name: &str, bytes: &[u8]) -> Result<T, TrustError> {
-    serde_json::from_slice(bytes).map_err(|source| TrustError::Metadata { name: name.to_owned(), source })
+    check_roots(metadata, trusted)?;
+    // Expiry is judged by the caller: a package in a drawer may be older than any date.
+    let mut client = Client::new(Entries(metadata), shelf, Dates::Ignored, SameVersion::Replace)?;
+    client.refresh()?;
+    let missing = |name: &str| TufError::Missing { name: name.to_owned() };
+    Ok(Loaded {
+        is_root_new: client.root().version.get() > trusted.version.get(),
+        root: client.root().clone(),
+        timestamp: client.timestamp().cloned().ok_or_else(|| missing("timestamp.json"))?,
+        snapshot: client.snapshot().cloned().ok_or_else(|| missing("snapshot.json"))?,
+        targets: client.targets().cloned().ok_or_else(|| missing("targets.json"))?,
+    })
 }
 
 /// Refuses metadata that says the same in other bytes: a signature covers the meaning, not the spelling.
 fn check_spelling(metadata: &Metadata) -> Result<(), TrustError> {
     for (name, bytes) in metadata.iter() {
-        let role = name.strip_suffix(".json").and_then(|stem| stem.rsplit('.').next());
-        let spelled = match role {
-            Some("root") => respell::<Root>(&name, bytes)?,
-            Some("timestamp") => respell::<TimestampRole>(&name, bytes)?,
-            Some("snapshot") => respell::<Snapshot>(&name, bytes)?,
-            Some("targets") => respell::<Targets>(&name, bytes)?,
-            Some(_) | None => Vec::new(),
-        };
-        if spelled != bytes {
+        let envelope: Signed<Value> =
+            serde_json::from_slice(bytes).map_err(|source| TufError::Format { name: name.clone(), source })?;
+        if spell(&envelope.signed, &envelope.signatures).is_none_or(|spelled| spelled != bytes) {
             return Err(TrustError::Spelling { name });
         }
     }
     Ok(())
 }
 
-fn respell<T: Role + DeserializeOwned>(name: &str, bytes: &[u8]) -> Result<Vec<u8>, TrustError> {
-    let role: Signed<T> = parse(name, bytes)?;
-    let canonical = role.signed.canonical_form().map_err(|_no_json| TrustError::Spelling { name: name.to_owned() })?;
-    Ok(spell(&canonical, &role.signatures))
-}
-
 /// Checks the package's whole chain of roots, also the part that is older than the trusted one: the client looks only
 /// at what is newer, and a package has no bytes that nobody vouches for.
-fn check_roots(metadata: &Metadata, trusted: &Signed<Root>) -> Result<(), TrustError> {
-    let mut before: Option<Signed<Root>> = None;
+fn check_roots(metadata: &Metadata, trusted: &RootDocument) -> Result<(), TrustError> {
+    let mut before: Option<RootDocument> = None;
     for (number, bytes) in &metadata.roots {
-        let root = parse_root(&format!("{number}.root.json"), bytes)?;
-        let version = root.signed.version.get();
-        if version != *number {
-            return Err(TrustError::RootMisnamed { name: *number, version });
+        let name = format!("{number}.root.json");
+        let root = RootDocument::verify_root(&name, bytes)?;
+        if root.version.get() != *number {
+            return Err(TufError::Version { name, expected: *number, found: root.version.get() }.into());
         }
-        if version == trusted.signed.version.get() && root.signed != trusted.signed {
-            return Err(TrustError::OtherRoot { version });
+        if root.version.get() == trusted.version.get() && root.content != trusted.content {
+            return Err(TrustError::OtherRoot { version: *number });
         }
-        for signer in before.iter().chain([&root]) {
-            let unsigned = |source| TrustError::RootUnsigned { version, source: Box::new(source) };
-            signer.signed.verify_role(&root).map_err(unsigned)?;
+        if let Some(before) = &before {
+            before.signs_root(&name, &root)?;
         }
         before = Some(root);
     }
     Ok(())
 }
 
-/// Gives the client what was seen before. It takes what it cannot read for nothing, so that is found here.
-fn write_scratch<T: DeserializeOwned>(dir: &Path, name: &str, value: Option<&Value>) -> Result<(), TrustError> {
-    let Some(value) = value else { return Ok(()) };
-    let path = dir.join(name);
-    if let Err(source) = Signed::<T>::deserialize(value) {
-        return Err(TrustError::SeenDamaged { path, source: Some(source) });
-    }
-    let write = || -> std::io::Result<()> {
-        let file = std::fs::File::create(&path)?;
-        serde_json::to_writer(file, value).map_err(std::io::Error::from)
-    };
-    write().map_err(super::io_error("write", &path))
-}
-
-/// Runs the future to its end on a thread of its own: the caller may be inside a runtime or not.
-fn block_on<T: Send>(future: impl Future<Output = T> + Send) -> Result<T, TrustError> {
-    thread::scope(|scope| {
-        let worker = thread::Builder::new().name("refit-trust".to_owned()).spawn_scoped(scope, || {
-            let runtime = tokio::runtime::Builder::new_current_thread().build()?;
-            Ok(runtime.block_on(future))
-        });
-        let worker = worker.map_err(|source| TrustError::Start { source })?;
-        match worker.join() {
-            Ok(result) => result.map_err(|source| TrustError::Start { source }),
-            Err(_panicked) => Err(TrustError::Lost),
-        }
-    })
-}
-
 /// Serves the entries of one package.
-#[derive(Clone)]
-struct Entries(Arc<HashMap<String, Bytes>>);
+struct Entries<'a>(&'a Metadata);
 
-impl fmt::Debug for Entries {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.0.keys()).finish()
-    }
-}
-
-#[async_trait]
-impl Transport for Entries {
-    async fn fetch(&self, url: Url) -> Result<TransportStream, TransportError> {
-        let name = url.path().rsplit('/').next().unwrap_or_default();
-        match self.0.get(name) {
-            Some(bytes) => Ok(Box::pin(futures_util::stream::iter([Ok(bytes.clone())]))),
-            None => Err(TransportError::new(TransportErrorKind::FileNotFound, url)),
-        }
+impl Fetch for Entries<'_> {
+    fn metadata(&mut self, name: &str, _bytes_max: u64) -> io::Result<Option<Vec<u8>>> {
+        let root = name.strip_suffix(".root.json").and_then(|number| number.parse().ok());
+        let found = root.and_then(|number: u64| self.0.roots.get(&number)).or_else(|| self.0.files.get(name));
+        Ok(found.cloned())
     }
 }

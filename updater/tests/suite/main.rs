@@ -10,8 +10,11 @@
 mod config;
 #[cfg(feature = "fault")]
 mod crash;
+mod keys;
 mod policy;
 mod reading;
+mod repository;
 mod roundtrip;
 mod support;
 mod tampering;
+mod trust;

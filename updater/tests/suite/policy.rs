@@ -114,7 +114,7 @@ fn metadata_versions_only_go_upward() {
     home.install(&fenced);
     let before = home.snapshot();
     let error = home.receive(&older).unwrap_err();
-    assert_eq!(error.code(), "signature-invalid", "the vendor closed the way back, and no operator opens it");
+    assert_eq!(error.code(), "rolled-back", "the vendor closed the way back, and no operator opens it");
     assert_eq!(home.snapshot(), before);
     home.receive(&fenced).unwrap();
 }

@@ -20,6 +20,11 @@ pub(crate) fn now() -> Timestamp {
     "2030-01-01T00:00:00Z".parse().unwrap()
 }
 
+/// When every release was made.
+pub(crate) fn released() -> Timestamp {
+    "2029-12-01T00:00:00Z".parse().unwrap()
+}
+
 /// A date that is never reached.
 pub(crate) fn far() -> Timestamp {
     "2100-01-01T00:00:00Z".parse().unwrap()
@@ -44,6 +49,7 @@ pub(crate) fn options() -> PackOptions {
         level: None,
         arch: "x86_64".to_owned(),
         expires: far(),
+        released: released(),
         metadata_version: METADATA_VERSION,
     }
 }

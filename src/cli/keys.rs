@@ -1,0 +1,288 @@
+//! `refit keys`: the vendor's signing keys and the chain of roots that names them.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use jiff::{SignedDuration, Timestamp};
+use refit_updater::keys::{self, KeyRole, Keys as SigningKeys, KeysError, Rotated, Rotation, Setup};
+use serde_json::json;
+use zeroize::Zeroizing;
+
+use super::{Context, passphrase};
+use crate::clock;
+use crate::error::{Exit, Reported};
+
+/// How long a root is good when nobody says: rotating it is work.
+const ROOT_EXPIRES_DAYS_DEFAULT: i64 = 10 * 365;
+/// Keys of a role: more people than that do not meet.
+const KEYS_MAX: u64 = 16;
+
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Keys {
+    /// Make keys and the root of trust that names them.
+    Init(Init),
+    /// Make the next root, with new keys, signed by the old ones.
+    Rotate(Rotate),
+    /// Make the next root with the same keys and a later date.
+    Renew(Renew),
+    /// Show the roles and their keys.
+    Show {
+        /// The directory of the keys.
+        dir: PathBuf,
+        /// Further directories with keys.
+        #[arg(long, value_name = "DIR")]
+        with: Vec<PathBuf>,
+    },
+}
+
+/// How keys are made.
+#[derive(Debug, clap::Args)]
+pub(super) struct Making {
+    /// Where the keys of the root role go, if not beside the others: a medium that is put away.
+    #[arg(long, value_name = "DIR")]
+    offline_root: Option<PathBuf>,
+    /// Protect new keys with a passphrase, from REFIT_KEY_PASSPHRASE_FILE or the terminal.
+    #[arg(long)]
+    encrypt: bool,
+    /// Use the key that FILE (.key.toml) describes, behind a command, for a role; may be repeated.
+    #[arg(long, value_name = "ROLE=FILE", value_parser = outside)]
+    external: Vec<(KeyRole, PathBuf)>,
+    /// How many days the root is good.
+    #[arg(long, default_value_t = ROOT_EXPIRES_DAYS_DEFAULT, value_parser = clap::value_parser!(i64).range(1..36_500))]
+    expires_days: i64,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Init {
+    /// Where to; it must not hold keys yet.
+    dir: PathBuf,
+    /// How many keys of the root role must sign a newer root.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=KEYS_MAX))]
+    threshold: u64,
+    /// How many keys the root role gets; one more than the threshold if that is above 1, so that one may be lost.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=KEYS_MAX))]
+    root_keys: Option<u64>,
+    /// Give timestamp, snapshot and targets keys of their own.
+    #[arg(long)]
+    separate_roles: bool,
+    #[command(flatten)]
+    making: Making,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Rotate {
+    /// The directory of the keys.
+    dir: PathBuf,
+    /// The role that gets new keys; may be repeated. All of them if none is named.
+    #[arg(long, value_name = "ROLE", value_parser = clap::builder::PossibleValuesParser::new(keys::role_names()))]
+    role: Vec<String>,
+    /// How many keys of the root role must sign a newer root from now on.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=KEYS_MAX))]
+    threshold: Option<u64>,
+    /// How many keys the root role gets.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=KEYS_MAX))]
+    root_keys: Option<u64>,
+    /// A further directory with keys; may be repeated.
+    #[arg(long, value_name = "DIR")]
+    with: Vec<PathBuf>,
+    #[command(flatten)]
+    making: Making,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Renew {
+    /// The directory of the keys.
+    dir: PathBuf,
+    /// A further directory with keys, such as that of an offline root; may be repeated.
+    #[arg(long, value_name = "DIR")]
+    with: Vec<PathBuf>,
+    /// How many days the root is good.
+    #[arg(long, default_value_t = ROOT_EXPIRES_DAYS_DEFAULT, value_parser = clap::value_parser!(i64).range(1..36_500))]
+    expires_days: i64,
+}
+
+/// Why no keys were made.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum KeyCommandError {
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+    #[error("cannot read the new passphrase")]
+    Passphrase(#[source] std::io::Error),
+    #[error("there is no passphrase for the new keys")]
+    NoPassphrase,
+}
+
+impl Reported for KeyCommandError {
+    fn code(&self) -> &str {
+        "keys_unusable"
+    }
+
+    fn remedy(&self) -> &str {
+        match self {
+            Self::Keys(error) => error.remedy(),
+            Self::Passphrase(_) | Self::NoPassphrase => {
+                "put it into a file and name that in REFIT_KEY_PASSPHRASE_FILE, or use a terminal"
+            }
+        }
+    }
+
+    fn exit(&self) -> Exit {
+        Exit::Config
+    }
+}
+
+fn outside(text: &str) -> Result<(KeyRole, PathBuf), String> {
+    let (role, file) = text.split_once('=').ok_or("ROLE=FILE is wanted")?;
+    let names = || keys::role_names().collect::<Vec<_>>().join(", ");
+    let role = keys::role_named(role).ok_or_else(|| format!("{role:?} is no role; there are {}", names()))?;
+    Ok((role, PathBuf::from(file)))
+}
+
+/// Returns the keys in `dir` and `with`; passphrases are asked for when they are needed.
+pub(super) fn open(context: &Context, dir: &Path, with: &[PathBuf]) -> Result<SigningKeys, KeysError> {
+    let with: Vec<PathBuf> = with.iter().map(|dir| context.path(dir)).collect();
+    SigningKeys::open_with(&context.path(dir), &with, passphrase::finder(context))
+}
+
+/// Returns the time in so many days.
+pub(super) fn in_days(days: i64) -> Timestamp {
+    clock::now().checked_add(SignedDuration::from_hours(24 * days)).unwrap_or(Timestamp::MAX)
+}
+
+pub(super) fn run(context: &Context, keys: &Keys) -> Exit {
+    let done = match keys {
+        Keys::Init(it) => init(context, it),
+        Keys::Rotate(it) => rotate(context, it),
+        Keys::Renew(it) => renew(context, it),
+        Keys::Show { dir, with } => show(context, dir, with),
+    };
+    match done {
+        Ok(()) => Exit::Done,
+        Err(error) => context.fail(&error),
+    }
+}
+
+impl Making {
+    fn passphrase(&self, context: &Context) -> Result<Option<Zeroizing<String>>, KeyCommandError> {
+        if !self.encrypt {
+            return Ok(None);
+        }
+        let found = passphrase::choose(context).map_err(KeyCommandError::Passphrase)?;
+        found.map(Some).ok_or(KeyCommandError::NoPassphrase)
+    }
+
+    fn outside(&self, context: &Context) -> Vec<(KeyRole, PathBuf)> {
+        self.external.iter().map(|(role, file)| (*role, context.path(file))).collect()
+    }
+}
+
+fn init(context: &Context, init: &Init) -> Result<(), KeyCommandError> {
+    let dir = context.path(&init.dir);
+    let spare = u64::from(init.threshold > 1);
+    let setup = Setup {
+        root_expires: in_days(init.making.expires_days),
+        root_keys: init.root_keys.unwrap_or(init.threshold + spare),
+        root_threshold: init.threshold,
+        separate_roles: init.separate_roles,
+        root_dir: init.making.offline_root.as_ref().map(|dir| context.path(dir)),
+        outside: init.making.outside(context),
+        passphrase: init.making.passphrase(context)?,
+    };
+    let made = SigningKeys::create(&dir, &setup)?;
+    let root = dir.join("1.root.json");
+    if context.json {
+        context.print(&json!({ "keys": dir, "root": root, "roles": made.status() }).to_string());
+    }
+    for role in made.status() {
+        for (id, file) in &role.keys {
+            let file = file.as_ref().map_or_else(|| "elsewhere".to_owned(), |file| file.display().to_string());
+            context.tell(&format!("{:<10} {} of {}  {id:.12}  {file}", role.role, role.threshold, role.keys.len()));
+        }
+    }
+    context.tell("keep the keys secret and keep copies: without the root's, nobody can replace a lost one");
+    if let Some(offline) = &setup.root_dir {
+        context.tell(&format!("put {} away; it is needed again to rotate keys", offline.display()));
+    }
+    context.tell(&format!("appliances trust {}; ship it with them", root.display()));
+    Ok(())
+}
+
+fn rotate(context: &Context, rotate: &Rotate) -> Result<(), KeyCommandError> {
+    let mut with = rotate.with.clone();
+    with.extend(rotate.making.offline_root.clone().filter(|dir| context.path(dir).is_dir()));
+    let keys = open(context, &rotate.dir, &with)?;
+    let roles: BTreeSet<&'static str> = keys::role_names()
+        .filter(|name| rotate.role.is_empty() || rotate.role.iter().any(|role| role == name))
+        .collect();
+    let rotation = Rotation {
+        roles,
+        root_expires: in_days(rotate.making.expires_days),
+        root_keys: rotate.root_keys,
+        root_threshold: rotate.threshold,
+        root_dir: rotate.making.offline_root.as_ref().map(|dir| context.path(dir)),
+        outside: rotate.making.outside(context),
+        passphrase: rotate.making.passphrase(context)?,
+    };
+    let (_, rotated) = keys.rotate(&rotation)?;
+    tell_rotated(context, &rotated);
+    Ok(())
+}
+
+fn renew(context: &Context, renew: &Renew) -> Result<(), KeyCommandError> {
+    let keys = open(context, &renew.dir, &renew.with)?;
+    let rotation = Rotation {
+        roles: BTreeSet::new(),
+        root_expires: in_days(renew.expires_days),
+        root_keys: None,
+        root_threshold: None,
+        root_dir: None,
+        outside: Vec::new(),
+        passphrase: None,
+    };
+    let (_, rotated) = keys.rotate(&rotation)?;
+    tell_rotated(context, &rotated);
+    Ok(())
+}
+
+fn tell_rotated(context: &Context, rotated: &Rotated) {
+    if context.json {
+        let object = json!({
+            "root": rotated.root, "version": rotated.version, "made": rotated.made, "retired": rotated.retired,
+        });
+        context.print(&object.to_string());
+    }
+    for file in &rotated.made {
+        context.tell(&format!("made     {}", file.display()));
+    }
+    for file in &rotated.retired {
+        context.tell(&format!("retired  {}", file.display()));
+    }
+    context.tell(&format!(
+        "root {} is {}; appliances get it with the next package or from the repository after `refit repo refresh`",
+        rotated.version,
+        rotated.root.display()
+    ));
+}
+
+fn show(context: &Context, dir: &Path, with: &[PathBuf]) -> Result<(), KeyCommandError> {
+    let keys = open(context, dir, with)?;
+    let (version, expires) = keys.root_version();
+    let roles = keys.status();
+    if context.json {
+        context.print(&json!({ "root": { "version": version, "expires": expires }, "roles": roles }).to_string());
+        return Ok(());
+    }
+    context.print(&format!("root {version}, good until {expires}"));
+    let rows: Vec<Vec<String>> = roles
+        .iter()
+        .flat_map(|role| {
+            role.keys.iter().map(|(id, file)| {
+                let needed = format!("{} of {}", role.threshold, role.keys.len());
+                let file = file.as_ref().map_or_else(|| "not here".to_owned(), |file| file.display().to_string());
+                vec![role.role.to_owned(), needed, id.chars().take(12).collect(), file]
+            })
+        })
+        .collect();
+    super::show::table(context, &["ROLE", "NEEDS", "KEY", "FILE"], &rows);
+    Ok(())
+}

@@ -1,0 +1,62 @@
+//! Where the passphrases of signing keys come from: a file, or a terminal; never the command line, which others can see.
+
+use std::io::{self, IsTerminal};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use refit_updater::durable;
+use refit_updater::keys::Passphrase;
+use zeroize::Zeroizing;
+
+use super::Context;
+
+/// Names a file whose first line is the passphrase.
+const FILE_VARIABLE: &str = "REFIT_KEY_PASSPHRASE_FILE";
+/// A passphrase is a line; a larger file is something else.
+const FILE_BYTES_MAX: u64 = 4 << 10;
+
+/// Returns what finds the passphrase of a key when it must sign.
+pub(super) fn finder(context: &Context) -> Arc<Passphrase<'static>> {
+    let file = file(context);
+    Arc::new(move |key: &Path| match &file {
+        Some(file) => from_file(file).map(Some),
+        None if io::stdin().is_terminal() => ask(&format!("passphrase of {}: ", key.display())).map(Some),
+        None => Ok(None),
+    })
+}
+
+/// Returns the passphrase for keys that are made; `None` if there is nobody to ask. Somebody who types it types it twice.
+///
+/// # Errors
+/// It could not be read, is empty, or was not repeated.
+pub(super) fn choose(context: &Context) -> io::Result<Option<Zeroizing<String>>> {
+    let found = match file(context) {
+        Some(file) => from_file(&file)?,
+        None if io::stdin().is_terminal() => {
+            let first = ask("passphrase of the new keys: ")?;
+            if *ask("the same again: ")? != *first {
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, "the two passphrases differ"));
+            }
+            first
+        }
+        None => return Ok(None),
+    };
+    if found.is_empty() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the passphrase is empty"));
+    }
+    Ok(Some(found))
+}
+
+fn file(context: &Context) -> Option<PathBuf> {
+    context.process.path(FILE_VARIABLE).map(|file| context.path(&file))
+}
+
+fn from_file(file: &Path) -> io::Result<Zeroizing<String>> {
+    let bytes = Zeroizing::new(durable::read_limited(file, FILE_BYTES_MAX)?);
+    let text = std::str::from_utf8(&bytes).map_err(|source| io::Error::new(io::ErrorKind::InvalidData, source))?;
+    Ok(Zeroizing::new(text.lines().next().unwrap_or_default().to_owned()))
+}
+
+fn ask(prompt: &str) -> io::Result<Zeroizing<String>> {
+    rpassword::prompt_password(prompt).map(Zeroizing::new)
+}

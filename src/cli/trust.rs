@@ -1,0 +1,101 @@
+//! `refit trust`: whom this appliance trusts, and the way out when that is damaged.
+
+use std::path::PathBuf;
+
+use refit_updater::trust::{Trust as Trusted, TrustError};
+use serde_json::json;
+
+use super::Context;
+use super::show::table;
+use crate::clock;
+use crate::error::{Exit, Reported};
+
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Trust {
+    /// Show the trusted root and the newest metadata that was accepted.
+    Show,
+    /// Trust this root, whatever was trusted before, and forget which versions were seen.
+    Reset {
+        /// The vendor's newest root: get it from the vendor, not from where packages come from.
+        root: PathBuf,
+    },
+}
+
+/// Why the trust was not shown or renewed.
+#[derive(Debug, thiserror::Error)]
+enum TrustCommandError {
+    #[error(transparent)]
+    Trust(#[from] TrustError),
+    #[error("cannot read {}", path.display())]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl Reported for TrustCommandError {
+    fn code(&self) -> &str {
+        match self {
+            Self::Trust(error) => error.code(),
+            Self::Read { .. } => "file_unreadable",
+        }
+    }
+
+    fn remedy(&self) -> &str {
+        match self {
+            Self::Trust(error) => error.remedy(),
+            Self::Read { .. } => "check the name and the permissions; nothing was changed",
+        }
+    }
+
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Trust(error) => super::repo::exit_of_class(error.class()),
+            Self::Read { .. } => Exit::Usage,
+        }
+    }
+}
+
+pub(super) fn run(context: &Context, trust: &Trust) -> Exit {
+    let done = match trust {
+        Trust::Show => show(context),
+        Trust::Reset { root } => reset(context, root),
+    };
+    match done {
+        Ok(()) => Exit::Done,
+        Err(error) => context.fail(&error),
+    }
+}
+
+fn reset(context: &Context, root: &std::path::Path) -> Result<(), TrustCommandError> {
+    let path = context.path(root);
+    let bytes = std::fs::read(&path).map_err(|source| TrustCommandError::Read { path: path.clone(), source })?;
+    Trusted::reset(context.home.path(), &bytes)?;
+    if context.json {
+        context.print(&json!({ "trusted": path }).to_string());
+    }
+    context.tell(&format!("{} is trusted; which versions were seen is forgotten", path.display()));
+    Ok(())
+}
+
+fn show(context: &Context) -> Result<(), TrustCommandError> {
+    let status = Trusted::open(context.home.path())?.status(clock::now())?;
+    if context.json {
+        context.print(&json!(status).to_string());
+        return Ok(());
+    }
+    let rows: Vec<Vec<String>> = status
+        .roles
+        .iter()
+        .map(|role| {
+            let (version, days) = (role.version.to_string(), role.expires_in_days.to_string());
+            vec![role.role.to_owned(), role.source.to_owned(), version, role.expires.to_string(), days]
+        })
+        .collect();
+    table(context, &["ROLE", "FROM", "VERSION", "EXPIRES", "DAYS"], &rows);
+    if let Some(warning) = &status.warning {
+        context.print(&format!("warning: {warning}"));
+    }
+    Ok(())
+}

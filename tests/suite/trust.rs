@@ -1,0 +1,200 @@
+//! Whom an appliance trusts, seen from outside: repositories, dates, the clock, approval by digest, damaged trust.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use crate::appliance::{Appliance, Ran, refit};
+use crate::http::Request;
+use crate::release::{Release, Vendor};
+use crate::web::Web;
+
+/// Packs `release` in `dir` as if it was made at this time, in seconds since 1970, good for a day.
+fn packed_at(release: &Release, dir: &Path, seconds: &str) -> PathBuf {
+    let tree = dir.join(format!("tree-{}-{seconds}", release.version()));
+    release.write(&tree);
+    let out = dir.join(format!("{}-{seconds}.refit", release.version()));
+    let mut pack = refit();
+    pack.arg("pack").arg(&tree).arg("-o").arg(&out).arg("--keys").arg(Vendor::get().keys());
+    Ran::of(pack.args(["--expires-days", "1", "--level", "1"]).env("SOURCE_DATE_EPOCH", seconds)).ends_with(0);
+    out
+}
+
+/// Makes a repository in `dir` with these releases.
+fn repository(dir: &Path, releases: &[&Release]) {
+    let refit_repo = |words: &[&str], packages: &[PathBuf]| {
+        let mut command = refit();
+        command.args(words).arg(dir).args(packages).env("REFIT_KEYS", Vendor::get().keys());
+        Ran::of(&mut command).ends_with(0);
+    };
+    if !dir.exists() {
+        refit_repo(&["repo", "init"], &[]);
+    }
+    refit_repo(&["repo", "add"], &releases.iter().map(|release| release.package()).collect::<Vec<_>>());
+}
+
+/// Names a repository in the machine's own settings.
+fn with_update_key(appliance: Appliance, line: &str) -> Appliance {
+    appliance.local(|text| text.replacen("[update]\n", &format!("[update]\n{line}\n"), 1))
+}
+
+#[test]
+fn a_release_comes_from_a_web_server_in_the_parts_that_are_missing() {
+    let served = tempfile::tempdir().expect("a directory");
+    let dir = served.path().join("repo");
+    let (old, new) = (Release::shop("1.0.0"), Release::shop("1.1.0"));
+    repository(&dir, &[&old]);
+    let web = Web::serve(&dir);
+    let line = format!("repository = \"{}\"", web.url());
+    let appliance = with_update_key(Appliance::new(&old), &line).start();
+    assert_eq!(appliance.status()["repository"], json!(web.url()));
+
+    let checked = appliance.refit(&["check", "--json"]).ends_with(0).objects().remove(0);
+    assert_eq!((&checked["newer"], &checked["current"]), (&Value::Null, &json!("1.0.0")));
+    let line = appliance.refit(&["install", "1.1.0"]).complains_with(65);
+    assert!(line.contains("no release 1.1.0"), "{line}");
+    repository(&dir, &[&new]);
+    let checked = appliance.refit(&["check", "--json"]).ends_with(0).objects().remove(0);
+    assert_eq!(checked["newer"], "1.1.0");
+    let payload_bytes = checked["releases"][1]["payload_bytes"].as_u64().expect("a number");
+    let text = appliance.refit(&["check"]).ends_with(0).stdout;
+    assert!(text.contains("refit install 1.1.0"), "{text}");
+
+    web.asked();
+    appliance.refit(&["install", "1.1.0"]).ends_with(0);
+    appliance.settled("1.1.0");
+    appliance.refit(&["verify"]).ends_with(0);
+    let fetched: u64 = web.asked().iter().filter(|(path, _)| path.ends_with("payload")).map(|(_, bytes)| bytes).sum();
+    // The stock's program and the style are those of 1.0.0.
+    assert!(fetched > 0 && fetched < payload_bytes * 4 / 5, "{fetched} of {payload_bytes}");
+    // An installed release is gone back to without the repository.
+    drop(web);
+    appliance.refit(&["install", "1.0.0"]).ends_with(0);
+    appliance.settled("1.0.0");
+    let line = appliance.refit(&["check"]).complains_with(75);
+    assert!(line.contains("the repository cannot be read"), "{line}");
+}
+
+#[test]
+fn a_server_without_keys_can_give_nothing_else() {
+    let served = tempfile::tempdir().expect("a directory");
+    let dir = served.path().join("repo");
+    repository(&dir, &[&Release::shop("1.1.0")]);
+    let line = format!("repository = \"{}\"", dir.display());
+    let appliance = with_update_key(Appliance::new(&Release::shop("1.0.0")), &line).start();
+    appliance.refit(&["check"]).ends_with(0);
+    let older = served.path().join("older.json");
+    let timestamp = dir.join("metadata/timestamp.json");
+    fs::copy(&timestamp, &older).expect("copy");
+    repository(&dir, &[&Release::shop("1.2.0")]);
+    appliance.refit(&["check"]).ends_with(0);
+    // The list of yesterday again.
+    fs::copy(&older, &timestamp).expect("copy");
+    let line = appliance.refit(&["check"]).complains_with(65);
+    assert!(line.contains("timestamp.json has version 2, and 3 was seen before"), "{line}");
+    let pids = (appliance.runtime_pid(), appliance.component_pid("shop"));
+    appliance.refit(&["install", "1.1.0"]).complains_with(65);
+    assert_eq!((appliance.runtime_pid(), appliance.component_pid("shop")), pids);
+    assert!(appliance.history().is_empty());
+}
+
+#[test]
+fn no_repository_is_said() {
+    let appliance = Appliance::new(&Release::bare("1.0.0")).start();
+    let line = appliance.refit(&["check"]).complains_with(78);
+    assert!(line.contains("has no repository") && line.contains("local.toml"), "{line}");
+}
+
+#[test]
+fn an_expired_package_is_installed_or_refused_by_policy() {
+    let old = "1000000000"; // 2001
+    let appliance = Appliance::new(&Release::bare("1.0.0")).start();
+    let package = packed_at(&Release::bare("1.1.0"), appliance.scratch(), old);
+    let ran = appliance.install_package(&package, &[]).ends_with(0);
+    assert!(ran.stdout.contains("its signatures are past their date"), "{}", ran.stdout);
+    appliance.settled("1.1.0");
+
+    let appliance = with_update_key(Appliance::new(&Release::bare("1.0.0")), "expired_offline = \"refuse\"").start();
+    let line = appliance.install_package(&package, &[]).complains_with(65);
+    assert!(line.contains("metadata expired at 2001-09-10"), "{line}");
+    appliance.settled("1.0.0");
+}
+
+#[test]
+fn a_clock_before_the_release_date_is_said_by_status_and_at_receive() {
+    let appliance = Appliance::new(&Release::bare("1.0.0")).start();
+    let trust = appliance.status()["trust"].clone();
+    assert_eq!((&trust["warning"], &trust["clock_behind"]), (&Value::Null, &json!(false)), "{trust}");
+    assert_eq!(trust["roles"][0]["role"], "root");
+    assert!(trust["roles"][0]["expires_in_days"].as_i64().is_some_and(|days| days > 3000), "{trust}");
+    let package = packed_at(&Release::bare("1.1.0"), appliance.scratch(), "4102444800"); // 2100
+    let ran = appliance.install_package(&package, &[]).ends_with(0);
+    assert!(ran.stdout.contains("the clock is before the date of a signed release"), "{}", ran.stdout);
+    let trust = appliance.settled("1.1.0")["trust"].clone();
+    assert_eq!(trust["clock_behind"], true);
+    let text = appliance.refit(&["status"]).ends_with(0).stdout;
+    assert!(text.contains("warning: the clock says") && text.contains("2100-01-01"), "{text}");
+}
+
+#[test]
+fn what_was_approved_is_what_is_installed() {
+    let appliance = Appliance::new(&Release::bare("1.0.0")).start();
+    let shown = Release::bare("1.1.0").package();
+    let swapped = Release::bare("1.1.0").file("share/other", "another release of the same version\n").package();
+    let inspect = |package: &Path| -> String {
+        let mut inspect = refit();
+        let object = Ran::of(inspect.arg("inspect").arg(package).arg("--json")).ends_with(0).objects().remove(0);
+        object["digest"].as_str().expect("a digest").to_owned()
+    };
+    let (approved, other) = (inspect(&shown), inspect(&swapped));
+    assert_ne!(approved, other);
+    // By the command line: the file was swapped after somebody looked at it.
+    let line = appliance.install_package(&swapped, &["--digest", &approved]).complains_with(65);
+    assert!(line.contains(&approved) && line.contains(&other) && line.contains("was approved"), "{line}");
+    assert_eq!(fs::read_dir(appliance.home().join("staging")).expect("list").count(), 0, "nothing of it is left");
+    // By the API, as the page does it: another package came in between what was shown and the click.
+    let put = |package: &Path, query: &str| {
+        let path = format!("/api/v1/packages{query}");
+        Request::new(&appliance.socket(), "PUT", &path).body(fs::read(package).expect("read")).send()
+    };
+    assert_eq!(put(&shown, "").json()["digest"], json!(approved));
+    assert_eq!(put(&swapped, &format!("?digest={approved}")).status, 422);
+    let update = |digest: &str| {
+        Request::new(&appliance.socket(), "POST", "/api/v1/updates").json(&json!({ "digest": digest })).send()
+    };
+    assert_eq!(update(&other).status, 404, "what nobody was shown");
+    assert_eq!(put(&swapped, "").json()["digest"], json!(other));
+    assert_eq!(update(&approved).status, 202);
+    appliance.settled("1.1.0");
+    let releases = appliance.refit(&["releases", "--json"]).ends_with(0).objects().remove(0);
+    let installed = releases["releases"].as_array().expect("a list").iter().find(|it| it["version"] == "1.1.0");
+    assert_eq!(installed.expect("it is there")["digest"], json!(approved));
+    assert!(!appliance.home().join("releases/1.1.0/share/other").exists());
+}
+
+#[test]
+fn a_damaged_trust_stops_updates_and_not_the_appliance() {
+    let mut appliance = Appliance::new(&Release::bare("1.0.0")).start();
+    let trust = appliance.home().join("trust");
+    let package = Release::bare("1.1.0").package();
+    fs::write(trust.join("packages.json"), "{\"format\":2,").expect("write");
+    let line = appliance.install_package(&package, &[]).complains_with(74);
+    assert!(line.contains("packages.json is damaged") && line.contains("refit trust reset"), "{line}");
+    let warning = appliance.status()["trust"]["warning"].clone();
+    assert!(warning.as_str().is_some_and(|text| text.contains("refit trust reset")), "{warning}");
+    fs::remove_file(trust.join("root.json")).expect("remove");
+    appliance.kill_guard();
+    crate::appliance::end_all(appliance.home());
+    let appliance = appliance.start();
+    let line = appliance.install_package(&package, &[]).complains_with(65);
+    assert!(line.contains("no root is trusted"), "{line}");
+
+    let stranger = Vendor::get().keys().with_file_name("nowhere.json");
+    appliance.run(refit().args(["trust", "reset"]).arg(stranger)).complains_with(64);
+    appliance.run(refit().args(["trust", "reset"]).arg(Vendor::get().root())).ends_with(0);
+    let shown = appliance.refit(&["trust", "show", "--json"]).ends_with(0).objects().remove(0);
+    assert_eq!((&shown["roles"][0]["role"], &shown["warning"]), (&json!("root"), &Value::Null), "{shown}");
+    appliance.install_package(&package, &[]).ends_with(0);
+    appliance.settled("1.1.0");
+}

@@ -1,0 +1,164 @@
+//! The vendor's commands: keys, repositories, and what they refuse.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::appliance::{Ran, refit};
+use crate::release::{Release, Vendor};
+
+fn run(words: &[&str], dir: &Path) -> Ran {
+    Ran::of(refit().args(words).current_dir(dir))
+}
+
+fn object(ran: &Ran) -> Value {
+    ran.objects().pop().expect("an object")
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir(dir)
+        .expect("list")
+        .flatten()
+        .map(|entry| entry.file_name().into_string().expect("text"))
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn keys_with_a_threshold_an_offline_root_and_a_rotation() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let at = dir.path();
+    let init = ["keys", "init", "keys", "--threshold", "2", "--separate-roles", "--offline-root", "stick"];
+    run(&init, at).ends_with(0);
+    assert_eq!(names(&at.join("keys")), ["1.root.json", "snapshot.key.pem", "targets.key.pem", "timestamp.key.pem"]);
+    assert_eq!(names(&at.join("stick")), ["root-1.key.pem", "root-2.key.pem", "root-3.key.pem"], "one may be lost");
+    let line = run(&init, at).complains_with(78);
+    assert!(line.contains("holds keys already"), "{line}");
+
+    let line = run(&["keys", "rotate", "keys", "--role", "targets"], at).complains_with(78);
+    assert!(line.contains("role root needs 2 signatures, 0 of its keys are here") && line.contains("--with"), "{line}");
+    let rotated =
+        object(&run(&["keys", "rotate", "keys", "--role", "targets", "--with", "stick", "--json"], at).ends_with(0));
+    assert_eq!(rotated["version"], 2);
+    let found = names(&at.join("keys"));
+    let expected =
+        ["1.root.json", "2.root.json", "retired", "snapshot.key.pem", "targets-v2.key.pem", "timestamp.key.pem"];
+    assert_eq!(found, expected);
+    run(&["keys", "renew", "keys", "--with", "stick", "--expires-days", "30"], at).ends_with(0);
+    let shown = object(&run(&["keys", "show", "keys", "--json"], at).ends_with(0));
+    assert_eq!(shown["root"]["version"], 3);
+    let root = shown["roles"].as_array().expect("a list").iter().find(|role| role["role"] == "root").expect("root");
+    assert_eq!((&root["threshold"], root["keys"].as_array().map(Vec::len)), (&2.into(), Some(3)), "{root}");
+    for words in [["keys", "rotate", "keys", "--role", "tea"].as_slice(), &["keys", "init", "x", "--external", "tea=x"]]
+    {
+        run(words, at).complains_with(64);
+    }
+}
+
+#[test]
+fn a_passphrase_comes_from_a_file_and_never_from_the_command_line() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let at = dir.path();
+    Release::bare("1.0.0").write(&at.join("tree"));
+    fs::write(at.join("secret"), "plank and nail\n").expect("write");
+    fs::write(at.join("wrong"), "plank and screw\n").expect("write");
+    let with = |file: Option<&str>, words: &[&str]| {
+        let mut command = refit();
+        command.args(words).current_dir(at);
+        if let Some(file) = file {
+            command.env("REFIT_KEY_PASSPHRASE_FILE", file);
+        }
+        Ran::of(&mut command)
+    };
+    let line = with(None, &["keys", "init", "keys", "--encrypt"]).complains_with(78);
+    assert!(line.contains("no passphrase") && line.contains("REFIT_KEY_PASSPHRASE_FILE"), "{line}");
+    with(Some("secret"), &["keys", "init", "keys", "--encrypt"]).ends_with(0);
+    let pack = ["pack", "tree", "--keys", "keys", "-o", "out.refit"];
+    for (file, expected) in
+        [(None, "is protected by a passphrase"), (Some("wrong"), "cannot be opened"), (Some("nowhere"), "cannot read")]
+    {
+        let line = with(file, &pack).complains_with(65);
+        assert!(line.contains(expected), "{line}");
+        assert!(!at.join("out.refit").exists());
+    }
+    with(Some("secret"), &pack).ends_with(0);
+}
+
+#[test]
+fn a_command_signs() {
+    if Command::new("openssl").arg("version").output().is_err() {
+        eprintln!("openssl is not installed: signing with a command is not tested here");
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let at = dir.path();
+    Release::bare("1.0.0").write(&at.join("tree"));
+    let openssl = |words: &[&str]| {
+        let output = Command::new("openssl").args(words).current_dir(at).output().expect("run openssl");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    fs::create_dir(at.join("keys")).expect("make a directory");
+    let curve = "ec_paramgen_curve:P-256";
+    openssl(&["genpkey", "-algorithm", "EC", "-pkeyopt", curve, "-out", "module.pem"]);
+    openssl(&["pkey", "-in", "module.pem", "-pubout", "-out", "keys/module.pem"]);
+    let script = "#!/bin/sh\nexec openssl dgst -sha256 -sign ../module.pem\n";
+    fs::write(at.join("keys/sign"), script).expect("write");
+    fs::set_permissions(at.join("keys/sign"), fs::Permissions::from_mode(0o755)).expect("set the mode");
+    fs::write(at.join("keys/module.key.toml"), "public = \"module.pem\"\ncommand = [\"./sign\"]\n").expect("write");
+    run(&["keys", "init", "keys", "--external", "targets=keys/module.key.toml", "--separate-roles"], at).ends_with(0);
+    run(&["pack", "tree", "--keys", "keys", "-o", "out.refit"], at).ends_with(0);
+    run(&["inspect", "out.refit", "--root", "keys/1.root.json", "--check"], at).ends_with(0);
+    fs::write(at.join("keys/sign"), "#!/bin/sh\necho the token is locked >&2\nexit 1\n").expect("write");
+    let line = run(&["pack", "tree", "--keys", "keys", "-o", "again.refit"], at).complains_with(65);
+    assert!(line.contains("the token is locked"), "{line}");
+}
+
+#[test]
+fn a_repository_is_made_filled_shown_and_refreshed() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let at = dir.path();
+    let keys = Vendor::get().keys();
+    let repo = |words: &[&str]| Ran::of(refit().args(words).env("REFIT_KEYS", &keys).current_dir(at));
+    let line = repo(&["repo", "add", "repo", "x.refit"]).complains_with(65);
+    assert!(line.contains("is no repository") && line.contains("refit repo init"), "{line}");
+    repo(&["repo", "init", "repo"]).ends_with(0);
+    repo(&["repo", "init", "repo"]).complains_with(65);
+    let package = Release::bare("1.0.0").package();
+    repo(&["repo", "add", "repo", package.to_str().expect("text")]).ends_with(0);
+    Release::bare("1.1.0").write(&at.join("tree"));
+    let packed = repo(&["pack", "tree", "--repo", "repo", "--json"]).ends_with(0);
+    assert_eq!(object(&packed)["report"]["version"], "1.1.0");
+    assert_eq!(names(at), ["repo", "tree"], "no package is left beside it");
+    assert_eq!(names(&at.join("repo")), [".lock", "metadata", "targets"]);
+
+    let shown = object(&repo(&["repo", "show", "repo", "--json"]).ends_with(0));
+    let versions: Vec<&Value> =
+        shown["releases"].as_array().expect("a list").iter().map(|release| &release["version"]).collect();
+    assert_eq!(versions, ["1.0.0", "1.1.0"]);
+    assert_eq!(shown["versions"], serde_json::json!([1, 3, 3, 3]));
+    let refreshed = object(&repo(&["repo", "refresh", "repo", "--json"]).ends_with(0));
+    assert_eq!(refreshed["versions"], serde_json::json!([1, 4, 3, 3]));
+    let stranger = Release::bare("1.2.0").by_a_stranger().package();
+    let line = repo(&["repo", "add", "repo", stranger.to_str().expect("text")]).complains_with(65);
+    assert!(line.contains("is refused") && line.contains("trust"), "{line}");
+}
+
+#[test]
+fn the_same_input_and_date_give_the_same_package() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let at = dir.path();
+    Release::bare("1.0.0").write(&at.join("tree"));
+    let keys = Vendor::get().keys();
+    let mut packages = Vec::new();
+    for name in ["one.refit", "other.refit"] {
+        let mut pack = refit();
+        pack.args(["pack", "tree", "-o", name, "--keys"]).arg(&keys).env("SOURCE_DATE_EPOCH", "1900000000");
+        Ran::of(pack.current_dir(at)).ends_with(0);
+        packages.push(fs::read(at.join(name)).expect("read"));
+    }
+    assert!(packages[0] == packages[1]);
+}

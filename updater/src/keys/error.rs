@@ -1,0 +1,195 @@
+//! What went wrong with a directory of keys.
+
+use std::io;
+use std::path::PathBuf;
+
+use tough::schema::RoleType;
+
+/// What went wrong with a directory of keys.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum KeysError {
+    /// A file operation failed.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which path.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// There are keys already.
+    #[error("{} holds keys already", dir.display())]
+    Exists {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// No root file.
+    #[error("{} holds no 1.root.json", dir.display())]
+    NoRoot {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// A file that is no root, or a gap in the numbers.
+    #[error("{} is no root, or not the one its name says", path.display())]
+    Root {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file that is no private key.
+    #[error("{} is no ed25519 key in PKCS#8", path.display())]
+    Key {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file that is no public key of a kind that signs.
+    #[error("{} is no public key of ed25519, ECDSA P-256 or RSA in PEM", path.display())]
+    PublicKey {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file that does not describe a key outside.
+    #[error("{} does not describe a key with `public` and `command`", path.display())]
+    Description {
+        /// The file.
+        path: PathBuf,
+        /// What the parser found.
+        #[source]
+        source: Box<toml::de::Error>,
+    },
+    /// A description without a program.
+    #[error("{} names no program to sign with", path.display())]
+    NoCommand {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A key with a passphrase, and none was given.
+    #[error("{} is protected by a passphrase", path.display())]
+    Locked {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A wrong passphrase, or a damaged file.
+    #[error("{} cannot be opened with this passphrase", path.display())]
+    Passphrase {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The passphrase could not be read.
+    #[error("cannot read the passphrase of {}", path.display())]
+    NoPassphrase {
+        /// The key's file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The private key does not belong to the public one beside it.
+    #[error("{} is not the private key of the public key beside it", path.display())]
+    OtherKey {
+        /// The private key's file.
+        path: PathBuf,
+    },
+    /// The program that signs could not be run.
+    #[error("cannot run {program:?}, which signs for {}", path.display())]
+    Run {
+        /// The program.
+        program: String,
+        /// The description that names it.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The program that signs failed.
+    #[error("{program:?}, which signs for {}, {how}", path.display())]
+    Failed {
+        /// The program.
+        program: String,
+        /// The description that names it.
+        path: PathBuf,
+        /// How it ended.
+        how: String,
+    },
+    /// The program gave something that is no signature of its key.
+    #[error("{program:?} gave {bytes} bytes that are no signature with {}", path.display())]
+    NoSignature {
+        /// The program.
+        program: String,
+        /// The public key's description.
+        path: PathBuf,
+        /// How many bytes it gave.
+        bytes: usize,
+    },
+    /// Too few of a role's keys are here.
+    #[error("role {role} needs {threshold} signatures, {have} of its keys are here")]
+    TooFew {
+        /// The role.
+        role: RoleType,
+        /// How many signatures it needs.
+        threshold: u64,
+        /// How many keys are here.
+        have: u64,
+    },
+    /// More signatures asked for than keys to make them.
+    #[error("a threshold of {threshold} cannot be met with {keys} keys")]
+    Threshold {
+        /// The threshold.
+        threshold: u64,
+        /// The keys.
+        keys: u64,
+    },
+    /// The cryptographic library failed.
+    #[error("cannot make a key")]
+    Generate,
+    /// Metadata could not be written as JSON.
+    #[error("cannot encode the metadata of role {role}")]
+    Encode {
+        /// The role.
+        role: RoleType,
+        /// Why.
+        #[source]
+        source: Box<serde_json::Error>,
+    },
+    /// A version of zero.
+    #[error("metadata versions begin with 1")]
+    VersionZero,
+    /// As many roots as a package may have.
+    #[error("there are {max} roots already, and no package may have more")]
+    Roots {
+        /// How many.
+        max: usize,
+    },
+}
+
+impl KeysError {
+    /// Returns what to do about it.
+    #[must_use]
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Self::Io { .. } => "check that the directory can be read and written",
+            Self::Exists { .. } => "choose an empty directory: keys are never overwritten",
+            Self::NoRoot { .. } => "make keys with `refit keys init`, or name the directory that has them",
+            Self::Root { .. } | Self::Key { .. } | Self::PublicKey { .. } | Self::OtherKey { .. } => {
+                "restore the file from a backup of the directory"
+            }
+            Self::Description { .. } | Self::NoCommand { .. } => {
+                "write public = \"FILE.pem\" and command = [\"PROGRAM\", ...] into it"
+            }
+            Self::Locked { .. } => "name a file with the passphrase in REFIT_KEY_PASSPHRASE_FILE, or use a terminal",
+            Self::Passphrase { .. } => "try again with the right passphrase",
+            Self::NoPassphrase { .. } => "check the file that REFIT_KEY_PASSPHRASE_FILE names",
+            Self::Run { .. } | Self::Failed { .. } => "run the program by hand to see what it lacks",
+            Self::NoSignature { .. } => {
+                "let it write the bare signature of its standard input, made with that key, and nothing else"
+            }
+            Self::TooFew { .. } => "bring the role's other keys: name their directory with --with",
+            Self::Threshold { .. } => "ask for more keys or a lower threshold",
+            Self::Generate | Self::Encode { .. } => "report this as a bug of refit",
+            Self::VersionZero => "give a version of 1 or more",
+            Self::Roots { .. } => "begin a new chain of trust with `refit keys init`",
+        }
+    }
+}

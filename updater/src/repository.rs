@@ -1,0 +1,176 @@
+//! A repository: releases side by side in a directory on any static web server.
+//!
+//! It has the parts of packages as files: TUF metadata of all releases together, and for each release its manifest and its
+//! payload, of which a client fetches only the byte ranges that it lacks. [`author`] writes one; [`check`] and [`fetch`] are
+//! the appliance's side, with the same client, policy and unpacking as for a package ([`crate::trust`],
+//! [`crate::receive()`]). How bytes are had is a [`Server`]'s business.
+
+pub mod author;
+mod ranges;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+
+use jiff::Timestamp;
+use semver::Version;
+use serde::{Deserialize, Serialize};
+
+use crate::manifest::{ARCH_ANY, MANIFEST_BYTES_MAX};
+use crate::package::{MANIFEST_NAME, METADATA_DIR, Payload};
+use crate::receive::{Policy, ReceiveError, ReceiveProgress, Received, receive_verified};
+use crate::release::Store;
+use crate::trust::{Catalogue, Trust, TrustError};
+use crate::tuf::{Fetch, Target, TufError};
+use ranges::RangeReader;
+
+/// Where manifests and payloads lie.
+pub(crate) const TARGETS_DIR: &str = "targets/";
+/// What ends the name of a payload.
+const PAYLOAD_SUFFIX: &str = "payload";
+
+/// Where a repository is served.
+pub trait Server: Send {
+    /// Returns the bytes of the file `path`, or those in `range` alone; `None` if there is no such file.
+    ///
+    /// # Errors
+    /// Whether there is one cannot be told, or the server does not give ranges.
+    fn open(&mut self, path: &str, range: Option<Range<u64>>) -> io::Result<Option<Box<dyn Read + Send>>>;
+}
+
+/// A repository in a directory: on a stick, or a shared file system.
+#[derive(Debug, Clone)]
+pub struct Directory(pub PathBuf);
+
+impl Server for Directory {
+    fn open(&mut self, path: &str, range: Option<Range<u64>>) -> io::Result<Option<Box<dyn Read + Send>>> {
+        let mut file = match File::open(self.0.join(path)) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let Some(range) = range else { return Ok(Some(Box::new(file))) };
+        file.seek(SeekFrom::Start(range.start))?;
+        Ok(Some(Box::new(file.take(range.end - range.start))))
+    }
+}
+
+/// The metadata of a [`Server`].
+struct Metadata<'a, S>(&'a mut S);
+
+impl<S: Server> Fetch for Metadata<'_, S> {
+    fn metadata(&mut self, name: &str, bytes_max: u64) -> io::Result<Option<Vec<u8>>> {
+        read_file(self.0, &format!("{METADATA_DIR}{name}"), bytes_max)
+    }
+}
+
+/// Reads a whole file, of which more than `bytes_max` bytes are an error.
+fn read_file(server: &mut impl Server, path: &str, bytes_max: u64) -> io::Result<Option<Vec<u8>>> {
+    let Some(input) = server.open(path, None)? else { return Ok(None) };
+    let mut bytes = Vec::new();
+    input.take(bytes_max.saturating_add(1)).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > bytes_max {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("more than {bytes_max} bytes")));
+    }
+    Ok(Some(bytes))
+}
+
+/// What the signed metadata says of a release.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offer {
+    /// The model.
+    pub appliance: String,
+    /// The version.
+    pub version: Version,
+    /// The machine.
+    pub arch: String,
+    /// When it was made.
+    pub released: Option<Timestamp>,
+    /// The oldest release that it updates.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requires: Option<Version>,
+    /// Bytes of the payload.
+    pub payload_bytes: u64,
+    /// Bytes of the unpacked release.
+    pub installed_bytes: u64,
+}
+
+impl Offer {
+    /// Returns the name of the manifest as a target.
+    #[must_use]
+    pub fn target_name(&self) -> String {
+        format!("{}/{}/{}/{MANIFEST_NAME}", self.appliance, self.version, self.arch)
+    }
+}
+
+/// Returns the path of the payload that belongs to the manifest `target`, called `name`.
+fn payload_path(name: &str, target: &Target) -> Option<String> {
+    let manifest = target.consistent_path(name)?;
+    Some(format!("{TARGETS_DIR}{}{PAYLOAD_SUFFIX}", manifest.strip_suffix(MANIFEST_NAME)?))
+}
+
+/// Returns the releases that these targets are, oldest first.
+fn offers_of(targets: &BTreeMap<String, Target>) -> Vec<Offer> {
+    let mut offers: Vec<Offer> = targets
+        .iter()
+        .filter_map(|(name, target)| {
+            let offer = Offer::deserialize(&target.custom).ok()?;
+            // The name is signed along with what it says, and must agree: the manifest is asked for by it.
+            (offer.target_name() == *name).then_some(offer)
+        })
+        .collect();
+    offers.sort_by(|one, other| (&one.version, &one.arch).cmp(&(&other.version, &other.arch)));
+    offers
+}
+
+/// Asks a repository for the releases that are for this appliance and machine, oldest first, whatever runs.
+///
+/// # Errors
+/// The repository cannot be read or is not to be trusted. Newer metadata that was accepted is remembered.
+pub fn check(server: &mut impl Server, trust: &Trust, policy: &Policy) -> Result<Vec<Offer>, TrustError> {
+    let catalogue = trust.refresh(Metadata(server), policy.now)?;
+    Ok(suitable(&catalogue, policy))
+}
+
+fn suitable(catalogue: &Catalogue, policy: &Policy) -> Vec<Offer> {
+    let mut offers = offers_of(catalogue.targets());
+    offers.retain(|offer| {
+        let is_model = policy.appliance.as_ref().is_none_or(|appliance| *appliance == offer.appliance);
+        is_model && (offer.arch == policy.arch || offer.arch == ARCH_ANY)
+    });
+    offers
+}
+
+/// Fetches a release from a repository and leaves it, verified and unpacked, in staging, as [`crate::receive()`] does with
+/// a package. Of the payload only what no kept release has is fetched.
+///
+/// # Errors
+/// The repository cannot be read or is not to be trusted, has no such release, the release is refused, the disk is full or
+/// failing, or the work was cancelled: nothing of the release is left in staging.
+pub fn fetch(
+    server: &mut impl Server,
+    version: &Version,
+    (store, trust): (&Store, &Trust),
+    policy: &Policy,
+    cancel: &AtomicBool,
+    progress: &mut dyn FnMut(ReceiveProgress),
+) -> Result<Received, ReceiveError> {
+    let catalogue = trust.refresh(Metadata(server), policy.now)?;
+    let offer = suitable(&catalogue, policy).into_iter().rfind(|offer| offer.version == *version);
+    let offer = offer.ok_or_else(|| ReceiveError::NotOffered { version: version.clone() })?;
+    let name = offer.target_name();
+    let target = catalogue.targets().get(&name).ok_or(TrustError::NoTarget)?;
+    let unlisted = || TrustError::from(TufError::NoDigest { name: name.clone() });
+    let path = format!("{TARGETS_DIR}{}", target.consistent_path(&name).ok_or_else(unlisted)?);
+    let bytes = read_file(server, &path, target.length.min(MANIFEST_BYTES_MAX))
+        .map_err(|source| TrustError::from(TufError::Fetch { name: path.clone(), source }))?
+        .ok_or_else(|| TrustError::from(TufError::Missing { name: path }))?;
+    let verified = trust.verify_target(&catalogue, &name, &bytes, policy.now)?;
+    let payload = payload_path(&name, target).ok_or_else(unlisted)?;
+    let reader = RangeReader::new(server, payload);
+    let payload = Payload::of_ranges(reader, verified.manifest().payload_bytes());
+    receive_verified(verified, |_bytes| Ok(payload), store, trust, policy, cancel, progress)
+}

@@ -1,0 +1,261 @@
+//! Keys and roots: who can sign what, how a root follows another, and that appliances follow.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use jiff::Timestamp;
+use refit_updater::keys::{KeyRole, Keys, KeysError, Passphrase, Rotation, Setup};
+use refit_updater::pack::pack;
+use tempfile::TempDir;
+use zeroize::Zeroizing;
+
+use crate::support::{Home, Vendor, far, options, put};
+
+fn rotation(roles: &[&'static str]) -> Rotation {
+    Rotation {
+        roles: roles.iter().copied().collect(),
+        root_expires: far(),
+        root_keys: None,
+        root_threshold: None,
+        root_dir: None,
+        outside: Vec::new(),
+        passphrase: None,
+    }
+}
+
+fn says(text: &'static str) -> Arc<Passphrase<'static>> {
+    Arc::new(move |_| Ok(Some(Zeroizing::new(text.to_owned()))))
+}
+
+/// Packs the small release with these keys.
+fn try_pack(vendor: &Vendor, keys: &Keys, version: &str) -> Result<Vec<u8>, String> {
+    let out = vendor.out("with-keys.refit");
+    pack(&vendor.tree(version), &out, keys, &options(), &mut |_| {}).map_err(|error| error.to_string())?;
+    Ok(fs::read(&out).unwrap())
+}
+
+fn key_files(dir: &Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn made_once_and_read_again() {
+    let dir = TempDir::new().unwrap();
+    let keys = dir.path().join("keys");
+    let made = Keys::init(&keys, "2100-01-01T00:00:00.5Z".parse().unwrap()).unwrap();
+    let read = Keys::open(&keys).unwrap();
+    assert_eq!((made.root(), made.root_version()), (read.root(), read.root_version()));
+    assert_eq!(made.root_version().1, "2100-01-01T00:00:00Z".parse::<Timestamp>().unwrap(), "whole seconds");
+    assert_eq!(key_files(&keys), ["1.root.json", "refit.key.pem"]);
+    let mode = fs::metadata(keys.join("refit.key.pem")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let again = Keys::init(&keys, far()).unwrap_err();
+    assert!(again.to_string().ends_with("holds keys already"), "{again}");
+}
+
+#[test]
+fn what_is_no_directory_of_keys() {
+    fn check(name: &str, bytes: &[u8], expected: &str) {
+        let dir = TempDir::new().unwrap();
+        Keys::init(dir.path(), far()).unwrap();
+        put(dir.path(), name, bytes, 0o600);
+        let error = Keys::open(dir.path()).unwrap_err();
+        assert!(error.to_string().ends_with(expected), "{error}");
+        assert!(!error.remedy().is_empty());
+    }
+    check("refit.key.pem", b"nothing", "is no ed25519 key in PKCS#8");
+    check("1.root.json", b"{}", "is no root, or not the one its name says");
+    check("hsm.key.toml", b"command = 3", "does not describe a key with `public` and `command`");
+    check("hsm.key.toml", b"public = \"none.pem\"\ncommand = []", "none.pem");
+    let empty = TempDir::new().unwrap();
+    assert!(matches!(Keys::open(empty.path()), Err(KeysError::NoRoot { .. })));
+}
+
+#[test]
+fn a_threshold_needs_so_many_keys_and_an_offline_root_its_medium() {
+    let vendor = Vendor::new();
+    let (online, stick) = (vendor.dir.path().join("online"), vendor.dir.path().join("stick"));
+    let setup = Setup {
+        root_keys: 3,
+        root_threshold: 2,
+        separate_roles: true,
+        root_dir: Some(stick.clone()),
+        ..Setup::one_key(far())
+    };
+    Keys::create(&online, &setup).unwrap();
+    assert_eq!(key_files(&online), ["1.root.json", "snapshot.key.pem", "targets.key.pem", "timestamp.key.pem"]);
+    assert_eq!(key_files(&stick), ["root-1.key.pem", "root-2.key.pem", "root-3.key.pem"]);
+
+    // Packages need no root key; a new root needs two.
+    let keys = Keys::open(&online).unwrap();
+    try_pack(&vendor, &keys, "1.0.0").unwrap();
+    let error = keys.rotate(&rotation(&["targets"])).unwrap_err();
+    assert_eq!(error.to_string(), "role root needs 2 signatures, 0 of its keys are here");
+    fs::remove_file(stick.join("root-1.key.pem")).unwrap();
+    let open = || Keys::open_with(&online, std::slice::from_ref(&stick), says("")).unwrap();
+    open().rotate(&rotation(&["targets"])).unwrap();
+    fs::remove_file(stick.join("root-3.key.pem")).unwrap();
+    let before = (key_files(&online), key_files(&stick));
+    let error = open().rotate(&rotation(&["targets"])).unwrap_err();
+    assert_eq!(error.to_string(), "role root needs 2 signatures, 1 of its keys are here");
+    assert_eq!((key_files(&online), key_files(&stick)), before);
+
+    let impossible = Setup { root_threshold: 3, root_keys: 2, ..Setup::one_key(far()) };
+    let error = Keys::create(&vendor.dir.path().join("impossible"), &impossible).unwrap_err();
+    assert_eq!(error.to_string(), "a threshold of 3 cannot be met with 2 keys");
+}
+
+#[test]
+fn appliances_follow_a_rotation_through_any_package() {
+    let vendor = Vendor::new();
+    let dir = vendor.dir.path().join("keys");
+    let old = Home::new(&vendor);
+    let (first, first_key) = (vendor.package("1.0.0"), fs::read(dir.join("refit.key.pem")).unwrap());
+    old.receive(&first).unwrap();
+
+    let (keys, rotated) =
+        Keys::open(&dir).unwrap().rotate(&rotation(&["root", "timestamp", "snapshot", "targets"])).unwrap();
+    assert_eq!(rotated.version, 2);
+    assert_eq!(rotated.retired, [dir.join("retired/refit.key.pem")]);
+    let (keys, rotated) = keys.rotate(&rotation(&[])).unwrap();
+    assert_eq!((rotated.version, rotated.made, rotated.retired), (3, vec![], vec![]), "the date alone");
+    assert_eq!(Keys::open(&dir).unwrap().root(), keys.root());
+
+    // One package brings the appliance from root 1 to root 3; it is remembered.
+    let next = try_pack(&vendor, &keys, "1.1.0").unwrap();
+    old.receive(&next).unwrap();
+    assert_eq!(old.trust.root().unwrap(), keys.root());
+    // What the retired key signed is not accepted any more, be it new or old.
+    let before = old.snapshot();
+    assert_eq!(old.receive(&first).unwrap_err().code(), "signature-invalid");
+    put(&dir, "stolen/refit.key.pem", &first_key, 0o600);
+    put(&dir, "stolen/1.root.json", &fs::read(dir.join("1.root.json")).unwrap(), 0o600);
+    let stolen = try_pack(&vendor, &Keys::open(&dir.join("stolen")).unwrap(), "9.0.0").unwrap();
+    assert_eq!(old.receive(&stolen).unwrap_err().code(), "signature-invalid");
+    assert_eq!(old.snapshot(), before);
+    // An appliance that never saw the newer root cannot know.
+    Home::new(&vendor).receive(&stolen).unwrap();
+}
+
+#[test]
+fn a_passphrase_protects_the_key_and_is_asked_for_when_it_signs() {
+    let vendor = Vendor::new();
+    let dir = vendor.dir.path().join("sealed");
+    let setup = Setup { passphrase: Some(Zeroizing::new("plank and nail".to_owned())), ..Setup::one_key(far()) };
+    Keys::create(&dir, &setup).unwrap();
+    assert_eq!(key_files(&dir), ["1.root.json", "refit.key.pem", "refit.pub.pem"]);
+    let text = fs::read_to_string(dir.join("refit.key.pem")).unwrap();
+    assert!(text.starts_with("-----BEGIN ENCRYPTED PRIVATE KEY-----"), "{text}");
+
+    let error = try_pack(&vendor, &Keys::open(&dir).unwrap(), "1.0.0").unwrap_err();
+    assert!(error.ends_with("is protected by a passphrase"), "{error}");
+    let wrong = Keys::open_with(&dir, &[], says("plank and screw")).unwrap();
+    let error = try_pack(&vendor, &wrong, "1.0.0").unwrap_err();
+    assert!(error.ends_with("cannot be opened with this passphrase"), "{error}");
+
+    let asked = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&asked);
+    let right: Arc<Passphrase<'static>> = Arc::new(move |_| {
+        count.fetch_add(1, Ordering::Relaxed);
+        Ok(Some(Zeroizing::new("plank and nail".to_owned())))
+    });
+    let keys = Keys::open_with(&dir, &[], right).unwrap();
+    assert_eq!(asked.load(Ordering::Relaxed), 0, "nobody is asked before it is needed");
+    let package = try_pack(&vendor, &keys, "1.0.0").unwrap();
+    assert_eq!(asked.load(Ordering::Relaxed), 1, "three signatures, one question");
+    let trusting = Vendor { dir: TempDir::new().unwrap(), keys };
+    Home::new(&trusting).receive(&package).unwrap();
+
+    // The public key beside it is that of another key.
+    let other = Vendor::new();
+    let foreign = Setup { passphrase: Some(Zeroizing::new("x".to_owned())), ..Setup::one_key(far()) };
+    Keys::create(&other.dir.path().join("sealed"), &foreign).unwrap();
+    fs::copy(other.dir.path().join("sealed/refit.key.pem"), dir.join("refit.key.pem")).unwrap();
+    let error = try_pack(&vendor, &Keys::open_with(&dir, &[], says("x")).unwrap(), "1.0.0").unwrap_err();
+    assert!(error.ends_with("is not the private key of the public key beside it"), "{error}");
+}
+
+/// A program that signs with a key of OpenSSL, as a security module would; `None` where OpenSSL is missing.
+fn device(dir: &Path, kind: &[&str], sign: &str) -> Option<PathBuf> {
+    fs::create_dir_all(dir).unwrap();
+    let openssl = |arguments: &[&str]| Command::new("openssl").args(arguments).current_dir(dir).output();
+    let made = openssl(&[&["genpkey", "-out", "secret.pem"], kind].concat()).ok()?;
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    assert!(openssl(&["pkey", "-in", "secret.pem", "-pubout", "-out", "device.pem"]).unwrap().status.success());
+    let script = format!("#!/bin/sh\nset -e\ncat >\"$1\"\n{sign}\nrm \"$1\"\n");
+    put(dir, "sign", script.as_bytes(), 0o755);
+    fs::set_permissions(dir.join("sign"), Permissions::from_mode(0o755)).unwrap();
+    let description = dir.join("device.key.toml");
+    put(dir, "device.key.toml", b"public = \"device.pem\"\ncommand = [\"./sign\", \"input\"]\n", 0o644);
+    Some(description)
+}
+
+#[test]
+fn a_command_signs_for_a_key_that_never_leaves_its_device() {
+    let vendor = Vendor::new();
+    let kinds: [(&str, &[&str], &str); 3] = [
+        ("ed25519", &["-algorithm", "ed25519"], "openssl pkeyutl -sign -rawin -inkey secret.pem -in \"$1\""),
+        (
+            "p256",
+            &["-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"],
+            "openssl dgst -sha256 -sign secret.pem \"$1\"",
+        ),
+        (
+            "rsa",
+            &["-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"],
+            "openssl dgst -sha256 -sigopt rsa_padding_mode:pss -sigopt rsa_pss_saltlen:digest -sign secret.pem \"$1\"",
+        ),
+    ];
+    for (name, kind, sign) in kinds {
+        let dir = vendor.dir.path().join(name);
+        let Some(description) = device(&dir, kind, sign) else {
+            eprintln!("openssl is not installed: signing with a command is not tested");
+            return;
+        };
+        let setup = Setup { outside: vec![(KeyRole::Targets, description)], ..Setup::one_key(far()) };
+        Keys::create(&dir, &Setup { separate_roles: true, ..setup }).unwrap();
+        let keys = Keys::open(&dir).unwrap();
+        let package = try_pack(&vendor, &keys, "1.0.0").unwrap();
+        Home::new(&Vendor { dir: TempDir::new().unwrap(), keys }).receive(&package).unwrap();
+    }
+}
+
+#[test]
+fn a_command_that_fails_or_lies_signs_nothing() {
+    fn check(vendor: &Vendor, dir: &Path, script: &str, expected: &str) {
+        put(dir, "sign", format!("#!/bin/sh\n{script}\n").as_bytes(), 0o755);
+        fs::set_permissions(dir.join("sign"), Permissions::from_mode(0o755)).unwrap();
+        let error = try_pack(vendor, &Keys::open(dir).unwrap(), "1.0.0").unwrap_err();
+        assert!(error.contains(expected), "{error}");
+    }
+    let vendor = Vendor::new();
+    let dir = vendor.dir.path().join("device");
+    // The public key of somebody's, in a file: enough to enter it into a root.
+    let setup = Setup { passphrase: Some(Zeroizing::new("x".to_owned())), ..Setup::one_key(far()) };
+    Keys::create(&vendor.dir.path().join("other"), &setup).unwrap();
+    fs::create_dir_all(&dir).unwrap();
+    fs::copy(vendor.dir.path().join("other/refit.pub.pem"), dir.join("device.pem")).unwrap();
+    put(&dir, "device.key.toml", b"public = \"device.pem\"\ncommand = [\"./sign\"]\n", 0o644);
+    let outside = vec![(KeyRole::Targets, dir.join("device.key.toml"))];
+    Keys::create(&dir, &Setup { outside, separate_roles: true, ..Setup::one_key(far()) }).unwrap();
+
+    check(
+        &vendor,
+        &dir,
+        "cat >/dev/null; echo token is locked >&2; exit 3",
+        "ended with exit status: 3: token is locked",
+    );
+    check(&vendor, &dir, "cat >/dev/null; echo signature", "gave 10 bytes that are no signature");
+    check(&vendor, &dir, "exit 0", "gave 0 bytes that are no signature");
+    check(&vendor, &dir, "exec head -c 1000000 /dev/zero", "ended with signal");
+    fs::remove_file(dir.join("sign")).unwrap();
+    let error = try_pack(&vendor, &Keys::open(&dir).unwrap(), "1.0.0").unwrap_err();
+    assert!(error.starts_with("cannot run"), "{error}");
+}

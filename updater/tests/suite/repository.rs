@@ -1,0 +1,268 @@
+//! A repository: written, served, read; and what a server without keys can do, which is nothing.
+
+use std::fs;
+use std::io::{self, Read};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+use refit_updater::keys::{Keys, Rotation};
+use refit_updater::pack::PackOptions;
+use refit_updater::receive::{ReceiveError, Received};
+use refit_updater::repository::author::{Repository, RepositoryError, Terms};
+use refit_updater::repository::{Directory, Offer, Server, check, fetch};
+use semver::Version;
+
+use crate::support::{Home, Vendor, chain, far, noise, now, options, put, snapshot};
+
+fn terms() -> Terms {
+    Terms { now: now(), expires: far(), timestamp_expires: "2030-01-15T00:00:00Z".parse().unwrap() }
+}
+
+/// A vendor with a repository.
+struct Published {
+    vendor: Vendor,
+    dir: PathBuf,
+}
+
+impl Published {
+    fn new() -> Self {
+        let vendor = Vendor::new();
+        let dir = vendor.dir.path().join("repository");
+        Repository::init(&dir, &vendor.keys, &terms()).unwrap();
+        Self { vendor, dir }
+    }
+
+    fn add(&self, version: &str) -> Offer {
+        let (path, ..) = self.vendor.pack_file(&self.vendor.tree(version), &options());
+        Repository::open(&self.dir).unwrap().add(&path, &self.vendor.keys, &terms()).unwrap()
+    }
+
+    fn server(&self) -> Counted {
+        Counted { directory: Directory(self.dir.clone()), asked: Vec::new(), breaks: 0, break_after: 10 }
+    }
+}
+
+/// A directory that says what was asked of it, and may break off.
+struct Counted {
+    directory: Directory,
+    asked: Vec<(String, Option<Range<u64>>)>,
+    /// How many answers end early, and after how many bytes.
+    breaks: u32,
+    break_after: u64,
+}
+
+impl Server for Counted {
+    fn open(&mut self, path: &str, range: Option<Range<u64>>) -> io::Result<Option<Box<dyn Read + Send>>> {
+        self.asked.push((path.to_owned(), range.clone()));
+        let found = self.directory.open(path, range.clone())?;
+        if range.is_some() && self.breaks > 0 {
+            self.breaks -= 1;
+            return Ok(found.map(|input| Box::new(input.take(self.break_after)) as _));
+        }
+        Ok(found)
+    }
+}
+
+fn fetch_from(home: &Home, server: &mut impl Server, version: &str) -> Result<Received, ReceiveError> {
+    let version = Version::parse(version).unwrap();
+    fetch(server, &version, (&home.store, &home.trust), &home.policy, &AtomicBool::new(false), &mut |_| {})
+}
+
+fn versions(home: &Home, dir: &Path) -> Vec<String> {
+    let offers = check(&mut Directory(dir.to_owned()), &home.trust, &home.policy).unwrap();
+    offers.into_iter().map(|offer| offer.version.to_string()).collect()
+}
+
+#[test]
+fn a_release_comes_from_a_package_or_from_a_repository_and_is_the_same() {
+    let published = Published::new();
+    assert_eq!(published.add("1.0.0").target_name(), "shop/1.0.0/x86_64/manifest.json");
+    published.add("1.1.0");
+    let (one, other) = (Home::new(&published.vendor), Home::new(&published.vendor));
+    assert_eq!(versions(&one, &published.dir), ["1.0.0", "1.1.0"]);
+    let fetched = fetch_from(&one, &mut published.server(), "1.1.0").unwrap();
+    let received = other.receive(&published.vendor.package("1.1.0")).unwrap();
+    assert_eq!((fetched.digest, &fetched.manifest), (received.digest, &received.manifest));
+    let release = one.store.admit(fetched, &[]).unwrap();
+    one.assert_whole(&release);
+    let error = fetch_from(&one, &mut published.server(), "1.2.0").unwrap_err();
+    assert_eq!(error.code(), "not-offered");
+}
+
+#[test]
+fn only_what_is_missing_is_fetched_and_a_broken_line_goes_on_where_it_broke() {
+    let published = Published::new();
+    let tree = |version: &str| {
+        let dir = published.vendor.tree(version);
+        put(&dir, "lib/big-a", &noise(1, 3 << 20), 0o644);
+        put(&dir, "lib/big-b", &noise(if version == "1.0.0" { 2 } else { 3 }, 300_000), 0o644);
+        put(&dir, "lib/big-c", &noise(4, 3 << 20), 0o644);
+        dir
+    };
+    for version in ["1.0.0", "1.1.0"] {
+        let (path, ..) = published.vendor.pack_file(&tree(version), &options());
+        Repository::open(&published.dir).unwrap().add(&path, &published.vendor.keys, &terms()).unwrap();
+    }
+    let home = Home::new(&published.vendor);
+    let ranges =
+        |server: &Counted| -> Vec<Range<u64>> { server.asked.iter().filter_map(|(_, range)| range.clone()).collect() };
+    let mut server = published.server();
+    server.breaks = 2;
+    let first = fetch_from(&home, &mut server, "1.0.0").unwrap();
+    let asked = ranges(&server);
+    assert_eq!((asked.len(), asked[0].start, asked[1].start, asked[2].start), (3, 0, 10, 20), "{asked:?}");
+    home.assert_whole(&home.store.admit(first, &[]).unwrap());
+
+    let mut server = published.server();
+    let second = fetch_from(&home, &mut server, "1.1.0").unwrap();
+    let bytes: u64 = ranges(&server).iter().map(|range| range.end - range.start).sum();
+    assert!((300_000..400_000).contains(&bytes), "{bytes} of {}", second.manifest.payload_bytes());
+    home.assert_whole(&home.store.admit(second, &[]).unwrap());
+
+    let mut server = published.server();
+    (server.breaks, server.break_after) = (u32::MAX, 0);
+    let error = fetch_from(&Home::new(&published.vendor), &mut server, "1.0.0").unwrap_err();
+    assert_eq!(error.code(), "package-interrupted", "{}", chain(&error));
+}
+
+#[test]
+fn no_byte_that_is_served_can_be_changed() {
+    let published = Published::new();
+    let offer = published.add("1.0.0");
+    let home = Home::new(&published.vendor);
+    let before = home.snapshot();
+    let mut server = published.server();
+    fetch_from(&Home::new(&published.vendor), &mut server, "1.0.0").unwrap();
+    let read: Vec<PathBuf> = server.asked.iter().map(|(path, _)| published.dir.join(path)).collect();
+    let files: Vec<_> = snapshot(&published.dir).into_iter().filter(|(path, ..)| read.contains(path)).collect();
+    assert_eq!(files.len(), 5, "timestamp, snapshot, targets, manifest, payload: {read:?}");
+    let mut altered = 0;
+    for (path, mode, content) in &files {
+        let step = (content.len() / 40).max(1);
+        for index in (0..content.len()).step_by(step) {
+            let mut bytes = content.clone();
+            bytes[index] ^= 0x01;
+            put(path.parent().unwrap(), path.file_name().unwrap().to_str().unwrap(), &bytes, mode & 0o777);
+            let outcome = fetch_from(&home, &mut published.server(), "1.0.0");
+            // Metadata may be remembered before what it leads to is refused; nothing else may change.
+            assert!(outcome.is_err(), "byte {index} of {}", path.display());
+            altered += 1;
+            assert!(home.store.versions().unwrap().is_empty());
+        }
+        put(path.parent().unwrap(), path.file_name().unwrap().to_str().unwrap(), content, mode & 0o777);
+    }
+    assert!(altered > 100, "{altered} changes to {offer:?}");
+    let changed: Vec<_> = home.snapshot().into_iter().filter(|entry| !before.contains(entry)).collect();
+    assert!(
+        changed.iter().all(|(path, ..)| path.ends_with("trust") || path.ends_with("repository.json")),
+        "{changed:?}"
+    );
+    fetch_from(&home, &mut published.server(), "1.0.0").unwrap();
+}
+
+#[test]
+fn old_metadata_is_not_served_again_and_a_frozen_repository_is_told() {
+    let published = Published::new();
+    published.add("1.0.0");
+    let old = published.vendor.dir.path().join("old");
+    copy(&published.dir, &old);
+    published.add("1.1.0");
+    let mut home = Home::new(&published.vendor);
+    assert_eq!(versions(&home, &published.dir), ["1.0.0", "1.1.0"]);
+    let error = check(&mut Directory(old.clone()), &home.trust, &home.policy).unwrap_err();
+    assert_eq!(error.code(), "rolled-back", "{}", chain(&error));
+    // An appliance that never saw the newer metadata notices by the date.
+    home = Home::new(&published.vendor);
+    home.policy.now = "2030-01-16T00:00:00Z".parse().unwrap();
+    let error = check(&mut Directory(old), &home.trust, &home.policy).unwrap_err();
+    assert_eq!(error.code(), "expired", "{}", chain(&error));
+    let later = Terms { now: home.policy.now, timestamp_expires: "2030-02-01T00:00:00Z".parse().unwrap(), ..terms() };
+    let before = Repository::open(&published.dir).unwrap().contents(&published.vendor.keys).unwrap();
+    let after = Repository::open(&published.dir).unwrap().refresh(&published.vendor.keys, &later).unwrap();
+    assert_eq!(after.versions[1], before.versions[1] + 1);
+    assert_eq!(after.versions[2..], before.versions[2..], "only the timestamp is signed anew");
+    assert_eq!(versions(&home, &published.dir), ["1.0.0", "1.1.0"]);
+    // Packages have versions of their own: what the repository counts does not hinder them.
+    home.receive(&published.vendor.package("1.0.0")).unwrap();
+}
+
+#[test]
+fn a_rotation_reaches_the_appliance_through_the_repository() {
+    let published = Published::new();
+    published.add("1.0.0");
+    let home = Home::new(&published.vendor);
+    assert_eq!(versions(&home, &published.dir), ["1.0.0"]);
+    let rotation = Rotation {
+        roles: ["root", "timestamp", "snapshot", "targets"].into(),
+        root_expires: far(),
+        root_keys: None,
+        root_threshold: None,
+        root_dir: None,
+        outside: Vec::new(),
+        passphrase: None,
+    };
+    let (keys, _) = Keys::open(&published.vendor.dir.path().join("keys")).unwrap().rotate(&rotation).unwrap();
+    Repository::open(&published.dir).unwrap().refresh(&keys, &terms()).unwrap();
+    assert_eq!(versions(&home, &published.dir), ["1.0.0"]);
+    assert_eq!(home.trust.root().unwrap(), keys.root());
+    fetch_from(&home, &mut published.server(), "1.0.0").unwrap();
+}
+
+#[test]
+fn what_may_not_be_published() {
+    let published = Published::new();
+    published.add("1.0.0");
+    let open = || Repository::open(&published.dir).unwrap();
+    let before = snapshot(&published.dir);
+    // The same package again is no news; another of the same name is refused.
+    published.add("1.0.0");
+    assert_eq!(snapshot(&published.dir), before);
+    let tree = published.vendor.tree("1.0.0");
+    put(&tree, "bin/shop", b"another shop", 0o755);
+    let (path, ..) = published.vendor.pack_file(&tree, &options());
+    let error = open().add(&path, &published.vendor.keys, &terms()).unwrap_err();
+    assert!(matches!(error, RepositoryError::Taken { .. }), "{error}");
+    // Somebody else's package, and keys that are not this repository's.
+    let other = Vendor::new();
+    let (path, ..) = other.pack_file(&other.tree("1.1.0"), &options());
+    let error = open().add(&path, &published.vendor.keys, &terms()).unwrap_err();
+    assert!(matches!(error, RepositoryError::Package { .. }), "{error}");
+    let error = open().add(&path, &other.keys, &terms()).unwrap_err();
+    assert!(matches!(error, RepositoryError::Metadata { .. }), "{error}");
+    // A package with a byte that differs.
+    let (path, mut package, _) = published.vendor.pack_file(&published.vendor.tree("1.1.0"), &options());
+    let middle = package.len() - 1500;
+    package[middle] ^= 1;
+    put(path.parent().unwrap(), "package.refit", &package, 0o644);
+    let error = open().add(&path, &published.vendor.keys, &terms()).unwrap_err();
+    assert!(matches!(error, RepositoryError::Package { .. }), "{error}");
+    assert_eq!(snapshot(&published.dir), before);
+    let error = Repository::init(&published.dir, &published.vendor.keys, &terms()).unwrap_err();
+    assert!(matches!(error, RepositoryError::Exists { .. }), "{error}");
+    assert!(matches!(Repository::open(other.dir.path()).unwrap_err(), RepositoryError::None { .. }));
+}
+
+#[test]
+fn the_metadata_of_a_package_is_no_repository() {
+    let vendor = Vendor::new();
+    let package = vendor.pack(&vendor.tree("1.0.0"), &PackOptions { expires: far(), ..options() });
+    let served = vendor.dir.path().join("served");
+    fs::create_dir_all(served.join("metadata")).unwrap();
+    let read = refit_updater::package::Package::open(&package[..]).unwrap();
+    for (name, bytes) in read.metadata().iter() {
+        put(&served.join("metadata"), &name, bytes, 0o644);
+    }
+    let home = Home::new(&vendor);
+    let error = check(&mut Directory(served), &home.trust, &home.policy).unwrap_err();
+    assert_eq!(error.to_string(), "the repository serves the metadata of a single package");
+}
+
+fn copy(from: &Path, to: &Path) {
+    for (path, mode, content) in snapshot(from) {
+        let name = path.strip_prefix(from).unwrap();
+        if path.is_file() {
+            put(to, name.to_str().unwrap(), &content, mode & 0o777);
+        }
+    }
+}
