@@ -5,6 +5,7 @@
 //! signed it is another question: see [`crate::trust`].
 
 mod check;
+mod totals;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::digest::Digest;
 
 pub use check::ManifestError;
+pub use totals::{KindTotals, Totals};
 
 /// The manifest format this crate reads and writes.
 pub const FORMAT: u64 = 1;

@@ -24,7 +24,7 @@ use crate::codec::Encoder;
 use crate::digest::{Digest, Hasher};
 use crate::durable;
 use crate::keys::Keys;
-use crate::manifest::{About, Body, Codec, FileEntry, Frame, HOLE_BYTES, Kind, Manifest};
+use crate::manifest::{About, Body, Codec, FileEntry, Frame, HOLE_BYTES, Kind, Manifest, Totals};
 use crate::package::{BLOCK_BYTES, MANIFEST_NAME, PAYLOAD_NAME, filling, header};
 use crate::receive::is_hole;
 
@@ -96,6 +96,8 @@ pub struct PackReport {
     pub payload_bytes: u64,
     /// Bytes of the package.
     pub package_bytes: u64,
+    /// What is in it, in numbers.
+    pub totals: Totals,
 }
 
 /// Packs the release in `dir` into the package `out`, signed with `keys`.
@@ -168,6 +170,7 @@ pub fn pack(
         installed_bytes: manifest.installed_bytes(),
         payload_bytes: manifest.payload_bytes(),
         package_bytes,
+        totals: manifest.totals(),
     })
 }
 

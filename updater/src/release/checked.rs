@@ -36,7 +36,7 @@ const TICK_MAX: Duration = Duration::from_millis(10);
 /// File systems of this machine alone, on which the kernel itself keeps the time of change.
 const FILE_SYSTEMS: [FsType; 6] = [
     statfs::EXT4_SUPER_MAGIC, // and ext2 and ext3
-    FsType(0x5846_5342), // XFS: the name is not there with every libc
+    FsType(0x5846_5342),      // XFS: the name is not there with every libc
     statfs::BTRFS_SUPER_MAGIC,
     statfs::F2FS_SUPER_MAGIC,
     statfs::OVERLAYFS_SUPER_MAGIC,
