@@ -25,6 +25,7 @@ mod limits;
 mod load;
 mod logs;
 mod manager;
+mod package;
 mod parking;
 mod process;
 mod refuse;

@@ -13,5 +13,7 @@ mod crash;
 mod policy;
 mod reading;
 mod roundtrip;
+mod sharing;
+mod space;
 mod support;
 mod tampering;
