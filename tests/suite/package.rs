@@ -187,7 +187,7 @@ fn inspect_shows_what_an_update_changes_and_what_must_be_transferred() {
     let text = refit_in(dir, &["inspect", "1.0.0.refit", "1.1.0.refit"]);
     assert!(text.contains("1.0.0 -> 1.1.0") && text.contains("as lib/moved"), "{text}");
     let text = refit_in(dir, &["inspect", "--check", "1.1.0.refit"]);
-    for line in ["library     4      0", "all         6      1", "as above", "every byte is as signed", "-> shop"] {
+    for line in ["library  5      0", "all      7      1", "as above", "every byte is as signed", "-> shop"] {
         assert!(text.contains(line), "{line:?} is not in {text}");
     }
 }

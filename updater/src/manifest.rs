@@ -242,6 +242,24 @@ impl Manifest {
     /// # Errors
     /// Something in it must not be in a release.
     pub fn new(about: About, directories: Vec<DirectoryEntry>, files: Vec<FileEntry>) -> Result<Self, ManifestError> {
+        let manifest = Self::unchecked(about, directories, files);
+        check::check(&manifest)?;
+        Ok(manifest)
+    }
+
+    /// Does as [`Manifest::new`] for a release whose contents are not known yet: names, places and links.
+    ///
+    /// # Errors
+    /// One of them must not be in a release.
+    pub(crate) fn check_names(
+        about: About,
+        directories: Vec<DirectoryEntry>,
+        files: Vec<FileEntry>,
+    ) -> Result<(), ManifestError> {
+        check::check_names(&Self::unchecked(about, directories, files))
+    }
+
+    fn unchecked(about: About, directories: Vec<DirectoryEntry>, files: Vec<FileEntry>) -> Self {
         let (mut payload_bytes, mut installed_bytes) = (0_u64, 0_u64);
         for file in &files {
             if let Body::Regular { size, frames, .. } = &file.body {
@@ -252,7 +270,7 @@ impl Manifest {
             }
         }
         let About { appliance, version, arch, requires, codec } = about;
-        let manifest = Self {
+        Self {
             format: FORMAT,
             appliance,
             version,
@@ -263,9 +281,7 @@ impl Manifest {
             installed_bytes,
             directories,
             files,
-        };
-        check::check(&manifest)?;
-        Ok(manifest)
+        }
     }
 
     /// Returns the manifest in `bytes`.

@@ -126,10 +126,6 @@ pub fn pack(
     }
     let description = tree::describe(dir)?;
     let tree = tree::walk(dir)?;
-    let hashed = hash_files(tree.files, progress)?;
-
-    let mut spool = tempfile::tempfile_in(out_dir).map_err(PackError::io("make a file in", out_dir))?;
-    let files = compress(&hashed, &mut spool, out_dir, options.codec, level, progress)?;
     let about = About {
         appliance: description.name,
         version: description.version,
@@ -137,6 +133,12 @@ pub fn pack(
         requires: description.requires,
         codec: options.codec,
     };
+    // What is refused for its name is refused now, and not after minutes of compressing.
+    Manifest::check_names(about.clone(), tree.directories.clone(), tree.names())?;
+    let hashed = hash_files(tree.files, progress)?;
+
+    let mut spool = tempfile::tempfile_in(out_dir).map_err(PackError::io("make a file in", out_dir))?;
+    let files = compress(&hashed, &mut spool, out_dir, options.codec, level, progress)?;
     let mut entries: Vec<FileEntry> = files;
     entries.extend(tree.links);
     entries.sort_by(|one, other| one.path.cmp(&other.path));

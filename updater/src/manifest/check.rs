@@ -169,6 +169,12 @@ pub enum FrameFault {
 
 /// Refuses a manifest that describes what must not be in a release.
 pub(super) fn check(manifest: &Manifest) -> Result<(), ManifestError> {
+    check_names(manifest)?;
+    check_contents(manifest)
+}
+
+/// Refuses names, places and links that must not be in a release, whatever the files hold.
+pub(super) fn check_names(manifest: &Manifest) -> Result<(), ManifestError> {
     label("appliance name", &manifest.appliance)?;
     label("architecture", &manifest.arch)?;
     let entries = manifest.files.len() + manifest.directories.len();
@@ -210,7 +216,7 @@ pub(super) fn check(manifest: &Manifest) -> Result<(), ManifestError> {
             return Err(ManifestError::LinkEscapes { path: file.path.clone(), target: target.clone() });
         }
     }
-    check_contents(manifest)
+    Ok(())
 }
 
 fn path_error(path: &str, why: PathFault) -> ManifestError {
