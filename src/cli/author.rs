@@ -331,10 +331,11 @@ fn print_comparison(context: &Context, found: &Comparison) {
         .collect();
     context.print(&format!("{} -> {}", found.old.version, found.new.version));
     context.print(&format!(
-        "transfer  {} of {}; {} files stay as they are",
+        "transfer  {} of {}; {} of {} files unchanged",
         HumanBytes(found.transfer_bytes),
         HumanBytes(found.new.package_bytes),
-        found.unchanged
+        found.unchanged,
+        found.new.files
     ));
     context.print(&format!(
         "installed {}, before {}",

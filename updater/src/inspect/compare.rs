@@ -52,6 +52,8 @@ pub struct Side {
     pub version: Version,
     /// Digest of its manifest.
     pub digest: Digest,
+    /// Files and links.
+    pub files: u64,
     /// Bytes of its package.
     pub package_bytes: u64,
     /// Bytes of its files, unpacked.
@@ -147,6 +149,7 @@ fn side(found: &Inspection) -> Side {
     Side {
         version: found.manifest.version().clone(),
         digest: found.digest,
+        files: found.manifest.files().len() as u64,
         package_bytes: found.package_bytes,
         installed_bytes: found.manifest.installed_bytes(),
     }
