@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use jiff::{SignedDuration, Timestamp};
-use refit_updater::inspect::{InspectError, inspect as look_into};
+use refit_updater::inspect::{Change, Comparison, InspectError, compare, inspect as look_into};
 use refit_updater::keys::KeysError;
-use refit_updater::manifest::{Body, Codec};
+use refit_updater::manifest::{Body, Codec, Kind, Totals};
 use refit_updater::pack::{METADATA_VERSION, PackError, PackOptions, PackStep, file_name, pack as make_package};
 use refit_updater::receive::Class;
 use refit_updater::repository::author::{Repository, RepositoryError, Terms};
@@ -56,8 +56,12 @@ pub(super) struct Pack {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Inspect {
-    /// The package.
+    /// The package; of two, the one that is installed.
+    #[arg(value_name = "FILE")]
     file: PathBuf,
+    /// The package that comes: what it changes is shown, and what of it must be transferred.
+    #[arg(value_name = "NEW")]
+    new: Option<PathBuf>,
     /// Verify it against this root of trust.
     #[arg(long)]
     root: Option<PathBuf>,
@@ -205,20 +209,52 @@ fn try_pack(context: &Context, pack: &Pack) -> Result<(), AuthorError> {
     let place = if scratch.is_some() { pack.repo.clone().unwrap_or_default() } else { out.clone() };
     if context.json {
         context.print(&json!({ "package": place, "report": report }).to_string());
+        return Ok(());
     }
-    context.tell(&format!(
-        "{}: {} {} for {}, {} files, {} installed, {} packed, in {:.1} s",
+    context.print(&format!("{} {} for {}", report.appliance, report.version, report.arch));
+    context.print("");
+    print_totals(context, &report.totals);
+    context.print("");
+    context.print(&format!("digest    {}", report.digest));
+    context.print(&format!(
+        "package   {}, {} in {:.1} s",
         place.display(),
-        report.appliance,
-        report.version,
-        report.arch,
-        report.files,
-        HumanBytes(report.installed_bytes),
         HumanBytes(report.package_bytes),
-        begun.elapsed().as_secs_f32(),
+        begun.elapsed().as_secs_f32()
     ));
-    context.tell(&format!("digest {}", report.digest));
     Ok(())
+}
+
+/// Prints what a release holds: a line for each kind, and what the lines do not say.
+fn print_totals(context: &Context, totals: &Totals) {
+    let row = |what: String, files: u64, links: u64, installed: u64, stored: u64| {
+        let share = (100 * stored).checked_div(installed).map_or_else(String::new, |share| format!("{share} %"));
+        let (installed, stored) = (HumanBytes(installed).to_string(), HumanBytes(stored).to_string());
+        vec![what, files.to_string(), links.to_string(), installed, stored, share]
+    };
+    let mut rows = Vec::new();
+    let (mut files, mut links, mut installed, mut stored) = (0, 0, 0, 0);
+    for sums in &totals.kinds {
+        files += sums.files;
+        links += sums.links;
+        installed += sums.installed_bytes;
+        stored += sums.stored_bytes;
+        rows.push(row(kind_name(sums.kind), sums.files, sums.links, sums.installed_bytes, sums.stored_bytes));
+    }
+    rows.push(row("all".to_owned(), files, links, installed, stored));
+    super::show::table(context, &["KIND", "FILES", "LINKS", "INSTALLED", "PACKED", "OF IT"], &rows);
+    let mut notes = vec![format!("{} directories", totals.directories)];
+    if totals.repeated_bytes > 0 {
+        notes.push(format!("{} are there more than once and packed once", HumanBytes(totals.repeated_bytes)));
+    }
+    if totals.hole_bytes > 0 {
+        notes.push(format!("{} are zeros and take no space", HumanBytes(totals.hole_bytes)));
+    }
+    context.print(&notes.join("; "));
+}
+
+fn kind_name(kind: Kind) -> String {
+    format!("{kind:?}").to_lowercase()
 }
 
 pub(super) fn inspect(context: &Context, inspect: &Inspect) -> Exit {
@@ -236,7 +272,12 @@ fn try_inspect(context: &Context, inspect: &Inspect) -> Result<(), AuthorError> 
         }
         None => None,
     };
-    let found = look_into(&context.path(&inspect.file), root.as_deref(), inspect.check, clock::now())?;
+    let look = |path| look_into(&context.path(path), root.as_deref(), inspect.check, clock::now());
+    let found = look(&inspect.file)?;
+    if let Some(new) = &inspect.new {
+        print_comparison(context, &compare(&found, &look(new)?));
+        return Ok(());
+    }
     if context.json {
         context.print(&json!(found).to_string());
         return Ok(());
@@ -261,17 +302,66 @@ fn try_inspect(context: &Context, inspect: &Inspect) -> Result<(), AuthorError> 
         if found.checked { "every byte is as signed" } else { "not checked: no --check" }
     ));
     context.print("");
+    print_totals(context, &found.totals);
+    context.print("");
     let rows: Vec<Vec<String>> = manifest
         .files()
         .iter()
         .map(|file| {
-            let (mode, size) = match &file.body {
-                Body::Regular { mode, size, .. } => (mode.to_string(), HumanBytes(*size).to_string()),
-                Body::Link { target } => ("link".to_owned(), format!("-> {target}")),
+            let (mode, size, packed) = match &file.body {
+                Body::Regular { mode, size, frames, .. } => {
+                    let repeated = frames.is_empty() && *size > 0;
+                    let packed =
+                        if repeated { "as above".to_owned() } else { HumanBytes(file.stored_bytes()).to_string() };
+                    (mode.to_string(), HumanBytes(*size).to_string(), packed)
+                }
+                Body::Link { target } => ("link".to_owned(), format!("-> {target}"), String::new()),
             };
-            vec![file.path.clone(), format!("{:?}", file.kind).to_lowercase(), mode, size]
+            vec![file.path.clone(), kind_name(file.kind), mode, size, packed]
         })
         .collect();
-    super::show::table(context, &["FILE", "KIND", "MODE", "SIZE"], &rows);
+    super::show::table(context, &["FILE", "KIND", "MODE", "SIZE", "PACKED"], &rows);
     Ok(())
+}
+
+/// Prints what an update changes, file by file.
+fn print_comparison(context: &Context, found: &Comparison) {
+    if context.json {
+        context.print(&json!(found).to_string());
+        return;
+    }
+    let size = |bytes: Option<u64>| bytes.map_or_else(|| "-".to_owned(), |bytes| HumanBytes(bytes).to_string());
+    let rows: Vec<Vec<String>> = found
+        .changes
+        .iter()
+        .map(|change| {
+            let what = match change.change {
+                Change::Added => "added",
+                Change::Removed => "removed",
+                Change::Changed => "changed",
+                Change::Mode => "mode",
+            };
+            let transfer = match (&change.from, change.transfer_bytes) {
+                (Some(from), _) => format!("as {from}"),
+                (None, 0) => String::new(),
+                (None, bytes) => HumanBytes(bytes).to_string(),
+            };
+            vec![what.to_owned(), change.path.clone(), size(change.old_bytes), size(change.new_bytes), transfer]
+        })
+        .collect();
+    context.print(&format!("{} -> {}", found.old.version, found.new.version));
+    context.print(&format!(
+        "transfer  {} of {}; {} of {} files unchanged",
+        HumanBytes(found.transfer_bytes),
+        HumanBytes(found.new.package_bytes),
+        found.unchanged,
+        found.new.files
+    ));
+    context.print(&format!(
+        "installed {}, before {}",
+        HumanBytes(found.new.installed_bytes),
+        HumanBytes(found.old.installed_bytes)
+    ));
+    context.print("");
+    super::show::table(context, &["CHANGE", "FILE", "BEFORE", "AFTER", "TRANSFER"], &rows);
 }

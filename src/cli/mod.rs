@@ -119,7 +119,7 @@ enum Command {
     Config(config::Config),
     /// Make a package of a directory.
     Pack(author::Pack),
-    /// Show what a package holds.
+    /// Show what a package holds, or what another one changes of it.
     Inspect(author::Inspect),
     /// Make and keep signing keys.
     #[command(subcommand)]

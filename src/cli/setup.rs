@@ -160,6 +160,9 @@ pub(super) fn make_home(home: &Home, package: &Path, root: &Path) -> Result<Made
     let file = File::open(package).map_err(unreadable(package))?;
     let store = Store::init(home.path())?;
     let trust = Trust::install_root(home.path(), &root_bytes)?;
+    // Before the package arrives: hashing a password and unpacking each take what memory a small machine has to spare.
+    let password = auth::new_password();
+    auth::set_password(home, auth::ADMIN, &password)?;
     let policy = Policy {
         appliance: None,
         arch: std::env::consts::ARCH.to_owned(),
@@ -174,8 +177,6 @@ pub(super) fn make_home(home: &Home, package: &Path, root: &Path) -> Result<Made
     // A release that an interrupted `init` left here may go: nothing has run yet.
     store.admit(received, std::slice::from_ref(&version))?;
     merge_config(&store, None, &version, Existing::Replace)?;
-    let password = auth::new_password();
-    auth::set_password(home, auth::ADMIN, &password)?;
     store.point_current(&version)?;
     journal::store(home.path(), &Journal::first(version.clone()))?;
     Ok(Made { appliance: config.name, version, password })

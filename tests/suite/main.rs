@@ -29,6 +29,7 @@ mod load;
 mod logs;
 mod manager;
 mod model;
+mod package;
 mod parking;
 mod peers;
 mod process;

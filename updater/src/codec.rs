@@ -4,8 +4,8 @@ use std::io::{self, Read, Write};
 
 use crate::manifest::Codec;
 
-/// The zstd level when none is chosen: beyond it packing takes several times as long for a few percent.
-const ZSTD_LEVEL: i32 = 3;
+/// The zstd level when none is chosen: beyond it packing takes twice as long for a percent. Unpacking takes the same at each.
+const ZSTD_LEVEL: i32 = 6;
 /// The gzip level when none is chosen, that of the gzip tool.
 const GZIP_LEVEL: i32 = 6;
 

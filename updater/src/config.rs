@@ -158,8 +158,9 @@ pub fn merge_config(
         .tempdir_in(&staging)
         .map_err(io_error("make a directory in", &staging))?;
     let new = beside.path().join("new");
+    let file_system = durable::FileSystem::of(&staging).map_err(io_error("open", &staging))?;
     result.write(&new)?;
-    durable::sync_file_system(&new).map_err(io_error("sync", &new))?;
+    file_system.sync().map_err(io_error("sync", &new))?;
     if exists {
         durable::rename(&live, &beside.path().join("old")).map_err(io_error("move away", &live))?;
     }

@@ -225,12 +225,30 @@ pub fn sync_dir(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
-/// Syncs the whole file system that `path` lies on: one call for a tree of any size.
+/// A file system that is written to and then synced as a whole: one call for a tree of any size, where one for each file
+/// would wait for the disk as often.
 ///
-/// # Errors
-/// Something on the file system could not be written.
-pub fn sync_file_system(path: &Path) -> io::Result<()> {
-    nix::unistd::syncfs(File::open(path)?).map_err(io::Error::from)
+/// The kernel writes back on its own, too, and reports what fails then to those who had the file system open before: so
+/// this is opened before the first write.
+#[derive(Debug)]
+pub struct FileSystem(File);
+
+impl FileSystem {
+    /// Opens the file system that `path` lies on.
+    ///
+    /// # Errors
+    /// The path cannot be opened.
+    pub fn of(path: &Path) -> io::Result<Self> {
+        File::open(path).map(Self)
+    }
+
+    /// Syncs everything on it.
+    ///
+    /// # Errors
+    /// Something that was written since it was opened, by anybody, is not on the disk.
+    pub fn sync(self) -> io::Result<()> {
+        nix::unistd::syncfs(&self.0).map_err(io::Error::from)
+    }
 }
 
 fn parent(path: &Path) -> &Path {

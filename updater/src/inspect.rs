@@ -1,4 +1,7 @@
-//! Looking at a package without installing it: what is in it, who signed it, whether every byte is as signed.
+//! Looking at a package without installing it: what is in it, who signed it, whether every byte is as signed, and what it
+//! changes of another one.
+
+mod compare;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -11,12 +14,14 @@ use serde::Serialize;
 use crate::class::Class;
 use crate::codec::Decoder;
 use crate::digest::Digest;
-use crate::manifest::{Body, Manifest};
+use crate::manifest::{Body, Manifest, Totals};
 use crate::package::{Package, PackageError};
 use crate::receive::{FrameTrouble, check_frame};
 use crate::trust::{TrustError, load};
 use crate::tuf::MemoryShelf;
 use crate::tuf::document::RootDocument;
+
+pub use compare::{Change, Comparison, FileChange, Side, compare};
 
 /// Headers and small frames are read in one call.
 const INPUT_BUFFER_BYTES: usize = 64 << 10;
@@ -44,6 +49,8 @@ pub struct Inspection {
     pub expires_role: String,
     /// Whether that is past.
     pub expired: bool,
+    /// What the release holds, in numbers.
+    pub totals: Totals,
     /// Everything in the release.
     pub manifest: Manifest,
 }
@@ -168,6 +175,7 @@ pub fn inspect(path: &Path, root: Option<&[u8]>, check: bool, now: Timestamp) ->
         expires,
         expires_role: role.to_string(),
         expired: expires <= now,
+        totals: manifest.totals(),
         manifest,
     })
 }

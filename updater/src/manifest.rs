@@ -5,6 +5,7 @@
 //! signed it is another question: see [`crate::trust`].
 
 mod check;
+mod totals;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::digest::Digest;
 
 pub use check::ManifestError;
+pub use totals::{KindTotals, Totals};
 
 /// The manifest format this crate reads and writes.
 pub const FORMAT: u64 = 1;
@@ -35,6 +37,9 @@ pub const INSTALLED_BYTES_MAX: u64 = 16 << 30;
 pub const PAYLOAD_BYTES_MAX: u64 = 7 << 30;
 /// Decoded bytes of one frame: what a decoder holds in memory.
 pub const FRAME_BYTES_MAX: u64 = 4 << 20;
+/// Pieces of a frame of this many bytes, cut from its beginning, that hold nothing but zeros are holes: they are not written.
+/// A multiple of every file system's block.
+pub const HOLE_BYTES: usize = 64 << 10;
 /// Stored bytes of one frame: incompressible content grows a little, never by more than this.
 pub const FRAME_STORED_BYTES_MAX: u64 = FRAME_BYTES_MAX + (64 << 10);
 /// Bytes of a path in a release, so that the path below any home stays under the kernel's 4096.
@@ -154,8 +159,6 @@ pub struct Frame {
     pub stored_sha256: Digest,
     /// Decoded bytes.
     pub size: u64,
-    /// Digest of the decoded bytes.
-    pub sha256: Digest,
 }
 
 /// A file of a release.
@@ -178,6 +181,8 @@ pub enum Body {
         mode: Mode,
         /// Bytes.
         size: u64,
+        /// Bytes of it that need no place on the disk: see [`HOLE_BYTES`].
+        holes: u64,
         /// Digest of the content.
         sha256: Digest,
         /// The content's frames; empty where an earlier file has the same content, or where there is none.
@@ -237,6 +242,24 @@ impl Manifest {
     /// # Errors
     /// Something in it must not be in a release.
     pub fn new(about: About, directories: Vec<DirectoryEntry>, files: Vec<FileEntry>) -> Result<Self, ManifestError> {
+        let manifest = Self::unchecked(about, directories, files);
+        check::check(&manifest)?;
+        Ok(manifest)
+    }
+
+    /// Does as [`Manifest::new`] for a release whose contents are not known yet: names, places and links.
+    ///
+    /// # Errors
+    /// One of them must not be in a release.
+    pub(crate) fn check_names(
+        about: About,
+        directories: Vec<DirectoryEntry>,
+        files: Vec<FileEntry>,
+    ) -> Result<(), ManifestError> {
+        check::check_names(&Self::unchecked(about, directories, files))
+    }
+
+    fn unchecked(about: About, directories: Vec<DirectoryEntry>, files: Vec<FileEntry>) -> Self {
         let (mut payload_bytes, mut installed_bytes) = (0_u64, 0_u64);
         for file in &files {
             if let Body::Regular { size, frames, .. } = &file.body {
@@ -247,7 +270,7 @@ impl Manifest {
             }
         }
         let About { appliance, version, arch, requires, codec } = about;
-        let manifest = Self {
+        Self {
             format: FORMAT,
             appliance,
             version,
@@ -258,9 +281,7 @@ impl Manifest {
             installed_bytes,
             directories,
             files,
-        };
-        check::check(&manifest)?;
-        Ok(manifest)
+        }
     }
 
     /// Returns the manifest in `bytes`.
@@ -412,6 +433,8 @@ struct RawFile {
     mode: Option<Mode>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     size: Option<u64>,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    holes: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     sha256: Option<Digest>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -420,13 +443,20 @@ struct RawFile {
     link: Option<String>,
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
 impl TryFrom<RawFile> for FileEntry {
     type Error = ManifestError;
 
     fn try_from(raw: RawFile) -> Result<Self, ManifestError> {
         let body = match (raw.mode, raw.size, raw.sha256, raw.link) {
-            (Some(mode), Some(size), Some(sha256), None) => Body::Regular { mode, size, sha256, frames: raw.frames },
-            (None, None, None, Some(target)) if raw.frames.is_empty() => Body::Link { target },
+            (Some(mode), Some(size), Some(sha256), None) => {
+                Body::Regular { mode, size, holes: raw.holes, sha256, frames: raw.frames }
+            }
+            (None, None, None, Some(target)) if raw.frames.is_empty() && raw.holes == 0 => Body::Link { target },
             _neither_file_nor_link => return Err(ManifestError::Fields { path: raw.path }),
         };
         Ok(Self { path: raw.path, kind: raw.kind, body })
@@ -437,11 +467,12 @@ impl Serialize for FileEntry {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let (path, kind) = (self.path.clone(), self.kind);
         match &self.body {
-            Body::Regular { mode, size, sha256, frames } => RawFile {
+            Body::Regular { mode, size, holes, sha256, frames } => RawFile {
                 path,
                 kind,
                 mode: Some(*mode),
                 size: Some(*size),
+                holes: *holes,
                 sha256: Some(*sha256),
                 frames: frames.clone(),
                 link: None,
@@ -451,6 +482,7 @@ impl Serialize for FileEntry {
                 kind,
                 mode: None,
                 size: None,
+                holes: 0,
                 sha256: None,
                 frames: Vec::new(),
                 link: Some(target.clone()),

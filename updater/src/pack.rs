@@ -9,7 +9,7 @@ mod error;
 mod parallel;
 mod tree;
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::fs::{File, Permissions};
 use std::io::{self, BufWriter, Seek, Write};
 use std::os::unix::fs::{FileExt, PermissionsExt};
@@ -24,8 +24,9 @@ use crate::codec::Encoder;
 use crate::digest::{Digest, Hasher};
 use crate::durable;
 use crate::keys::Keys;
-use crate::manifest::{About, Body, Codec, FileEntry, Frame, Kind, Manifest};
+use crate::manifest::{About, Body, Codec, FileEntry, Frame, HOLE_BYTES, Kind, Manifest, Totals};
 use crate::package::{BLOCK_BYTES, MANIFEST_NAME, PAYLOAD_NAME, filling, header};
+use crate::receive::is_hole;
 
 pub use error::PackError;
 
@@ -97,6 +98,8 @@ pub struct PackReport {
     pub payload_bytes: u64,
     /// Bytes of the package.
     pub package_bytes: u64,
+    /// What is in it, in numbers.
+    pub totals: Totals,
 }
 
 /// Packs the release in `dir` into the package `out`, signed with `keys`.
@@ -125,10 +128,6 @@ pub fn pack(
     }
     let description = tree::describe(dir)?;
     let tree = tree::walk(dir)?;
-    let hashed = hash_files(tree.files, progress)?;
-
-    let mut spool = tempfile::tempfile_in(out_dir).map_err(PackError::io("make a file in", out_dir))?;
-    let files = compress(&hashed, &mut spool, out_dir, options.codec, level, progress)?;
     let about = About {
         appliance: description.name,
         version: description.version,
@@ -136,6 +135,12 @@ pub fn pack(
         requires: description.requires,
         codec: options.codec,
     };
+    // What is refused for its name is refused now, and not after minutes of compressing.
+    Manifest::check_names(about.clone(), tree.directories.clone(), tree.names())?;
+    let hashed = hash_files(tree.files, progress)?;
+
+    let mut spool = tempfile::tempfile_in(out_dir).map_err(PackError::io("make a file in", out_dir))?;
+    let files = compress(&hashed, &mut spool, out_dir, options.codec, level, progress)?;
     let mut entries: Vec<FileEntry> = files;
     entries.extend(tree.links);
     entries.sort_by(|one, other| one.path.cmp(&other.path));
@@ -169,6 +174,7 @@ pub fn pack(
         installed_bytes: manifest.installed_bytes(),
         payload_bytes: manifest.payload_bytes(),
         package_bytes,
+        totals: manifest.totals(),
     })
 }
 
@@ -230,6 +236,8 @@ struct Job<'a> {
     path: &'a Path,
     /// Which of the entries it belongs to.
     entry: usize,
+    /// Digest of the whole content.
+    sha256: Digest,
     at: u64,
     size: u64,
 }
@@ -243,15 +251,15 @@ fn compress(
     level: i32,
     progress: &mut dyn FnMut(PackProgress),
 ) -> Result<Vec<FileEntry>, PackError> {
-    let (mut seen, mut jobs) = (HashSet::new(), Vec::new());
+    let (mut holes, mut jobs) = (HashMap::new(), Vec::new());
     let mut frames: Vec<Vec<Frame>> = Vec::with_capacity(hashed.len());
     for (entry, file) in hashed.iter().enumerate() {
         frames.push(Vec::new());
-        if seen.insert(file.sha256) {
+        if holes.insert(file.sha256, 0).is_none() {
             let mut at = 0;
             while at < file.source.size {
                 let size = FRAME_BYTES.min(file.source.size - at);
-                jobs.push(Job { path: &file.source.path, entry, at, size });
+                jobs.push(Job { path: &file.source.path, entry, sha256: file.sha256, at, size });
                 at += size;
             }
         }
@@ -267,27 +275,30 @@ fn compress(
                 let mut content = vec![0; usize::try_from(job.size).map_err(io::Error::other)?];
                 File::open(job.path)?.read_exact_at(&mut content, job.at)?;
                 let stored = encoder.encode(&content)?;
-                Ok((job.entry, job.size, Digest::of(&content), Digest::of(&stored), stored))
+                let holes = content.chunks(HOLE_BYTES).filter(|piece| is_hole(piece)).map(|piece| piece.len() as u64);
+                Ok((job, holes.sum::<u64>(), Digest::of(&stored), stored))
             };
             make().map_err(PackError::io("compress", job.path))
         },
-        |(entry, size, sha256, stored_sha256, stored)| {
+        |(job, hole_bytes, stored_sha256, stored)| {
             spool.write_all(&stored).map_err(PackError::io("write into", out_dir))?;
             let length = stored.len() as u64;
-            if let Some(frames) = frames.get_mut(entry) {
-                frames.push(Frame { offset, stored: length, stored_sha256, size, sha256 });
+            if let Some(frames) = frames.get_mut(job.entry) {
+                frames.push(Frame { offset, stored: length, stored_sha256, size: job.size });
             }
+            *holes.entry(job.sha256).or_default() += hole_bytes;
             offset += length;
-            bytes += size;
+            bytes += job.size;
             progress(PackProgress { step: PackStep::Compressing, bytes, bytes_total });
             Ok(())
         },
     )?;
     spool.flush().map_err(PackError::io("write into", out_dir))?;
-    hashed.iter().zip(frames).map(|(file, frames)| file_entry(file, frames)).collect()
+    let holes = |file: &Hashed| holes.get(&file.sha256).copied().unwrap_or_default();
+    hashed.iter().zip(frames).map(|(file, frames)| file_entry(file, holes(file), frames)).collect()
 }
 
-fn file_entry(file: &Hashed, frames: Vec<Frame>) -> Result<FileEntry, PackError> {
+fn file_entry(file: &Hashed, holes: u64, frames: Vec<Frame>) -> Result<FileEntry, PackError> {
     let path = &file.source.path;
     let now = path.metadata().map_err(PackError::io("read", path))?;
     let modified = now.modified().map_err(PackError::io("read", path))?;
@@ -295,12 +306,9 @@ fn file_entry(file: &Hashed, frames: Vec<Frame>) -> Result<FileEntry, PackError>
     if now.len() != file.source.size || modified != file.modified {
         return Err(PackError::Changed { path: path.clone() });
     }
-    let name = &file.source.name;
-    Ok(FileEntry {
-        path: name.clone(),
-        kind: Kind::of(name),
-        body: Body::Regular { mode: file.source.mode, size: file.source.size, sha256: file.sha256, frames },
-    })
+    let (name, mode, size) = (&file.source.name, file.source.mode, file.source.size);
+    let body = Body::Regular { mode, size, holes, sha256: file.sha256, frames };
+    Ok(FileEntry { path: name.clone(), kind: Kind::of(name), body })
 }
 
 fn write_entry(package: &mut impl Write, name: &str, bytes: u64, content: &mut impl io::Read) -> io::Result<()> {

@@ -29,7 +29,7 @@ use crate::trust::{Expired, Trust, VerifiedManifest};
 
 pub use crate::class::Class;
 pub use error::{FrameTrouble, ReceiveError};
-pub(crate) use unpack::check_frame;
+pub(crate) use unpack::{check_frame, is_hole};
 
 /// Headers and small frames are read in one call.
 const INPUT_BUFFER_BYTES: usize = 64 << 10;
@@ -197,18 +197,23 @@ pub(crate) fn receive_verified<R: Read>(
     });
     let mut payload = payload(manifest.payload_bytes())?;
 
+    let checked = store.checked();
     let mut plan = plan::Plan::new(manifest);
-    plan.find_kept(&store.content_index()?, cancel)?;
+    plan.find_kept(&store.content_index()?, &checked, cancel)?;
     plan.check_space(&store.staging_dir())?;
     payload.announce(plan.wanted_ranges(manifest));
 
-    let tree = Tree::new(&store.staging_dir())?;
+    let staging = store.staging_dir();
+    // Opened before the first byte is written: every error of writing back since then is one of this sync.
+    let file_system = durable::FileSystem::of(&staging).map_err(ReceiveError::disk("open", &staging))?;
+    let tree = Tree::new(&staging)?;
     make_directories(&tree.path, manifest)?;
     let linked_bytes = plan.make_kept_and_empty(&tree.path)?;
     let written_bytes = unpack::unpack(&mut payload, manifest, &plan, &tree.path, cancel, progress)?;
     payload.finish()?;
     progress(ReceiveProgress::Syncing);
     finish_tree(&tree.path, &verified)?;
+    file_system.sync().map_err(ReceiveError::disk("sync", &tree.path))?;
     fault::point("unpacked");
 
     let dir = store.staging_dir().join(verified.digest().to_string());
@@ -224,6 +229,7 @@ pub(crate) fn receive_verified<R: Read>(
         drop(durable::remove_tree(&dir));
         return Err(error.into());
     }
+    store.note_checked(checked, &dir, verified.manifest());
     let (digest, expired, clock_behind) = (verified.digest(), verified.expired(), verified.clock_behind());
     Ok(Received { digest, manifest: verified.into_manifest(), dir, expired, clock_behind, linked_bytes, written_bytes })
 }
@@ -285,7 +291,7 @@ fn make_directories(tree: &Path, manifest: &Manifest) -> Result<(), ReceiveError
     Ok(())
 }
 
-/// Adds the manifest, takes the write permissions away and syncs everything.
+/// Adds the manifest and takes the write permissions away.
 fn finish_tree(tree: &Path, verified: &VerifiedManifest) -> Result<(), ReceiveError> {
     let reserved = tree.join(RESERVED_DIR);
     fs::create_dir(&reserved).map_err(ReceiveError::disk("make", &reserved))?;
@@ -299,6 +305,5 @@ fn finish_tree(tree: &Path, verified: &VerifiedManifest) -> Result<(), ReceiveEr
     for directory in verified.manifest().directories().iter().rev() {
         chmod(&tree.join(&directory.path), directory.mode.installed().bits())?;
     }
-    chmod(tree, DIR_MODE)?;
-    durable::sync_file_system(tree).map_err(ReceiveError::disk("sync", tree))
+    chmod(tree, DIR_MODE)
 }

@@ -3,6 +3,7 @@
 //! A release is a directory `releases/VERSION` that is never written to again. It got there by one rename of a tree that
 //! was verified and synced before, so what has the name is whole. `current` is a link that the journal decides about.
 
+mod checked;
 mod verify;
 
 use std::collections::HashMap;
@@ -18,6 +19,7 @@ use crate::fault;
 use crate::manifest::{self, Body, MANIFEST_BYTES_MAX, Manifest, ManifestError, Mode};
 use crate::receive::Received;
 
+pub(crate) use checked::Checked;
 pub use verify::{Problem, Trouble, VerifyProgress, VerifyReport};
 
 /// The link to the release that runs.
@@ -183,7 +185,7 @@ impl Store {
     /// Returns where release `version` lies, or would lie.
     #[must_use]
     pub fn release_dir(&self, version: &Version) -> PathBuf {
-        self.home.join("releases").join(version.to_string())
+        self.releases_dir().join(version.to_string())
     }
 
     /// Returns where the live configuration of release `version` lies, or would lie.
@@ -197,7 +199,7 @@ impl Store {
     /// # Errors
     /// The directory could not be read.
     pub fn versions(&self) -> Result<Vec<Version>, StoreError> {
-        let dir = self.home.join("releases");
+        let dir = self.releases_dir();
         let mut versions = Vec::new();
         for entry in fs::read_dir(&dir).map_err(io_error("read", &dir))? {
             let entry = entry.map_err(io_error("read", &dir))?;
@@ -273,7 +275,7 @@ impl Store {
             let installed = read_manifest(&dir).map(|(digest, _)| digest);
             let same = installed.as_ref().is_ok_and(|digest| *digest == received.digest);
             if same && self.verify(&version, &mut |_| {})?.problems.is_empty() {
-                durable::remove_tree(&received.dir).map_err(io_error("remove", &received.dir))?;
+                self.discard(&received.dir)?;
                 return self.release(&version);
             }
             // A damaged copy of the very same release may always be replaced by a whole one, unless it runs.
@@ -355,7 +357,14 @@ impl Store {
         version: &Version,
         progress: &mut dyn FnMut(VerifyProgress),
     ) -> Result<VerifyReport, StoreError> {
-        verify::verify(&self.release(version)?, progress)
+        let report = verify::verify(&self.release(version)?, progress)?;
+        if !report.problems.is_empty()
+            && let Err(error) = Checked::forget(&self.releases_dir())
+        {
+            // The next update will still compare how the files look; the report is what matters here.
+            tracing::warn!(%error, "cannot forget what was checked before");
+        }
+        Ok(report)
     }
 
     /// Returns where each content with these permissions already lies: in a kept release, under any name.
@@ -374,8 +383,42 @@ impl Store {
         Ok(index)
     }
 
+    /// Returns what is known of the files of kept releases without reading them.
+    pub(crate) fn checked(&self) -> Checked {
+        Checked::load(&self.releases_dir())
+    }
+
+    /// Notes what is in the tree `dir`: its contents were hashed or written a moment ago, and are synced.
+    pub(crate) fn note_checked(&self, mut checked: Checked, dir: &Path, manifest: &Manifest) {
+        checked.record(regular_files(dir, manifest));
+        checked.store(&self.releases_dir());
+    }
+
+    fn releases_dir(&self) -> PathBuf {
+        self.home.join("releases")
+    }
+
+    /// Returns every file of every tree but `without`: kept releases, and received packages in staging.
+    fn files_without(&self, without: &Path) -> Vec<(PathBuf, Digest)> {
+        let mut files = Vec::new();
+        for dir in [self.releases_dir(), self.staging_dir()] {
+            let Ok(entries) = fs::read_dir(&dir) else { continue };
+            for dir in entries.flatten().map(|entry| entry.path()).filter(|dir| dir != without) {
+                // What has no manifest, or a damaged one, is no tree of ours.
+                if let Ok((_, manifest)) = read_manifest(&dir) {
+                    files.extend(regular_files(&dir, &manifest).map(|(path, sha256)| (path, *sha256)));
+                }
+            }
+        }
+        files
+    }
+
     /// Removes a tree from its place at once, and its files after that.
     fn discard(&self, dir: &Path) -> Result<(), StoreError> {
+        Checked::around(&self.releases_dir(), &self.files_without(dir), || self.discard_tree(dir))
+    }
+
+    fn discard_tree(&self, dir: &Path) -> Result<(), StoreError> {
         let name = dir.file_name().unwrap_or_default().to_string_lossy();
         let gone = tempfile::Builder::new()
             .prefix(&format!("gone-{name}-"))
@@ -395,6 +438,14 @@ pub(crate) type ContentIndex = HashMap<Digest, Vec<Place>>;
 pub(crate) struct Place {
     pub(crate) path: PathBuf,
     pub(crate) mode: Mode,
+}
+
+/// Returns path and digest of each regular file that is not empty.
+fn regular_files<'m>(dir: &Path, manifest: &'m Manifest) -> impl Iterator<Item = (PathBuf, &'m Digest)> {
+    manifest.files().iter().filter_map(move |file| match &file.body {
+        Body::Regular { sha256, size, .. } if *size > 0 => Some((dir.join(&file.path), sha256)),
+        Body::Regular { .. } | Body::Link { .. } => None,
+    })
 }
 
 fn read_manifest(dir: &Path) -> Result<(Digest, Manifest), StoreError> {

@@ -159,13 +159,22 @@ pub enum FrameFault {
     /// One digest with two sizes.
     #[error("another file has the same digest and another size")]
     SizeDiffers,
-    /// The one frame of a file has another digest than the file.
-    #[error("its only frame has another digest")]
-    DigestDiffers,
+    /// An empty file with the digest of something.
+    #[error("it is empty, and its digest is that of something")]
+    EmptyDigest,
+    /// More holes than bytes.
+    #[error("it has more holes than bytes")]
+    Holes,
 }
 
 /// Refuses a manifest that describes what must not be in a release.
 pub(super) fn check(manifest: &Manifest) -> Result<(), ManifestError> {
+    check_names(manifest)?;
+    check_contents(manifest)
+}
+
+/// Refuses names, places and links that must not be in a release, whatever the files hold.
+pub(super) fn check_names(manifest: &Manifest) -> Result<(), ManifestError> {
     label("appliance name", &manifest.appliance)?;
     label("architecture", &manifest.arch)?;
     let entries = manifest.files.len() + manifest.directories.len();
@@ -207,7 +216,7 @@ pub(super) fn check(manifest: &Manifest) -> Result<(), ManifestError> {
             return Err(ManifestError::LinkEscapes { path: file.path.clone(), target: target.clone() });
         }
     }
-    check_contents(manifest)
+    Ok(())
 }
 
 fn path_error(path: &str, why: PathFault) -> ManifestError {
@@ -319,8 +328,11 @@ fn check_contents(manifest: &Manifest) -> Result<(), ManifestError> {
     let (mut payload, mut installed) = (0_u64, 0_u64);
     let mut sizes: HashMap<Digest, u64> = HashMap::new();
     for file in &manifest.files {
-        let Body::Regular { size, sha256, frames, .. } = &file.body else { continue };
+        let Body::Regular { size, holes, sha256, frames, .. } = &file.body else { continue };
         let fault = |why| Err(ManifestError::Frames { path: file.path.clone(), why });
+        if holes > size {
+            return fault(FrameFault::Holes);
+        }
         installed = installed.saturating_add(*size);
         match sizes.insert(*sha256, *size) {
             Some(earlier) if earlier != *size => return fault(FrameFault::SizeDiffers),
@@ -344,13 +356,8 @@ fn check_contents(manifest: &Manifest) -> Result<(), ManifestError> {
         if decoded != *size {
             return fault(FrameFault::Sum);
         }
-        let digest = match frames.as_slice() {
-            [only] => only.sha256,
-            [] => Digest::of(&[]),
-            [_, _, ..] => *sha256,
-        };
-        if digest != *sha256 {
-            return fault(FrameFault::DigestDiffers);
+        if *size == 0 && *sha256 != Digest::of(&[]) {
+            return fault(FrameFault::EmptyDigest);
         }
     }
     sum("the payload", manifest.payload_bytes, payload, PAYLOAD_BYTES_MAX)?;

@@ -17,10 +17,10 @@ const AHEAD_PER_CORE: usize = 4;
 ///
 /// # Errors
 /// The first error in the order in which they happened; no more work is begun then.
-pub(super) fn in_order<J: Sync, S, T: Send>(
-    jobs: &[J],
+pub(super) fn in_order<'j, J: Sync, S, T: Send>(
+    jobs: &'j [J],
     start: impl Fn() -> Result<S, PackError> + Sync,
-    work: impl Fn(&mut S, &J) -> Result<T, PackError> + Sync,
+    work: impl Fn(&mut S, &'j J) -> Result<T, PackError> + Sync,
     mut take: impl FnMut(T) -> Result<(), PackError>,
 ) -> Result<(), PackError> {
     let cores = thread::available_parallelism().map_or(1, usize::from);

@@ -8,6 +8,7 @@ use semver::Version;
 use serde::Deserialize;
 
 use super::PackError;
+use crate::digest::Digest;
 use crate::manifest::{Body, DirectoryEntry, FileEntry, Kind, Mode};
 
 /// The description of an appliance, at the top of its release.
@@ -45,6 +46,20 @@ pub(super) struct Tree {
     pub(super) directories: Vec<DirectoryEntry>,
     pub(super) files: Vec<SourceFile>,
     pub(super) links: Vec<FileEntry>,
+}
+
+impl Tree {
+    /// Returns every file and link by name, in order; the files as if there was nothing in them.
+    pub(super) fn names(&self) -> Vec<FileEntry> {
+        let empty = |file: &SourceFile| {
+            let body =
+                Body::Regular { mode: file.mode, size: 0, holes: 0, sha256: Digest::of(&[]), frames: Vec::new() };
+            FileEntry { path: file.name.clone(), kind: Kind::of(&file.name), body }
+        };
+        let mut names: Vec<FileEntry> = self.files.iter().map(empty).chain(self.links.iter().cloned()).collect();
+        names.sort_by(|one, other| one.path.cmp(&other.path));
+        names
+    }
 }
 
 /// Returns what the release in `dir` says about itself.

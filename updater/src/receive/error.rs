@@ -83,6 +83,16 @@ pub enum ReceiveError {
         /// Where.
         path: PathBuf,
     },
+    /// The release has more files than the file system takes.
+    #[error("the release needs {needed} inodes, {free} are free in {}", path.display())]
+    NoInodes {
+        /// Inodes it needs.
+        needed: u64,
+        /// Inodes that are free.
+        free: u64,
+        /// Where.
+        path: PathBuf,
+    },
     /// A frame is not the one that was signed.
     #[error("{path:?}: {why}")]
     Frame {
@@ -127,8 +137,8 @@ pub enum FrameTrouble {
     /// Its signed bytes are nothing that can be decoded to its size.
     #[error("a frame cannot be decoded")]
     Decode,
-    /// It decodes to other bytes than were signed.
-    #[error("a frame decodes to other content than was signed")]
+    /// All frames are as they were signed, but what they decode to is another file.
+    #[error("its frames decode to other content than was signed")]
     Content,
 }
 
@@ -152,7 +162,7 @@ impl ReceiveError {
             | Self::NotOffered { .. }
             | Self::Frame { .. } => Class::Refused,
             Self::Trust { source } => source.class(),
-            Self::Store { .. } | Self::NoSpace { .. } | Self::Disk { .. } => Class::Disk,
+            Self::Store { .. } | Self::NoSpace { .. } | Self::NoInodes { .. } | Self::Disk { .. } => Class::Disk,
             Self::Start { .. } | Self::Lost => Class::Internal,
         }
     }
@@ -181,7 +191,7 @@ impl ReceiveError {
             Self::NotNewer { .. } => "not-newer",
             Self::RequiresNewer { .. } => "requires-newer",
             Self::NotOffered { .. } => "not-offered",
-            Self::NoSpace { .. } => "no-space",
+            Self::NoSpace { .. } | Self::NoInodes { .. } => "no-space",
             Self::Frame { .. } => "content-invalid",
             Self::Cancelled => "cancelled",
             Self::Start { .. } | Self::Lost => "internal",
@@ -201,7 +211,9 @@ impl ReceiveError {
             Self::NotNewer { .. } => "choose a newer package, or allow a downgrade; nothing was changed",
             Self::RequiresNewer { .. } => "install the release it asks for first; nothing was changed",
             Self::NotOffered { .. } => "ask what there is with `refit check`; nothing was changed",
-            Self::NoSpace { .. } => "free space, for example with fewer kept releases; nothing was changed",
+            Self::NoSpace { .. } | Self::NoInodes { .. } => {
+                "free space, for example with fewer kept releases; nothing was changed"
+            }
             Self::Frame { .. } => "get the package again from its vendor; nothing was changed",
             Self::Disk { .. } => "free space or check the disk, then send the package again; nothing was changed",
             Self::Cancelled => "send the package again when it is wanted; nothing was changed",

@@ -1,10 +1,10 @@
 //! What becomes of each content of a package: linked from a kept release, or decoded from the payload.
 
 use std::collections::HashMap;
-use std::fs::{self, File, OpenOptions, Permissions};
+use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -14,21 +14,42 @@ use super::ReceiveError;
 use crate::digest::Digest;
 use crate::durable;
 use crate::manifest::{Body, Manifest, Mode};
-use crate::release::{ContentIndex, Place};
+use crate::release::{Checked, ContentIndex, Place};
 
 /// The unit in which file systems give out space; smaller ones only make the estimate too careful.
 const BLOCK_BYTES: u64 = 4096;
 /// Space that stays free beside a new release: for the journal, logs and what components write meanwhile.
 const SPACE_RESERVE_BYTES: u64 = 8 << 20;
+/// Files beside those of the release: its manifest, what is replaced in the home, and what components make meanwhile.
+const INODES_RESERVE: u64 = 64;
 
 /// One content, and where it goes.
 #[derive(Debug)]
 pub(super) struct Content {
     pub(super) size: u64,
+    holes: u64,
     /// One file on disk for each set of permissions, with every path it has.
     pub(super) files: Vec<(Mode, Vec<String>)>,
-    /// Where a kept release has it, checked.
-    kept: Option<Place>,
+    /// Where a kept release has it.
+    kept: Option<Kept>,
+}
+
+/// A file of a kept release whose content was checked, and how it looked then.
+#[derive(Debug)]
+struct Kept {
+    place: Place,
+    looks: Metadata,
+}
+
+/// Returns the file at `place`, if it holds the content `digest`.
+fn check(place: &Place, digest: Digest, size: u64, checked: &Checked) -> Option<Kept> {
+    let looks = fs::symlink_metadata(&place.path).ok()?;
+    if !looks.is_file() || looks.len() != size {
+        return None;
+    }
+    let whole = checked.vouches(&looks, digest)
+        || File::open(&place.path).and_then(Digest::of_reader).is_ok_and(|found| found == (digest, size));
+    whole.then(|| Kept { place: place.clone(), looks })
 }
 
 impl Content {
@@ -43,6 +64,7 @@ impl Content {
 pub(super) struct Plan {
     contents: HashMap<Digest, Content>,
     links: Vec<(String, String)>,
+    directories: u64,
 }
 
 impl Plan {
@@ -52,8 +74,8 @@ impl Plan {
         let mut links = Vec::new();
         for file in manifest.files() {
             match &file.body {
-                Body::Regular { mode, size, sha256, .. } => {
-                    let new = || Content { size: *size, files: Vec::new(), kept: None };
+                Body::Regular { mode, size, holes, sha256, .. } => {
+                    let new = || Content { size: *size, holes: *holes, files: Vec::new(), kept: None };
                     let content = contents.entry(*sha256).or_insert_with(new);
                     let mode = mode.installed();
                     match content.files.iter_mut().find(|(other, _)| *other == mode) {
@@ -64,11 +86,17 @@ impl Plan {
                 Body::Link { target } => links.push((file.path.clone(), target.clone())),
             }
         }
-        Self { contents, links }
+        Self { contents, links, directories: manifest.directories().len() as u64 }
     }
 
-    /// Finds contents that kept releases have. Each is hashed first: a name proves nothing about a disk.
-    pub(super) fn find_kept(&mut self, index: &ContentIndex, cancel: &AtomicBool) -> Result<(), ReceiveError> {
+    /// Finds contents that kept releases have. A name proves nothing about a disk: each is hashed, unless it was before and
+    /// was not written to since.
+    pub(super) fn find_kept(
+        &mut self,
+        index: &ContentIndex,
+        checked: &Checked,
+        cancel: &AtomicBool,
+    ) -> Result<(), ReceiveError> {
         let work: Vec<(Digest, u64, Vec<Place>)> = self
             .contents
             .iter()
@@ -90,13 +118,9 @@ impl Plan {
                         if cancel.load(Ordering::Relaxed) {
                             return;
                         }
-                        let whole = |place: &&Place| {
-                            File::open(&place.path)
-                                .and_then(Digest::of_reader)
-                                .is_ok_and(|found| found == (*digest, *size))
-                        };
-                        if let Some(place) = places.iter().find(whole) {
-                            found.lock().unwrap_or_else(PoisonError::into_inner).push((*digest, place.clone()));
+                        let mut whole = places.iter().filter_map(|place| check(place, *digest, *size, checked));
+                        if let Some(kept) = whole.next() {
+                            found.lock().unwrap_or_else(PoisonError::into_inner).push((*digest, kept));
                         }
                     }
                 });
@@ -105,9 +129,9 @@ impl Plan {
         if cancel.load(Ordering::Relaxed) {
             return Err(ReceiveError::Cancelled);
         }
-        for (digest, place) in found.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        for (digest, kept) in found.into_inner().unwrap_or_else(PoisonError::into_inner) {
             if let Some(content) = self.contents.get_mut(&digest) {
-                content.kept = Some(place);
+                content.kept = Some(kept);
             }
         }
         Ok(())
@@ -116,15 +140,27 @@ impl Plan {
     /// Checks that what is to be written fits.
     pub(super) fn check_space(&self, staging: &Path) -> Result<(), ReceiveError> {
         let mut needed = SPACE_RESERVE_BYTES;
+        let mut inodes = INODES_RESERVE + self.directories + self.links.len() as u64;
         for content in self.contents.values() {
             let written = content.files.iter().filter(|(mode, _)| !content.can_link(*mode)).count() as u64;
-            needed += written * (content.size.div_ceil(BLOCK_BYTES) * BLOCK_BYTES);
+            let bytes = content.size.saturating_sub(content.holes).div_ceil(BLOCK_BYTES) * BLOCK_BYTES;
+            needed = needed.saturating_add(written.saturating_mul(bytes));
+            inodes += written;
         }
+        needed = needed.saturating_add(self.directories * BLOCK_BYTES);
         let stat = nix::sys::statvfs::statvfs(staging)
             .map_err(|source| ReceiveError::disk("measure", staging)(io::Error::from(source)))?;
         let free = stat.blocks_available().saturating_mul(stat.fragment_size());
         if needed > free {
             return Err(ReceiveError::NoSpace { needed, free, path: staging.to_owned() });
+        }
+        // A file system that makes them as it goes says that it has none at all.
+        if stat.files() > 0 && inodes > stat.files_available() {
+            return Err(ReceiveError::NoInodes {
+                needed: inodes,
+                free: stat.files_available(),
+                path: staging.to_owned(),
+            });
         }
         Ok(())
     }
@@ -140,7 +176,7 @@ impl Plan {
         for content in self.contents.values() {
             if content.size == 0 {
                 content.create(tree)?;
-            } else if let Some(place) = &content.kept {
+            } else if let Some(Kept { place, looks }) = &content.kept {
                 for (mode, paths) in &content.files {
                     let linked = *mode == place.mode && link_all(&place.path, tree, paths).is_ok();
                     if linked {
@@ -149,6 +185,7 @@ impl Plan {
                         copy(place, tree, *mode, paths)?;
                     }
                 }
+                unchanged(looks, &place.path).map_err(ReceiveError::disk("share", &place.path))?;
             }
         }
         Ok(shared)
@@ -181,7 +218,7 @@ impl Plan {
 
 impl Content {
     fn can_link(&self, mode: Mode) -> bool {
-        self.kept.as_ref().is_some_and(|place| place.mode == mode)
+        self.kept.as_ref().is_some_and(|kept| kept.place.mode == mode)
     }
 
     /// Creates the content's files, with their size and permissions and nothing in them, and returns them open.
@@ -200,6 +237,16 @@ impl Content {
             files.push(create().map_err(ReceiveError::disk("make", &path))?);
         }
         Ok(files)
+    }
+}
+
+/// Makes sure that what was linked or copied is what was checked. Its time of change is another since it has another name.
+fn unchanged(looks: &Metadata, path: &Path) -> io::Result<()> {
+    let of = |found: &Metadata| (found.dev(), found.ino(), found.len(), found.mtime(), found.mtime_nsec());
+    if of(&fs::symlink_metadata(path)?) == of(looks) {
+        Ok(())
+    } else {
+        Err(io::Error::other("it changed after it was checked"))
     }
 }
 

@@ -1,4 +1,8 @@
-//! The pipeline from the payload to the files: one reader, the caller's thread; workers that check, decode and write.
+//! The pipeline from the payload to the files: one reader, the caller's thread; workers that check, decode, write and hash.
+//!
+//! A frame's stored bytes are checked before they are decoded. What was decoded is hashed file by file, in order: workers
+//! take frames in order, so one that waits for its turn waits for a worker that began before it. A file whose digest is
+//! not the signed one fails the whole tree, which has no name yet.
 
 use std::fs::File;
 use std::io::Read;
@@ -6,14 +10,14 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use super::plan::{Content, Plan};
 use super::{FrameTrouble, ReceiveError, ReceiveProgress};
 use crate::codec::Decoder;
-use crate::digest::Digest;
-use crate::manifest::{Body, Frame, Manifest};
+use crate::digest::{Digest, Hasher};
+use crate::manifest::{Body, Frame, HOLE_BYTES, Manifest};
 use crate::package::Payload;
 
 /// Bytes of all buffers of the pipeline: with manifest and program the whole stays below 32 MiB.
@@ -22,8 +26,6 @@ const BUFFER_BYTES_MAX: u64 = 20 << 20;
 const WORKERS_MAX: usize = 8;
 /// Frames that wait for a worker: one, so that no worker waits for the reader.
 const QUEUE_FRAMES: usize = 1;
-/// Runs of zeros of this many bytes become holes.
-const HOLE_BYTES: usize = 64 << 10;
 
 /// One frame on its way to a worker.
 struct Job<'a> {
@@ -38,7 +40,19 @@ struct Job<'a> {
 struct Target<'a> {
     path: &'a str,
     content: &'a Content,
+    sha256: Digest,
     files: Mutex<Option<Arc<Vec<File>>>>,
+    hashed: Mutex<Hashed>,
+    moved: Condvar,
+}
+
+/// How far the content of a target was hashed.
+#[derive(Default)]
+struct Hashed {
+    hasher: Hasher,
+    bytes: u64,
+    /// A frame will never be hashed, so nobody waits for its turn any more.
+    broken: bool,
 }
 
 /// What reader and workers share.
@@ -131,7 +145,14 @@ impl<R: Read> Reader<'_, R> {
                 continue;
             }
             let wanted = content.is_wanted();
-            let target = Arc::new(Target { path: &file.path, content, files: Mutex::new(None) });
+            let target = Arc::new(Target {
+                path: &file.path,
+                content,
+                sha256: *sha256,
+                files: Mutex::new(None),
+                hashed: Mutex::new(Hashed::default()),
+                moved: Condvar::new(),
+            });
             let mut at = 0;
             for frame in frames {
                 if self.cancel.load(Ordering::Relaxed) {
@@ -164,12 +185,30 @@ fn work(mut decoder: Decoder, receiver: &Mutex<Receiver<Job<'_>>>, shared: &Shar
         // A statement of its own: the lock is held while waiting for a frame, not while working on it.
         let job = lock(receiver).recv();
         let Ok(job) = job else { return };
-        if !shared.failed.load(Ordering::Acquire)
-            && let Err(error) = write_frame(&mut decoder, &job, &mut content, tree)
-        {
-            shared.fail(error);
+        let mut turn = Turn { target: &job.target, done: false };
+        if !shared.failed.load(Ordering::Acquire) {
+            match write_frame(&mut decoder, &job, &mut content, tree) {
+                Ok(()) => turn.done = true,
+                Err(error) => shared.fail(error),
+            }
         }
+        drop(turn);
         lock(&shared.buffers).push(job.stored);
+    }
+}
+
+/// The duty to hash a frame: without it, those that come after would wait for ever.
+struct Turn<'a> {
+    target: &'a Target<'a>,
+    done: bool,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        if !self.done {
+            lock(&self.target.hashed).broken = true;
+            self.target.moved.notify_all();
+        }
     }
 }
 
@@ -180,10 +219,10 @@ fn write_frame(decoder: &mut Decoder, job: &Job<'_>, content: &mut Vec<u8>, tree
     for file in files.iter() {
         write_with_holes(file, content, job.at).map_err(ReceiveError::disk("write", &tree.join(job.target.path)))?;
     }
-    Ok(())
+    job.target.hash(content, job.at).map_err(trouble)
 }
 
-/// Decodes a frame into `content`, if stored and decoded bytes are those that were signed.
+/// Decodes a frame into `content`, if its stored bytes are those that were signed.
 pub(crate) fn check_frame(
     decoder: &mut Decoder,
     frame: &Frame,
@@ -195,8 +234,7 @@ pub(crate) fn check_frame(
         return Err(FrameTrouble::Stored);
     }
     let size = usize::try_from(frame.size).map_err(|_too_large| FrameTrouble::Decode)?;
-    decoder.decode(stored, size, content).map_err(|_no_frame| FrameTrouble::Decode)?;
-    if Digest::of(content) == frame.sha256 { Ok(()) } else { Err(FrameTrouble::Content) }
+    decoder.decode(stored, size, content).map_err(|_no_frame| FrameTrouble::Decode)
 }
 
 impl Target<'_> {
@@ -207,19 +245,44 @@ impl Target<'_> {
             None => Ok(Arc::clone(files.insert(Arc::new(self.content.create(tree)?)))),
         }
     }
+
+    /// Adds a frame to the hash of the whole, in its turn; the last one completes it.
+    fn hash(&self, content: &[u8], at: u64) -> Result<(), FrameTrouble> {
+        let mut hashed = lock(&self.hashed);
+        while hashed.bytes != at {
+            if hashed.broken {
+                return Ok(()); // the failure is reported by the one who had it
+            }
+            hashed = self.moved.wait(hashed).unwrap_or_else(PoisonError::into_inner);
+        }
+        hashed.hasher.update(content);
+        hashed.bytes += content.len() as u64;
+        self.moved.notify_all();
+        let whole = hashed.bytes == self.content.size;
+        if whole && std::mem::take(&mut hashed.hasher).finish() != self.sha256 {
+            return Err(FrameTrouble::Content);
+        }
+        Ok(())
+    }
 }
 
-/// Writes `content` at `at` into a file of its final size, but for the runs of zeros: those are there already.
+/// Writes `content` at `at` into a file of its final size, but for its holes: those are there already.
 fn write_with_holes(file: &File, content: &[u8], at: u64) -> std::io::Result<()> {
     let (mut begin, mut end) = (0, 0); // the run that is to be written
     for piece in content.chunks(HOLE_BYTES) {
-        if piece.iter().all(|byte| *byte == 0) {
+        if is_hole(piece) {
             file.write_all_at(&content[begin..end], at + begin as u64)?;
             begin = end + piece.len();
         }
         end += piece.len();
     }
     file.write_all_at(&content[begin..end], at + begin as u64)
+}
+
+/// Returns whether `piece` is nothing but zeros.
+pub(crate) fn is_hole(piece: &[u8]) -> bool {
+    // The first bytes decide nearly always; the rest is compared by the word.
+    piece.iter().take(16).all(|byte| *byte == 0) && piece.iter().fold(0, |any, byte| any | byte) == 0
 }
 
 /// A panic of another thread is reported when that thread is joined; until then its data is as good as ever.

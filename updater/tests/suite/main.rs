@@ -15,6 +15,8 @@ mod policy;
 mod reading;
 mod repository;
 mod roundtrip;
+mod sharing;
+mod space;
 mod support;
 mod tampering;
 mod trust;

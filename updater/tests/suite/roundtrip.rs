@@ -211,7 +211,8 @@ fn a_packer_refuses_what_an_appliance_would() {
         let tree = vendor.tree("1.0.0");
         spoil(&tree);
         let out = vendor.out("never.refit");
-        let error = refit_updater::pack::pack(&tree, &out, &vendor.keys, &options(), &mut |_| {}).unwrap_err();
+        let mut begun = |progress| panic!("refused only after {progress:?}");
+        let error = refit_updater::pack::pack(&tree, &out, &vendor.keys, &options(), &mut begun).unwrap_err();
         let message = error.to_string();
         assert!(message.contains(expected), "{message}");
         assert!(!out.exists() && fs::read_dir(out.parent().unwrap()).unwrap().count() == 0);

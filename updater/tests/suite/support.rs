@@ -128,7 +128,12 @@ pub(crate) struct Home {
 
 impl Home {
     pub(crate) fn new(vendor: &Vendor) -> Self {
-        let dir = TempDir::new().unwrap();
+        Self::new_in(vendor, &std::env::temp_dir())
+    }
+
+    /// A home on the file system of `place`.
+    pub(crate) fn new_in(vendor: &Vendor, place: &Path) -> Self {
+        let dir = TempDir::new_in(place).unwrap();
         let store = Store::init(dir.path()).unwrap();
         let trust = Trust::install_root(dir.path(), vendor.keys.root()).unwrap();
         let policy = Policy {

@@ -1,0 +1,209 @@
+//! What a release shares with its neighbours: found by content, read again only where it may have changed.
+
+use std::fs::{self, OpenOptions, Permissions};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use refit_updater::manifest::Body;
+use refit_updater::release::{Release, Trouble};
+use semver::Version;
+use serde_json::{Value, json};
+
+use crate::support::{Home, Vendor, noise, options, put};
+
+const LIBRARY: &str = "lib/libshop.so";
+const LIBRARY_BYTES: u64 = 29;
+const CONFIG_BYTES: u64 = 13;
+
+fn records_path(home: &Home) -> PathBuf {
+    home.dir.path().join("releases/.checked.json")
+}
+
+fn records(home: &Home) -> Value {
+    serde_json::from_slice(&fs::read(records_path(home)).unwrap()).unwrap()
+}
+
+/// The record that a file has when it was checked as it is now, without its digest.
+fn looks(path: &Path) -> Value {
+    let found = fs::symlink_metadata(path).unwrap();
+    json!({
+        "device": found.dev(), "inode": found.ino(), "size": found.len(),
+        "modified": [found.mtime(), found.mtime_nsec()], "changed": [found.ctime(), found.ctime_nsec()],
+    })
+}
+
+/// Asserts that every file of every release is known as it looks now, and that nothing else is.
+fn assert_all_known(home: &Home) {
+    let mut expected = Vec::new();
+    for release in home.store.releases().unwrap() {
+        for file in release.manifest.files() {
+            if let Body::Regular { size, sha256, .. } = &file.body
+                && *size > 0
+            {
+                let mut record = looks(&release.dir.join(&file.path));
+                record["sha256"] = json!(sha256);
+                expected.push(record.to_string());
+            }
+        }
+    }
+    let mut found: Vec<String> =
+        records(home)["files"].as_array().unwrap().iter().map(|record| record.to_string()).collect();
+    expected.sort();
+    expected.dedup(); // one file can have many names
+    found.sort();
+    assert_eq!(found, expected);
+}
+
+/// Writes other bytes into an installed file, with the size and the time of modification that it had.
+fn alter(release: &Release, name: &str) {
+    let path = release.dir.join(name);
+    let before = fs::metadata(&path).unwrap();
+    fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
+    let file = OpenOptions::new().write(true).open(&path).unwrap();
+    file.write_all_at(b"A", 0).unwrap();
+    file.set_modified(before.modified().unwrap()).unwrap();
+    fs::set_permissions(&path, before.permissions()).unwrap();
+    let after = fs::metadata(&path).unwrap();
+    assert_eq!((before.len(), before.mtime_nsec()), (after.len(), after.mtime_nsec()));
+}
+
+#[test]
+fn links_and_removals_leave_every_file_known() {
+    let vendor = Vendor::new();
+    let mut home = Home::new(&vendor);
+    for version in ["1.0.0", "1.1.0", "1.2.0"] {
+        let release = home.install(&vendor.package(version));
+        home.policy.current = Some(release.version);
+    }
+    home.store.remove(&Version::new(1, 0, 0)).unwrap();
+    assert_all_known(&home);
+    // One that is received and waits shares files, too.
+    let received = home.receive(&vendor.package("1.3.0")).unwrap();
+    home.store.remove(&Version::new(1, 1, 0)).unwrap();
+    home.store.admit(received, &[]).unwrap();
+    assert_all_known(&home);
+    // Received twice: the second tree goes, and with it names of shared files.
+    let package = vendor.package("1.4.0");
+    home.receive(&package).unwrap();
+    let received = home.receive(&package).unwrap();
+    home.store.admit(received, &[]).unwrap();
+    assert_all_known(&home);
+}
+
+#[test]
+fn what_was_written_to_is_read_again() {
+    let vendor = Vendor::new();
+    let mut home = Home::new(&vendor);
+    let first = home.install(&vendor.package("1.0.0"));
+    home.policy.current = Some(first.version.clone());
+    alter(&first, LIBRARY);
+    let received = home.receive(&vendor.package("1.1.0")).unwrap();
+    assert_eq!(received.linked_bytes, CONFIG_BYTES);
+    let second = home.store.admit(received, &[]).unwrap();
+    home.assert_whole(&second);
+    // The whole one is shared from now on.
+    home.policy.current = Some(second.version);
+    let received = home.receive(&vendor.package("1.2.0")).unwrap();
+    assert_eq!(received.linked_bytes, LIBRARY_BYTES + CONFIG_BYTES);
+    home.assert_whole(&home.store.admit(received, &[]).unwrap());
+}
+
+#[test]
+fn another_file_under_the_name_is_read() {
+    let vendor = Vendor::new();
+    let mut home = Home::new(&vendor);
+    let first = home.install(&vendor.package("1.0.0"));
+    home.policy.current = Some(first.version.clone());
+    let path = first.dir.join(LIBRARY);
+    let (before, lib) = (fs::metadata(&path).unwrap(), first.dir.join("lib"));
+    fs::set_permissions(&lib, Permissions::from_mode(0o755)).unwrap();
+    put(&lib, "libshop.so", &noise(3, LIBRARY_BYTES as usize), 0o444);
+    fs::File::open(&path).unwrap().set_modified(before.modified().unwrap()).unwrap();
+    let received = home.receive(&vendor.package("1.1.0")).unwrap();
+    assert_eq!(received.linked_bytes, CONFIG_BYTES);
+    home.assert_whole(&home.store.admit(received, &[]).unwrap());
+}
+
+/// The records are what is asked, and not the disk; and when the disk turns out to be another, they go.
+#[test]
+fn what_is_known_is_not_read_until_a_verification_finds_it_altered() {
+    let vendor = Vendor::new();
+    let mut home = Home::new(&vendor);
+    let first = home.install(&vendor.package("1.0.0"));
+    home.policy.current = Some(first.version.clone());
+    // A disk that changes bytes and nothing else: the record is made to fit.
+    let path = first.dir.join(LIBRARY);
+    alter(&first, LIBRARY);
+    let mut forged = records(&home);
+    for record in forged["files"].as_array_mut().unwrap() {
+        if record["inode"] == json!(fs::metadata(&path).unwrap().ino()) {
+            let sha256 = record["sha256"].clone();
+            *record = looks(&path);
+            record["sha256"] = sha256;
+        }
+    }
+    put(&home.dir.path().join("releases"), ".checked.json", forged.to_string().as_bytes(), 0o644);
+    let received = home.receive(&vendor.package("1.1.0")).unwrap();
+    assert_eq!(received.linked_bytes, LIBRARY_BYTES + CONFIG_BYTES);
+    let second = home.store.admit(received, &[]).unwrap();
+    let report = home.store.verify(&second.version, &mut |_| {}).unwrap();
+    assert_eq!((report.problems.len(), report.problems[0].what), (1, Trouble::Content));
+    assert!(!records_path(&home).exists());
+    home.policy.current = Some(second.version);
+    let received = home.receive(&vendor.package("1.2.0")).unwrap();
+    assert_eq!(received.linked_bytes, CONFIG_BYTES);
+    home.assert_whole(&home.store.admit(received, &[]).unwrap());
+}
+
+#[test]
+fn records_that_cannot_be_used_cost_time_and_nothing_else() {
+    let vendor = Vendor::new();
+    let mut home = Home::new(&vendor);
+    let release = home.install(&vendor.package("1.0.0"));
+    home.policy.current = Some(release.version);
+    let whole = fs::read(records_path(&home)).unwrap();
+    let other_format = String::from_utf8(whole.clone()).unwrap().replace("\"format\":1", "\"format\":2");
+    for (number, bytes) in
+        [b"".as_slice(), &whole[..whole.len() / 2], b"[]", other_format.as_bytes()].iter().enumerate()
+    {
+        put(&home.dir.path().join("releases"), ".checked.json", bytes, 0o644);
+        let received = home.receive(&vendor.package(&format!("1.{}.0", number + 1))).unwrap();
+        assert_eq!(received.linked_bytes, LIBRARY_BYTES + CONFIG_BYTES);
+        let release = home.store.admit(received, &[]).unwrap();
+        home.assert_whole(&release);
+        home.policy.current = Some(release.version);
+    }
+    // A directory in their place: nothing can be noted, and everything goes on.
+    fs::remove_file(records_path(&home)).unwrap();
+    fs::create_dir(records_path(&home)).unwrap();
+    home.assert_whole(&home.install(&vendor.package("1.9.0")));
+}
+
+#[test]
+fn a_file_whose_frames_are_signed_and_whose_digest_is_that_of_another_is_refused() {
+    let vendor = Vendor::new();
+    let tree = vendor.tree("1.0.0");
+    let content = noise(1, 5 << 19); // three frames
+    put(&tree, "share/big", &content, 0o644);
+    let path = tree.join("share/big");
+    let modified = fs::metadata(&path).unwrap().modified().unwrap();
+    let out = vendor.out("package.refit");
+    // The vendor's machine lies: after the file was hashed it is another, with the same size and time.
+    let mut lied = false;
+    let mut lie = |progress: refit_updater::pack::PackProgress| {
+        if progress.bytes == progress.bytes_total && !lied {
+            lied = true;
+            let file = OpenOptions::new().write(true).open(&path).unwrap();
+            file.write_all_at(b"other", 3 << 19).unwrap();
+            file.set_modified(modified).unwrap();
+        }
+    };
+    refit_updater::pack::pack(&tree, &out, &vendor.keys, &options(), &mut lie).unwrap();
+    assert!(lied);
+    let home = Home::new(&vendor);
+    let before = home.snapshot();
+    let error = home.receive(&fs::read(&out).unwrap()).unwrap_err();
+    assert_eq!(error.to_string(), "\"share/big\": its frames decode to other content than was signed");
+    assert_eq!(error.code(), "content-invalid");
+    assert_eq!(home.snapshot(), before);
+}
