@@ -18,7 +18,7 @@ use refit::{Bus, Component, Failure, Origin, Progress, Request};
 use serde_json::Value;
 
 /// How many lives of a site are tried.
-const CASES: u32 = 250;
+const CASES: u32 = 3000;
 const PARTS_MAX: usize = 6;
 const TASKS_MAX: usize = 4;
 const REQUESTS_MAX: usize = 6;
