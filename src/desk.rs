@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::bus::{Ask, Bus, Level, Origin, Progress, Request, Ticket};
 use crate::component::Estate;
-use crate::error::{Exit, Reported};
+use crate::error::{Chain, Exit, Reported};
 use crate::tickets::TicketView;
 use crate::update::{Manager, Target, UpdateError};
 
@@ -109,7 +109,7 @@ impl Asking for Desk {
             Ask::Start => Request::Start,
             Ask::Stop => Request::Stop,
             Ask::Reload => Request::Reload,
-            Ask::Restart => Request::Restart(self.manager.restart_in_place()),
+            Ask::Restart => return Ok(self.restart(origin)),
             Ask::Exit => Request::Exit,
             Ask::Update => return self.begin(wanted, Kind::Update, origin),
             Ask::Rollback => return self.begin(wanted, Kind::Rollback, origin),
@@ -129,6 +129,24 @@ impl Asking for Desk {
 }
 
 impl Desk {
+    /// Asks for a restart in place once the program is known to be good. The ticket says if it is not.
+    fn restart(&self, origin: &str) -> Asked {
+        let opened = self.estate.tickets.open(Ask::Restart.name(), origin);
+        let (manager, bus, estate) = (Arc::clone(&self.manager), self.bus.clone(), Arc::clone(&self.estate));
+        let (id, origin) = (opened.id.clone(), Origin(origin.to_owned()));
+        self.manager.spawn(async move {
+            match manager.restart_in_place(&bus, origin.clone()).await {
+                Ok(ticket) => follow(estate, id, ticket).await,
+                Err(error) => {
+                    let reason = format!("{}; nothing was stopped", Chain(&error));
+                    tell_refused(&estate, &bus, Ask::Restart.name(), &origin.0, &reason);
+                    resolve(&estate, &id, Progress::Refused(reason));
+                }
+            }
+        });
+        Asked { ticket: opened, number: None, merged_with: None }
+    }
+
     fn begin(&self, wanted: Wanted, kind: Kind, origin: &str) -> Result<Asked, AskError> {
         let target = match (wanted.digest, wanted.version, kind) {
             (Some(digest), None, Kind::Update) => Target::Digest(digest),
@@ -170,10 +188,15 @@ pub(crate) fn resolve(estate: &Estate, id: &str, progress: Progress) {
 pub(crate) fn refuse(estate: &Estate, bus: &Bus, request: &str, origin: &str, reason: &str) -> TicketView {
     let ticket = estate.tickets.open(request, origin);
     resolve(estate, &ticket.id, Progress::Refused(reason.to_owned()));
+    tell_refused(estate, bus, request, origin, reason);
+    estate.tickets.get(&ticket.id).unwrap_or(ticket)
+}
+
+/// Tells everybody that a request was refused before the bus heard of it.
+fn tell_refused(estate: &Estate, bus: &Bus, request: &str, origin: &str, reason: &str) {
     estate.events.publish(
         "bus.request",
         json!({ "number": null, "request": request, "origin": origin, "outcome": "refused", "reason": reason }),
     );
     bus.log(Level::Warning, format!("request {request} of {origin}: refused: {reason}"));
-    estate.tickets.get(&ticket.id).unwrap_or(ticket)
 }

@@ -36,7 +36,9 @@ pub(super) fn listen(
                 _ = hang_up.recv() => drop(bus.request(Request::Reload, origin("HUP"))),
                 _ = user1.recv() => logs.reopen(),
                 _ = user2.recv() => {
-                    drop(bus.request(Request::Restart(manager.restart_in_place()), origin("USR2")));
+                    // A task of its own: what examines a program must not hold up a signal that ends.
+                    let (asked, bus, origin) = (Arc::clone(&manager), bus.clone(), origin("USR2"));
+                    manager.spawn(async move { asked.restart_or_log(&bus, origin).await });
                 }
             }
         }

@@ -15,7 +15,7 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use rustix::fs::{FlockOperation, flock};
 use tokio::sync::mpsc;
 
-use crate::bus::{Bus, Level, Origin, Request};
+use crate::bus::{Bus, Level, Origin};
 use crate::events::Events;
 use crate::home::Home;
 use crate::update::Manager;
@@ -71,7 +71,7 @@ impl Watch {
                 continue; // it was taken back, or is being written again
             }
             let origin = Origin(format!("change of {}", changed.display()));
-            drop(self.bus.request(Request::Restart(self.manager.restart_in_place()), origin));
+            self.manager.restart_or_log(&self.bus, origin).await;
             return Ok(());
         }
         Ok(())

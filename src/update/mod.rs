@@ -9,6 +9,7 @@ mod plan;
 mod preflight;
 mod receiving;
 mod repository;
+mod restart;
 mod transaction;
 mod trial;
 
@@ -344,20 +345,6 @@ impl Manager {
             Target::Version(version) => installed(&version),
             Target::Previous => installed(journal.previous().ok_or(UpdateError::NoPrevious)?),
         }
-    }
-
-    /// Returns the replacement of this image by a new one of the same release: every component stays.
-    pub fn restart_in_place(&self) -> Arc<Replacement> {
-        let config = &self.parts.config;
-        let program = config
-            .runtime
-            .as_ref()
-            .map_or_else(|| self.parts.installed.clone(), |program| self.parts.around.release_dir.join(program));
-        Arc::new(Replacement {
-            label: config.version.to_string(),
-            program,
-            leave: config.components.iter().map(|component| component.name.clone()).collect(),
-        })
     }
 
     /// Ends the trial of the running release. Returns how to go back.

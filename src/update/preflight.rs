@@ -75,18 +75,20 @@ pub(super) async fn examine(
             bind(*address).map_err(|source| BindError { name: name.clone(), address: *address, source })?;
         }
     }
-    let program = match &config.runtime {
-        Some(program) => {
-            let path = release.dir.join(program);
-            if !is_executable(&path) {
-                return Err(UpdateError::NotExecutable { program: program.clone(), version });
-            }
-            path
-        }
-        None => installed.to_owned(),
-    };
-    dry_run(home, &program, &version).await?;
+    let program = config.runtime.as_ref().map_or_else(|| installed.to_owned(), |program| release.dir.join(program));
+    examine_runtime(home, &program, &version).await?;
     Ok(Examined { release, config, program })
+}
+
+/// Finds out whether `program` can be the runtime of the release `version`.
+///
+/// # Errors
+/// It is not there, cannot be executed, or does not understand what it will need.
+pub(super) async fn examine_runtime(home: &Home, program: &Path, version: &Version) -> Result<(), UpdateError> {
+    if !is_executable(program) {
+        return Err(UpdateError::NotExecutable { program: program.display().to_string(), version: version.clone() });
+    }
+    dry_run(home, program, version).await
 }
 
 fn is_executable(path: &Path) -> bool {

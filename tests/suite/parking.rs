@@ -60,3 +60,40 @@ fn connections_end_when_the_appliance_does() {
     assert_eq!(connection.read(&mut [0; 16]).expect("wait for the end"), 0);
     assert_eq!(appliance.wait_guard(LIMIT).code(), Some(0));
 }
+
+#[test]
+fn b053_an_idle_connection_closes_at_once_and_a_request_under_way_is_finished() {
+    let mut appliance = Appliance::new(&Release::shop("1.0.0")).start();
+    let connect = || {
+        let connection = TcpStream::connect(appliance.address("admin")).expect("connect");
+        connection.set_read_timeout(Some(LIMIT)).expect("set a limit");
+        connection
+    };
+    let (mut idle, mut busy) = (connect(), connect());
+    let read_until = |connection: &mut TcpStream, end: &str| {
+        let mut text = String::new();
+        while !text.contains(end) {
+            let mut bytes = [0; 512];
+            let count = connection.read(&mut bytes).expect("read the answer");
+            assert!(count > 0, "closed after {text:?}");
+            text.push_str(&String::from_utf8_lossy(&bytes[..count]));
+        }
+        text
+    };
+    idle.write_all(b"GET /healthz HTTP/1.1\r\nHost: appliance\r\n\r\n").expect("asked");
+    read_until(&mut idle, "ok\n");
+    let body = "{\"user\":\"admin\",\"password\":\"wrong\"}";
+    let head = format!(
+        "POST /api/v1/session HTTP/1.1\r\nHost: appliance\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
+         Expect: 100-continue\r\n\r\n",
+        body.len()
+    );
+    busy.write_all(head.as_bytes()).expect("sent the head");
+    read_until(&mut busy, "100 Continue"); // the request is under way
+    crate::process::send(appliance.guard_pid(), nix::sys::signal::Signal::SIGTERM);
+    assert_eq!(idle.read(&mut [0; 16]).expect("wait for its end"), 0);
+    busy.write_all(body.as_bytes()).expect("sent the rest");
+    let answer = read_until(&mut busy, "wrong_password");
+    assert!(answer.contains("HTTP/1.1 401"), "{answer}");
+    assert_eq!(appliance.wait_guard(LIMIT).code(), Some(0));
+}
