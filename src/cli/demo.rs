@@ -172,7 +172,8 @@ fn make(home: &Home, program: &Path) -> Result<Made, DemoError> {
     let packages = home.path().join("packages");
     fs::create_dir_all(&packages).map_err(failed("make the home"))?;
     let keys = Keys::init(&home.path().join("keys"), expiry())?;
-    let addresses = addresses().map_err(failed("find free ports"))?;
+    // Held until the home is made: another demo that is made meanwhile finds others.
+    let (addresses, held) = addresses().map_err(failed("find free ports"))?;
     let refit = fs::read(program).map_err(failed("read this program"))?;
     let scratch =
         tempfile::Builder::new().prefix("demo-").tempdir_in(home.path()).map_err(failed("make a scratch directory"))?;
@@ -199,15 +200,20 @@ fn make(home: &Home, program: &Path) -> Result<Made, DemoError> {
     pack(&dir, &hostile, &keys, &options, &mut |_| {})?;
     change_one_byte(&hostile, offer)?;
     let first = packages.join("shop-1.0.0.refit");
-    Ok(setup::make_home(home, &first, &home.path().join("keys").join("1.root.json"))?)
+    let made = setup::make_home(home, &first, &home.path().join("keys").join("1.root.json"))?;
+    drop(held);
+    Ok(made)
 }
 
 fn expiry() -> Timestamp {
     clock::now().checked_add(EXPIRES).unwrap_or(Timestamp::MAX)
 }
 
-/// Returns what each placeholder becomes: an address that is free now.
-fn addresses() -> io::Result<Vec<(&'static str, String)>> {
+/// What a placeholder becomes.
+type Addresses = Vec<(&'static str, String)>;
+
+/// Returns what each placeholder becomes: an address that is free now, and what holds it.
+fn addresses() -> io::Result<(Addresses, Vec<std::net::TcpListener>)> {
     let mut found = Vec::new();
     let mut held = Vec::new();
     for (placeholder, port) in PORTS {
@@ -216,7 +222,7 @@ fn addresses() -> io::Result<Vec<(&'static str, String)>> {
         found.push((placeholder, listener.local_addr()?.to_string()));
         held.push(listener); // so that the next one is another
     }
-    Ok(found)
+    Ok((found, held))
 }
 
 fn write_release(

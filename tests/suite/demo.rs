@@ -26,6 +26,9 @@ const PACKAGES: [&str; 6] = [
     "shop-1.4.0.refit",
 ];
 
+/// Two demos that start at the same moment may want the same ports; a user starts one.
+static STARTING: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
 /// A demo that runs.
 struct Demo {
     child: Child,
@@ -37,10 +40,12 @@ struct Demo {
 impl Demo {
     /// Starts it and waits until it says what there is.
     fn start(command: &mut Command) -> Self {
+        let _alone = STARTING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let mut child = command.arg("--json").stdout(Stdio::piped()).spawn().expect("start the demo");
         let mut line = String::new();
         BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("read what it says");
         let said: Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line:?}"));
+        assert!(said["home"].is_string(), "{line}");
         let home = PathBuf::from(text(&said["home"]));
         Self { child, said, home }
     }
