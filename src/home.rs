@@ -6,7 +6,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -58,6 +58,11 @@ impl Home {
     /// Returns the directory of the components' notification sockets.
     pub fn notify(&self) -> PathBuf {
         self.run().join("notify")
+    }
+
+    /// Returns the file that says which process the guard is.
+    pub fn pid_file(&self) -> PathBuf {
+        self.run().join("pid")
     }
 
     /// Returns the file whose lock keeps the appliance from restarting by itself.
@@ -212,6 +217,44 @@ impl HomeLock {
     /// No descriptor is left.
     pub fn share(&self) -> io::Result<OwnedFd> {
         Ok(self.file.try_clone()?.into())
+    }
+}
+
+/// The file that says which process the guard is, as long as this value lives. Whoever reads it finds a whole number or no
+/// file; at the end only the own one is removed.
+#[derive(Debug)]
+pub struct PidFile {
+    path: PathBuf,
+    text: String,
+}
+
+impl PidFile {
+    /// Writes the file of the holder of `_lock`.
+    ///
+    /// # Errors
+    /// It cannot be written; what was there before still is.
+    pub fn write(home: &Home, pid: u32, _lock: &HomeLock) -> Result<Self, HomeError> {
+        let path = home.pid_file();
+        let text = format!("{pid}\n");
+        let write = || {
+            let mut temp = tempfile::Builder::new()
+                .permissions(fs::Permissions::from_mode(0o644)) // for whoever watches the service
+                .tempfile_in(home.run())?;
+            temp.write_all(text.as_bytes())?;
+            // Not synced: after a power cut no process has this number any more.
+            temp.persist(&path)?;
+            Ok(())
+        };
+        write().map_err(|source| HomeError::Io { path: path.clone(), source })?;
+        Ok(Self { path, text })
+    }
+}
+
+impl Drop for PidFile {
+    fn drop(&mut self) {
+        if fs::read_to_string(&self.path).is_ok_and(|text| text == self.text) {
+            fs::remove_file(&self.path).ok(); // one that stays names a process that is no more; the next guard replaces it
+        }
     }
 }
 

@@ -29,7 +29,7 @@ use crate::component::cgroup;
 use crate::error::{Chain, Exit, Reported};
 use crate::handover::carry::Reaped;
 use crate::handover::{Named, names, notify};
-use crate::home::{Home, HomeError, HomeLock};
+use crate::home::{Home, HomeError, HomeLock, PidFile};
 use child::Output;
 use store::Store;
 
@@ -136,6 +136,7 @@ pub fn run(given: Given) -> Result<Exit, GuardError> {
             .map_err(io::Error::from)
             .map_err(system("watch the parent process"))?;
     }
+    let _pid_file = PidFile::write(home, std::process::id(), &lock)?;
     let mut guard = Guard::new(given, &lock)?;
     if !guard.store.has(names::STATE) {
         leftover::end_all(&guard.home);
@@ -143,7 +144,7 @@ pub fn run(given: Given) -> Result<Exit, GuardError> {
     let exit = guard.supervise();
     leftover::end_children();
     cgroup::remove_all(guard.home.path());
-    for name in ["pid", "guard.sock", "refit.sock"] {
+    for name in ["guard.sock", "refit.sock", "bus.sock"] {
         if let Err(error) = std::fs::remove_file(guard.home.run().join(name))
             && error.kind() != io::ErrorKind::NotFound
         {

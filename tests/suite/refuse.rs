@@ -89,6 +89,42 @@ fn b101_a_home_that_another_guard_uses() {
 }
 
 #[test]
+fn b101_the_pid_file_is_whole_at_every_moment_and_only_its_owner_removes_it() {
+    let mut appliance = Appliance::new(&Release::shop("1.0.0"));
+    let path = appliance.home().join("run/pid");
+    let over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(std::sync::atomic::Ordering::SeqCst) {
+                if let Ok(text) = fs::read_to_string(&path) {
+                    let number = text.strip_suffix('\n').and_then(|text| text.parse::<i32>().ok());
+                    assert!(number.is_some(), "somebody reads {text:?}");
+                }
+            }
+        });
+        for _ in 0..3 {
+            appliance.run_guard();
+            appliance.wait_running();
+            assert_eq!(fs::read_to_string(&path).expect("there"), format!("{}\n", appliance.guard_pid()));
+            refused(&appliance, refit().args(["run", "--with-parent"]), 75);
+            assert_eq!(fs::read_to_string(&path).expect("still there"), format!("{}\n", appliance.guard_pid()));
+            crate::process::send(appliance.guard_pid(), nix::sys::signal::Signal::SIGTERM);
+            assert_eq!(appliance.wait_guard(crate::wait::LIMIT).code(), Some(0));
+            assert!(!path.exists(), "it goes with its owner");
+        }
+        over.store(true, std::sync::atomic::Ordering::SeqCst);
+    });
+    fs::write(&path, "1\n").expect("left by somebody who was killed");
+    appliance.run_guard();
+    appliance.wait_running();
+    assert_eq!(fs::read_to_string(&path).expect("replaced"), format!("{}\n", appliance.guard_pid()));
+    fs::write(&path, "1\n").expect("somebody else's");
+    crate::process::send(appliance.guard_pid(), nix::sys::signal::Signal::SIGTERM);
+    appliance.wait_guard(crate::wait::LIMIT);
+    assert_eq!(fs::read_to_string(&path).expect("left alone"), "1\n");
+}
+
+#[test]
 fn b038_a_port_that_somebody_else_uses_is_named_and_nothing_starts() {
     let appliance = Appliance::new(&Release::shop("1.0.0"));
     let address = appliance.address("http");
