@@ -2,6 +2,7 @@
 //! that behave badly.
 
 mod raw;
+mod sections;
 
 use std::fs;
 use std::path::PathBuf;
