@@ -48,10 +48,12 @@ pub enum PackageError {
         within: &'static str,
     },
     /// A header that no package has.
-    #[error("the header of entry {name:?} is not that of a package")]
+    #[error("the header of entry {name:?} {why}")]
     Header {
         /// The name it gives.
         name: String,
+        /// What is wrong with it.
+        why: HeaderFault,
     },
     /// An entry that does not belong here.
     #[error("entry {name:?} where {expected} should be")]
@@ -94,6 +96,33 @@ pub enum PackageError {
     /// Bytes behind the end.
     #[error("there are bytes behind the end of the package")]
     Trailing,
+}
+
+/// What is wrong with a header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum HeaderFault {
+    /// Its checksum is that of another header.
+    #[error("has a wrong checksum")]
+    Checksum,
+    /// It is not the header of a plain file.
+    #[error("is that of {kind}, where only plain files may be")]
+    Kind {
+        /// What it is the header of.
+        kind: &'static str,
+    },
+    /// Its size is negative, binary or no number.
+    #[error("gives no plain size")]
+    Size,
+    /// Its name is no text.
+    #[error("has a name that is not UTF-8")]
+    NameText,
+    /// Its name is empty, climbs, is absolute or not in its shortest form.
+    #[error("has a name that no entry may have")]
+    Name,
+    /// Something in it is not as every package has it.
+    #[error("has permissions, owner, time, spelling or unused bytes that no package has")]
+    Fields,
 }
 
 impl PackageError {
@@ -247,14 +276,16 @@ impl<R: Read> Package<R> {
             };
             before = Some(part);
             if part == Part::Manifest {
-                let manifest = read_entry(&mut input, &entry, MANIFEST_BYTES_MAX, "manifest.json")?;
+                check_size(&entry, MANIFEST_BYTES_MAX)?;
+                let manifest = read_entry(&mut input, &entry, "manifest.json")?;
                 return Ok(Self { input, metadata, manifest });
             }
+            check_size(&entry, METADATA_BYTES_MAX)?;
             total = total.saturating_add(entry.bytes);
             if total > METADATA_BYTES_TOTAL_MAX {
                 return Err(PackageError::TooLarge { name: entry.name, bytes: total, max: METADATA_BYTES_TOTAL_MAX });
             }
-            let bytes = read_entry(&mut input, &entry, METADATA_BYTES_MAX, "the metadata")?;
+            let bytes = read_entry(&mut input, &entry, "the metadata")?;
             if let Part::Root(number) = part {
                 metadata.roots.insert(number, bytes);
                 if metadata.roots.len() > ROOTS_MAX {
@@ -288,9 +319,7 @@ impl<R: Read> Package<R> {
         if Part::of(&entry.name) != Some(Part::Payload) {
             return Err(PackageError::Order { name: entry.name, expected: PAYLOAD_NAME });
         }
-        if entry.bytes > PAYLOAD_BYTES_MAX {
-            return Err(PackageError::TooLarge { name: entry.name, bytes: entry.bytes, max: PAYLOAD_BYTES_MAX });
-        }
+        check_size(&entry, PAYLOAD_BYTES_MAX)?;
         if entry.bytes != payload_bytes {
             return Err(PackageError::PayloadLength { bytes: entry.bytes, manifest: payload_bytes });
         }
@@ -437,20 +466,61 @@ fn read_header(input: &mut impl Read, first: bool) -> Result<Entry, PackageError
         other => other?,
     }
     let header = tar::Header::from_byte_slice(&block);
-    let name = String::from_utf8_lossy(&header.path_bytes()).into_owned();
-    let wrong = || if first { PackageError::NotAPackage } else { PackageError::Header { name: name.clone() } };
-    let bytes = header.entry_size().map_err(|_no_number| wrong())?;
-    // One header for one meaning: owner, time, type, checksum and every unused byte are those this crate writes.
-    match self::header(&name, bytes) {
-        Ok(expected) if expected.as_slice() == block => Ok(Entry { name, bytes }),
-        Ok(_) | Err(_) => Err(wrong()),
+    let path = header.path_bytes();
+    let name = String::from_utf8_lossy(&path).into_owned();
+    match check_header(header, &path, &block) {
+        Ok(bytes) => Ok(Entry { name, bytes }),
+        Err(_fault) if first => Err(PackageError::NotAPackage),
+        Err(why) => Err(PackageError::Header { name, why }),
     }
 }
 
-fn read_entry(input: &mut impl Read, entry: &Entry, max: u64, within: &'static str) -> Result<Vec<u8>, PackageError> {
+/// Returns the size that the header `block` gives its entry, if it says nothing but that and a name.
+fn check_header(header: &tar::Header, path: &[u8], block: &[u8]) -> Result<u64, HeaderFault> {
+    let mut summed = header.clone();
+    summed.set_cksum();
+    if summed.cksum().ok() != header.cksum().ok() {
+        return Err(HeaderFault::Checksum);
+    }
+    if let Some(kind) = other_kind(header.entry_type().as_byte()) {
+        return Err(HeaderFault::Kind { kind });
+    }
+    let name = std::str::from_utf8(path).map_err(|_no_text| HeaderFault::NameText)?;
+    // A number in binary is one that a package cannot have: see `PAYLOAD_BYTES_MAX`.
+    let plain = header.as_old().size.iter().all(|byte| matches!(byte, b'0'..=b'7' | 0));
+    let bytes = header.entry_size().ok().filter(|_| plain).ok_or(HeaderFault::Size)?;
+    // One header for one meaning: owner, time, checksum and every unused byte are those this crate writes.
+    match self::header(name, bytes) {
+        Ok(expected) if expected.as_slice() == block => Ok(bytes),
+        Ok(_another) => Err(HeaderFault::Fields),
+        Err(_no_name) => Err(HeaderFault::Name),
+    }
+}
+
+/// Returns what the header of this type is for, if it is not a plain file's.
+fn other_kind(entry_type: u8) -> Option<&'static str> {
+    match entry_type {
+        b'0' => None,
+        b'1' => Some("a hard link"),
+        b'2' => Some("a symbolic link"),
+        b'3' => Some("a character device"),
+        b'4' => Some("a block device"),
+        b'5' => Some("a directory"),
+        b'6' => Some("a fifo"),
+        b'S' => Some("a sparse file"),
+        b'x' | b'g' | b'L' | b'K' => Some("an extended header"),
+        _other => Some("an unknown kind"),
+    }
+}
+
+fn check_size(entry: &Entry, max: u64) -> Result<(), PackageError> {
     if entry.bytes > max {
         return Err(PackageError::TooLarge { name: entry.name.clone(), bytes: entry.bytes, max });
     }
+    Ok(())
+}
+
+fn read_entry(input: &mut impl Read, entry: &Entry, within: &'static str) -> Result<Vec<u8>, PackageError> {
     let mut bytes = Vec::new();
     read_into(input, entry.bytes, &mut bytes, within)?;
     read_filling(input, entry.bytes, within)?;
