@@ -50,6 +50,8 @@ pub const NAME_BYTES_MAX: usize = 255;
 pub const DEPTH_MAX: usize = 32;
 /// Links followed to see where one ends: as many as the kernel follows.
 pub const LINK_HOPS_MAX: usize = 40;
+/// Bytes of a version: it is the name of a directory, with room for what a work in progress adds to it.
+pub const VERSION_BYTES_MAX: usize = 128;
 /// Bytes of an appliance's name or an architecture.
 pub const LABEL_BYTES_MAX: usize = 64;
 
@@ -420,8 +422,36 @@ struct RawManifest {
     codec: Codec,
     payload_bytes: u64,
     installed_bytes: u64,
+    #[serde(deserialize_with = "entries")]
     directories: Vec<DirectoryEntry>,
+    #[serde(deserialize_with = "entries")]
     files: Vec<RawFile>,
+}
+
+/// Reads a list of no more than [`ENTRIES_MAX`]: in memory, entries take several times the bytes they have in a manifest.
+fn entries<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
+    struct Entries<T>(std::marker::PhantomData<T>);
+
+    impl<'de, T: Deserialize<'de>> serde::de::Visitor<'de> for Entries<T> {
+        type Value = Vec<T>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "a list")
+        }
+
+        fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut list: A) -> Result<Vec<T>, A::Error> {
+            let mut entries = Vec::new();
+            while let Some(entry) = list.next_element()? {
+                if entries.len() == ENTRIES_MAX {
+                    return Err(serde::de::Error::custom(format_args!("more than {ENTRIES_MAX} entries")));
+                }
+                entries.push(entry);
+            }
+            Ok(entries)
+        }
+    }
+
+    deserializer.deserialize_seq(Entries(std::marker::PhantomData))
 }
 
 #[derive(Serialize, Deserialize)]

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use super::{
     Body, DEPTH_MAX, DirectoryEntry, ENTRIES_MAX, FRAME_BYTES_MAX, FRAME_STORED_BYTES_MAX, INSTALLED_BYTES_MAX, Kind,
     LABEL_BYTES_MAX, LINK_HOPS_MAX, MANIFEST_BYTES_MAX, Manifest, NAME_BYTES_MAX, PATH_BYTES_MAX, PAYLOAD_BYTES_MAX,
-    RESERVED_DIR,
+    RESERVED_DIR, VERSION_BYTES_MAX,
 };
 use crate::digest::Digest;
 
@@ -45,6 +45,12 @@ pub enum ManifestError {
         what: &'static str,
         /// The name.
         label: String,
+    },
+    /// A version with more characters than the name of a directory has room for.
+    #[error("a version of {bytes} bytes is too long, {VERSION_BYTES_MAX} are allowed")]
+    Version {
+        /// How many it has.
+        bytes: usize,
     },
     /// More entries than a release may have.
     #[error("the release has {entries} entries, {ENTRIES_MAX} are allowed")]
@@ -117,6 +123,9 @@ pub enum PathFault {
     /// Has a control character or a backslash.
     #[error("has a control character or a backslash")]
     Characters,
+    /// Has a character that nobody sees, or that turns the direction of reading.
+    #[error("has a character that changes how text reads")]
+    Disguise,
     /// Too long, or a name in it is.
     #[error("is too long")]
     TooLong,
@@ -177,6 +186,12 @@ pub(super) fn check(manifest: &Manifest) -> Result<(), ManifestError> {
 pub(super) fn check_names(manifest: &Manifest) -> Result<(), ManifestError> {
     label("appliance name", &manifest.appliance)?;
     label("architecture", &manifest.arch)?;
+    for version in [Some(&manifest.version), manifest.requires.as_ref()].into_iter().flatten() {
+        let bytes = version.to_string().len();
+        if bytes > VERSION_BYTES_MAX {
+            return Err(ManifestError::Version { bytes });
+        }
+    }
     let entries = manifest.files.len() + manifest.directories.len();
     if entries > ENTRIES_MAX {
         return Err(ManifestError::Entries { entries });
@@ -264,6 +279,9 @@ fn check_path(path: &str, before: Option<&str>) -> Result<(), ManifestError> {
     if path.chars().any(|character| character.is_control() || character == '\\') {
         return fault(PathFault::Characters);
     }
+    if path.chars().any(disguises) {
+        return fault(PathFault::Disguise);
+    }
     for (depth, name) in path.split('/').enumerate() {
         if depth > DEPTH_MAX {
             return fault(PathFault::TooDeep);
@@ -284,6 +302,14 @@ fn check_path(path: &str, before: Option<&str>) -> Result<(), ManifestError> {
         return fault(PathFault::Order);
     }
     Ok(())
+}
+
+/// Whether a name with this character may look like another one: soft hyphens, joiners, marks of direction.
+fn disguises(character: char) -> bool {
+    matches!(
+        character,
+        '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}'
+    )
 }
 
 /// Whether a link at `path` that points to `target` stays inside the release when it is followed, links on the way
