@@ -82,9 +82,17 @@ impl fmt::Display for Chain<'_> {
     }
 }
 
-/// Returns `text` without line breaks: messages of libraries may have several lines, ours never do.
+/// Characters of one cause: whatever it quotes, a message and a line of the log stay readable.
+const CAUSE_CHARS_MAX: usize = 600;
+
+/// Returns `text` without line breaks, and not too long: messages of libraries may have several lines, ours never do, and both may
+/// quote what an attacker wrote.
 fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    match line.char_indices().nth(CAUSE_CHARS_MAX) {
+        Some((end, _)) => format!("{} [...]", &line[..end]),
+        None => line,
+    }
 }
 
 /// Returns the whole message for a person: what failed, why, and what to do.
