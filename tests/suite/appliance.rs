@@ -114,6 +114,11 @@ pub(crate) struct Appliance {
 impl Appliance {
     /// Makes a home with this first release. Nothing runs yet.
     pub(crate) fn new(first: &Release) -> Self {
+        Self::of_package(first, &first.package(), &Vendor::get().root())
+    }
+
+    /// Makes a home with this package of a first release, and this root of trust. Nothing runs yet.
+    pub(crate) fn of_package(first: &Release, package: &Path, root: &Path) -> Self {
         let dir = tempfile::Builder::new().prefix("refit-").tempdir().expect("a temporary directory");
         let home = dir.path().join("home");
         let mut addresses = first.listeners().to_vec();
@@ -121,9 +126,8 @@ impl Appliance {
             address.set_port(free_port());
         }
         let mut appliance = Self { dir, home, addresses, password: String::new(), guard: None, guards: 0 };
-        let package = first.package();
         let mut init = refit();
-        init.arg("init").arg(&package).arg("--root").arg(Vendor::get().root()).arg("--json");
+        init.arg("init").arg(package).arg("--root").arg(root).arg("--json");
         let made = appliance.run(&mut init).ends_with(0);
         appliance.password = text(&made.objects()[0]["password"]);
         let mut local = "[update]\nprobation = \"300ms\"\nstart_timeout = \"20s\"\n\n[listeners]\n".to_owned();

@@ -5,7 +5,7 @@ mod compare;
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, BufReader};
+use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -15,7 +15,7 @@ use crate::class::Class;
 use crate::codec::Decoder;
 use crate::digest::Digest;
 use crate::manifest::{Body, Manifest, Totals};
-use crate::package::{Package, PackageError};
+use crate::package::{Package, PackageError, Payload};
 use crate::receive::{FrameTrouble, check_frame};
 use crate::trust::{TrustError, load};
 use crate::tuf::MemoryShelf;
@@ -144,25 +144,11 @@ pub fn inspect(path: &Path, root: Option<&[u8]>, check: bool, now: Timestamp) ->
     let digest = Digest::of(package.manifest());
     let mut payload = package.into_payload(manifest.payload_bytes())?;
     if check {
-        let mut decoder = Decoder::new(manifest.codec()).map_err(|source| InspectError::Codec { source })?;
-        let (mut stored, mut content) = (Vec::new(), Vec::new());
-        for file in manifest.files() {
-            let Body::Regular { frames, sha256, .. } = &file.body else { continue };
-            let trouble = |why| InspectError::Frame { path: file.path.clone(), why };
-            let mut whole = crate::digest::Hasher::new();
-            for frame in frames {
-                payload.read(frame.stored, &mut stored)?;
-                check_frame(&mut decoder, frame, &stored, &mut content).map_err(trouble)?;
-                whole.update(&content);
-            }
-            if !frames.is_empty() && whole.finish() != *sha256 {
-                return Err(trouble(FrameTrouble::Content));
-            }
-        }
+        check_payload(payload, &manifest)?;
     } else {
         payload.skip(manifest.payload_bytes())?;
+        payload.finish()?;
     }
-    payload.finish()?;
     let (expires, role) = loaded.first_expiry();
     Ok(Inspection {
         digest,
@@ -178,4 +164,24 @@ pub fn inspect(path: &Path, root: Option<&[u8]>, check: bool, now: Timestamp) ->
         totals: manifest.totals(),
         manifest,
     })
+}
+
+/// Decodes every frame of `payload` and compares what it finds with the manifest.
+pub(crate) fn check_payload<R: Read>(mut payload: Payload<R>, manifest: &Manifest) -> Result<(), InspectError> {
+    let mut decoder = Decoder::new(manifest.codec()).map_err(|source| InspectError::Codec { source })?;
+    let (mut stored, mut content) = (Vec::new(), Vec::new());
+    for file in manifest.files() {
+        let Body::Regular { frames, sha256, .. } = &file.body else { continue };
+        let trouble = |why| InspectError::Frame { path: file.path.clone(), why };
+        let mut whole = crate::digest::Hasher::new();
+        for frame in frames {
+            payload.read(frame.stored, &mut stored)?;
+            check_frame(&mut decoder, frame, &stored, &mut content).map_err(trouble)?;
+            whole.update(&content);
+        }
+        if !frames.is_empty() && whole.finish() != *sha256 {
+            return Err(trouble(FrameTrouble::Content));
+        }
+    }
+    Ok(payload.finish()?)
 }

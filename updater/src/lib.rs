@@ -23,6 +23,8 @@ pub mod config;
 pub mod digest;
 pub mod durable;
 pub mod fault;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod history;
 pub mod inspect;
 pub mod journal;

@@ -10,6 +10,7 @@
 mod config;
 #[cfg(feature = "fault")]
 mod crash;
+mod hostile;
 mod keys;
 mod policy;
 mod reading;
