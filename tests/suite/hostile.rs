@@ -1,7 +1,8 @@
-//! The hostile corpus against a running appliance: every package is refused with its own words, and the home is as it was.
+//! The hostile corpus against a running appliance: every package is refused with its own words, and the home is as it
+//! was.
 //!
-//! One appliance meets all of them, as one would in its life. What it does after that proves the test: the same package without an
-//! attack is installed.
+//! One appliance meets all of them, as one would in its life. What it does after that proves the test: the same package
+//! without an attack is installed.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -20,7 +21,8 @@ use crate::http::Request;
 use crate::release::Release;
 use crate::wait::{LIMIT, until};
 
-/// Versions of the metadata: that of the first release, which the appliance has seen, and that of the packages that come later.
+/// Versions of the metadata: that of the first release, which the appliance has seen, and that of the packages that
+/// come later.
 const SEEN: u64 = 5;
 const NEXT: u64 = 6;
 
@@ -36,8 +38,9 @@ const MESSAGE_BYTES_MAX: usize = 4096;
 /// What lies at a path: permissions, and content, target or nothing.
 type Home = BTreeMap<PathBuf, (u32, Vec<u8>)>;
 
-/// Returns everything in the home but what a running appliance writes by itself: its sockets and its lock (`run`), what its
-/// components print (`log`) and what they keep (`data`). Staging is looked into, too: nothing of a refused package stays there.
+/// Returns everything in the home but what a running appliance writes by itself: its sockets and its lock (`run`), what
+/// its components print (`log`) and what they keep (`data`). Staging is looked into, too: nothing of a refused package
+/// stays there.
 fn snapshot(home: &Path) -> Home {
     const PASSED_OVER: [&str; 3] = ["run", "log", "data"];
     let (mut found, mut open) = (Home::new(), vec![home.to_owned()]);
@@ -90,7 +93,9 @@ fn attacked() -> (Appliance, Workshop) {
     let (root, package) = (dir.path().join("1.root.json"), dir.path().join("first.refit"));
     fs::write(&root, workshop.root()).expect("write the root");
     fs::write(&package, workshop.honest()).expect("write the package");
-    let appliance = Appliance::of_package(&first, &package, &root).start();
+    let appliance = Appliance::of_package(&first, &package, &root)
+        .local(|text| text.replacen("[update]\n", "[update]\nexpired_offline = \"refuse\"\n", 1))
+        .start();
     let next = fs::read(release("1.1.0").package()).expect("read the package");
     (appliance, Workshop::new(&next, NEXT))
 }

@@ -1,7 +1,8 @@
-//! What the fuzz targets drive: each function takes any bytes, and either refuses them or finds nothing wrong with what it read.
+//! What the fuzz targets drive: each function takes any bytes, and either refuses them or finds nothing wrong with what
+//! it read.
 //!
-//! Compiled in only with the feature `fuzzing`. Signatures are left out on purpose: no fuzzer can make one, and what lies behind
-//! them must be as hard as what lies before. A broken promise ends the process, as a fuzzer wants it.
+//! Compiled in only with the feature `fuzzing`. Signatures are left out on purpose: no fuzzer can make one, and what
+//! lies behind them must be as hard as what lies before. A broken promise is a panic, as a fuzzer wants it.
 
 use crate::codec::{Decoder, Encoder};
 use crate::inspect::check_payload;
@@ -9,7 +10,9 @@ use crate::manifest::{Codec, FRAME_BYTES_MAX, Manifest};
 use crate::package::Package;
 
 /// Reads `bytes` as a manifest. One that is accepted must say the same after it was written and read again.
-#[expect(clippy::missing_panics_doc, reason = "a panic is what a fuzzer looks for")]
+///
+/// # Panics
+/// It does not: something is wrong with the reader.
 pub fn manifest(bytes: &[u8]) {
     let Ok(manifest) = Manifest::parse(bytes) else { return };
     let Ok(written) = manifest.to_bytes() else { return }; // indented, it may be longer than a manifest may be
@@ -34,7 +37,9 @@ pub fn package(bytes: &[u8]) {
 }
 
 /// Decodes `bytes` as a frame: the first byte is the codec, the next three the size that it is said to have.
-#[expect(clippy::missing_panics_doc, reason = "a panic is what a fuzzer looks for")]
+///
+/// # Panics
+/// It has another size, or what it decodes to cannot be coded again: something is wrong with the decoder.
 pub fn frame(bytes: &[u8]) {
     let Some(([codec, high, middle, low], stored)) = bytes.split_first_chunk() else { return };
     let codec = if codec % 2 == 0 { Codec::Zstd } else { Codec::Gzip };
