@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use argon2::{Argon2, PasswordHash, PasswordHasher, PasswordVerifier};
+use argon2::{Algorithm, Argon2, Params, PasswordHash, PasswordHasher, PasswordVerifier, Version};
 use refit_updater::durable;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -29,6 +29,11 @@ const USERS_BYTES_MAX: u64 = 1 << 20;
 pub const PASSWORD_CHARS_MIN: usize = 8;
 /// The longest one: hashing takes time by length.
 pub const PASSWORD_BYTES_MAX: usize = 1024;
+/// Memory and passes of a hash: of the settings that OWASP's password storage cheat sheet holds equal, the one whose
+/// memory a small appliance has to spare.
+const HASH_KIB: u32 = 12 << 10;
+/// See [`HASH_KIB`].
+const HASH_PASSES: u32 = 3;
 /// A session that is not used so long is over.
 const SESSION_IDLE_MAX: Duration = Duration::from_secs(12 * 3600);
 /// How many sessions there may be; the oldest goes first.
@@ -128,6 +133,13 @@ fn load(home: &Home) -> Result<BTreeMap<String, String>, AuthError> {
     }
 }
 
+/// Returns what makes new hashes; those that are stored say themselves how they were made.
+fn hasher() -> Result<Argon2<'static>, AuthError> {
+    let params =
+        Params::new(HASH_KIB, HASH_PASSES, 1, None).map_err(|reason| AuthError::Hash { reason: reason.into() })?;
+    Ok(Argon2::new(Algorithm::Argon2id, Version::V0x13, params))
+}
+
 /// Sets the password of the account `name`, which is made if it does not exist.
 ///
 /// # Errors
@@ -137,7 +149,7 @@ pub fn set_password(home: &Home, name: &str, password: &str) -> Result<(), AuthE
         return Err(AuthError::Length);
     }
     let hash: PasswordHash =
-        Argon2::default().hash_password(password.as_bytes()).map_err(|reason| AuthError::Hash { reason })?;
+        hasher()?.hash_password(password.as_bytes()).map_err(|reason| AuthError::Hash { reason })?;
     let mut users = match load(home) {
         Ok(users) => users,
         Err(AuthError::Damaged { .. }) => BTreeMap::new(), // the remedy for a damaged file is this command

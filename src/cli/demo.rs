@@ -14,12 +14,13 @@ use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 use nix::sys::signal::{SigSet, Signal};
-use refit_updater::durable::remove_tree;
+use refit_updater::durable::{self, remove_tree};
 use refit_updater::inspect::inspect;
 use refit_updater::journal;
 use refit_updater::keys::Keys;
 use refit_updater::manifest::{Body, Codec};
 use refit_updater::pack::{METADATA_VERSION, PackOptions, pack};
+use refit_updater::repository::author::{Repository, Terms};
 use serde_json::json;
 
 use super::Context;
@@ -27,6 +28,7 @@ use super::client::Client;
 use super::setup::{self, Made};
 use crate::auth;
 use crate::clock;
+use crate::config::LOCAL_FILE;
 use crate::error::{Chain, Exit};
 use crate::handover::listener::bind;
 use crate::home::Home;
@@ -107,6 +109,8 @@ enum DemoError {
     Pack(#[from] refit_updater::pack::PackError),
     #[error("cannot look into a demo package")]
     Inspect(#[from] refit_updater::inspect::InspectError),
+    #[error("cannot make the demo's repository")]
+    Repository(#[from] refit_updater::repository::author::RepositoryError),
     #[error("cannot install the demo")]
     Init(#[from] setup::InitError),
     #[error("the demo did not start")]
@@ -202,7 +206,18 @@ fn make(home: &Home, program: &Path) -> Result<Made, DemoError> {
     let first = packages.join("shop-1.0.0.refit");
     let made = setup::make_home(home, &first, &home.path().join("keys").join("1.root.json"))?;
     drop(held);
+    make_repository(home, &packages.join("shop-1.1.0.refit"), &keys)?;
     Ok(made)
+}
+
+/// Makes a repository with this package, and has the appliance know of it.
+fn make_repository(home: &Home, package: &Path, keys: &Keys) -> Result<(), DemoError> {
+    let dir = home.path().join("repository");
+    let terms = Terms { now: clock::now(), expires: expiry(), timestamp_expires: expiry() };
+    Repository::init(&dir, keys, &terms)?.add(package, keys, &terms)?;
+    let quoted = toml::Value::from(dir.to_string_lossy().into_owned());
+    let text = format!("# Of this machine alone: it overrides appliance.toml.\n[update]\nrepository = {quoted}\n");
+    durable::replace(home.path(), LOCAL_FILE, text.as_bytes()).map_err(failed("write local.toml"))
 }
 
 fn expiry() -> Timestamp {
@@ -385,6 +400,9 @@ Drop one of these on the page, or install it from another terminal while the sho
   {packages}/shop-1.4.0.refit   its refit crashes at once
   {packages}/hostile.refit      one byte is not what was signed
 
+Or let the appliance get 1.1.0 from its repository, {home}/repository (\"Check for updates\" on the page):
+
+  refit check --home {home}
   refit install --home {home} {packages}/shop-1.1.0.refit
   refit rollback --home {home}
   refit status --home {home}

@@ -12,10 +12,11 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; i
 /// One file of the page: path, type, content.
 type Asset = (&'static str, &'static str, &'static str);
 
-const ASSETS: [Asset; 6] = [
+const ASSETS: [Asset; 7] = [
     ("/", "text/html; charset=utf-8", include_str!("assets/index.html")),
     ("/app.js", "text/javascript; charset=utf-8", include_str!("assets/app.js")),
     ("/lib.js", "text/javascript; charset=utf-8", include_str!("assets/lib.js")),
+    ("/package.js", "text/javascript; charset=utf-8", include_str!("assets/package.js")),
     ("/tables.js", "text/javascript; charset=utf-8", include_str!("assets/tables.js")),
     ("/style.css", "text/css; charset=utf-8", include_str!("assets/style.css")),
     ("/favicon.svg", "image/svg+xml", include_str!("assets/favicon.svg")),

@@ -4,7 +4,7 @@
 // DEMO is the line that `refit demo --json` prints, CHROMIUM the browser. PICTURES, if set, is a directory that gets
 // the page at each point of the scenario, wide and narrow, light and dark.
 
-import { mkdirSync } from "node:fs";
+import { mkdirSync, renameSync } from "node:fs";
 import { join } from "node:path";
 import { chromium } from "playwright-core";
 
@@ -159,7 +159,7 @@ async function goodUpdate() {
   await uploadRate(UPLOAD_BYTES_S);
   await drop("shop-1.1.0.refit");
   await page.waitForFunction(() => {
-    const { value, parentElement } = document.getElementById("upload-progress");
+    const { value, parentElement } = document.getElementById("transfer-progress");
     return !parentElement.hidden && value > 0 && value < 1;
   });
   check(true, "the progress of the upload is shown");
@@ -242,8 +242,14 @@ async function rollback() {
 }
 
 async function reloadMidway() {
-  await choose("shop-1.1.0.refit");
+  await page.click("#repository-check");
+  await visible("#repository-answer button");
+  const offer = await text("#repository-answer");
+  check(offer.startsWith("1.1.0 is there"), `the repository says: ${offer}`);
+  await picture("12-repository");
+  await page.click("#repository-answer button");
   await visible("#package");
+  check(await text("#install") === "Install 1.1.0", "a release of the repository is shown like one that was sent");
   await page.click("#install");
   await visible('#run [data-step="probation"][data-state="active"]');
   await page.reload();
@@ -252,7 +258,25 @@ async function reloadMidway() {
   const title = await outcome();
   check(title === "1.1.0 is installed", `and its end: ${title}`);
   await closeOutcome("1.1.0");
-  await picture("12-end");
+  await page.click("#repository-check");
+  await page.waitForFunction(() => /nothing newer/.test(document.querySelector("#repository-answer").textContent));
+  check(await text("#repository-answer") === "There is nothing newer than 1.1.0.", "then it has nothing newer");
+  await picture("13-end");
+}
+
+async function trustWarning() {
+  check(await page.locator("#trust").isHidden(), "nothing is wrong with what is trusted");
+  const root = join(demo.home, "trust", "root.json");
+  renameSync(root, `${root}.gone`);
+  await page.reload();
+  await visible("#trust li");
+  const warning = await text("#trust li");
+  check(warning.includes("no root is trusted") && warning.includes("refit trust reset"), `a lost root: ${warning}`);
+  await picture("14-trust");
+  renameSync(`${root}.gone`, root);
+  await page.reload();
+  await visible("#page");
+  check(await page.locator("#trust").isHidden(), "with the root back, so is the trust");
 }
 
 async function signOut() {
@@ -273,6 +297,7 @@ try {
   await badUpdate("1.4.0", "exec", "cannot map the session table");
   await rollback();
   await reloadMidway();
+  await trustWarning();
   await signOut();
 } catch (error) {
   check(false, error.stack.split("Browser logs")[0]);

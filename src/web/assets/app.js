@@ -5,9 +5,10 @@
 // history. The page decides nothing.
 
 import {
-  $, API, Problem, age, announce, attempt, bytes, call, confirmed, h, keyed, now, outputBlock, plural, show,
-  showProblem, span, text, voyage,
+  $, API, Problem, age, announce, attempt, call, confirmed, h, keyed, now, outputBlock, prose, show, showProblem, span,
+  text, voyage,
 } from "./lib.js";
+import { drawPackage, drawRepository, forget, lend, progressed, standing, stopTransfer } from "./package.js";
 import { drawComponents, drawHistory, drawListeners, drawReleases, followLogs } from "./tables.js";
 
 const RECONNECT_SHOWN_MS = 2_000; // a handover is shorter than this and is no news
@@ -44,8 +45,8 @@ function signedOut() {
   stopStream();
   status = null;
   live = null;
-  offered = null;
-  upload?.abort();
+  forget();
+  stopTransfer();
   $("confirm").close();
   show($("page"), false);
   show($("connection"), false);
@@ -156,7 +157,7 @@ function startStream() {
   on("component", () => refresh());
   on("fault", () => refresh());
   on("release", () => refresh(true));
-  on("package.progress", foreignPackage);
+  on("package.progress", progressed);
   on("update.step", onStep);
   on("update.progress", onProgress);
 }
@@ -180,128 +181,6 @@ function stopStream() {
   stream = null;
 }
 
-// ---- the package: choosing, sending, showing ----------------------------------------------------------------------
-
-let upload = null;
-let offered = null; // the answer to the upload: what the package holds
-let foreignTimer = 0;
-
-function send(file) {
-  if (upload || (live && !live.outcome)) return;
-  show($("problem"), false);
-  if (live?.outcome) live = null;
-  // The one it replaces; should that fail, staging is emptied at the next start anyway.
-  if (offered) call("DELETE", `/packages/${offered.digest}`).catch(() => {});
-  offered = null;
-  const request = new XMLHttpRequest();
-  upload = request;
-  const bar = $("upload-progress");
-  text($("upload-name"), file.name);
-  text($("upload-bytes"), bytes(file.size));
-  bar.value = 0;
-  request.upload.addEventListener("progress", (event) => {
-    bar.value = event.total ? event.loaded / event.total : 0;
-    text($("upload-bytes"), `${bytes(event.loaded)} of ${bytes(event.total)}`);
-  });
-  request.upload.addEventListener("load", () => {
-    bar.removeAttribute("value");
-    text($("upload-bytes"), "Checking the package…");
-  });
-  request.addEventListener("loadend", () => {
-    upload = null;
-    const answer = request.response ?? {};
-    if (request.status === 201) {
-      offered = answer;
-      $("downgrade").checked = false;
-    } else if (request.status === 401) {
-      signedOut();
-    } else if (request.status) {
-      const why = answer.detail ?? answer.title ?? `the appliance answered ${request.status}`;
-      showProblem(new Problem(request.status, { ...answer, detail: `${file.name} was not accepted: ${why}` }));
-    } else if (!request.aborted) {
-      const detail = "the upload was cut off; nothing was changed";
-      showProblem(new Problem(0, { detail, remedy: "send the package again" }));
-    }
-    draw();
-    if (offered) {
-      announce(`Package ${offered.appliance} ${offered.version} is ready to install`);
-      $("package-title").focus();
-    }
-  });
-  request.addEventListener("abort", () => { request.aborted = true; });
-  request.open("PUT", `${API}/packages${$("downgrade").checked ? "?allow_downgrade=true" : ""}`);
-  request.setRequestHeader("content-type", "application/octet-stream");
-  request.responseType = "json";
-  request.send(file);
-  announce(`Sending ${file.name}`);
-  draw();
-}
-
-function foreignPackage(event) {
-  if (upload || offered) return;
-  const place = $("foreign");
-  const total = event.total_bytes ? ` of ${bytes(event.total_bytes)}` : "";
-  text(place, `A package is being sent from elsewhere: ${bytes(event.received_bytes)}${total}`);
-  show(place, true);
-  clearTimeout(foreignTimer);
-  foreignTimer = setTimeout(() => show(place, false), LOGS_MS);
-}
-
-function drawPackage() {
-  const { added, changed, removed } = offered.changes;
-  voyage($("package-title"), `${offered.appliance} ${offered.from ?? ""}`.trim(), offered.version);
-  const warnings = [];
-  if (offered.failed_before) warnings.push(["Failed here before: ", offered.failed_before]);
-  if (offered.expired) warnings.push(["Expired: ", "its signatures are past their date"]);
-  $("package-warnings").replaceChildren(...warnings.map(([name, value]) => h("li", {}, h("b", {}, name), value)));
-  const figures = [
-    ["Package", bytes(offered.packed_bytes)], ["Installed", bytes(offered.installed_bytes)],
-    ["To write", bytes(offered.written_bytes)], ["Shared, not written", bytes(offered.linked_bytes)],
-  ];
-  const figure = ([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value));
-  $("package-facts").replaceChildren(...figures.map(figure));
-  const changes = `${plural(changed.length, "file")} changed, ${added.length} added, ${removed.length} removed`;
-  text($("package-changes"), changes);
-  const files = Object.entries({ changed, added, removed })
-    .flatMap(([kind, names]) => names.map((name) => h("li", {}, h("span", {}, kind), name)));
-  $("package-files").querySelector("ul").replaceChildren(...files);
-  text($("install"), `Install ${offered.version}`);
-}
-
-$("choose").addEventListener("click", () => $("file").click());
-$("file").addEventListener("change", (event) => {
-  const [file] = event.target.files;
-  if (file) send(file);
-  event.target.value = ""; // the same file can be chosen again
-});
-$("upload-cancel").addEventListener("click", () => upload?.abort());
-$("install").addEventListener("click", (event) => attempt(event.target, async () => {
-  const { digest, from, version } = offered;
-  const shown = live;
-  const { ticket } = await call("POST", "/updates", { digest });
-  begin("update", from, version, ticket, shown);
-}));
-$("discard").addEventListener("click", (event) => attempt(event.target, async () => {
-  await call("DELETE", `/packages/${offered.digest}`);
-  offered = null;
-  draw();
-  $("choose").focus();
-}));
-
-const carriesFiles = (event) => event.dataTransfer?.types.includes("Files");
-addEventListener("dragover", (event) => {
-  if (!carriesFiles(event)) return;
-  event.preventDefault(); // a file dropped beside the zone must not replace the page
-  document.body.classList.add("dragging");
-});
-addEventListener("dragleave", (event) => { if (!event.relatedTarget) document.body.classList.remove("dragging"); });
-addEventListener("drop", (event) => {
-  if (!carriesFiles(event)) return;
-  event.preventDefault();
-  document.body.classList.remove("dragging");
-  if (status && event.dataTransfer.files[0]) send(event.dataTransfer.files[0]);
-});
-
 // ---- the update in progress, whoever asked for it -----------------------------------------------------------------
 
 let live = null;
@@ -324,7 +203,7 @@ function begin(kind, from, to, ticket, shown) {
   if (ticket.state === "refused" || ticket.state === "failed") {
     throw new Problem(0, { detail: ticket.reason ?? `the ${kind} was ${ticket.state}` });
   }
-  offered = null;
+  forget();
   if (live !== shown) return;
   live = follow(null, kind, from, to);
   announce(`${kind === "update" ? "Update" : "Rollback"} to ${to} begins`);
@@ -346,6 +225,18 @@ async function watchTicket(mine, id) {
     refresh(true);
   }
 }
+
+async function install({ digest, from, version }) {
+  const shown = live;
+  const { ticket } = await call("POST", "/updates", { digest });
+  begin("update", from, version, ticket, shown);
+}
+
+lend({
+  busy: () => Boolean(live && !live.outcome),
+  clear: () => { if (live?.outcome) live = null; },
+  draw, install,
+});
 
 function adopt(id, kind, from, to) {
   if (live && (live.id === String(id) || (live.id === null && !live.outcome))) live.id = String(id);
@@ -373,7 +264,7 @@ function onStep(event) {
   if (!status || earlier?.has(String(event.id))) return;
   adopt(event.id, null, event.from, event.to);
   if (live.outcome && !FINAL.has(event.step)) return; // replayed from before the outcome was known
-  offered = null;
+  forget();
   if (event.step === "rolling-back") live.backing = true;
   else if (!FINAL.has(event.step) || event.step === "committed") reach(event.step, event.at);
   if (event.text && STEP[event.step] !== undefined) live.notes[STEP[event.step]] = event.text;
@@ -541,14 +432,22 @@ function drawHeader() {
   show($("newer-page"), runtime.version !== pageRuntime && !(live && !live.outcome));
 }
 
+/** What keeps updates from being trusted, or will: a role that expires, a clock that is wrong, a damaged memory. */
+function drawTrust() {
+  const warnings = status.trust?.warning ? [status.trust.warning] : [];
+  keyed($("trust"), warnings, (warning) => warning, (warning) => h("li", {}, h("b", {}, "Trust: "), ...prose(warning)),
+    () => {});
+}
+
 function draw() {
   if (!status) return;
   drawHeader();
-  const mode = live ? "run" : upload ? "upload" : offered ? "package" : "drop";
-  for (const name of ["run", "upload", "package", "drop"]) show($(name), name === mode);
+  drawTrust();
+  const mode = live ? "run" : standing();
+  for (const name of ["run", "transfer", "package", "drop"]) show($(name), name === mode);
   if (mode === "run") drawRun();
-  if (mode === "package" && $("package").dataset.digest !== offered.digest) drawPackage();
-  $("package").dataset.digest = offered?.digest ?? "";
+  drawPackage();
+  drawRepository(mode === "drop" ? status.repository : null);
   drawComponents(status.components, status.faults ?? []);
   const onTrial = status.release.state === "trial" ? status.release.version : null;
   drawReleases(releases, onTrial, status.update !== null || Boolean(live && !live.outcome), goBack);

@@ -61,7 +61,7 @@ export function outputBlock(lines, component) {
 }
 
 /** Returns a message as nodes: what stands between backquotes is code. */
-function prose(message) {
+export function prose(message) {
   return message.split("`").map((part, index) => (index % 2 ? h("code", {}, part) : part));
 }
 
@@ -114,7 +114,8 @@ export class Problem extends Error {
   }
 }
 
-export async function call(method, path, body) {
+/** Asks the API. `signal` ends the waiting; without one it is `ANSWER_MS` that do. */
+export async function call(method, path, body, signal = AbortSignal.timeout(ANSWER_MS)) {
   let response;
   try {
     response = await fetch(API + path, {
@@ -122,7 +123,7 @@ export async function call(method, path, body) {
       headers: body === undefined ? {} : { "content-type": "application/json" },
       body: body === undefined ? undefined : JSON.stringify(body),
       cache: "no-store",
-      signal: AbortSignal.timeout(ANSWER_MS),
+      signal,
     });
     const date = Date.parse(response.headers.get("date") ?? "");
     const skew = date - Date.now();
