@@ -102,7 +102,7 @@ impl Reported for ClientError {
             Self::Broken { .. } | Self::Client { .. } | Self::Answer { .. } => Exit::Failed,
             Self::Refused { problem } => Exit::from_code(i32::from(problem.exit)),
             Self::File { .. } => Exit::Usage,
-            Self::Fetch { .. } => Exit::Unavailable,
+            Self::Fetch { .. } => Exit::TryLater,
         }
     }
 }

@@ -38,10 +38,12 @@ pub(super) enum Keys {
 /// How keys are made.
 #[derive(Debug, clap::Args)]
 pub(super) struct Making {
-    /// Where the keys of the root role go, if not beside the others: a medium that is put away.
+    /// Where the keys of the root role go, if not beside the others (or, in a rotation, to those they replace): a medium
+    /// that is put away.
     #[arg(long, value_name = "DIR")]
     offline_root: Option<PathBuf>,
-    /// Protect new keys with a passphrase, from REFIT_KEY_PASSPHRASE_FILE or the terminal.
+    /// Protect new keys with a passphrase, from REFIT_KEY_PASSPHRASE_FILE or the terminal; a rotation does so without
+    /// being told if the old ones have one.
     #[arg(long)]
     encrypt: bool,
     /// Use the key that FILE (.key.toml) describes, behind a command, for a role; may be repeated.
@@ -163,8 +165,9 @@ pub(super) fn run(context: &Context, keys: &Keys) -> Exit {
 }
 
 impl Making {
-    fn passphrase(&self, context: &Context) -> Result<Option<Zeroizing<String>>, KeyCommandError> {
-        if !self.encrypt {
+    /// Returns the passphrase for new keys, if they are to have one. `locked`: the old ones do.
+    fn passphrase(&self, context: &Context, locked: bool) -> Result<Option<Zeroizing<String>>, KeyCommandError> {
+        if !self.encrypt && !locked {
             return Ok(None);
         }
         let found = passphrase::choose(context).map_err(KeyCommandError::Passphrase)?;
@@ -186,7 +189,7 @@ fn init(context: &Context, init: &Init) -> Result<(), KeyCommandError> {
         separate_roles: init.separate_roles,
         root_dir: init.making.offline_root.as_ref().map(|dir| context.path(dir)),
         outside: init.making.outside(context),
-        passphrase: init.making.passphrase(context)?,
+        passphrase: init.making.passphrase(context, false)?,
     };
     let made = SigningKeys::create(&dir, &setup)?;
     let root = dir.join("1.root.json");
@@ -221,7 +224,7 @@ fn rotate(context: &Context, rotate: &Rotate) -> Result<(), KeyCommandError> {
         root_threshold: rotate.threshold,
         root_dir: rotate.making.offline_root.as_ref().map(|dir| context.path(dir)),
         outside: rotate.making.outside(context),
-        passphrase: rotate.making.passphrase(context)?,
+        passphrase: rotate.making.passphrase(context, keys.are_locked())?,
     };
     let (_, rotated) = keys.rotate(&rotation)?;
     tell_rotated(context, &rotated);

@@ -235,8 +235,8 @@ fn not_understood(error: &clap::Error) -> Exit {
         return if error.use_stderr() { Exit::Usage } else { Exit::Done };
     }
     let text = error.render().to_string();
-    let what = text.split("Usage:").next().unwrap_or_default().trim_start_matches("error: ");
-    let line = what.split_whitespace().collect::<Vec<_>>().join(" ");
+    let what = text.split("\nUsage:").flat_map(|part| part.split("\nFor more information")).next().unwrap_or_default();
+    let line = what.trim_start_matches("error: ").split_whitespace().collect::<Vec<_>>().join(" ");
     drop(writeln!(io::stderr().lock(), "refit: {line}; see `refit --help`"));
     Exit::Usage
 }

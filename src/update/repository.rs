@@ -1,6 +1,6 @@
 //! The appliance's repository: what it offers, and a release from it, by HTTP or from a directory.
 
-use std::io::{self, Read};
+use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
-use refit_updater::repository::{Directory, Offer, Server, check, fetch};
+use refit_updater::repository::{Answer, Directory, Offer, Server, check, fetch};
 use refit_updater::trust::TrustStatus;
 use reqwest::{StatusCode, header};
 use semver::Version;
@@ -62,7 +62,7 @@ impl Place {
 }
 
 impl Server for Place {
-    fn open(&mut self, path: &str, range: Option<Range<u64>>) -> io::Result<Option<Box<dyn Read + Send>>> {
+    fn open(&mut self, path: &str, range: Option<Range<u64>>) -> io::Result<Option<Answer>> {
         let (client, base, handle) = match self {
             Self::Directory(directory) => return directory.open(path, range),
             Self::Web { client, base, handle } => (client, base, handle),
@@ -78,11 +78,10 @@ impl Server for Place {
             return Ok(None);
         }
         let answer = answer.error_for_status().map_err(|error| io::Error::other(error.without_url()))?;
-        if range.is_some() && answer.status() != StatusCode::PARTIAL_CONTENT {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the server does not give ranges of files"));
-        }
+        let whole = answer.status() != StatusCode::PARTIAL_CONTENT;
         let bytes = answer.bytes_stream().map_err(io::Error::other);
-        Ok(Some(Box::new(SyncIoBridge::new_with_handle(StreamReader::new(Box::pin(bytes)), handle.clone()))))
+        let input = SyncIoBridge::new_with_handle(StreamReader::new(Box::pin(bytes)), handle.clone());
+        Ok(Some(Answer { input: Box::new(input), whole }))
     }
 }
 

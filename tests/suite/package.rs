@@ -5,6 +5,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use refit_fixtures::tools::missing;
 use serde_json::Value;
 
 use crate::release::REFIT;
@@ -54,12 +55,8 @@ fn noise(mut state: u64, length: usize) -> Vec<u8> {
 
 #[test]
 fn the_page_takes_a_package_apart() {
-    let there = |tool: &&str| {
-        let script = format!("command -v {tool}");
-        Command::new("sh").args(["-c", &script]).stdout(Stdio::null()).status().is_ok_and(|status| status.success())
-    };
-    if let Some(missing) = TOOLS.iter().find(|tool| !there(tool)) {
-        return eprintln!("not tried: there is no {missing} here");
+    if missing(&TOOLS) {
+        return;
     }
     let script = blocks("sh").concat();
     for (codec, pack, decode) in [("zstd", "refit pack", "zstd -dcq"), ("gzip", "refit pack --codec gzip", "gunzip -c")]

@@ -77,6 +77,22 @@ fn a_release_comes_from_a_web_server_in_the_parts_that_are_missing() {
 }
 
 #[test]
+fn a_web_server_need_not_know_ranges() {
+    let served = tempfile::tempdir().expect("a directory");
+    let dir = served.path().join("repo");
+    let (old, new) = (Release::shop("1.0.0"), Release::shop("1.1.0"));
+    repository(&dir, &[&old, &new]);
+    let web = Web::serve_whole(&dir);
+    let line = format!("repository = \"{}\"", web.url());
+    let appliance = with_update_key(Appliance::new(&old), &line).start();
+    appliance.refit(&["install", "1.1.0"]).ends_with(0);
+    appliance.settled("1.1.0");
+    appliance.refit(&["verify"]).ends_with(0);
+    let payloads = web.asked().iter().filter(|(path, _)| path.ends_with("payload")).count();
+    assert_eq!(payloads, 1, "one answer has all that is wanted");
+}
+
+#[test]
 fn a_server_without_keys_can_give_nothing_else() {
     let served = tempfile::tempdir().expect("a directory");
     let dir = served.path().join("repo");

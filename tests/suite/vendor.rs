@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
+use refit_fixtures::tools::missing;
 use serde_json::Value;
 
 use crate::appliance::{Ran, refit};
@@ -53,6 +54,10 @@ fn keys_with_a_threshold_an_offline_root_and_a_rotation() {
     assert_eq!(shown["root"]["version"], 3);
     let root = shown["roles"].as_array().expect("a list").iter().find(|role| role["role"] == "root").expect("root");
     assert_eq!((&root["threshold"], root["keys"].as_array().map(Vec::len)), (&2.into(), Some(3)), "{root}");
+    // What was put away stays away, whether or not anybody says so again.
+    run(&["keys", "rotate", "keys", "--role", "root", "--with", "stick"], at).ends_with(0);
+    assert_eq!(names(&at.join("stick")), ["retired", "root-v4-1.key.pem", "root-v4-2.key.pem", "root-v4-3.key.pem"]);
+    assert!(!names(&at.join("keys")).iter().any(|name| name.starts_with("root-")), "{:?}", names(&at.join("keys")));
     for words in [["keys", "rotate", "keys", "--role", "tea"].as_slice(), &["keys", "init", "x", "--external", "tea=x"]]
     {
         run(words, at).complains_with(64);
@@ -86,12 +91,17 @@ fn a_passphrase_comes_from_a_file_and_never_from_the_command_line() {
         assert!(!at.join("out.refit").exists());
     }
     with(Some("secret"), &pack).ends_with(0);
+    // Keys that follow protected ones are protected, whether or not anybody says so again.
+    let line = with(None, &["keys", "rotate", "keys"]).complains_with(78);
+    assert!(line.contains("no passphrase"), "{line}");
+    with(Some("secret"), &["keys", "rotate", "keys"]).ends_with(0);
+    let key = fs::read_to_string(at.join("keys/refit-v2.key.pem")).expect("read the key");
+    assert!(key.starts_with("-----BEGIN ENCRYPTED PRIVATE KEY-----"), "{key}");
 }
 
 #[test]
 fn a_command_signs() {
-    if Command::new("openssl").arg("version").output().is_err() {
-        eprintln!("openssl is not installed: signing with a command is not tested here");
+    if missing(&["openssl"]) {
         return;
     }
     let dir = tempfile::tempdir().expect("a directory");

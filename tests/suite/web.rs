@@ -26,6 +26,15 @@ pub(crate) struct Web {
 impl Web {
     /// Serves the files of `dir`.
     pub(crate) fn serve(dir: &Path) -> Self {
+        Self::serve_as(dir, true)
+    }
+
+    /// Serves the files of `dir`, each always whole.
+    pub(crate) fn serve_whole(dir: &Path) -> Self {
+        Self::serve_as(dir, false)
+    }
+
+    fn serve_as(dir: &Path, knows_ranges: bool) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listen");
         let address = listener.local_addr().expect("an address");
         let (asked, ended) = (Arc::new(Mutex::new(Asked::new())), Arc::new(AtomicBool::new(false)));
@@ -37,7 +46,7 @@ impl Web {
                     break;
                 }
                 let (log, dir) = (Arc::clone(&log), dir.clone());
-                serving.push(std::thread::spawn(move || answer(stream, &dir, &log)));
+                serving.push(std::thread::spawn(move || answer(stream, &dir, knows_ranges, &log)));
             }
             for thread in serving {
                 thread.join().expect("the server does not panic");
@@ -68,7 +77,7 @@ impl Drop for Web {
 }
 
 /// Answers one request and closes the connection: nothing is left when the client has its answer.
-fn answer(stream: TcpStream, dir: &Path, log: &Mutex<Asked>) {
+fn answer(stream: TcpStream, dir: &Path, knows_ranges: bool, log: &Mutex<Asked>) {
     stream.set_read_timeout(Some(SILENCE_MAX)).expect("a socket");
     let mut reader = BufReader::new(stream);
     let mut first = String::new();
@@ -88,7 +97,7 @@ fn answer(stream: TcpStream, dir: &Path, log: &Mutex<Asked>) {
     }
     let path = first.split(' ').nth(1).expect("a path").trim_start_matches('/').to_owned();
     assert!(!path.contains(".."), "{path}");
-    let (head, body) = match (fs::read(PathBuf::from(dir).join(&path)), range) {
+    let (head, body) = match (fs::read(PathBuf::from(dir).join(&path)), range.filter(|_| knows_ranges)) {
         (Err(_), _) => ("404 Not Found".to_owned(), Vec::new()),
         (Ok(bytes), None) => ("200 OK".to_owned(), bytes),
         (Ok(bytes), Some((first, last))) => {

@@ -111,6 +111,12 @@ impl Keys {
         Self::create(dir, &Setup::one_key(root_expires))
     }
 
+    /// Returns whether any of the keys at hand is protected by a passphrase.
+    #[must_use]
+    pub fn are_locked(&self) -> bool {
+        self.signers.iter().any(Signer::is_locked)
+    }
+
     /// Reads the keys and roots in `dir`; keys with a passphrase are not usable.
     ///
     /// # Errors

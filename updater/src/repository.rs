@@ -32,13 +32,22 @@ pub(crate) const TARGETS_DIR: &str = "targets/";
 /// What ends the name of a payload.
 const PAYLOAD_SUFFIX: &str = "payload";
 
+/// What a server gives of a file.
+pub struct Answer {
+    /// Its bytes.
+    pub input: Box<dyn Read + Send>,
+    /// Whether it is the whole file, although a range was asked for: a server need not know ranges (RFC 9110, section
+    /// 14.2).
+    pub whole: bool,
+}
+
 /// Where a repository is served.
 pub trait Server: Send {
     /// Returns the bytes of the file `path`, or those in `range` alone; `None` if there is no such file.
     ///
     /// # Errors
-    /// Whether there is one cannot be told, or the server does not give ranges.
-    fn open(&mut self, path: &str, range: Option<Range<u64>>) -> io::Result<Option<Box<dyn Read + Send>>>;
+    /// Whether there is one cannot be told.
+    fn open(&mut self, path: &str, range: Option<Range<u64>>) -> io::Result<Option<Answer>>;
 }
 
 /// A repository in a directory: on a stick, or a shared file system.
@@ -46,15 +55,15 @@ pub trait Server: Send {
 pub struct Directory(pub PathBuf);
 
 impl Server for Directory {
-    fn open(&mut self, path: &str, range: Option<Range<u64>>) -> io::Result<Option<Box<dyn Read + Send>>> {
+    fn open(&mut self, path: &str, range: Option<Range<u64>>) -> io::Result<Option<Answer>> {
         let mut file = match File::open(self.0.join(path)) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
-        let Some(range) = range else { return Ok(Some(Box::new(file))) };
+        let Some(range) = range else { return Ok(Some(Answer { input: Box::new(file), whole: true })) };
         file.seek(SeekFrom::Start(range.start))?;
-        Ok(Some(Box::new(file.take(range.end - range.start))))
+        Ok(Some(Answer { input: Box::new(file.take(range.end - range.start)), whole: false }))
     }
 }
 
@@ -69,7 +78,7 @@ impl<S: Server> Fetch for Metadata<'_, S> {
 
 /// Reads a whole file, of which more than `bytes_max` bytes are an error.
 fn read_file(server: &mut impl Server, path: &str, bytes_max: u64) -> io::Result<Option<Vec<u8>>> {
-    let Some(input) = server.open(path, None)? else { return Ok(None) };
+    let Some(Answer { input, .. }) = server.open(path, None)? else { return Ok(None) };
     let mut bytes = Vec::new();
     input.take(bytes_max.saturating_add(1)).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > bytes_max {

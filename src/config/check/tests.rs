@@ -1,4 +1,5 @@
 use super::*;
+use crate::config::Handover;
 
 const GOOD: &str = r#"
 [appliance]

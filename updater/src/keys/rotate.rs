@@ -70,7 +70,7 @@ pub struct Rotation {
     pub root_keys: Option<u64>,
     /// How many of them must sign, if that changes.
     pub root_threshold: Option<u64>,
-    /// As in [`Setup`].
+    /// Where the new keys of the root role go, if not to the old ones.
     pub root_dir: Option<PathBuf>,
     /// As in [`Setup`].
     pub outside: Vec<(RoleType, PathBuf)>,
@@ -220,8 +220,9 @@ impl Keys {
         root.version = NonZeroU64::new(version).ok_or(KeysError::VersionZero)?;
         root.expires = whole_seconds(rotation.root_expires);
         let dir = self.dir.clone();
-        let root_dir = rotation.root_dir.as_deref().unwrap_or(&dir);
-        durable::create_dirs(root_dir).map_err(io_error("make", root_dir))?;
+        // A root that was put away does not come out of its safe because nobody said so again.
+        let root_dir = rotation.root_dir.clone().unwrap_or_else(|| self.root_dir());
+        durable::create_dirs(&root_dir).map_err(io_error("make", &root_dir))?;
 
         // Roles that share their keys go on sharing them.
         let mut sharing: BTreeMap<Vec<Vec<u8>>, Vec<RoleType>> = BTreeMap::new();
@@ -247,7 +248,7 @@ impl Keys {
                 (ids.len() as u64, old)
             };
             let group =
-                Group { roles, stem: format!("{stem}-v{version}"), dir: if has_root { root_dir } else { &dir }, keys };
+                Group { roles, stem: format!("{stem}-v{version}"), dir: if has_root { &root_dir } else { &dir }, keys };
             maker.make(&group, threshold, &mut root)?;
         }
         if let (Some(threshold), false) = (rotation.root_threshold, rotation.roles.contains("root"))
@@ -270,6 +271,13 @@ impl Keys {
         keys.signers = kept;
         let root = dir.join(format!("{version}{ROOT_SUFFIX}"));
         Ok((keys, Rotated { root, version, made, retired }))
+    }
+
+    /// Returns where the keys of the root role lie that are at hand.
+    fn root_dir(&self) -> PathBuf {
+        let ids = self.newest.roles.get(&RoleType::Root).map(|keys| keys.keyids.as_slice()).unwrap_or_default();
+        let signer = self.signers.iter().find(|signer| ids.contains(&signer.id));
+        signer.and_then(|signer| signer.path.parent()).unwrap_or(&self.dir).to_owned()
     }
 
     /// Signs `root` as the newest root and itself require, writes the new keys, and then the root.

@@ -115,6 +115,11 @@ impl Signer {
         Ok(Fresh { signer: Self::of(key, path, Kind::Open(Box::new(pair)))?, files })
     }
 
+    /// Returns whether a passphrase protects it.
+    pub(super) fn is_locked(&self) -> bool {
+        matches!(self.kind, Kind::Locked { .. })
+    }
+
     /// Reads the key that a file holds or describes.
     pub(super) fn read(path: &Path, passphrase: &Passphrase<'_>) -> Result<Self, KeysError> {
         if path.to_string_lossy().ends_with(OUTSIDE_SUFFIX) {
@@ -135,7 +140,8 @@ impl Signer {
                     return Self::of(read_public(&public)?, path.to_owned(), kind);
                 }
                 let pair = unseal(path, &sealed, passphrase)?;
-                Self::of(pair.tuf_key(), path.to_owned(), Kind::Open(Box::new(pair)))
+                let (key, opened) = (pair.tuf_key(), OnceLock::from(Box::new(pair)));
+                Self::of(key, path.to_owned(), Kind::Locked { sealed, opened })
             }
             _other_label => Err(no_key()),
         }

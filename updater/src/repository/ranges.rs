@@ -1,9 +1,11 @@
 //! The payload of a release as a stream of those of its bytes that are wanted.
+//!
+//! A server that knows no ranges gives the whole file: it is read once, and what is not wanted is dropped.
 
 use std::io::{self, Read};
 use std::ops::Range;
 
-use super::Server;
+use super::{Answer, Server};
 use crate::package::Ranged;
 
 /// A gap this small is read and dropped: asking anew costs a round trip, which brings more than that on most lines.
@@ -70,9 +72,20 @@ impl<S: Server> RangeReader<'_, S> {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "a range is read that was not announced"));
         }
         let range = self.at..range.end;
-        let input = self.server.open(&self.path, Some(range.clone()))?;
-        let input = input.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the payload is missing"))?;
-        self.open = Some((input, range.end));
+        let answer = self.server.open(&self.path, Some(range.clone()))?;
+        let Answer { mut input, whole } =
+            answer.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the payload is missing"))?;
+        if !whole {
+            self.open = Some((input, range.end));
+            return Ok(true);
+        }
+        if io::copy(&mut (&mut input).take(self.at), &mut io::sink())? != self.at {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        // What else is wanted comes in the same answer.
+        let end = self.ranges.drain(..).next().map_or(range.end, |last| last.end);
+        self.ranges.push(self.at..end);
+        self.open = Some((input, end));
         Ok(true)
     }
 

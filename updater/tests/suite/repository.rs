@@ -10,7 +10,7 @@ use refit_updater::keys::{Keys, Rotation};
 use refit_updater::pack::PackOptions;
 use refit_updater::receive::{ReceiveError, Received};
 use refit_updater::repository::author::{Repository, RepositoryError, Terms};
-use refit_updater::repository::{Directory, Offer, Server, check, fetch};
+use refit_updater::repository::{Answer, Directory, Offer, Server, check, fetch};
 use semver::Version;
 
 use crate::support::{Home, Vendor, chain, far, noise, now, options, put, snapshot};
@@ -39,7 +39,8 @@ impl Published {
     }
 
     fn server(&self) -> Counted {
-        Counted { directory: Directory(self.dir.clone()), asked: Vec::new(), breaks: 0, break_after: 10 }
+        let directory = Directory(self.dir.clone());
+        Counted { directory, asked: Vec::new(), breaks: 0, break_after: 10, knows_ranges: true }
     }
 }
 
@@ -50,15 +51,16 @@ struct Counted {
     /// How many answers end early, and after how many bytes.
     breaks: u32,
     break_after: u64,
+    knows_ranges: bool,
 }
 
 impl Server for Counted {
-    fn open(&mut self, path: &str, range: Option<Range<u64>>) -> io::Result<Option<Box<dyn Read + Send>>> {
+    fn open(&mut self, path: &str, range: Option<Range<u64>>) -> io::Result<Option<Answer>> {
         self.asked.push((path.to_owned(), range.clone()));
-        let found = self.directory.open(path, range.clone())?;
+        let found = self.directory.open(path, range.clone().filter(|_| self.knows_ranges))?;
         if range.is_some() && self.breaks > 0 {
             self.breaks -= 1;
-            return Ok(found.map(|input| Box::new(input.take(self.break_after)) as _));
+            return Ok(found.map(|answer| Answer { input: Box::new(answer.input.take(self.break_after)), ..answer }));
         }
         Ok(found)
     }
@@ -119,6 +121,16 @@ fn only_what_is_missing_is_fetched_and_a_broken_line_goes_on_where_it_broke() {
     let bytes: u64 = ranges(&server).iter().map(|range| range.end - range.start).sum();
     assert!((300_000..400_000).contains(&bytes), "{bytes} of {}", second.manifest.payload_bytes());
     home.assert_whole(&home.store.admit(second, &[]).unwrap());
+
+    // A server that knows no ranges is asked once, and once more for each time that the line breaks.
+    let plain = Home::new(&published.vendor);
+    for (version, breaks) in [("1.0.0", 0), ("1.1.0", 2)] {
+        let mut server = published.server();
+        (server.knows_ranges, server.breaks, server.break_after) = (false, breaks, 100);
+        let fetched = fetch_from(&plain, &mut server, version).unwrap();
+        assert_eq!(ranges(&server).len(), 1 + breaks as usize, "{:?}", server.asked);
+        plain.assert_whole(&plain.store.admit(fetched, &[]).unwrap());
+    }
 
     let mut server = published.server();
     (server.breaks, server.break_after) = (u32::MAX, 0);
