@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 use nix::sys::resource::{UsageWho, getrusage};
 use refit_updater::Store;
 use refit_updater::durable::FileSystem;
-use refit_updater::receive::{Policy, receive};
+use refit_updater::receive::{Policy, receive_file};
 use refit_updater::trust::{Expired, Trust};
 use semver::Version;
 use serde_json::{Value, json};
 
-use crate::{BenchError, REFIT, ROUNDS, Sample, failed, floor, payload, refit_failed, run, this_program};
+use crate::{BenchError, REFIT, Sample, failed, floor, payload, refit_failed, run, this_program};
 
 /// The row that the others are compared with.
 pub(crate) const FIRST: &str = "refit: package file to release";
@@ -26,8 +26,9 @@ const FLOOR: &str = "the floor: decode, hash, write, sync";
 const INIT: &str = "refit init, the whole command";
 /// Another version of what is installed.
 const AGAIN: &str = "refit: a version in which three files differ";
-/// The release that is installed first; each round has one more after it.
+/// The release that is installed first, and the one that differs from it.
 const BASE: Version = Version::new(1, 0, 0);
+const NEXT: Version = Version::new(1, 1, 0);
 
 /// What there is to install.
 pub(crate) struct Work {
@@ -58,38 +59,35 @@ impl Work {
             fs::metadata(package).map(|found| found.len()).map_err(failed("look at a package"))
         };
         let package_bytes = pack(&BASE)?;
-        // Each version differs from the one before it in three files, and in its own number.
-        for round in 0..ROUNDS {
-            for path in [1, 2, 3].iter().filter_map(|quarter| paths.get(paths.len() * quarter / 4)) {
-                let file = File::options().append(true).open(tree.join(path));
-                file.and_then(|mut file| file.write_all(b"changed")).map_err(failed("change a file"))?;
-            }
-            pack(&after(round))?;
+        // It differs in three files, and in its own number.
+        for path in [1, 2, 3].iter().filter_map(|quarter| paths.get(paths.len() * quarter / 4)) {
+            let file = File::options().append(true).open(tree.join(path));
+            file.and_then(|mut file| file.write_all(b"changed")).map_err(failed("change a file"))?;
         }
+        pack(&NEXT)?;
         floor::list(&package(dir, &BASE), &dir.join("list"))?;
-        let work = Self { dir: dir.to_owned(), tree, files: paths.len(), bytes, package_bytes };
-        // The home that is updated again and again.
-        work.child(&["receive", "again", &BASE.to_string()])?;
-        Ok(work)
+        Ok(Self { dir: dir.to_owned(), tree, files: paths.len(), bytes, package_bytes })
     }
 
     /// Measures each way of Refit once.
     pub(crate) fn refit_round(&self, round: usize) -> Result<Vec<(&'static str, Sample)>, BenchError> {
         let mut samples = Vec::new();
-        let base = BASE.to_string();
+        let (base, next) = (BASE.to_string(), NEXT.to_string());
         let floor = format!("floor-{round}");
         samples.push((FLOOR, self.child(&["floor", &floor])?));
         empty(&self.dir.join(floor))?;
-        let first = format!("first-{round}");
-        samples.push((FIRST, self.child(&["receive", &first, &base])?));
-        empty(&self.dir.join(first))?;
+        let home = format!("home-{round}");
+        // An appliance has its home before it gets a package.
+        self.child(&["home", &home])?;
+        samples.push((FIRST, self.child(&["receive", &home, &base])?));
+        samples.push((AGAIN, self.child(&["receive", &home, &next])?));
+        empty(&self.dir.join(home))?;
         let home = self.dir.join(format!("init-{round}"));
         let mut init = Command::new(REFIT);
         init.arg("--home").arg(&home).arg("init").arg(package(&self.dir, &BASE));
         init.arg("--root").arg(self.dir.join("keys/1.root.json"));
         samples.push((INIT, self.measure(&init)?));
         empty(&home)?;
-        samples.push((AGAIN, self.child(&["receive", "again", &after(round).to_string()])?));
         Ok(samples)
     }
 
@@ -129,11 +127,6 @@ impl Work {
     }
 }
 
-/// Returns the version that is installed in this round over the ones before it.
-fn after(round: usize) -> Version {
-    Version::new(1, round as u64 + 1, 0)
-}
-
 /// Makes every file of a tree empty: its space is free again, and nothing is removed.
 pub(crate) fn empty(dir: &Path) -> Result<(), BenchError> {
     for entry in fs::read_dir(dir).map_err(failed("read a directory"))? {
@@ -161,6 +154,12 @@ pub(crate) fn child(mode: &str, words: &[String]) -> Result<(), BenchError> {
             let dir = Path::new(dir);
             floor::unpack(&package(dir, &BASE), &dir.join("list"), &dir.join(to))
         }
+        ("home", [dir, home]) => {
+            let (dir, home) = (Path::new(dir), Path::new(dir).join(home));
+            Store::init(&home).map_err(refit_failed("make a home"))?;
+            let root = fs::read(dir.join("keys/1.root.json")).map_err(failed("read the root"))?;
+            Trust::install_root(&home, &root).map(drop).map_err(refit_failed("trust the root"))
+        }
         ("receive", [dir, home, version]) => {
             let version = Version::parse(version).map_err(refit_failed("read a version"))?;
             install(Path::new(dir), home, &version)
@@ -187,9 +186,8 @@ fn measure_child(program: &str, words: &[String]) -> Result<(), BenchError> {
 /// Receives a package and gives the release its name, as the runtime does.
 fn install(dir: &Path, home: &str, version: &Version) -> Result<(), BenchError> {
     let home = dir.join(home);
-    let store = Store::init(&home).map_err(refit_failed("make a home"))?;
-    let root = fs::read(dir.join("keys/1.root.json")).map_err(failed("read the root"))?;
-    let trust = Trust::install_root(&home, &root).map_err(refit_failed("trust the root"))?;
+    let store = Store::open(&home).map_err(refit_failed("open the home"))?;
+    let trust = Trust::open(&home).map_err(refit_failed("open the trust"))?;
     let policy = Policy {
         appliance: Some("bench".to_owned()),
         arch: std::env::consts::ARCH.to_owned(),
@@ -199,7 +197,7 @@ fn install(dir: &Path, home: &str, version: &Version) -> Result<(), BenchError> 
         now: refit::clock::now(),
     };
     let file = File::open(package(dir, version)).map_err(failed("open the package"))?;
-    let received = receive(file, &store, &trust, &policy, &AtomicBool::new(false), &mut |_| {});
+    let received = receive_file(file, &store, &trust, &policy, &AtomicBool::new(false), &mut |_| {});
     let received = received.map_err(refit_failed("receive the package"))?;
     store.admit(received, &[]).map_err(refit_failed("admit the release"))?;
     Ok(())

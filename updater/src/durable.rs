@@ -1,7 +1,8 @@
 //! The only file that renames, links and syncs: every change of a name on disk goes through here.
 //!
 //! Content is synced before its name, and the name with its directory, so that after a power cut a name holds the old or
-//! the new content, whole. Leftovers of an interrupted operation have names that nothing reads.
+//! the new content, whole; functions whose result need not outlive one say so. Leftovers of an interrupted operation have
+//! names that nothing reads.
 #![expect(clippy::disallowed_methods, reason = "the calls that are forbidden elsewhere because they belong here")]
 
 use std::fs::{self, File, OpenOptions, Permissions};
@@ -9,6 +10,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use tempfile::NamedTempFile;
 
 use crate::fault;
@@ -22,6 +24,18 @@ const REPLACE_MODE: u32 = 0o644;
 /// Nothing has changed; or, if only the last sync failed, the new content is there but may be lost.
 pub fn replace(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     replace_with_mode(dir, name, bytes, REPLACE_MODE)
+}
+
+/// Replaces `dir/name` by what a power cut may take away or tear: whoever reads it must find that out, and do without.
+///
+/// # Errors
+/// Nothing has changed.
+pub fn replace_dispensable(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+    let mut temp = NamedTempFile::new_in(dir)?; // nobody ever reads a half
+    temp.write_all(bytes)?;
+    temp.as_file().set_permissions(Permissions::from_mode(REPLACE_MODE))?;
+    temp.persist(dir.join(name))?;
+    Ok(())
 }
 
 /// Does as [`replace`], with the permissions `mode`.
@@ -103,6 +117,16 @@ pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
     fault::point("renamed");
     sync_dir(parent(to))?;
     if parent(from) == parent(to) { Ok(()) } else { sync_dir(parent(from)) }
+}
+
+/// Renames within staging, which is emptied at every start: the name need not outlive a power cut.
+///
+/// # Errors
+/// Nothing has changed.
+pub fn rename_in_staging(from: &Path, to: &Path) -> io::Result<()> {
+    fs::rename(from, to)?;
+    fault::point("renamed");
+    Ok(())
 }
 
 /// Makes `dir/name` a symbolic link to `target`, whatever it was before: at no moment is the name missing.
@@ -249,6 +273,14 @@ impl FileSystem {
     pub fn sync(self) -> io::Result<()> {
         nix::unistd::syncfs(&self.0).map_err(io::Error::from)
     }
+}
+
+/// Has the kernel begin to write back a file that is complete, without waiting: the sync at the end finds less to do.
+///
+/// `POSIX_FADV_DONTNEED` does that on Linux (`mm/fadvise.c`); pages that are on their way to the disk stay cached. It is
+/// advice: a file system that does not take it has more to sync.
+pub fn begin_writeback(file: &File) {
+    let _advice = posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
 }
 
 fn parent(path: &Path) -> &Path {

@@ -134,7 +134,7 @@ pub fn inspect(path: &Path, root: Option<&[u8]>, check: bool, now: Timestamp) ->
     let open = |source| InspectError::Open { path: path.to_owned(), source };
     let file = File::open(path).map_err(open)?;
     let package_bytes = file.metadata().map_err(open)?.len();
-    let package = Package::open(BufReader::with_capacity(INPUT_BUFFER_BYTES, file))?;
+    let package = Package::open_file(BufReader::with_capacity(INPUT_BUFFER_BYTES, file))?;
     let own_root = package.metadata().first_root().unwrap_or_default();
     let root_bytes = root.unwrap_or(own_root);
     let trusted_root = RootDocument::verify_root("root.json", root_bytes).map_err(TrustError::from)?;

@@ -5,7 +5,7 @@
 //! [`crate::trust`]. Reading never seeks and holds no more in memory than metadata and manifest.
 
 use std::collections::BTreeMap;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek};
 use std::ops::Range;
 
 use crate::class::Class;
@@ -190,6 +190,7 @@ impl Metadata {
 #[derive(Debug)]
 pub struct Package<R> {
     input: R,
+    skip: Skip<R>,
     metadata: Metadata,
     manifest: Vec<u8>,
 }
@@ -257,12 +258,26 @@ impl Part {
     }
 }
 
+impl<R: Read + Seek> Package<R> {
+    /// Reads metadata and manifest of a package in a file; what is not wanted of the payload is not read.
+    ///
+    /// # Errors
+    /// As [`Package::open`].
+    pub fn open_file(input: R) -> Result<Self, PackageError> {
+        Self::open_by(input, seek_past)
+    }
+}
+
 impl<R: Read> Package<R> {
     /// Reads metadata and manifest.
     ///
     /// # Errors
     /// The bytes are not those of a package, or could not be read.
-    pub fn open(mut input: R) -> Result<Self, PackageError> {
+    pub fn open(input: R) -> Result<Self, PackageError> {
+        Self::open_by(input, read_past)
+    }
+
+    fn open_by(mut input: R, skip: Skip<R>) -> Result<Self, PackageError> {
         let mut metadata = Metadata::default();
         let (mut before, mut total) = (None, 0_u64);
         loop {
@@ -278,7 +293,7 @@ impl<R: Read> Package<R> {
             if part == Part::Manifest {
                 check_size(&entry, MANIFEST_BYTES_MAX)?;
                 let manifest = read_entry(&mut input, &entry, "manifest.json")?;
-                return Ok(Self { input, metadata, manifest });
+                return Ok(Self { input, skip, metadata, manifest });
             }
             check_size(&entry, METADATA_BYTES_MAX)?;
             total = total.saturating_add(entry.bytes);
@@ -323,7 +338,7 @@ impl<R: Read> Package<R> {
         if entry.bytes != payload_bytes {
             return Err(PackageError::PayloadLength { bytes: entry.bytes, manifest: payload_bytes });
         }
-        Ok(Payload { input: self.input, bytes: payload_bytes, read: 0, ranged: None })
+        Ok(Payload { input: self.input, bytes: payload_bytes, read: 0, skip: self.skip, announce: None })
     }
 }
 
@@ -333,8 +348,29 @@ pub struct Payload<R> {
     input: R,
     bytes: u64,
     read: u64,
-    /// How a part is passed over, if it is not the end of a package.
-    ranged: Option<RangedBy<R>>,
+    skip: Skip<R>,
+    /// How it is told what is wanted, if it is a payload by itself and not the end of a package.
+    announce: Option<Announce<R>>,
+}
+
+/// Passes over bytes of an input. Returns how many there were.
+type Skip<R> = fn(&mut R, u64) -> io::Result<u64>;
+
+/// Tells an input which of its parts are wanted.
+type Announce<R> = fn(&mut R, Vec<Range<u64>>);
+
+fn read_past<R: Read>(input: &mut R, bytes: u64) -> io::Result<u64> {
+    io::copy(&mut input.take(bytes), &mut io::sink())
+}
+
+/// As [`read_past`]; that a file ends before is found by who reads on.
+fn seek_past<R: Read + Seek>(input: &mut R, bytes: u64) -> io::Result<u64> {
+    let Ok(offset) = i64::try_from(bytes) else { return read_past(input, bytes) };
+    match input.seek_relative(offset) {
+        Ok(()) => Ok(bytes),
+        Err(error) if error.kind() == io::ErrorKind::NotSeekable => read_past(input, bytes), // the path of a pipe
+        Err(error) => Err(error),
+    }
 }
 
 /// A payload by itself, of which any part can be had.
@@ -346,17 +382,11 @@ pub trait Ranged: Read {
     fn skip(&mut self, bytes: u64) -> io::Result<()>;
 }
 
-/// The functions of a [`Ranged`].
-#[derive(Debug)]
-struct RangedBy<R> {
-    announce: fn(&mut R, Vec<Range<u64>>),
-    skip: fn(&mut R, u64) -> io::Result<()>,
-}
-
 impl<R: Ranged> Payload<R> {
     /// Returns the payload that `input` is, of `bytes`.
     pub(crate) fn of_ranges(input: R, bytes: u64) -> Self {
-        Self { input, bytes, read: 0, ranged: Some(RangedBy { announce: R::announce, skip: R::skip }) }
+        let skip = |input: &mut R, bytes| input.skip(bytes).map(|()| bytes);
+        Self { input, bytes, read: 0, skip, announce: Some(R::announce) }
     }
 }
 
@@ -378,8 +408,8 @@ impl<R: Read> Payload<R> {
 
     /// Says which parts will be read, in ascending order: the others need not be had.
     pub(crate) fn announce(&mut self, wanted: Vec<Range<u64>>) {
-        if let Some(ranged) = &self.ranged {
-            (ranged.announce)(&mut self.input, wanted);
+        if let Some(announce) = self.announce {
+            announce(&mut self.input, wanted);
         }
     }
 
@@ -391,13 +421,7 @@ impl<R: Read> Payload<R> {
         if bytes > self.bytes - self.read {
             return Err(PackageError::Truncated { within: PAYLOAD_NAME });
         }
-        if let Some(ranged) = &self.ranged {
-            (ranged.skip)(&mut self.input, bytes).map_err(|source| PackageError::Input { source })?;
-            self.read += bytes;
-            return Ok(());
-        }
-        let skipped = io::copy(&mut (&mut self.input).take(bytes), &mut io::sink())
-            .map_err(|source| PackageError::Input { source })?;
+        let skipped = (self.skip)(&mut self.input, bytes).map_err(|source| PackageError::Input { source })?;
         self.read += skipped;
         if skipped == bytes { Ok(()) } else { Err(PackageError::Truncated { within: PAYLOAD_NAME }) }
     }
@@ -416,7 +440,7 @@ impl<R: Read> Payload<R> {
         if self.read != self.bytes {
             return Err(PackageError::PayloadLength { bytes: self.bytes, manifest: self.read });
         }
-        if self.ranged.is_some() {
+        if self.announce.is_some() {
             return Ok(()); // a file by itself has no end that could be wrong: what was wanted of it was checked
         }
         read_filling(&mut self.input, self.bytes, PAYLOAD_NAME)?;

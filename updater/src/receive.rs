@@ -9,11 +9,12 @@ mod error;
 mod plan;
 mod unpack;
 
-use std::fs::{self, Permissions};
-use std::io::{self, BufReader, Read};
-use std::os::unix::fs::PermissionsExt;
+use std::fs::{self, OpenOptions, Permissions};
+use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use jiff::Timestamp;
 use semver::Version;
@@ -139,7 +140,7 @@ impl Received {
     }
 }
 
-/// Reads a package from `input` and leaves it, verified and unpacked, in staging.
+/// Reads a package from `input`, a stream, and leaves it, verified and unpacked, in staging.
 ///
 /// Blocks; may be called inside a runtime from a thread that may block. A package that was received before is checked
 /// again and found in its place. `cancel` ends the work at the next frame.
@@ -147,16 +148,47 @@ impl Received {
 /// # Errors
 /// The package is refused, the disk is full or failing, or the work was cancelled: nothing of it is left in staging.
 pub fn receive(
-    input: impl Read,
+    input: impl Read + Send,
     store: &Store,
     trust: &Trust,
     policy: &Policy,
     cancel: &AtomicBool,
-    progress: &mut dyn FnMut(ReceiveProgress),
+    progress: &mut (dyn FnMut(ReceiveProgress) + Send),
 ) -> Result<Received, ReceiveError> {
     let input = BufReader::with_capacity(INPUT_BUFFER_BYTES, Cancellable { input, cancel });
-    let result = receive_all(input, store, trust, policy, cancel, progress);
-    match result {
+    receive_all(Package::open(input), store, trust, policy, cancel, progress)
+}
+
+/// Does as [`receive()`] with a package in a file: what kept releases have is not even read.
+///
+/// # Errors
+/// As there.
+pub fn receive_file(
+    file: impl Read + Seek + Send,
+    store: &Store,
+    trust: &Trust,
+    policy: &Policy,
+    cancel: &AtomicBool,
+    progress: &mut (dyn FnMut(ReceiveProgress) + Send),
+) -> Result<Received, ReceiveError> {
+    let input = BufReader::with_capacity(INPUT_BUFFER_BYTES, Cancellable { input: file, cancel });
+    receive_all(Package::open_file(input), store, trust, policy, cancel, progress)
+}
+
+fn receive_all(
+    package: Result<Package<impl Read + Send>, PackageError>,
+    store: &Store,
+    trust: &Trust,
+    policy: &Policy,
+    cancel: &AtomicBool,
+    progress: &mut (dyn FnMut(ReceiveProgress) + Send),
+) -> Result<Received, ReceiveError> {
+    let receive = || {
+        let package = package?;
+        let verified = trust.verify(package.metadata(), package.manifest(), policy.expired, policy.now)?;
+        receive_verified(verified, |bytes| package.into_payload(bytes), store, trust, policy, cancel, progress)
+    };
+    match receive() {
         Err(ReceiveError::Package { source: PackageError::Input { .. } }) if cancel.load(Ordering::Relaxed) => {
             Err(ReceiveError::Cancelled)
         }
@@ -164,28 +196,15 @@ pub fn receive(
     }
 }
 
-fn receive_all(
-    input: impl Read,
-    store: &Store,
-    trust: &Trust,
-    policy: &Policy,
-    cancel: &AtomicBool,
-    progress: &mut dyn FnMut(ReceiveProgress),
-) -> Result<Received, ReceiveError> {
-    let package = Package::open(input)?;
-    let verified = trust.verify(package.metadata(), package.manifest(), policy.expired, policy.now)?;
-    receive_verified(verified, |bytes| package.into_payload(bytes), store, trust, policy, cancel, progress)
-}
-
 /// Unpacks a release whose manifest is verified, from the payload that `payload` gives for its length.
-pub(crate) fn receive_verified<R: Read>(
+pub(crate) fn receive_verified<R: Read + Send>(
     verified: VerifiedManifest,
     payload: impl FnOnce(u64) -> Result<Payload<R>, PackageError>,
     store: &Store,
     trust: &Trust,
     policy: &Policy,
     cancel: &AtomicBool,
-    progress: &mut dyn FnMut(ReceiveProgress),
+    progress: &mut (dyn FnMut(ReceiveProgress) + Send),
 ) -> Result<Received, ReceiveError> {
     let manifest = verified.manifest();
     policy.check(manifest)?;
@@ -197,7 +216,7 @@ pub(crate) fn receive_verified<R: Read>(
     });
     let mut payload = payload(manifest.payload_bytes())?;
 
-    let checked = store.checked();
+    let mut checked = store.checked();
     let mut plan = plan::Plan::new(manifest);
     plan.find_kept(&store.content_index()?, &checked, cancel)?;
     plan.check_space(&store.staging_dir())?;
@@ -213,13 +232,24 @@ pub(crate) fn receive_verified<R: Read>(
     payload.finish()?;
     progress(ReceiveProgress::Syncing);
     finish_tree(&tree.path, &verified)?;
-    file_system.sync().map_err(ReceiveError::disk("sync", &tree.path))?;
+    let dir = store.staging_dir().join(verified.digest().to_string());
+    let received_before = dir.is_dir();
+    let synced = thread::scope(|scope| {
+        if !received_before {
+            // Noted while the disk works: if this sync fails, or the power, the files that the notes are about are gone.
+            // Where there is no thread to be had there are no notes, which costs the next update time.
+            let note = || store.note_checked(&mut checked, &tree.path, manifest);
+            let _noting = thread::Builder::new().name("refit-note".to_owned()).spawn_scoped(scope, note);
+        }
+        file_system.sync()
+    });
+    synced.map_err(ReceiveError::disk("sync", &tree.path))?;
     fault::point("unpacked");
 
-    let dir = store.staging_dir().join(verified.digest().to_string());
-    if dir.is_dir() {
-        // The same package, received before: it may be in use, so it is the new tree that goes.
+    if received_before {
+        // It may be in use, so it is the new tree that goes, and with it names of shared files.
         drop(tree);
+        store.note_checked(&mut checked, &dir, manifest);
     } else {
         tree.name(&dir)?;
     }
@@ -229,7 +259,6 @@ pub(crate) fn receive_verified<R: Read>(
         drop(durable::remove_tree(&dir));
         return Err(error.into());
     }
-    store.note_checked(checked, &dir, verified.manifest());
     let (digest, expired, clock_behind) = (verified.digest(), verified.expired(), verified.clock_behind());
     Ok(Received { digest, manifest: verified.into_manifest(), dir, expired, clock_behind, linked_bytes, written_bytes })
 }
@@ -246,6 +275,12 @@ impl<R: Read> Read for Cancellable<'_, R> {
             return Err(io::Error::other("cancelled"));
         }
         self.input.read(buffer)
+    }
+}
+
+impl<R: Seek> Seek for Cancellable<'_, R> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.input.seek(to)
     }
 }
 
@@ -266,7 +301,7 @@ impl Tree {
     }
 
     fn name(mut self, dir: &Path) -> Result<(), ReceiveError> {
-        durable::rename(&self.path, dir).map_err(ReceiveError::disk("name", dir))?;
+        durable::rename_in_staging(&self.path, dir).map_err(ReceiveError::disk("name", dir))?;
         self.named = true;
         Ok(())
     }
@@ -296,7 +331,13 @@ fn finish_tree(tree: &Path, verified: &VerifiedManifest) -> Result<(), ReceiveEr
     let reserved = tree.join(RESERVED_DIR);
     fs::create_dir(&reserved).map_err(ReceiveError::disk("make", &reserved))?;
     let path = tree.join(INSTALLED_PATH);
-    durable::write_new(&path, verified.bytes(), MANIFEST_MODE).map_err(ReceiveError::disk("write", &path))?;
+    // Synced with everything else.
+    let write = || -> io::Result<()> {
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(MANIFEST_MODE).open(&path)?;
+        file.set_permissions(Permissions::from_mode(MANIFEST_MODE))?; // whatever the process's mask is
+        file.write_all(verified.bytes())
+    };
+    write().map_err(ReceiveError::disk("write", &path))?;
     let chmod = |path: &Path, mode| {
         fs::set_permissions(path, Permissions::from_mode(mode)).map_err(ReceiveError::disk("protect", path))
     };

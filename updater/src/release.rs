@@ -367,7 +367,7 @@ impl Store {
         Ok(report)
     }
 
-    /// Returns where each content with these permissions already lies: in a kept release, under any name.
+    /// Returns where each content already lies: in a kept release, under any name.
     pub(crate) fn content_index(&self) -> Result<ContentIndex, StoreError> {
         let mut index = ContentIndex::new();
         for release in self.releases()? {
@@ -388,8 +388,8 @@ impl Store {
         Checked::load(&self.releases_dir())
     }
 
-    /// Notes what is in the tree `dir`: its contents were hashed or written a moment ago, and are synced.
-    pub(crate) fn note_checked(&self, mut checked: Checked, dir: &Path, manifest: &Manifest) {
+    /// Notes what is in the tree `dir`: its contents were hashed or written a moment ago.
+    pub(crate) fn note_checked(&self, checked: &mut Checked, dir: &Path, manifest: &Manifest) {
         checked.record(regular_files(dir, manifest));
         checked.store(&self.releases_dir());
     }

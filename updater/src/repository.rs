@@ -165,7 +165,7 @@ pub fn fetch(
     (store, trust): (&Store, &Trust),
     policy: &Policy,
     cancel: &AtomicBool,
-    progress: &mut dyn FnMut(ReceiveProgress),
+    progress: &mut (dyn FnMut(ReceiveProgress) + Send),
 ) -> Result<Received, ReceiveError> {
     let catalogue = trust.refresh(Metadata(server), policy.now)?;
     let offer = suitable(&catalogue, policy).into_iter().rfind(|offer| offer.version == *version);

@@ -6,7 +6,7 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
@@ -109,22 +109,13 @@ impl Plan {
                 Some((*digest, content.size, places))
             })
             .collect();
-        let (next, found) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
-        let workers = thread::available_parallelism().map_or(1, usize::from).min(work.len());
-        thread::scope(|scope| {
-            for _ in 0..workers {
-                scope.spawn(|| {
-                    while let Some((digest, size, places)) = work.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        if cancel.load(Ordering::Relaxed) {
-                            return;
-                        }
-                        let mut whole = places.iter().filter_map(|place| check(place, *digest, *size, checked));
-                        if let Some(kept) = whole.next() {
-                            found.lock().unwrap_or_else(PoisonError::into_inner).push((*digest, kept));
-                        }
-                    }
-                });
+        let found = Mutex::new(Vec::new());
+        on_all_cores(&work, |(digest, size, places)| {
+            let mut whole = places.iter().filter_map(|place| check(place, *digest, *size, checked));
+            if let Some(kept) = whole.next() {
+                found.lock().unwrap_or_else(PoisonError::into_inner).push((*digest, kept));
             }
+            !cancel.load(Ordering::Relaxed)
         });
         if cancel.load(Ordering::Relaxed) {
             return Err(ReceiveError::Cancelled);
@@ -168,27 +159,26 @@ impl Plan {
     /// Makes everything that needs nothing from the payload: links, empty files, and what kept releases have. Returns the
     /// bytes that are shared.
     pub(super) fn make_kept_and_empty(&self, tree: &Path) -> Result<u64, ReceiveError> {
-        let mut shared = 0;
         for (path, target) in &self.links {
             let path = tree.join(path);
             durable::symlink(Path::new(target), &path).map_err(ReceiveError::disk("link", &path))?;
         }
-        for content in self.contents.values() {
-            if content.size == 0 {
-                content.create(tree)?;
-            } else if let Some(Kept { place, looks }) = &content.kept {
-                for (mode, paths) in &content.files {
-                    let linked = *mode == place.mode && link_all(&place.path, tree, paths).is_ok();
-                    if linked {
-                        shared += content.size * paths.len() as u64;
-                    } else {
-                        copy(place, tree, *mode, paths)?;
-                    }
-                }
-                unchanged(looks, &place.path).map_err(ReceiveError::disk("share", &place.path))?;
+        let contents: Vec<&Content> = self.contents.values().filter(|content| !content.is_wanted()).collect();
+        let (shared, failure) = (AtomicU64::new(0), Mutex::new(None));
+        on_all_cores(&contents, |content| match content.make(tree) {
+            Ok(bytes) => {
+                shared.fetch_add(bytes, Ordering::Relaxed);
+                true
             }
+            Err(error) => {
+                failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                false
+            }
+        });
+        match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            Some(error) => Err(error),
+            None => Ok(shared.into_inner()),
         }
-        Ok(shared)
     }
 
     /// Returns the parts of the payload that are wanted, in ascending order.
@@ -216,7 +206,44 @@ impl Plan {
     }
 }
 
+/// Does `each` with every item, on all cores. One that returns false ends the work.
+fn on_all_cores<T: Sync>(items: &[T], each: impl Fn(&T) -> bool + Sync) {
+    let next = AtomicUsize::new(0);
+    let work = || {
+        while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if !each(item) {
+                next.store(items.len(), Ordering::Relaxed);
+            }
+        }
+    };
+    let workers = thread::available_parallelism().map_or(1, usize::from).min(items.len());
+    thread::scope(|scope| {
+        for _ in 1..workers {
+            // Where there is no thread to be had, those that are there do the work.
+            if thread::Builder::new().name("refit-share".to_owned()).spawn_scoped(scope, work).is_err() {
+                break;
+            }
+        }
+        work();
+    });
+}
+
 impl Content {
+    /// Makes the files of a content that needs nothing from the payload. Returns the bytes that are shared.
+    fn make(&self, tree: &Path) -> Result<u64, ReceiveError> {
+        let Some(Kept { place, looks }) = &self.kept else { return self.create(tree).map(|_empty| 0) };
+        let mut shared = 0;
+        for (mode, paths) in &self.files {
+            if *mode == place.mode && link_all(&place.path, tree, paths).is_ok() {
+                shared += self.size * paths.len() as u64;
+            } else {
+                copy(place, tree, *mode, paths)?;
+            }
+        }
+        unchanged(looks, &place.path).map_err(ReceiveError::disk("share", &place.path))?;
+        Ok(shared)
+    }
+
     fn can_link(&self, mode: Mode) -> bool {
         self.kept.as_ref().is_some_and(|kept| kept.place.mode == mode)
     }

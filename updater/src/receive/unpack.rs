@@ -1,4 +1,7 @@
-//! The pipeline from the payload to the files: one reader, the caller's thread; workers that check, decode, write and hash.
+//! From the payload to the files: workers that read, check, decode, write and hash, each a frame at a time.
+//!
+//! One worker reads at a time, in the order of the payload; whoever has read goes on to the rest while the next one reads.
+//! So nobody waits for somebody who hands out work, and what is in flight is one frame for each worker.
 //!
 //! A frame's stored bytes are checked before they are decoded. What was decoded is hashed file by file, in order: workers
 //! take frames in order, so one that waits for its turn waits for a worker that began before it. A file whose digest is
@@ -9,7 +12,6 @@ use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -17,23 +19,20 @@ use super::plan::{Content, Plan};
 use super::{FrameTrouble, ReceiveError, ReceiveProgress};
 use crate::codec::Decoder;
 use crate::digest::{Digest, Hasher};
-use crate::manifest::{Body, Frame, HOLE_BYTES, Manifest};
+use crate::durable;
+use crate::manifest::{Body, FileEntry, Frame, HOLE_BYTES, Manifest};
 use crate::package::Payload;
 
-/// Bytes of all buffers of the pipeline: with manifest and program the whole stays below 32 MiB.
+/// Bytes of all buffers: with manifest and program the whole stays below 32 MiB.
 const BUFFER_BYTES_MAX: u64 = 20 << 20;
 /// More workers than this write no faster to any disk.
 const WORKERS_MAX: usize = 8;
-/// Frames that wait for a worker: one, so that no worker waits for the reader.
-const QUEUE_FRAMES: usize = 1;
-
-/// One frame on its way to a worker.
-struct Job<'a> {
-    stored: Vec<u8>,
-    frame: &'a Frame,
+/// A frame that was read.
+struct Job<'m> {
+    frame: &'m Frame,
     /// Where in the file it belongs.
     at: u64,
-    target: Arc<Target<'a>>,
+    target: Arc<Target<'m>>,
 }
 
 /// A content that is being written; its files are made by the worker that comes first.
@@ -55,54 +54,57 @@ struct Hashed {
     broken: bool,
 }
 
-/// What reader and workers share.
-struct Shared {
+/// The first failure of any worker: those after it are mostly its consequences.
+#[derive(Default)]
+struct Failure {
     failed: AtomicBool,
     error: Mutex<Option<ReceiveError>>,
-    /// Buffers that are not in use.
-    buffers: Mutex<Vec<Vec<u8>>>,
 }
 
-impl Shared {
-    fn fail(&self, error: ReceiveError) {
-        // The first failure is the cause; those after it are mostly its consequences.
+impl Failure {
+    fn report(&self, error: ReceiveError) {
         lock(&self.error).get_or_insert(error);
         self.failed.store(true, Ordering::Release);
+    }
+
+    fn is_there(&self) -> bool {
+        self.failed.load(Ordering::Acquire)
     }
 }
 
 /// Writes every wanted content of `payload` to its files below `tree`. Returns the bytes written.
-pub(super) fn unpack<R: Read>(
+pub(super) fn unpack<R: Read + Send>(
     payload: &mut Payload<R>,
     manifest: &Manifest,
     plan: &Plan,
     tree: &Path,
     cancel: &AtomicBool,
-    progress: &mut dyn FnMut(ReceiveProgress),
+    progress: &mut (dyn FnMut(ReceiveProgress) + Send),
 ) -> Result<u64, ReceiveError> {
-    let shared = Shared { failed: AtomicBool::new(false), error: Mutex::new(None), buffers: Mutex::new(Vec::new()) };
-    let (sender, receiver) = mpsc::sync_channel(QUEUE_FRAMES);
-    let receiver = Mutex::new(receiver);
-    let written = thread::scope(|scope| {
-        let mut workers = Vec::new();
-        for number in 0..workers_for(manifest) {
-            let decoder = Decoder::new(manifest.codec()).map_err(|source| ReceiveError::Start { source })?;
-            let worker = thread::Builder::new().name(format!("refit-unpack-{number}"));
-            let (shared, receiver) = (&shared, &receiver);
-            let worker = worker.spawn_scoped(scope, move || work(decoder, receiver, shared, tree));
-            workers.push(worker.map_err(|source| ReceiveError::Start { source })?);
+    let failure = Failure::default();
+    let bytes_total = manifest.payload_bytes();
+    let frames =
+        Frames { payload, plan, files: manifest.files().iter(), open: None, cancel, progress, bytes_total, written: 0 };
+    let frames = Mutex::new(frames);
+    thread::scope(|scope| {
+        let mut others = Vec::new();
+        let start = |source| ReceiveError::Start { source };
+        let decoder = || Decoder::new(manifest.codec()).map_err(start);
+        for number in 1..workers_for(manifest) {
+            let (decoder, worker) = (decoder()?, thread::Builder::new().name(format!("refit-unpack-{number}")));
+            let (frames, failure) = (&frames, &failure);
+            match worker.spawn_scoped(scope, move || work(decoder, frames, failure, tree)) {
+                Ok(worker) => others.push(worker),
+                Err(_no_more) => break, // those that are there do the work
+            }
         }
-        let read = Reader { payload, shared: &shared, cancel, progress }.read(manifest, plan, |job| {
-            // Fails when no worker is left; the reason is theirs.
-            sender.send(job).map_err(|_no_worker| ReceiveError::Lost)
-        });
-        drop(sender);
-        let lost = workers.into_iter().map(|worker| worker.join().is_err()).fold(false, |any, lost| any | lost);
-        if lost { Err(ReceiveError::Lost) } else { read }
-    });
-    match lock(&shared.error).take() {
+        work(decoder()?, &frames, &failure, tree);
+        let lost = others.into_iter().map(|worker| worker.join().is_err()).fold(false, |any, lost| any | lost);
+        if lost { Err(ReceiveError::Lost) } else { Ok(()) }
+    })?;
+    match lock(&failure.error).take() {
         Some(error) => Err(error),
-        None => written,
+        None => Ok(frames.into_inner().unwrap_or_else(PoisonError::into_inner).written),
     }
 }
 
@@ -117,83 +119,80 @@ fn workers_for(manifest: &Manifest) -> usize {
             }
         }
     }
-    let reading = (QUEUE_FRAMES as u64 + 1) * stored_max;
-    let affordable = BUFFER_BYTES_MAX.saturating_sub(reading) / (stored_max + size_max);
+    let affordable = BUFFER_BYTES_MAX / (stored_max + size_max);
     let useful = thread::available_parallelism().map_or(1, usize::from).min(WORKERS_MAX);
     usize::try_from(affordable).unwrap_or(useful).clamp(1, useful)
 }
 
-struct Reader<'a, R> {
+/// The frames of a payload, one after the other.
+struct Frames<'a, 'm, R> {
     payload: &'a mut Payload<R>,
-    shared: &'a Shared,
+    plan: &'m Plan,
+    files: std::slice::Iter<'m, FileEntry>,
+    /// The file whose frames come next: where the next one belongs, and those that are left.
+    open: Option<(Arc<Target<'m>>, u64, std::slice::Iter<'m, Frame>)>,
     cancel: &'a AtomicBool,
-    progress: &'a mut dyn FnMut(ReceiveProgress),
+    progress: &'a mut (dyn FnMut(ReceiveProgress) + Send),
+    bytes_total: u64,
+    written: u64,
 }
 
-impl<R: Read> Reader<'_, R> {
-    fn read<'m>(
-        self,
-        manifest: &'m Manifest,
-        plan: &'m Plan,
-        mut send: impl FnMut(Job<'m>) -> Result<(), ReceiveError>,
-    ) -> Result<u64, ReceiveError> {
-        let (mut written, bytes_total) = (0, manifest.payload_bytes());
-        for file in manifest.files() {
-            let Body::Regular { sha256, frames, .. } = &file.body else { continue };
-            let Some(content) = plan.content(sha256) else { continue };
-            if frames.is_empty() {
+impl<'m, R: Read> Frames<'_, 'm, R> {
+    /// Reads the next frame that is wanted into `stored`; `None` behind the last one.
+    fn next(&mut self, stored: &mut Vec<u8>) -> Result<Option<Job<'m>>, ReceiveError> {
+        loop {
+            let Some((target, at, frames)) = &mut self.open else {
+                let Some(file) = self.files.next() else { return Ok(None) };
+                if let Body::Regular { sha256, frames, .. } = &file.body
+                    && let Some(content) = self.plan.content(sha256)
+                {
+                    self.open = Some((Arc::new(Target::new(&file.path, content, *sha256)), 0, frames.iter()));
+                }
                 continue;
+            };
+            let Some(frame) = frames.next() else {
+                self.open = None;
+                continue;
+            };
+            if self.cancel.load(Ordering::Relaxed) {
+                return Err(ReceiveError::Cancelled);
             }
-            let wanted = content.is_wanted();
-            let target = Arc::new(Target {
-                path: &file.path,
-                content,
-                sha256: *sha256,
-                files: Mutex::new(None),
-                hashed: Mutex::new(Hashed::default()),
-                moved: Condvar::new(),
-            });
-            let mut at = 0;
-            for frame in frames {
-                if self.cancel.load(Ordering::Relaxed) {
-                    return Err(ReceiveError::Cancelled);
-                }
-                if self.shared.failed.load(Ordering::Acquire) {
-                    return Ok(written); // the failure is reported by the one who had it
-                }
-                if wanted {
-                    let mut stored = lock(&self.shared.buffers).pop().unwrap_or_default();
-                    stored.reserve_exact(usize::try_from(frame.stored).unwrap_or_default());
-                    self.payload.read(frame.stored, &mut stored)?;
-                    send(Job { stored, frame, at, target: Arc::clone(&target) })?;
-                    written += frame.size * content.files.len() as u64;
-                } else {
-                    self.payload.skip(frame.stored)?;
-                }
-                at += frame.size;
-                (self.progress)(ReceiveProgress::Unpacking { bytes: self.payload.position(), bytes_total });
+            let job = Job { frame, at: *at, target: Arc::clone(target) };
+            *at += frame.size;
+            let wanted = job.target.content.is_wanted();
+            if wanted {
+                stored.clear();
+                stored.reserve_exact(usize::try_from(frame.stored).unwrap_or_default());
+                self.payload.read(frame.stored, stored)?;
+                self.written += frame.size * job.target.content.files.len() as u64;
+            } else {
+                self.payload.skip(frame.stored)?;
+            }
+            let bytes = self.payload.position();
+            (self.progress)(ReceiveProgress::Unpacking { bytes, bytes_total: self.bytes_total });
+            if wanted {
+                return Ok(Some(job));
             }
         }
-        Ok(written)
     }
 }
 
-/// Takes frames until there are no more. After a failure they are only taken, so that the reader never waits in vain.
-fn work(mut decoder: Decoder, receiver: &Mutex<Receiver<Job<'_>>>, shared: &Shared, tree: &Path) {
-    let mut content = Vec::new();
-    loop {
-        // A statement of its own: the lock is held while waiting for a frame, not while working on it.
-        let job = lock(receiver).recv();
-        let Ok(job) = job else { return };
+/// Takes frames until there are no more, or somebody failed.
+fn work<R: Read>(mut decoder: Decoder, frames: &Mutex<Frames<'_, '_, R>>, failure: &Failure, tree: &Path) {
+    let (mut stored, mut content) = (Vec::new(), Vec::new());
+    while !failure.is_there() {
+        // A statement of its own: the lock is held while reading, not while working on what was read.
+        let job = lock(frames).next(&mut stored);
+        let job = match job {
+            Ok(Some(job)) => job,
+            Ok(None) => return,
+            Err(error) => return failure.report(error),
+        };
         let mut turn = Turn { target: &job.target, done: false };
-        if !shared.failed.load(Ordering::Acquire) {
-            match write_frame(&mut decoder, &job, &mut content, tree) {
-                Ok(()) => turn.done = true,
-                Err(error) => shared.fail(error),
-            }
+        match write_frame(&mut decoder, &job, &stored, &mut content, tree) {
+            Ok(()) => turn.done = true,
+            Err(error) => failure.report(error),
         }
-        drop(turn);
-        lock(&shared.buffers).push(job.stored);
     }
 }
 
@@ -212,14 +211,23 @@ impl Drop for Turn<'_> {
     }
 }
 
-fn write_frame(decoder: &mut Decoder, job: &Job<'_>, content: &mut Vec<u8>, tree: &Path) -> Result<(), ReceiveError> {
+fn write_frame(
+    decoder: &mut Decoder,
+    job: &Job<'_>,
+    stored: &[u8],
+    content: &mut Vec<u8>,
+    tree: &Path,
+) -> Result<(), ReceiveError> {
     let trouble = |why| ReceiveError::Frame { path: job.target.path.to_owned(), why };
-    check_frame(decoder, job.frame, &job.stored, content).map_err(trouble)?;
+    check_frame(decoder, job.frame, stored, content).map_err(trouble)?;
     let files = job.target.files(tree)?;
     for file in files.iter() {
         write_with_holes(file, content, job.at).map_err(ReceiveError::disk("write", &tree.join(job.target.path)))?;
     }
-    job.target.hash(content, job.at).map_err(trouble)
+    if job.target.hash(content, job.at).map_err(trouble)? {
+        files.iter().for_each(durable::begin_writeback);
+    }
+    Ok(())
 }
 
 /// Decodes a frame into `content`, if its stored bytes are those that were signed.
@@ -237,7 +245,12 @@ pub(crate) fn check_frame(
     decoder.decode(stored, size, content).map_err(|_no_frame| FrameTrouble::Decode)
 }
 
-impl Target<'_> {
+impl<'m> Target<'m> {
+    fn new(path: &'m str, content: &'m Content, sha256: Digest) -> Self {
+        let (files, hashed) = (Mutex::new(None), Mutex::new(Hashed::default()));
+        Self { path, content, sha256, files, hashed, moved: Condvar::new() }
+    }
+
     fn files(&self, tree: &Path) -> Result<Arc<Vec<File>>, ReceiveError> {
         let mut files = lock(&self.files);
         match &*files {
@@ -246,12 +259,12 @@ impl Target<'_> {
         }
     }
 
-    /// Adds a frame to the hash of the whole, in its turn; the last one completes it.
-    fn hash(&self, content: &[u8], at: u64) -> Result<(), FrameTrouble> {
+    /// Adds a frame to the hash of the whole, in its turn. Returns whether that is complete, and thereby right.
+    fn hash(&self, content: &[u8], at: u64) -> Result<bool, FrameTrouble> {
         let mut hashed = lock(&self.hashed);
         while hashed.bytes != at {
             if hashed.broken {
-                return Ok(()); // the failure is reported by the one who had it
+                return Ok(false); // the failure is reported by the one who had it
             }
             hashed = self.moved.wait(hashed).unwrap_or_else(PoisonError::into_inner);
         }
@@ -262,7 +275,7 @@ impl Target<'_> {
         if whole && std::mem::take(&mut hashed.hasher).finish() != self.sha256 {
             return Err(FrameTrouble::Content);
         }
-        Ok(())
+        Ok(whole)
     }
 }
 

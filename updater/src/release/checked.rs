@@ -16,7 +16,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::statfs::{self, FsType};
 use nix::time::{ClockId, clock_gettime};
@@ -32,7 +32,9 @@ const FORMAT: u64 = 1;
 /// Some 100,000 files have records in so many bytes; a home with more hashes them again.
 const FILE_BYTES_MAX: u64 = 24 << 20;
 /// The kernel's clock of file times moves at least this often.
-const TICK_MAX: Duration = Duration::from_millis(10);
+const TICK_MAX: Duration = Duration::from_millis(20);
+/// How often it is looked at: on most machines it moves every 4 ms.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
 /// File systems of this machine alone, on which the kernel itself keeps the time of change.
 const FILE_SYSTEMS: [FsType; 6] = [
     statfs::EXT4_SUPER_MAGIC, // and ext2 and ext3
@@ -114,11 +116,12 @@ impl Checked {
 
     /// Records that the files at `paths` have these contents now: they were hashed, or written by this process, a moment ago.
     pub(crate) fn record<'p>(&mut self, files: impl Iterator<Item = (PathBuf, &'p Digest)>) {
-        let fresh = self.record_settled(files.map(|(path, sha256)| (path, *sha256)));
-        if !fresh.is_empty() {
-            // In one tick of the clock a file can change twice and look the same.
-            thread::sleep(TICK_MAX);
-            self.record_settled(fresh.into_iter());
+        let mut fresh = self.record_settled(files.map(|(path, sha256)| (path, *sha256)));
+        // In one tick of the clock a file can change twice and look the same: the next one is waited for.
+        let begun = Instant::now();
+        while !fresh.is_empty() && begun.elapsed() < TICK_MAX {
+            thread::sleep(LOOK_AGAIN);
+            fresh = self.record_settled(fresh.into_iter());
         }
     }
 
@@ -170,7 +173,7 @@ impl Checked {
         files.sort_by_key(|record| (record.device, record.inode));
         let written = serde_json::to_vec(&CheckedV1 { format: FORMAT, files })
             .map_err(io::Error::from)
-            .and_then(|bytes| durable::replace(dir, FILE_NAME, &bytes));
+            .and_then(|bytes| durable::replace_dispensable(dir, FILE_NAME, &bytes));
         if let Err(error) = written {
             tracing::warn!(path = %dir.join(FILE_NAME).display(), %error, "cannot note what was checked");
         }
