@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use nix::sys::resource::{UsageWho, getrusage};
 use refit_updater::Store;
 use refit_updater::durable::FileSystem;
-use refit_updater::receive::{Policy, receive_file};
+use refit_updater::receive::{Policy, Receiver};
 use refit_updater::trust::{Expired, Trust};
 use semver::Version;
 use serde_json::{Value, json};
@@ -197,8 +197,8 @@ fn install(dir: &Path, home: &str, version: &Version) -> Result<(), BenchError> 
         now: refit::clock::now(),
     };
     let file = File::open(package(dir, version)).map_err(failed("open the package"))?;
-    let received = receive_file(file, &store, &trust, &policy, &AtomicBool::new(false), &mut |_| {});
-    let received = received.map_err(refit_failed("receive the package"))?;
+    let receiver = Receiver { store: &store, trust: &trust, policy: &policy, cancel: &AtomicBool::new(false) };
+    let received = receiver.receive_file(file, &mut |_| {}).map_err(refit_failed("receive the package"))?;
     store.admit(received, &[]).map_err(refit_failed("admit the release"))?;
     Ok(())
 }

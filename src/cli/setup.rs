@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicBool;
 use refit_updater::Store;
 use refit_updater::config::{ConfigError as MergeError, Existing, merge_config};
 use refit_updater::journal::{self, Journal, JournalError};
-use refit_updater::receive::{Class, Policy, ReceiveError, receive_file};
+use refit_updater::receive::{Class, Policy, ReceiveError, Receiver};
 use refit_updater::release::StoreError;
 use refit_updater::trust::{Expired, Trust, TrustError};
 use semver::Version;
@@ -171,7 +171,8 @@ pub(super) fn make_home(home: &Home, package: &Path, root: &Path) -> Result<Made
         expired: Expired::Warn,
         now: clock::now(),
     };
-    let received = receive_file(file, &store, &trust, &policy, &AtomicBool::new(false), &mut |_| {})?;
+    let receiver = Receiver { store: &store, trust: &trust, policy: &policy, cancel: &AtomicBool::new(false) };
+    let received = receiver.receive_file(file, &mut |_| {})?;
     let config = Config::load(&received.dir, &home.path().join(config::LOCAL_FILE))?;
     let version = received.manifest.version().clone();
     // A release that an interrupted `init` left here may go: nothing has run yet.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use refit_updater::Digest;
 use refit_updater::manifest::{Body, Manifest};
-use refit_updater::receive::{Policy, ReceiveProgress, Received, receive};
+use refit_updater::receive::{Policy, ReceiveError, ReceiveProgress, Received, Receiver};
 use semver::Version;
 use serde::Serialize;
 use serde_json::json;
@@ -59,8 +59,11 @@ pub struct Changes {
     pub removed: Vec<String>,
 }
 
+/// Is told how far a reception is.
+pub(super) type Progress<'a> = dyn FnMut(ReceiveProgress) + Send + 'a;
+
 /// Ends a reception whose sender is gone.
-pub(super) struct CancelOnDrop(pub(super) Arc<AtomicBool>);
+struct CancelOnDrop(Arc<AtomicBool>);
 
 impl Drop for CancelOnDrop {
     fn drop(&mut self) {
@@ -92,6 +95,18 @@ impl Manager {
         total_bytes: Option<u64>,
         allow_downgrade: bool,
     ) -> Result<PackageView, UpdateError> {
+        let body = SyncIoBridge::new(body);
+        let receive = |receiver: Receiver<'_>, progress: &mut Progress<'_>| receiver.receive(body, progress);
+        self.receive_by(receive, total_bytes, allow_downgrade).await
+    }
+
+    /// Has `receive` receive a release, on a thread that may block, until nobody waits for it any more.
+    pub(super) async fn receive_by(
+        self: &Arc<Self>,
+        receive: impl FnOnce(Receiver<'_>, &mut Progress<'_>) -> Result<Received, ReceiveError> + Send + 'static,
+        total_bytes: Option<u64>,
+        allow_downgrade: bool,
+    ) -> Result<PackageView, UpdateError> {
         let permit = self.hold_receiving().ok_or(UpdateError::Receiving)?;
         let current = self.journal().state.wanted().clone();
         let policy = self.policy(allow_downgrade);
@@ -102,9 +117,9 @@ impl Manager {
             let _permit = permit; // held until the work is over, even when nobody waits for it any more
             let mut last = None;
             let mut progress = |progress: ReceiveProgress| manager.tell_received(&progress, total_bytes, &mut last);
-            let input = SyncIoBridge::new(body);
             let parts = &manager.parts;
-            let received = receive(input, &parts.store, &parts.trust, &policy, &cancel, &mut progress)?;
+            let receiver = Receiver { store: &parts.store, trust: &parts.trust, policy: &policy, cancel: &cancel };
+            let received = receive(receiver, &mut progress)?;
             manager.describe(received, current)
         };
         let result = tokio::task::spawn_blocking(work).await.map_err(|source| UpdateError::Worker { source });
@@ -112,7 +127,7 @@ impl Manager {
         result?
     }
 
-    pub(super) fn tell_received(&self, progress: &ReceiveProgress, total: Option<u64>, last: &mut Option<Instant>) {
+    fn tell_received(&self, progress: &ReceiveProgress, total: Option<u64>, last: &mut Option<Instant>) {
         let events = &self.parts.around.estate.events;
         match progress {
             ReceiveProgress::Verified { digest, version, bytes_total, installed_bytes } => {
@@ -137,7 +152,7 @@ impl Manager {
     }
 
     /// Returns what is to be known about a received package. Blocks.
-    pub(super) fn describe(&self, received: Received, from: Version) -> Result<PackageView, UpdateError> {
+    fn describe(&self, received: Received, from: Version) -> Result<PackageView, UpdateError> {
         let journal = self.journal();
         let running = self.parts.store.release(&from)?;
         let version = received.manifest.version().clone();

@@ -4,11 +4,11 @@ use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
-use refit_updater::repository::{Answer, Directory, Offer, Server, check, fetch};
+use refit_updater::receive::Receiver;
+use refit_updater::repository::{Answer, Directory, Offer, Server, check};
 use refit_updater::trust::TrustStatus;
 use reqwest::{StatusCode, header};
 use semver::Version;
@@ -16,7 +16,7 @@ use serde::Serialize;
 use tokio::runtime::Handle;
 use tokio_util::io::{StreamReader, SyncIoBridge};
 
-use super::receiving::{CancelOnDrop, PackageView};
+use super::receiving::{PackageView, Progress};
 use super::{Manager, UpdateError};
 use crate::clock;
 
@@ -121,24 +121,9 @@ impl Manager {
     /// As there; or no repository is configured, or it has no such release.
     pub async fn fetch(self: &Arc<Self>, version: Version, allow_downgrade: bool) -> Result<PackageView, UpdateError> {
         let mut place = self.place()?;
-        let permit = self.hold_receiving().ok_or(UpdateError::Receiving)?;
-        let current = self.journal().state.wanted().clone();
-        let policy = self.policy(allow_downgrade);
-        let cancel = Arc::new(AtomicBool::new(false));
-        let guard = CancelOnDrop(Arc::clone(&cancel));
-        let manager = Arc::clone(self);
-        let work = move || {
-            let _permit = permit;
-            let mut last = None;
-            let mut progress = |progress| manager.tell_received(&progress, None, &mut last);
-            let parts = &manager.parts;
-            let trusted = (&parts.store, &parts.trust);
-            let received = fetch(&mut place, &version, trusted, &policy, &cancel, &mut progress)?;
-            manager.describe(received, current)
-        };
-        let result = tokio::task::spawn_blocking(work).await.map_err(|source| UpdateError::Worker { source });
-        drop(guard);
-        result?
+        let fetch =
+            move |receiver: Receiver<'_>, progress: &mut Progress<'_>| receiver.fetch(&mut place, &version, progress);
+        self.receive_by(fetch, None, allow_downgrade).await
     }
 
     /// Returns how long what is trusted is good. Blocks.

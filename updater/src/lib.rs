@@ -5,7 +5,7 @@
 //! - [`pack`] makes a package from a directory and [`keys`] sign it;
 //! - [`package`] takes the bytes apart, within limits; [`trust`] decides whether they are signed, with [`tuf`];
 //! - [`manifest`] says what is in a release, and refuses what must never be;
-//! - [`receive()`] streams a package into staging: verified, decoded, synced, read-only;
+//! - [`receive`] streams a package into staging: verified, decoded, synced, read-only;
 //! - [`release`] keeps the releases on disk, [`config`] carries the admin's edits from one to the next;
 //! - [`journal`] is the state of the update transaction, [`history`] what became of each attempt;
 //! - [`repository`] has the same parts side by side on a web server;
@@ -41,5 +41,5 @@ pub mod tuf;
 pub use class::Class;
 pub use digest::Digest;
 pub use manifest::Manifest;
-pub use receive::receive;
+pub use receive::Receiver;
 pub use release::Store;

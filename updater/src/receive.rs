@@ -140,127 +140,141 @@ impl Received {
     }
 }
 
-/// Reads a package from `input`, a stream, and leaves it, verified and unpacked, in staging.
-///
-/// Blocks; may be called inside a runtime from a thread that may block. A package that was received before is checked
-/// again and found in its place. `cancel` ends the work at the next frame.
-///
-/// # Errors
-/// The package is refused, the disk is full or failing, or the work was cancelled: nothing of it is left in staging.
-pub fn receive(
-    input: impl Read + Send,
-    store: &Store,
-    trust: &Trust,
-    policy: &Policy,
-    cancel: &AtomicBool,
-    progress: &mut (dyn FnMut(ReceiveProgress) + Send),
-) -> Result<Received, ReceiveError> {
-    let input = BufReader::with_capacity(INPUT_BUFFER_BYTES, Cancellable { input, cancel });
-    receive_all(Package::open(input), store, trust, policy, cancel, progress)
+/// What receives releases: a home, whom it trusts, and what it accepts.
+#[derive(Debug, Clone, Copy)]
+pub struct Receiver<'a> {
+    /// The home's releases.
+    pub store: &'a Store,
+    /// Whom it trusts.
+    pub trust: &'a Trust,
+    /// What it accepts.
+    pub policy: &'a Policy,
+    /// Ends the work at the next frame, once it is true.
+    pub cancel: &'a AtomicBool,
 }
 
-/// Does as [`receive()`] with a package in a file: what kept releases have is not even read.
-///
-/// # Errors
-/// As there.
-pub fn receive_file(
-    file: impl Read + Seek + Send,
-    store: &Store,
-    trust: &Trust,
-    policy: &Policy,
-    cancel: &AtomicBool,
-    progress: &mut (dyn FnMut(ReceiveProgress) + Send),
-) -> Result<Received, ReceiveError> {
-    let input = BufReader::with_capacity(INPUT_BUFFER_BYTES, Cancellable { input: file, cancel });
-    receive_all(Package::open_file(input), store, trust, policy, cancel, progress)
-}
+impl Receiver<'_> {
+    /// Reads a package from `input`, a stream, and leaves it, verified and unpacked, in staging.
+    ///
+    /// Blocks; may be called inside a runtime from a thread that may block. A package that was received before is checked
+    /// again and found in its place.
+    ///
+    /// # Errors
+    /// The package is refused, the disk is full or failing, or the work was cancelled: nothing of it is left in staging.
+    pub fn receive(
+        self,
+        input: impl Read + Send,
+        progress: &mut (dyn FnMut(ReceiveProgress) + Send),
+    ) -> Result<Received, ReceiveError> {
+        let input = BufReader::with_capacity(INPUT_BUFFER_BYTES, Cancellable { input, cancel: self.cancel });
+        self.receive_package(Package::open(input), progress)
+    }
 
-fn receive_all(
-    package: Result<Package<impl Read + Send>, PackageError>,
-    store: &Store,
-    trust: &Trust,
-    policy: &Policy,
-    cancel: &AtomicBool,
-    progress: &mut (dyn FnMut(ReceiveProgress) + Send),
-) -> Result<Received, ReceiveError> {
-    let receive = || {
-        let package = package?;
-        let verified = trust.verify(package.metadata(), package.manifest(), policy.expired, policy.now)?;
-        receive_verified(verified, |bytes| package.into_payload(bytes), store, trust, policy, cancel, progress)
-    };
-    match receive() {
-        Err(ReceiveError::Package { source: PackageError::Input { .. } }) if cancel.load(Ordering::Relaxed) => {
-            Err(ReceiveError::Cancelled)
+    /// Does as [`Receiver::receive`] with a package in a file: what kept releases have is not even read.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn receive_file(
+        self,
+        file: impl Read + Seek + Send,
+        progress: &mut (dyn FnMut(ReceiveProgress) + Send),
+    ) -> Result<Received, ReceiveError> {
+        let input = BufReader::with_capacity(INPUT_BUFFER_BYTES, Cancellable { input: file, cancel: self.cancel });
+        self.receive_package(Package::open_file(input), progress)
+    }
+
+    fn receive_package(
+        self,
+        package: Result<Package<impl Read + Send>, PackageError>,
+        progress: &mut (dyn FnMut(ReceiveProgress) + Send),
+    ) -> Result<Received, ReceiveError> {
+        let receive = || {
+            let (package, policy) = (package?, self.policy);
+            let verified = self.trust.verify(package.metadata(), package.manifest(), policy.expired, policy.now)?;
+            self.receive_verified(verified, |bytes| package.into_payload(bytes), progress)
+        };
+        match receive() {
+            Err(ReceiveError::Package { source: PackageError::Input { .. } })
+                if self.cancel.load(Ordering::Relaxed) =>
+            {
+                Err(ReceiveError::Cancelled)
+            }
+            other => other,
         }
-        other => other,
     }
-}
 
-/// Unpacks a release whose manifest is verified, from the payload that `payload` gives for its length.
-pub(crate) fn receive_verified<R: Read + Send>(
-    verified: VerifiedManifest,
-    payload: impl FnOnce(u64) -> Result<Payload<R>, PackageError>,
-    store: &Store,
-    trust: &Trust,
-    policy: &Policy,
-    cancel: &AtomicBool,
-    progress: &mut (dyn FnMut(ReceiveProgress) + Send),
-) -> Result<Received, ReceiveError> {
-    let manifest = verified.manifest();
-    policy.check(manifest)?;
-    progress(ReceiveProgress::Verified {
-        digest: verified.digest(),
-        version: manifest.version().clone(),
-        bytes_total: manifest.payload_bytes(),
-        installed_bytes: manifest.installed_bytes(),
-    });
-    let mut payload = payload(manifest.payload_bytes())?;
+    /// Unpacks a release whose manifest is verified, from the payload that `payload` gives for its length.
+    pub(crate) fn receive_verified<R: Read + Send>(
+        self,
+        verified: VerifiedManifest,
+        payload: impl FnOnce(u64) -> Result<Payload<R>, PackageError>,
+        progress: &mut (dyn FnMut(ReceiveProgress) + Send),
+    ) -> Result<Received, ReceiveError> {
+        let Self { store, trust, policy, cancel } = self;
+        let manifest = verified.manifest();
+        policy.check(manifest)?;
+        progress(ReceiveProgress::Verified {
+            digest: verified.digest(),
+            version: manifest.version().clone(),
+            bytes_total: manifest.payload_bytes(),
+            installed_bytes: manifest.installed_bytes(),
+        });
+        let mut payload = payload(manifest.payload_bytes())?;
 
-    let mut checked = store.checked();
-    let mut plan = plan::Plan::new(manifest);
-    plan.find_kept(&store.content_index()?, &checked, cancel)?;
-    plan.check_space(&store.staging_dir())?;
-    payload.announce(plan.wanted_ranges(manifest));
+        let mut checked = store.checked();
+        let mut plan = plan::Plan::new(manifest);
+        plan.find_kept(&store.content_index()?, &checked, cancel)?;
+        plan.check_space(&store.staging_dir())?;
+        payload.announce(plan.wanted_ranges(manifest));
 
-    let staging = store.staging_dir();
-    // Opened before the first byte is written: every error of writing back since then is one of this sync.
-    let file_system = durable::FileSystem::of(&staging).map_err(ReceiveError::disk("open", &staging))?;
-    let tree = Tree::new(&staging)?;
-    make_directories(&tree.path, manifest)?;
-    let linked_bytes = plan.make_kept_and_empty(&tree.path)?;
-    let written_bytes = unpack::unpack(&mut payload, manifest, &plan, &tree.path, cancel, progress)?;
-    payload.finish()?;
-    progress(ReceiveProgress::Syncing);
-    finish_tree(&tree.path, &verified)?;
-    let dir = store.staging_dir().join(verified.digest().to_string());
-    let received_before = dir.is_dir();
-    let synced = thread::scope(|scope| {
-        if !received_before {
-            // Noted while the disk works: if this sync fails, or the power, the files that the notes are about are gone.
-            // Where there is no thread to be had there are no notes, which costs the next update time.
-            let note = || store.note_checked(&mut checked, &tree.path, manifest);
-            let _noting = thread::Builder::new().name("refit-note".to_owned()).spawn_scoped(scope, note);
+        let staging = store.staging_dir();
+        // Opened before the first byte is written: every error of writing back since then is one of this sync.
+        let file_system = durable::FileSystem::of(&staging).map_err(ReceiveError::disk("open", &staging))?;
+        let tree = Tree::new(&staging)?;
+        make_directories(&tree.path, manifest)?;
+        let linked_bytes = plan.make_kept_and_empty(&tree.path)?;
+        let written_bytes = unpack::unpack(&mut payload, manifest, &plan, &tree.path, cancel, progress)?;
+        payload.finish()?;
+        progress(ReceiveProgress::Syncing);
+        finish_tree(&tree.path, &verified)?;
+        let dir = store.staging_dir().join(verified.digest().to_string());
+        let received_before = dir.is_dir();
+        let synced = thread::scope(|scope| {
+            if !received_before {
+                // Noted while the disk works: if this sync fails, or the power, the files that the notes are about are gone.
+                // Where there is no thread to be had there are no notes, which costs the next update time.
+                let note = || store.note_checked(&mut checked, &tree.path, manifest);
+                let _noting = thread::Builder::new().name("refit-note".to_owned()).spawn_scoped(scope, note);
+            }
+            file_system.sync()
+        });
+        synced.map_err(ReceiveError::disk("sync", &tree.path))?;
+        fault::point("unpacked");
+
+        if received_before {
+            // It may be in use, so it is the new tree that goes, and with it names of shared files.
+            drop(tree);
+            store.note_checked(&mut checked, &dir, manifest);
+        } else {
+            tree.name(&dir)?;
         }
-        file_system.sync()
-    });
-    synced.map_err(ReceiveError::disk("sync", &tree.path))?;
-    fault::point("unpacked");
-
-    if received_before {
-        // It may be in use, so it is the new tree that goes, and with it names of shared files.
-        drop(tree);
-        store.note_checked(&mut checked, &dir, manifest);
-    } else {
-        tree.name(&dir)?;
+        fault::point("staged");
+        if let Err(error) = trust.commit(&verified) {
+            // The error that matters is the one at hand; what cannot be removed now is removed at the next start.
+            drop(durable::remove_tree(&dir));
+            return Err(error.into());
+        }
+        let (digest, expired, clock_behind) = (verified.digest(), verified.expired(), verified.clock_behind());
+        Ok(Received {
+            digest,
+            manifest: verified.into_manifest(),
+            dir,
+            expired,
+            clock_behind,
+            linked_bytes,
+            written_bytes,
+        })
     }
-    fault::point("staged");
-    if let Err(error) = trust.commit(&verified) {
-        // The error that matters is the one at hand; what cannot be removed now is removed at the next start.
-        drop(durable::remove_tree(&dir));
-        return Err(error.into());
-    }
-    let (digest, expired, clock_behind) = (verified.digest(), verified.expired(), verified.clock_behind());
-    Ok(Received { digest, manifest: verified.into_manifest(), dir, expired, clock_behind, linked_bytes, written_bytes })
 }
 
 /// Lets a read fail once the work is cancelled.

@@ -1,9 +1,9 @@
 //! A repository: releases side by side in a directory on any static web server.
 //!
 //! It has the parts of packages as files: TUF metadata of all releases together, and for each release its manifest and its
-//! payload, of which a client fetches only the byte ranges that it lacks. [`author`] writes one; [`check`] and [`fetch`] are
-//! the appliance's side, with the same client, policy and unpacking as for a package ([`crate::trust`],
-//! [`crate::receive()`]). How bytes are had is a [`Server`]'s business.
+//! payload, of which a client fetches only the byte ranges that it lacks. [`author`] writes one; [`check`] and
+//! [`Receiver::fetch`] are the appliance's side, with the same client, policy and unpacking as for a package ([`crate::trust`],
+//! [`crate::receive`]). How bytes are had is a [`Server`]'s business.
 
 pub mod author;
 mod ranges;
@@ -13,7 +13,6 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicBool;
 
 use jiff::Timestamp;
 use semver::Version;
@@ -21,8 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::manifest::{ARCH_ANY, MANIFEST_BYTES_MAX};
 use crate::package::{MANIFEST_NAME, METADATA_DIR, Payload};
-use crate::receive::{Policy, ReceiveError, ReceiveProgress, Received, receive_verified};
-use crate::release::Store;
+use crate::receive::{Policy, ReceiveError, ReceiveProgress, Received, Receiver};
 use crate::trust::{Catalogue, Trust, TrustError};
 use crate::tuf::{Fetch, Target, TufError};
 use ranges::RangeReader;
@@ -153,33 +151,34 @@ fn suitable(catalogue: &Catalogue, policy: &Policy) -> Vec<Offer> {
     offers
 }
 
-/// Fetches a release from a repository and leaves it, verified and unpacked, in staging, as [`crate::receive()`] does with
-/// a package. Of the payload only what no kept release has is fetched.
-///
-/// # Errors
-/// The repository cannot be read or is not to be trusted, has no such release, the release is refused, the disk is full or
-/// failing, or the work was cancelled: nothing of the release is left in staging.
-pub fn fetch(
-    server: &mut impl Server,
-    version: &Version,
-    (store, trust): (&Store, &Trust),
-    policy: &Policy,
-    cancel: &AtomicBool,
-    progress: &mut (dyn FnMut(ReceiveProgress) + Send),
-) -> Result<Received, ReceiveError> {
-    let catalogue = trust.refresh(Metadata(server), policy.now)?;
-    let offer = suitable(&catalogue, policy).into_iter().rfind(|offer| offer.version == *version);
-    let offer = offer.ok_or_else(|| ReceiveError::NotOffered { version: version.clone() })?;
-    let name = offer.target_name();
-    let target = catalogue.targets().get(&name).ok_or(TrustError::NoTarget)?;
-    let unlisted = || TrustError::from(TufError::NoDigest { name: name.clone() });
-    let path = format!("{TARGETS_DIR}{}", target.consistent_path(&name).ok_or_else(unlisted)?);
-    let bytes = read_file(server, &path, target.length.min(MANIFEST_BYTES_MAX))
-        .map_err(|source| TrustError::from(TufError::Fetch { name: path.clone(), source }))?
-        .ok_or_else(|| TrustError::from(TufError::Missing { name: path }))?;
-    let verified = trust.verify_target(&catalogue, &name, &bytes, policy.now)?;
-    let payload = payload_path(&name, target).ok_or_else(unlisted)?;
-    let reader = RangeReader::new(server, payload);
-    let payload = Payload::of_ranges(reader, verified.manifest().payload_bytes());
-    receive_verified(verified, |_bytes| Ok(payload), store, trust, policy, cancel, progress)
+impl Receiver<'_> {
+    /// Fetches a release from a repository and leaves it, verified and unpacked, in staging, as [`Receiver::receive`] does
+    /// with a package. Of the payload only what no kept release has is fetched.
+    ///
+    /// # Errors
+    /// The repository cannot be read or is not to be trusted, has no such release, the release is refused, the disk is full
+    /// or failing, or the work was cancelled: nothing of the release is left in staging.
+    pub fn fetch(
+        self,
+        server: &mut impl Server,
+        version: &Version,
+        progress: &mut (dyn FnMut(ReceiveProgress) + Send),
+    ) -> Result<Received, ReceiveError> {
+        let Self { trust, policy, .. } = self;
+        let catalogue = trust.refresh(Metadata(server), policy.now)?;
+        let offer = suitable(&catalogue, policy).into_iter().rfind(|offer| offer.version == *version);
+        let offer = offer.ok_or_else(|| ReceiveError::NotOffered { version: version.clone() })?;
+        let name = offer.target_name();
+        let target = catalogue.targets().get(&name).ok_or(TrustError::NoTarget)?;
+        let unlisted = || TrustError::from(TufError::NoDigest { name: name.clone() });
+        let path = format!("{TARGETS_DIR}{}", target.consistent_path(&name).ok_or_else(unlisted)?);
+        let bytes = read_file(server, &path, target.length.min(MANIFEST_BYTES_MAX))
+            .map_err(|source| TrustError::from(TufError::Fetch { name: path.clone(), source }))?
+            .ok_or_else(|| TrustError::from(TufError::Missing { name: path }))?;
+        let verified = trust.verify_target(&catalogue, &name, &bytes, policy.now)?;
+        let payload = payload_path(&name, target).ok_or_else(unlisted)?;
+        let reader = RangeReader::new(server, payload);
+        let payload = Payload::of_ranges(reader, verified.manifest().payload_bytes());
+        self.receive_verified(verified, |_bytes| Ok(payload), progress)
+    }
 }

@@ -8,7 +8,7 @@
 //! What is protected: nobody without the keys can change a byte of a package, pass off an older root for a newer one, or
 //! bring back metadata of a lower version than was seen (`trust/packages.json`, `trust/repository.json`). Every package is
 //! a small repository of its own, whose metadata has version 1 unless the vendor says otherwise: so an older package stays
-//! acceptable to TUF, and that versions only go upward is the policy of [`crate::receive()`], which an operator may
+//! acceptable to TUF, and that versions only go upward is the policy of [`crate::receive`], which an operator may
 //! override. A vendor who must make old packages unacceptable for good packs newer ones with a higher metadata version.
 //! Metadata of a package has one spelling (canonical JSON), so that one package has one sequence of bytes.
 //!

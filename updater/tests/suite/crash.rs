@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 
 use refit_updater::config::{Existing, merge_config};
 use refit_updater::fault::POINTS;
-use refit_updater::receive::{Policy, receive};
+use refit_updater::receive::{Policy, Receiver};
 use refit_updater::release::Store;
 use refit_updater::trust::{Expired, Trust};
 use semver::Version;
@@ -35,7 +35,8 @@ fn child_updates_a_home() {
             now: now(),
         };
         let cancel = AtomicBool::new(false);
-        let received = receive(&package[..], &store, &trust, &policy, &cancel, &mut |_| {}).unwrap();
+        let receiver = Receiver { store: &store, trust: &trust, policy: &policy, cancel: &cancel };
+        let received = receiver.receive(&package[..], &mut |_| {}).unwrap();
         let release = store.admit(received, &[]).unwrap();
         merge_config(&store, before.as_ref(), &release.version, Existing::Replace).unwrap();
         store.point_current(&release.version).unwrap();

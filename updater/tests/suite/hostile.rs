@@ -4,7 +4,7 @@ use std::fs;
 use std::sync::atomic::AtomicBool;
 
 use refit_fixtures::hostile::{Workshop, corpus};
-use refit_updater::receive::{Class, Policy, ReceiveError, receive};
+use refit_updater::receive::{Class, Policy, ReceiveError, Receiver};
 use refit_updater::release::Store;
 use refit_updater::trust::{Expired, Trust};
 use tempfile::TempDir;
@@ -28,7 +28,8 @@ fn every_package_of_the_corpus_is_refused() {
         now: now(),
     };
     let take = |package: &[u8], policy: &Policy| -> Result<_, ReceiveError> {
-        receive(package, &store, &trust, policy, &AtomicBool::new(false), &mut |_| {})
+        let cancel = AtomicBool::new(false);
+        Receiver { store: &store, trust: &trust, policy, cancel: &cancel }.receive(package, &mut |_| {})
     };
     let received = take(&first.honest(), &policy).unwrap();
     policy.current = Some(received.manifest.version().clone());

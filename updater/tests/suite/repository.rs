@@ -10,7 +10,7 @@ use refit_updater::keys::{Keys, Rotation};
 use refit_updater::pack::PackOptions;
 use refit_updater::receive::{ReceiveError, Received};
 use refit_updater::repository::author::{Repository, RepositoryError, Terms};
-use refit_updater::repository::{Answer, Directory, Offer, Server, check, fetch};
+use refit_updater::repository::{Answer, Directory, Offer, Server, check};
 use semver::Version;
 
 use crate::support::{Home, Vendor, chain, far, noise, now, options, put, snapshot};
@@ -68,7 +68,7 @@ impl Server for Counted {
 
 fn fetch_from(home: &Home, server: &mut impl Server, version: &str) -> Result<Received, ReceiveError> {
     let version = Version::parse(version).unwrap();
-    fetch(server, &version, (&home.store, &home.trust), &home.policy, &AtomicBool::new(false), &mut |_| {})
+    home.receiver(&AtomicBool::new(false)).fetch(server, &version, &mut |_| {})
 }
 
 fn versions(home: &Home, dir: &Path) -> Vec<String> {

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use refit_updater::inspect::inspect;
 use refit_updater::manifest::{Body, Codec};
-use refit_updater::receive::{Class, ReceiveProgress, receive};
+use refit_updater::receive::{Class, ReceiveProgress};
 use refit_updater::release::{StoreError, Trouble};
 use refit_updater::trust::Trust;
 use semver::Version;
@@ -28,9 +28,7 @@ fn a_release_arrives_as_it_was_packed() {
         let home = Home::new(&vendor);
         let mut steps = Vec::new();
         let cancel = AtomicBool::new(false);
-        let received =
-            receive(&package[..], &home.store, &home.trust, &home.policy, &cancel, &mut |step| steps.push(step))
-                .unwrap();
+        let received = home.receiver(&cancel).receive(&package[..], &mut |step| steps.push(step)).unwrap();
         assert!(matches!(steps[0], ReceiveProgress::Verified { .. }));
         assert_eq!(steps.last(), Some(&ReceiveProgress::Syncing));
         assert_eq!((received.digest, received.expired, received.linked_bytes), (report.digest, false, 0));
@@ -255,8 +253,7 @@ fn work_that_is_cancelled_leaves_nothing() {
         }
     };
     let package = vendor.package("1.0.0");
-    let error =
-        receive(&package[..], &home.store, &home.trust, &home.policy, &cancel, &mut stop_at_payload).unwrap_err();
+    let error = home.receiver(&cancel).receive(&package[..], &mut stop_at_payload).unwrap_err();
     assert_eq!((error.class(), error.code()), (Class::Busy, "cancelled"));
     assert_eq!(home.snapshot(), before);
 }

@@ -11,7 +11,7 @@ use std::process::{Command, Output};
 use std::sync::atomic::AtomicBool;
 
 use nix::sys::resource::{Resource, setrlimit};
-use refit_updater::receive::{Class, ReceiveError, ReceiveProgress, receive};
+use refit_updater::receive::{Class, ReceiveError, ReceiveProgress};
 
 use crate::support::{Home, Vendor, noise, options, put};
 
@@ -57,7 +57,7 @@ fn child_meets_its_limit() {
             }
         }
     };
-    let result = receive(&package[..], &home.store, &home.trust, &home.policy, &AtomicBool::new(false), &mut fill);
+    let result = home.receiver(&AtomicBool::new(false)).receive(&package[..], &mut fill);
     let error = result.unwrap_err();
     assert_eq!(error.class(), Class::Disk, "{error}");
     assert_eq!(home.snapshot(), before, "something was left behind");

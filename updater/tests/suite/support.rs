@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use refit_updater::keys::Keys;
 use refit_updater::manifest::Codec;
 use refit_updater::pack::{METADATA_VERSION, PackOptions, PackReport, pack};
-use refit_updater::receive::{Policy, ReceiveError, Received, receive};
+use refit_updater::receive::{Policy, ReceiveError, Received, Receiver};
 use refit_updater::release::{Release, Store};
 use refit_updater::trust::{Expired, Trust};
 use refit_updater::{Manifest, durable};
@@ -148,7 +148,12 @@ impl Home {
     }
 
     pub(crate) fn receive(&self, package: &[u8]) -> Result<Received, ReceiveError> {
-        receive(package, &self.store, &self.trust, &self.policy, &AtomicBool::new(false), &mut |_| {})
+        self.receiver(&AtomicBool::new(false)).receive(package, &mut |_| {})
+    }
+
+    /// Returns what receives packages here, until `cancel`.
+    pub(crate) fn receiver<'a>(&'a self, cancel: &'a AtomicBool) -> Receiver<'a> {
+        Receiver { store: &self.store, trust: &self.trust, policy: &self.policy, cancel }
     }
 
     pub(crate) fn install(&self, package: &[u8]) -> Release {
