@@ -185,18 +185,19 @@ fn try_pack(context: &Context, pack: &Pack) -> Result<(), AuthorError> {
         released,
         metadata_version: METADATA_VERSION,
     };
-    let bar = if context.is_watched() { ProgressBar::new(0) } else { ProgressBar::hidden() };
+    // Of one byte until more is known: a bar of none is full.
+    let bar = if context.is_watched() { ProgressBar::new(1) } else { ProgressBar::hidden() };
     if let Ok(style) = ProgressStyle::with_template("{msg} [{wide_bar}] {bytes}/{total_bytes} {bytes_per_sec}") {
         bar.set_style(style);
     }
     bar.enable_steady_tick(Duration::from_millis(100));
     let report = make_package(&dir, &out, &keys, &options, &mut |progress| {
+        bar.set_length(progress.bytes_total);
+        bar.set_position(progress.bytes);
         bar.set_message(match progress.step {
             PackStep::Hashing => "reading",
             PackStep::Compressing => "compressing",
         });
-        bar.set_length(progress.bytes_total);
-        bar.set_position(progress.bytes);
     });
     bar.finish_and_clear();
     let report = report?;
