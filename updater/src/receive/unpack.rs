@@ -23,10 +23,12 @@ use crate::durable;
 use crate::manifest::{Body, FileEntry, Frame, HOLE_BYTES, Manifest};
 use crate::package::Payload;
 
-/// Bytes of all buffers: with manifest and program the whole stays below 32 MiB.
-const BUFFER_BYTES_MAX: u64 = 20 << 20;
+/// Bytes of all buffers, which is what bounds the workers of a machine with many cores: an appliance that receives, with
+/// manifest and program, stays below 32 MiB.
+const BUFFER_BYTES_MAX: u64 = 10 << 20;
 /// More workers than this write no faster to any disk.
 const WORKERS_MAX: usize = 8;
+
 /// A frame that was read.
 struct Job<'m> {
     frame: &'m Frame,
