@@ -73,7 +73,9 @@ impl Server for Place {
             let last = range.end.saturating_sub(1);
             request = request.header(header::RANGE, format!("bytes={}-{last}", range.start));
         }
-        let answer = handle.block_on(request.send()).map_err(|error| io::Error::other(error.without_url()))?;
+        // Built inside the runtime as well, whose timers the client uses: who asks is a thread of its own.
+        let answer = handle.block_on(async { request.send().await });
+        let answer = answer.map_err(|error| io::Error::other(error.without_url()))?;
         if answer.status() == StatusCode::NOT_FOUND {
             return Ok(None);
         }

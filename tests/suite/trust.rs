@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use crate::appliance::{Appliance, Ran, refit};
 use crate::http::Request;
@@ -74,6 +75,34 @@ fn a_release_comes_from_a_web_server_in_the_parts_that_are_missing() {
     appliance.settled("1.0.0");
     let line = appliance.refit(&["check"]).complains_with(75);
     assert!(line.contains("the repository cannot be read"), "{line}");
+}
+
+#[test]
+fn parts_of_a_release_are_asked_for_by_every_worker() {
+    const PARTS: u32 = 12;
+    let served = tempfile::tempdir().expect("a directory");
+    let dir = served.path().join("repo");
+    let release = |version: &str, label: &str| {
+        (0..PARTS).fold(Release::shop(version), |release, number| {
+            let (kept, new) = (format!("share/{number:02}-kept"), format!("share/{number:02}-new"));
+            release.file(&kept, &noise(&format!("kept {number}"))).file(&new, &noise(&format!("{label} {number}")))
+        })
+    };
+    let (old, new) = (release("1.0.0", "old"), release("1.1.0", "new"));
+    repository(&dir, &[&old, &new]);
+    let web = Web::serve(&dir);
+    let line = format!("repository = \"{}\"", web.url());
+    let appliance = with_update_key(Appliance::new(&old), &line).start();
+    appliance.refit(&["install", "1.1.0"]).ends_with(0);
+    appliance.settled("1.1.0");
+    appliance.refit(&["verify"]).ends_with(0);
+    let payloads = web.asked().iter().filter(|(path, _)| path.ends_with("payload")).count();
+    assert!(payloads >= PARTS as usize, "{payloads} requests");
+}
+
+/// Returns text that no codec makes smaller than the gap for which nobody asks anew; each label has its own.
+fn noise(label: &str) -> String {
+    (0..2_000).map(|number| hex::encode(Sha256::digest(format!("{label} {number}")))).collect()
 }
 
 #[test]
