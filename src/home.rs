@@ -6,10 +6,11 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use refit_updater::durable;
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, test_kill_process};
 
@@ -19,6 +20,9 @@ use crate::error::{Exit, Reported};
 pub const ORPHAN_WAIT_MAX: Duration = Duration::from_secs(60);
 /// How often the lock is tried meanwhile: the kernel tells nobody when a lock is free.
 const LOCK_RETRY: Duration = Duration::from_millis(20);
+
+/// The file in `run/` that says which process the guard is.
+const PID_FILE: &str = "pid";
 
 /// The directory of one appliance.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,7 +66,7 @@ impl Home {
 
     /// Returns the file that says which process the guard is.
     pub fn pid_file(&self) -> PathBuf {
-        self.run().join("pid")
+        self.run().join(PID_FILE)
     }
 
     /// Returns the file whose lock keeps the appliance from restarting by itself.
@@ -236,16 +240,9 @@ impl PidFile {
     pub fn write(home: &Home, pid: u32, _lock: &HomeLock) -> Result<Self, HomeError> {
         let path = home.pid_file();
         let text = format!("{pid}\n");
-        let write = || {
-            let mut temp = tempfile::Builder::new()
-                .permissions(fs::Permissions::from_mode(0o644)) // for whoever watches the service
-                .tempfile_in(home.run())?;
-            temp.write_all(text.as_bytes())?;
-            // Not synced: after a power cut no process has this number any more.
-            temp.persist(&path)?;
-            Ok(())
-        };
-        write().map_err(|source| HomeError::Io { path: path.clone(), source })?;
+        // After a power cut no process has this number any more.
+        durable::replace_dispensable(&home.run(), PID_FILE, text.as_bytes())
+            .map_err(|source| HomeError::Io { path: path.clone(), source })?;
         Ok(Self { path, text })
     }
 }

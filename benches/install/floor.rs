@@ -14,14 +14,11 @@ use refit_updater::manifest::Body;
 
 use crate::{BenchError, failed, refit_failed};
 
-/// A tar ends with two of them, and each entry fills whole ones.
-const BLOCK_BYTES: u64 = 512;
-
 /// Writes what the floor must know about a package into the file `list`: a line for each frame.
 pub(crate) fn list(package: &Path, list: &Path) -> Result<(), BenchError> {
     let found = inspect(package, None, false, jiff::Timestamp::UNIX_EPOCH).map_err(refit_failed("read the package"))?;
     let manifest = &found.manifest;
-    let payload = found.package_bytes - 2 * BLOCK_BYTES - manifest.payload_bytes().next_multiple_of(BLOCK_BYTES);
+    let payload = found.payload_begin();
     let mut text = String::new();
     for directory in manifest.directories() {
         text.push_str(&format!("0 0 0 0 {}\n", directory.path));

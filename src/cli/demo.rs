@@ -285,10 +285,7 @@ fn write_release(
 
 /// Changes one byte of the content of `path` in a package, which is then not what was signed.
 fn change_one_byte(package: &Path, path: &str) -> Result<(), DemoError> {
-    /// A tar archive ends with two empty blocks, and each entry fills whole ones.
-    const BLOCK: u64 = 512;
     let found = inspect(package, None, false, clock::now())?;
-    let payload_begin = found.package_bytes - 2 * BLOCK - found.manifest.payload_bytes().next_multiple_of(BLOCK);
     let frame = found.manifest.file(path).and_then(|file| match &file.body {
         Body::Regular { frames, .. } => frames.first().cloned(),
         Body::Link { .. } => None,
@@ -296,7 +293,7 @@ fn change_one_byte(package: &Path, path: &str) -> Result<(), DemoError> {
     let Some(frame) = frame else { return Ok(()) };
     let change = || -> io::Result<()> {
         let file = fs::OpenOptions::new().read(true).write(true).open(package)?;
-        let at = payload_begin + frame.offset + frame.stored / 2;
+        let at = found.payload_begin() + frame.offset + frame.stored / 2;
         let mut byte = [0];
         file.read_exact_at(&mut byte, at)?;
         file.write_all_at(&[byte[0] ^ 1], at)

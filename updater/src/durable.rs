@@ -31,10 +31,7 @@ pub fn replace(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
 /// # Errors
 /// Nothing has changed.
 pub fn replace_dispensable(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
-    let mut temp = NamedTempFile::new_in(dir)?; // nobody ever reads a half
-    temp.write_all(bytes)?;
-    temp.as_file().set_permissions(Permissions::from_mode(REPLACE_MODE))?;
-    temp.persist(dir.join(name))?;
+    write_beside(dir, bytes, REPLACE_MODE)?.persist(dir.join(name))?; // nobody ever reads a half
     Ok(())
 }
 
@@ -43,10 +40,15 @@ pub fn replace_dispensable(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<(
 /// # Errors
 /// As [`replace`].
 pub fn replace_with_mode(dir: &Path, name: &str, bytes: &[u8], mode: u32) -> io::Result<()> {
+    commit_file(write_beside(dir, bytes, mode)?, &dir.join(name))
+}
+
+/// Returns a file in `dir` with this content and a name that nothing reads.
+fn write_beside(dir: &Path, bytes: &[u8], mode: u32) -> io::Result<NamedTempFile> {
     let mut temp = NamedTempFile::new_in(dir)?; // same file system, or rename is not atomic
     temp.write_all(bytes)?;
     temp.as_file().set_permissions(Permissions::from_mode(mode))?;
-    commit_file(temp, &dir.join(name))
+    Ok(temp)
 }
 
 /// Gives `temp`, whose directory is that of `path`, the name `path`: content first, then the name, then the directory.
@@ -66,10 +68,19 @@ pub fn commit_file(temp: NamedTempFile, path: &Path) -> io::Result<()> {
 /// # Errors
 /// The file exists, or a part of it may be there.
 pub fn write_new(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
-    file.set_permissions(Permissions::from_mode(mode))?; // whatever the process's mask is
+    let mut file = create_new(path, mode)?;
     file.write_all(bytes)?;
     file.sync_all()
+}
+
+/// Creates an empty file that must not exist yet, with exactly these permissions. Nothing is synced.
+///
+/// # Errors
+/// The file exists, or it may be there.
+pub fn create_new(path: &Path, mode: u32) -> io::Result<File> {
+    let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
+    file.set_permissions(Permissions::from_mode(mode))?; // whatever the process's mask is
+    Ok(file)
 }
 
 /// Appends `line` and a line feed to the file at `path`, which is created when it is missing, and syncs it. A torn last
@@ -113,17 +124,16 @@ pub fn read_limited(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
 /// # Errors
 /// Nothing has changed; or, if only a sync failed, the new name is there but may be lost.
 pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
-    fs::rename(from, to)?;
-    fault::point("renamed");
+    rename_unsynced(from, to)?;
     sync_dir(parent(to))?;
     if parent(from) == parent(to) { Ok(()) } else { sync_dir(parent(from)) }
 }
 
-/// Renames within staging, which is emptied at every start: the name need not outlive a power cut.
+/// Renames `from` to `to`, which need not outlive a power cut.
 ///
 /// # Errors
 /// Nothing has changed.
-pub fn rename_in_staging(from: &Path, to: &Path) -> io::Result<()> {
+pub fn rename_unsynced(from: &Path, to: &Path) -> io::Result<()> {
     fs::rename(from, to)?;
     fault::point("renamed");
     Ok(())

@@ -15,7 +15,7 @@ use crate::class::Class;
 use crate::codec::Decoder;
 use crate::digest::Digest;
 use crate::manifest::{Body, Manifest, Totals};
-use crate::package::{Package, PackageError, Payload};
+use crate::package::{END_BYTES, Package, PackageError, Payload, filling};
 use crate::receive::{FrameTrouble, check_frame};
 use crate::trust::{TrustError, load};
 use crate::tuf::MemoryShelf;
@@ -97,6 +97,15 @@ pub enum InspectError {
         #[source]
         source: io::Error,
     },
+}
+
+impl Inspection {
+    /// Returns where in the package the payload begins.
+    #[must_use]
+    pub fn payload_begin(&self) -> u64 {
+        let payload = self.manifest.payload_bytes();
+        self.package_bytes - END_BYTES - payload - filling(payload) as u64
+    }
 }
 
 impl InspectError {

@@ -25,7 +25,7 @@ use crate::digest::{Digest, Hasher};
 use crate::durable;
 use crate::keys::Keys;
 use crate::manifest::{About, Body, Codec, FileEntry, Frame, HOLE_BYTES, Kind, Manifest, Totals};
-use crate::package::{BLOCK_BYTES, MANIFEST_NAME, PAYLOAD_NAME, filling, header};
+use crate::package::{BLOCK_BYTES, END_BYTES, MANIFEST_NAME, PAYLOAD_NAME, filling, header};
 use crate::receive::is_hole;
 
 pub use error::PackError;
@@ -158,7 +158,7 @@ pub fn pack(
         write_entry(&mut package, MANIFEST_NAME, length, &mut manifest_bytes.as_slice())?;
         spool.rewind()?;
         write_entry(&mut package, PAYLOAD_NAME, manifest.payload_bytes(), &mut spool)?;
-        package.write_all(&[0; 2 * BLOCK_BYTES])?;
+        package.write_all(&[0; END_BYTES as usize])?;
         package.flush()?;
         temp.as_file().set_permissions(Permissions::from_mode(PACKAGE_MODE))?;
         Ok(temp.as_file().metadata()?.len())

@@ -13,6 +13,8 @@ use crate::manifest::{MANIFEST_BYTES_MAX, PAYLOAD_BYTES_MAX};
 
 /// The unit of a tar.
 pub const BLOCK_BYTES: usize = 512;
+/// Bytes of the end of a package: two blocks with nothing in them.
+pub(crate) const END_BYTES: u64 = 2 * BLOCK_BYTES as u64;
 /// Bytes of one metadata file: root, timestamp, snapshot and targets have a few kilobytes each.
 pub const METADATA_BYTES_MAX: u64 = 1 << 20;
 /// Bytes of all metadata files of a package: they are held in memory.
@@ -444,8 +446,8 @@ impl<R: Read> Payload<R> {
             return Ok(()); // a file by itself has no end that could be wrong: what was wanted of it was checked
         }
         read_filling(&mut self.input, self.bytes, PAYLOAD_NAME)?;
-        let mut end = Vec::with_capacity(2 * BLOCK_BYTES);
-        read_into(&mut self.input, 2 * BLOCK_BYTES as u64, &mut end, "its end")?;
+        let mut end = Vec::new();
+        read_into(&mut self.input, END_BYTES, &mut end, "its end")?;
         if end.iter().any(|byte| *byte != 0) {
             return Err(PackageError::NoEnd);
         }

@@ -9,9 +9,9 @@ mod error;
 mod plan;
 mod unpack;
 
-use std::fs::{self, OpenOptions, Permissions};
+use std::fs::{self, Permissions};
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -315,7 +315,8 @@ impl Tree {
     }
 
     fn name(mut self, dir: &Path) -> Result<(), ReceiveError> {
-        durable::rename_in_staging(&self.path, dir).map_err(ReceiveError::disk("name", dir))?;
+        // Staging is emptied at every start.
+        durable::rename_unsynced(&self.path, dir).map_err(ReceiveError::disk("name", dir))?;
         self.named = true;
         Ok(())
     }
@@ -346,12 +347,8 @@ fn finish_tree(tree: &Path, verified: &VerifiedManifest) -> Result<(), ReceiveEr
     fs::create_dir(&reserved).map_err(ReceiveError::disk("make", &reserved))?;
     let path = tree.join(INSTALLED_PATH);
     // Synced with everything else.
-    let write = || -> io::Result<()> {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(MANIFEST_MODE).open(&path)?;
-        file.set_permissions(Permissions::from_mode(MANIFEST_MODE))?; // whatever the process's mask is
-        file.write_all(verified.bytes())
-    };
-    write().map_err(ReceiveError::disk("write", &path))?;
+    let written = durable::create_new(&path, MANIFEST_MODE).and_then(|mut file| file.write_all(verified.bytes()));
+    written.map_err(ReceiveError::disk("write", &path))?;
     let chmod = |path: &Path, mode| {
         fs::set_permissions(path, Permissions::from_mode(mode)).map_err(ReceiveError::disk("protect", path))
     };

@@ -1,10 +1,10 @@
 //! What becomes of each content of a package: linked from a kept release, or decoded from the payload.
 
 use std::collections::HashMap;
-use std::fs::{self, File, Metadata, OpenOptions, Permissions};
+use std::fs::{self, File, Metadata, Permissions};
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -115,11 +115,8 @@ impl Plan {
             if let Some(kept) = whole.next() {
                 found.lock().unwrap_or_else(PoisonError::into_inner).push((*digest, kept));
             }
-            !cancel.load(Ordering::Relaxed)
-        });
-        if cancel.load(Ordering::Relaxed) {
-            return Err(ReceiveError::Cancelled);
-        }
+            if cancel.load(Ordering::Relaxed) { Err(ReceiveError::Cancelled) } else { Ok(()) }
+        })?;
         for (digest, kept) in found.into_inner().unwrap_or_else(PoisonError::into_inner) {
             if let Some(content) = self.contents.get_mut(&digest) {
                 content.kept = Some(kept);
@@ -164,21 +161,12 @@ impl Plan {
             durable::symlink(Path::new(target), &path).map_err(ReceiveError::disk("link", &path))?;
         }
         let contents: Vec<&Content> = self.contents.values().filter(|content| !content.is_wanted()).collect();
-        let (shared, failure) = (AtomicU64::new(0), Mutex::new(None));
-        on_all_cores(&contents, |content| match content.make(tree) {
-            Ok(bytes) => {
-                shared.fetch_add(bytes, Ordering::Relaxed);
-                true
-            }
-            Err(error) => {
-                failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-                false
-            }
-        });
-        match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            Some(error) => Err(error),
-            None => Ok(shared.into_inner()),
-        }
+        let shared = AtomicU64::new(0);
+        on_all_cores(&contents, |content| {
+            shared.fetch_add(content.make(tree)?, Ordering::Relaxed);
+            Ok(())
+        })?;
+        Ok(shared.into_inner())
     }
 
     /// Returns the parts of the payload that are wanted, in ascending order.
@@ -206,12 +194,19 @@ impl Plan {
     }
 }
 
-/// Does `each` with every item, on all cores. One that returns false ends the work.
-fn on_all_cores<T: Sync>(items: &[T], each: impl Fn(&T) -> bool + Sync) {
-    let next = AtomicUsize::new(0);
+/// Does `each` with every item, on all cores.
+///
+/// # Errors
+/// The first error of any; no item is begun then.
+fn on_all_cores<T: Sync>(
+    items: &[T],
+    each: impl Fn(&T) -> Result<(), ReceiveError> + Sync,
+) -> Result<(), ReceiveError> {
+    let (next, failure) = (AtomicUsize::new(0), Mutex::new(None));
     let work = || {
         while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
-            if !each(item) {
+            if let Err(error) = each(item) {
+                failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
                 next.store(items.len(), Ordering::Relaxed);
             }
         }
@@ -226,6 +221,7 @@ fn on_all_cores<T: Sync>(items: &[T], each: impl Fn(&T) -> bool + Sync) {
         }
         work();
     });
+    failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
 }
 
 impl Content {
@@ -255,8 +251,7 @@ impl Content {
             let Some((first, others)) = paths.split_first() else { continue };
             let path = tree.join(first);
             let create = || -> io::Result<File> {
-                let file = OpenOptions::new().write(true).create_new(true).mode(mode.bits()).open(&path)?;
-                file.set_permissions(Permissions::from_mode(mode.bits()))?; // whatever the process's mask is
+                let file = durable::create_new(&path, mode.bits())?;
                 file.set_len(self.size)?;
                 link_all(&path, tree, others)?;
                 Ok(file)
