@@ -1,8 +1,8 @@
 //! Receiving a package: from a stream of bytes to a verified, synced, read-only tree in staging.
 //!
 //! The order is the order of the package: signatures, manifest, this appliance's policy, free space; only then is anything
-//! made on disk. The caller's thread reads; workers check and decode frames and write each to its place. There is no
-//! temporary copy of the package, and what is in flight has a fixed number of bytes, whatever the package's size.
+//! made on disk. Workers read, check and decode frames and write each to its place. There is no temporary copy of the
+//! package, and what is in flight has a fixed number of bytes, whatever the package's size.
 //! Whatever fails leaves staging without a trace of it, and the home's trust as it was.
 
 mod error;
@@ -232,8 +232,8 @@ impl Receiver<'_> {
         let file_system = durable::FileSystem::of(&staging).map_err(ReceiveError::disk("open", &staging))?;
         let tree = Tree::new(&staging)?;
         make_directories(&tree.path, manifest)?;
-        let linked_bytes = plan.make_kept_and_empty(&tree.path)?;
-        let written_bytes = unpack::unpack(&mut payload, manifest, &plan, &tree.path, cancel, progress)?;
+        let made = plan.make_kept_and_empty(&tree.path)?;
+        let unpacked_bytes = unpack::unpack(&mut payload, manifest, &plan, &tree.path, cancel, progress)?;
         payload.finish()?;
         progress(ReceiveProgress::Syncing);
         finish_tree(&tree.path, &verified)?;
@@ -271,8 +271,8 @@ impl Receiver<'_> {
             dir,
             expired,
             clock_behind,
-            linked_bytes,
-            written_bytes,
+            linked_bytes: made.linked_bytes,
+            written_bytes: made.copied_bytes + unpacked_bytes,
         })
     }
 }

@@ -22,13 +22,15 @@ const BLOCK_BYTES: u64 = 4096;
 const SPACE_RESERVE_BYTES: u64 = 8 << 20;
 /// Files beside those of the release: its manifest, what is replaced in the home, and what components make meanwhile.
 const INODES_RESERVE: u64 = 64;
+/// Names of one file. File systems have limits (65,000 on ext4), and what later releases share takes more of them.
+const NAMES_MAX: usize = 1_000;
 
 /// One content, and where it goes.
 #[derive(Debug)]
 pub(super) struct Content {
     pub(super) size: u64,
     holes: u64,
-    /// One file on disk for each set of permissions, with every path it has.
+    /// Files on disk, with every path of each: one for a set of permissions, or more where one would have too many names.
     pub(super) files: Vec<(Mode, Vec<String>)>,
     /// Where a kept release has it.
     kept: Option<Kept>,
@@ -59,6 +61,13 @@ impl Content {
     }
 }
 
+/// What came from kept releases.
+#[derive(Debug, Default)]
+pub(super) struct Made {
+    pub(super) linked_bytes: u64,
+    pub(super) copied_bytes: u64,
+}
+
 /// Where everything in a release comes from.
 #[derive(Debug)]
 pub(super) struct Plan {
@@ -78,9 +87,9 @@ impl Plan {
                     let new = || Content { size: *size, holes: *holes, files: Vec::new(), kept: None };
                     let content = contents.entry(*sha256).or_insert_with(new);
                     let mode = mode.installed();
-                    match content.files.iter_mut().find(|(other, _)| *other == mode) {
-                        Some((_, paths)) => paths.push(file.path.clone()),
-                        None => content.files.push((mode, vec![file.path.clone()])),
+                    match content.files.iter_mut().rfind(|(other, _)| *other == mode) {
+                        Some((_, paths)) if paths.len() < NAMES_MAX => paths.push(file.path.clone()),
+                        Some(_) | None => content.files.push((mode, vec![file.path.clone()])),
                     }
                 }
                 Body::Link { target } => links.push((file.path.clone(), target.clone())),
@@ -153,20 +162,21 @@ impl Plan {
         Ok(())
     }
 
-    /// Makes everything that needs nothing from the payload: links, empty files, and what kept releases have. Returns the
-    /// bytes that are shared.
-    pub(super) fn make_kept_and_empty(&self, tree: &Path) -> Result<u64, ReceiveError> {
+    /// Makes everything that needs nothing from the payload: links, empty files, and what kept releases have.
+    pub(super) fn make_kept_and_empty(&self, tree: &Path) -> Result<Made, ReceiveError> {
         for (path, target) in &self.links {
             let path = tree.join(path);
             durable::symlink(Path::new(target), &path).map_err(ReceiveError::disk("link", &path))?;
         }
         let contents: Vec<&Content> = self.contents.values().filter(|content| !content.is_wanted()).collect();
-        let shared = AtomicU64::new(0);
+        let (linked, copied) = (AtomicU64::new(0), AtomicU64::new(0));
         on_all_cores(&contents, |content| {
-            shared.fetch_add(content.make(tree)?, Ordering::Relaxed);
+            let made = content.make(tree)?;
+            linked.fetch_add(made.linked_bytes, Ordering::Relaxed);
+            copied.fetch_add(made.copied_bytes, Ordering::Relaxed);
             Ok(())
         })?;
-        Ok(shared.into_inner())
+        Ok(Made { linked_bytes: linked.into_inner(), copied_bytes: copied.into_inner() })
     }
 
     /// Returns the parts of the payload that are wanted, in ascending order.
@@ -225,19 +235,20 @@ fn on_all_cores<T: Sync>(
 }
 
 impl Content {
-    /// Makes the files of a content that needs nothing from the payload. Returns the bytes that are shared.
-    fn make(&self, tree: &Path) -> Result<u64, ReceiveError> {
-        let Some(Kept { place, looks }) = &self.kept else { return self.create(tree).map(|_empty| 0) };
-        let mut shared = 0;
+    /// Makes the files of a content that needs nothing from the payload.
+    fn make(&self, tree: &Path) -> Result<Made, ReceiveError> {
+        let mut made = Made::default();
+        let Some(Kept { place, looks }) = &self.kept else { return self.create(tree).map(|_empty| made) };
         for (mode, paths) in &self.files {
             if *mode == place.mode && link_all(&place.path, tree, paths).is_ok() {
-                shared += self.size * paths.len() as u64;
+                made.linked_bytes += self.size * paths.len() as u64;
             } else {
                 copy(place, tree, *mode, paths)?;
+                made.copied_bytes += self.size;
             }
         }
         unchanged(looks, &place.path).map_err(ReceiveError::disk("share", &place.path))?;
-        Ok(shared)
+        Ok(made)
     }
 
     fn can_link(&self, mode: Mode) -> bool {

@@ -180,6 +180,48 @@ fn records_that_cannot_be_used_cost_time_and_nothing_else() {
 }
 
 #[test]
+fn a_kept_file_with_other_permissions_is_copied_and_counts_as_written() {
+    let vendor = Vendor::new();
+    let mut home = Home::new(&vendor);
+    home.policy.current = Some(home.install(&vendor.package("1.0.0")).version);
+    let tree = vendor.tree("1.1.0");
+    fs::set_permissions(tree.join(LIBRARY), Permissions::from_mode(0o700)).unwrap();
+    let received = home.receive(&vendor.pack(&tree, &options())).unwrap();
+    assert_eq!(received.linked_bytes, CONFIG_BYTES);
+    assert_eq!(received.written_bytes, received.manifest.installed_bytes() - CONFIG_BYTES);
+    home.assert_whole(&home.store.admit(received, &[]).unwrap());
+}
+
+/// File systems limit the names of a file, ext4 to 65,000, and a release shares one of its neighbour's.
+#[test]
+fn more_files_have_one_content_than_a_file_can_have_names() {
+    const FILES: u64 = 66_000;
+    const CONTENT: &[u8] = b"the same";
+    let vendor = Vendor::new();
+    let mut home = Home::new(&vendor);
+    let tree = vendor.tree("1.0.0");
+    for number in 0..FILES {
+        let dir = tree.join(format!("share/{}", number / 1_000));
+        let first = dir.join("first");
+        if number % 1_000 == 0 {
+            fs::create_dir(&dir).unwrap();
+            fs::write(first, CONTENT).unwrap();
+        } else {
+            fs::hard_link(first, dir.join(number.to_string())).unwrap(); // quicker to make than a file
+        }
+    }
+    for (version, shared_min) in [("1.0.0", 0), ("1.1.0", FILES / 2 * CONTENT.len() as u64)] {
+        let description = format!("[appliance]\nname = \"shop\"\nversion = \"{version}\"\n");
+        put(&tree, "appliance.toml", description.as_bytes(), 0o644);
+        let received = home.receive(&vendor.pack(&tree, &options())).unwrap();
+        assert!(received.linked_bytes >= shared_min, "{} of {shared_min} bytes", received.linked_bytes);
+        let release = home.store.admit(received, &[]).unwrap();
+        home.assert_whole(&release);
+        home.policy.current = Some(release.version);
+    }
+}
+
+#[test]
 fn a_file_whose_frames_are_signed_and_whose_digest_is_that_of_another_is_refused() {
     let vendor = Vendor::new();
     let tree = vendor.tree("1.0.0");
