@@ -6,6 +6,8 @@
 use std::error::Error;
 use std::fmt;
 
+use refit_updater::Class;
+
 /// The exit statuses of every `refit` command (the numbers of sysexits).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
@@ -53,6 +55,17 @@ impl Exit {
             75 => Self::TryLater,
             78 => Self::Config,
             _ => Self::Failed,
+        }
+    }
+}
+
+impl From<Class> for Exit {
+    fn from(class: Class) -> Self {
+        match class {
+            Class::Refused => Self::Refused,
+            Class::Disk => Self::Disk,
+            Class::Busy => Self::TryLater,
+            Class::Internal => Self::Failed,
         }
     }
 }

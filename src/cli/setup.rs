@@ -106,13 +106,8 @@ impl Reported for InitError {
             Self::Installed { .. } | Self::Config(_) => Exit::Config,
             Self::Read { .. } => Exit::Usage,
             Self::Store(_) | Self::Merge(_) | Self::Journal(_) => Exit::Disk,
-            Self::Trust(_) => Exit::Refused,
-            Self::Receive(error) => match error.class() {
-                Class::Refused => Exit::Refused,
-                Class::Disk => Exit::Disk,
-                Class::Busy => Exit::TryLater,
-                Class::Internal => Exit::Failed,
-            },
+            Self::Trust(error) => error.class().into(),
+            Self::Receive(error) => error.class().into(),
             Self::Auth(error) => error.exit(),
         }
     }

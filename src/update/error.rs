@@ -255,8 +255,8 @@ impl Reported for UpdateError {
     fn exit(&self) -> Exit {
         match self {
             Self::Busy | Self::Receiving | Self::NotRunning { .. } => Exit::TryLater,
-            Self::Receive(error) => exit_of(error.class()),
-            Self::Trust(error) => exit_of(error.class()),
+            Self::Receive(error) => error.class().into(),
+            Self::Trust(error) => error.class().into(),
             Self::NotApproved { .. } => Exit::Refused,
             Self::Journal(_) => Exit::Disk,
             Self::NoRepository | Self::Merge(_) | Self::Config { .. } | Self::Misnamed { .. } => Exit::Config,
@@ -272,15 +272,6 @@ impl Reported for UpdateError {
             | Self::Bus { .. }
             | Self::Worker { .. } => Exit::Failed,
         }
-    }
-}
-
-fn exit_of(class: Class) -> Exit {
-    match class {
-        Class::Refused => Exit::Refused,
-        Class::Disk => Exit::Disk,
-        Class::Busy => Exit::TryLater,
-        Class::Internal => Exit::Failed,
     }
 }
 

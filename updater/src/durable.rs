@@ -197,6 +197,17 @@ pub fn create_dirs(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Removes the file at `path` for good; what is missing is gone already.
+///
+/// # Errors
+/// Nothing has changed; or, if only a sync failed, the file may come back.
+pub fn remove_file(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result.and_then(|()| sync_dir(parent(path))),
+    }
+}
+
 /// Removes the file, link or directory tree at `path`, read-only directories included; what is missing is gone already.
 ///
 /// # Errors

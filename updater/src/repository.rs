@@ -174,7 +174,7 @@ impl Receiver<'_> {
         let path = format!("{TARGETS_DIR}{}", target.consistent_path(&name).ok_or_else(unlisted)?);
         let bytes = read_file(server, &path, target.length.min(MANIFEST_BYTES_MAX))
             .map_err(|source| TrustError::from(TufError::Fetch { name: path.clone(), source }))?
-            .ok_or_else(|| TrustError::from(TufError::Missing { name: path }))?;
+            .ok_or_else(|| TrustError::of_repository(TufError::Missing { name: path }))?;
         let verified = trust.verify_target(&catalogue, &name, &bytes, policy.now)?;
         let payload = payload_path(&name, target).ok_or_else(unlisted)?;
         let reader = RangeReader::new(server, payload);

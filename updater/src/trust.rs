@@ -140,7 +140,8 @@ impl Trust {
     /// It is for a home whose trust is damaged: whoever calls it vouches for `root`.
     ///
     /// # Errors
-    /// The bytes are no root that its own keys signed, and nothing has changed; or a file operation failed.
+    /// The bytes are no root that its own keys signed, and nothing has changed; or a file operation failed, and nothing may
+    /// be trusted any more until this is done again.
     pub fn reset(home: &Path, root: &[u8]) -> Result<Self, TrustError> {
         parse_new_root(root)?;
         let trust = Self { home: home.to_owned() };
@@ -151,11 +152,13 @@ impl Trust {
     fn begin(&self, root: &[u8]) -> Result<(), TrustError> {
         let dir = self.dir();
         durable::create_dirs(&dir).map_err(io_error("make", &dir))?;
-        // The root last: while it is missing, nothing is trusted and the rest has no meaning.
+        // While the root is missing nothing is trusted and the rest has no meaning: it goes first and comes last.
+        let root_path = dir.join(ROOT_NAME);
+        durable::remove_file(&root_path).map_err(io_error("remove", &root_path))?;
         for source in Source::ALL {
             Seen::default().write(&dir, source)?;
         }
-        durable::replace(&dir, ROOT_NAME, root).map_err(io_error("write", &dir.join(ROOT_NAME)))
+        durable::replace(&dir, ROOT_NAME, root).map_err(io_error("write", &root_path))
     }
 
     /// Returns the trust of a home, whatever state it is in: an appliance runs on when its trust is damaged, and only
@@ -298,7 +301,7 @@ impl Trust {
         if new.shelf != seen.shelf {
             self.save(Source::Repository, new_root.as_deref(), &new)?;
         }
-        refreshed?;
+        refreshed.map_err(TrustError::of_repository)?;
         let targets = targets.unwrap_or_default();
         if targets.contains_key(MANIFEST_NAME) {
             return Err(TrustError::PackageMetadata);

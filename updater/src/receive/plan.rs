@@ -1,16 +1,17 @@
 //! What becomes of each content of a package: linked from a kept release, or decoded from the payload.
 
 use std::collections::HashMap;
-use std::fs::{self, File, Metadata, Permissions};
-use std::io;
+use std::fs::{self, File, Metadata};
+use std::io::{self, Read};
 use std::ops::Range;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use super::ReceiveError;
+use super::unpack::write_with_holes;
 use crate::digest::Digest;
 use crate::durable;
 use crate::manifest::{Body, Manifest, Mode};
@@ -22,6 +23,8 @@ const BLOCK_BYTES: u64 = 4096;
 const SPACE_RESERVE_BYTES: u64 = 8 << 20;
 /// Files beside those of the release: its manifest, what is replaced in the home, and what components make meanwhile.
 const INODES_RESERVE: u64 = 64;
+/// Bytes that are copied at a time.
+const COPY_BYTES: usize = 256 << 10;
 /// Names of one file. File systems have limits (65,000 on ext4), and what later releases share takes more of them.
 const NAMES_MAX: usize = 1_000;
 
@@ -168,10 +171,11 @@ impl Plan {
             let path = tree.join(path);
             durable::symlink(Path::new(target), &path).map_err(ReceiveError::disk("link", &path))?;
         }
-        let contents: Vec<&Content> = self.contents.values().filter(|content| !content.is_wanted()).collect();
+        let contents: Vec<(&Digest, &Content)> =
+            self.contents.iter().filter(|(_, content)| !content.is_wanted()).collect();
         let (linked, copied) = (AtomicU64::new(0), AtomicU64::new(0));
-        on_all_cores(&contents, |content| {
-            let made = content.make(tree)?;
+        on_all_cores(&contents, |(digest, content)| {
+            let made = content.make(**digest, tree)?;
             linked.fetch_add(made.linked_bytes, Ordering::Relaxed);
             copied.fetch_add(made.copied_bytes, Ordering::Relaxed);
             Ok(())
@@ -236,19 +240,51 @@ fn on_all_cores<T: Sync>(
 
 impl Content {
     /// Makes the files of a content that needs nothing from the payload.
-    fn make(&self, tree: &Path) -> Result<Made, ReceiveError> {
+    fn make(&self, digest: Digest, tree: &Path) -> Result<Made, ReceiveError> {
         let mut made = Made::default();
         let Some(Kept { place, looks }) = &self.kept else { return self.create(tree).map(|_empty| made) };
         for (mode, paths) in &self.files {
             if *mode == place.mode && link_all(&place.path, tree, paths).is_ok() {
                 made.linked_bytes += self.size * paths.len() as u64;
+            } else if self.copy(place, tree, *mode, paths)? {
+                made.linked_bytes += self.size;
             } else {
-                copy(place, tree, *mode, paths)?;
                 made.copied_bytes += self.size;
             }
         }
-        unchanged(looks, &place.path).map_err(ReceiveError::disk("share", &place.path))?;
+        if !looks_like(looks, &place.path) {
+            // It was replaced meanwhile; or only looks so: overlayfs gives a file another inode when it gets another name.
+            for path in self.files.iter().filter_map(|(_, paths)| paths.first()) {
+                let path = tree.join(path);
+                is_whole(&path, digest, self.size).map_err(ReceiveError::disk("share", &path))?;
+            }
+        }
         Ok(made)
+    }
+
+    /// Copies a kept file with its holes. Returns whether both share their blocks, as some file systems can.
+    fn copy(&self, place: &Place, tree: &Path, mode: Mode, paths: &[String]) -> Result<bool, ReceiveError> {
+        let Some((first, others)) = paths.split_first() else { return Ok(true) };
+        let path = tree.join(first);
+        let copy = || -> io::Result<bool> {
+            let mut from = File::open(&place.path)?;
+            let to = durable::create_new(&path, mode.bits())?;
+            let shares = rustix::fs::ioctl_ficlone(&to, &from).is_ok();
+            if !shares {
+                to.set_len(self.size)?;
+                let mut buffer = vec![0; COPY_BYTES];
+                let mut at = 0;
+                while at < self.size {
+                    let part = buffer.len().min(usize::try_from(self.size - at).unwrap_or(usize::MAX));
+                    from.read_exact(&mut buffer[..part])?;
+                    write_with_holes(&to, &buffer[..part], at)?;
+                    at += part as u64;
+                }
+            }
+            link_all(&path, tree, others)?;
+            Ok(shares)
+        };
+        copy().map_err(ReceiveError::disk("copy", &path))
     }
 
     fn can_link(&self, mode: Mode) -> bool {
@@ -273,10 +309,16 @@ impl Content {
     }
 }
 
-/// Makes sure that what was linked or copied is what was checked. Its time of change is another since it has another name.
-fn unchanged(looks: &Metadata, path: &Path) -> io::Result<()> {
+/// Returns whether the file at `path` looks as it did when it was checked. Its time of change is another since it has
+/// another name.
+fn looks_like(looks: &Metadata, path: &Path) -> bool {
     let of = |found: &Metadata| (found.dev(), found.ino(), found.len(), found.mtime(), found.mtime_nsec());
-    if of(&fs::symlink_metadata(path)?) == of(looks) {
+    fs::symlink_metadata(path).is_ok_and(|found| of(&found) == of(looks))
+}
+
+/// Makes sure that the file at `path` holds the content `digest`.
+fn is_whole(path: &Path, digest: Digest, size: u64) -> io::Result<()> {
+    if File::open(path).and_then(Digest::of_reader)? == (digest, size) {
         Ok(())
     } else {
         Err(io::Error::other("it changed after it was checked"))
@@ -297,16 +339,4 @@ fn link_all(from: &Path, tree: &Path, paths: &[String]) -> io::Result<()> {
         made.push(path);
     }
     Ok(())
-}
-
-/// Copies a kept file, sharing its blocks where the file system can.
-fn copy(place: &Place, tree: &Path, mode: Mode, paths: &[String]) -> Result<(), ReceiveError> {
-    let Some((first, others)) = paths.split_first() else { return Ok(()) };
-    let path = tree.join(first);
-    let copy = || -> io::Result<()> {
-        fs::copy(&place.path, &path)?;
-        fs::set_permissions(&path, Permissions::from_mode(mode.bits()))?;
-        link_all(&path, tree, others)
-    };
-    copy().map_err(ReceiveError::disk("copy", &path))
 }

@@ -85,8 +85,17 @@ pub(super) fn unpack<R: Read + Send>(
 ) -> Result<u64, ReceiveError> {
     let failure = Failure::default();
     let bytes_total = manifest.payload_bytes();
-    let frames =
-        Frames { payload, plan, files: manifest.files().iter(), open: None, cancel, progress, bytes_total, written: 0 };
+    let frames = Frames {
+        payload,
+        plan,
+        files: manifest.files().iter(),
+        open: None,
+        cancel,
+        progress,
+        bytes_total,
+        written: 0,
+        broken: false,
+    };
     let frames = Mutex::new(frames);
     thread::scope(|scope| {
         let mut others = Vec::new();
@@ -137,11 +146,22 @@ struct Frames<'a, 'm, R> {
     progress: &'a mut (dyn FnMut(ReceiveProgress) + Send),
     bytes_total: u64,
     written: u64,
+    /// Reading failed, so nothing is known about where the payload goes on.
+    broken: bool,
 }
 
 impl<'m, R: Read> Frames<'_, 'm, R> {
-    /// Reads the next frame that is wanted into `stored`; `None` behind the last one.
+    /// Reads the next frame that is wanted into `stored`; `None` behind the last one, and after an error.
     fn next(&mut self, stored: &mut Vec<u8>) -> Result<Option<Job<'m>>, ReceiveError> {
+        if self.broken {
+            return Ok(None);
+        }
+        let job = self.read_next(stored);
+        self.broken = job.is_err();
+        job
+    }
+
+    fn read_next(&mut self, stored: &mut Vec<u8>) -> Result<Option<Job<'m>>, ReceiveError> {
         loop {
             let Some((target, at, frames)) = &mut self.open else {
                 let Some(file) = self.files.next() else { return Ok(None) };
@@ -282,7 +302,7 @@ impl<'m> Target<'m> {
 }
 
 /// Writes `content` at `at` into a file of its final size, but for its holes: those are there already.
-fn write_with_holes(file: &File, content: &[u8], at: u64) -> std::io::Result<()> {
+pub(super) fn write_with_holes(file: &File, content: &[u8], at: u64) -> std::io::Result<()> {
     let (mut begin, mut end) = (0, 0); // the run that is to be written
     for piece in content.chunks(HOLE_BYTES) {
         if is_hole(piece) {

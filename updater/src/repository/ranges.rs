@@ -46,16 +46,11 @@ impl<S: Server> Ranged for RangeReader<'_, S> {
 
     fn skip(&mut self, bytes: u64) -> io::Result<()> {
         let to = self.at + bytes;
-        if let Some((input, end)) = &mut self.open {
-            if to < *end {
-                let skipped = io::copy(&mut input.take(bytes), &mut io::sink())?;
-                if skipped != bytes {
-                    self.open = None; // the rest is asked for anew
-                }
-            } else {
-                self.open = None;
-            }
-        }
+        self.open = self.open.take().filter(|(_, end)| to < *end).and_then(|(mut input, end)| {
+            let skipped = io::copy(&mut (&mut input).take(bytes), &mut io::sink());
+            // Where the line breaks, what is wanted behind this is asked for anew.
+            skipped.is_ok_and(|skipped| skipped == bytes).then_some((input, end))
+        });
         self.at = to;
         Ok(())
     }

@@ -177,6 +177,15 @@ impl From<TufError> for TrustError {
 }
 
 impl TrustError {
+    /// Returns what `source` says of a repository, where a file that is missing is no question of trust: it is somewhere
+    /// else, not mounted, or half copied.
+    pub(crate) fn of_repository(source: TufError) -> Self {
+        match source {
+            TufError::Missing { .. } => Self::Unreachable { source: Box::new(source) },
+            other => other.into(),
+        }
+    }
+
     /// Returns what kind of failure it was.
     #[must_use]
     pub fn class(&self) -> Class {

@@ -40,7 +40,7 @@ impl Published {
 
     fn server(&self) -> Counted {
         let directory = Directory(self.dir.clone());
-        Counted { directory, asked: Vec::new(), breaks: 0, break_after: 10, knows_ranges: true }
+        Counted { directory, asked: Vec::new(), breaks: 0, break_after: 10, ends_quietly: true, knows_ranges: true }
     }
 }
 
@@ -51,6 +51,8 @@ struct Counted {
     /// How many answers end early, and after how many bytes.
     breaks: u32,
     break_after: u64,
+    /// Whether an answer that ends early looks as if it were whole, or fails.
+    ends_quietly: bool,
     knows_ranges: bool,
 }
 
@@ -60,9 +62,22 @@ impl Server for Counted {
         let found = self.directory.open(path, range.clone().filter(|_| self.knows_ranges))?;
         if range.is_some() && self.breaks > 0 {
             self.breaks -= 1;
-            return Ok(found.map(|answer| Answer { input: Box::new(answer.input.take(self.break_after)), ..answer }));
+            let cut = |answer: Answer| -> Box<dyn Read + Send> {
+                let input = answer.input.take(self.break_after);
+                if self.ends_quietly { Box::new(input) } else { Box::new(input.chain(Broken)) }
+            };
+            return Ok(found.map(|answer| Answer { whole: answer.whole, input: cut(answer) }));
         }
         Ok(found)
+    }
+}
+
+/// A line that is cut.
+struct Broken;
+
+impl Read for Broken {
+    fn read(&mut self, _buffer: &mut [u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::ConnectionReset.into())
     }
 }
 
@@ -130,6 +145,17 @@ fn only_what_is_missing_is_fetched_and_a_broken_line_goes_on_where_it_broke() {
         let fetched = fetch_from(&plain, &mut server, version).unwrap();
         assert_eq!(ranges(&server).len(), 1 + breaks as usize, "{:?}", server.asked);
         plain.assert_whole(&plain.store.admit(fetched, &[]).unwrap());
+    }
+    // Where it breaks in what is read, and where in what is passed over.
+    for break_after in [100, 1 << 20] {
+        let home = Home::new(&published.vendor);
+        let first = fetch_from(&home, &mut published.server(), "1.0.0").unwrap();
+        home.store.admit(first, &[]).unwrap();
+        let mut server = published.server();
+        (server.knows_ranges, server.breaks, server.break_after, server.ends_quietly) = (false, 1, break_after, false);
+        let second = fetch_from(&home, &mut server, "1.1.0").unwrap();
+        assert_eq!(ranges(&server).len(), 2, "{:?}", server.asked);
+        home.assert_whole(&home.store.admit(second, &[]).unwrap());
     }
 
     let mut server = published.server();

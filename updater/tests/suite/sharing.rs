@@ -192,6 +192,26 @@ fn a_kept_file_with_other_permissions_is_copied_and_counts_as_written() {
     home.assert_whole(&home.store.admit(received, &[]).unwrap());
 }
 
+#[test]
+fn the_holes_of_a_kept_file_survive_other_permissions() {
+    const SIZE: u64 = 64 << 20;
+    let vendor = Vendor::new();
+    let mut home = Home::new(&vendor);
+    for (version, mode) in [("1.0.0", 0o644), ("1.1.0", 0o755)] {
+        let tree = vendor.tree(version);
+        put(&tree, "share/sparse", b"a beginning", mode);
+        let file = OpenOptions::new().write(true).open(tree.join("share/sparse")).unwrap();
+        file.set_len(SIZE).unwrap();
+        file.write_all_at(b"an end", SIZE - 6).unwrap();
+        let release = home.install(&vendor.pack(&tree, &options()));
+        home.assert_whole(&release);
+        let found = fs::metadata(release.dir.join("share/sparse")).unwrap();
+        assert_eq!((found.len(), found.mode() & 0o777), (SIZE, mode & 0o555));
+        assert!(found.blocks() * 512 < 1 << 20, "{} blocks", found.blocks());
+        home.policy.current = Some(release.version);
+    }
+}
+
 /// File systems limit the names of a file, ext4 to 65,000, and a release shares one of its neighbour's.
 #[test]
 fn more_files_have_one_content_than_a_file_can_have_names() {

@@ -102,6 +102,22 @@ fn a_reset_is_asked_for_and_needs_a_real_root() {
 }
 
 #[test]
+fn a_reset_that_fails_halfway_trusts_nothing() {
+    let vendor = Vendor::new();
+    let home = accepted(&vendor);
+    let older = vendor.package("1.1.0");
+    let blocked = home.dir.path().join("trust/repository.json");
+    fs::remove_file(&blocked).unwrap();
+    fs::create_dir(&blocked).unwrap();
+    Trust::reset(home.dir.path(), vendor.keys.root()).unwrap_err();
+    // What was seen may be forgotten by now, but nobody profits from it.
+    assert_eq!(home.receive(&older).unwrap_err().code(), "no-trust");
+    fs::remove_dir(&blocked).unwrap();
+    Trust::reset(home.dir.path(), vendor.keys.root()).unwrap();
+    home.receive(&older).unwrap();
+}
+
+#[test]
 fn status_warns_before_something_expires_and_of_a_wrong_clock() {
     let vendor = Vendor::new();
     let home = Home::new(&vendor);
