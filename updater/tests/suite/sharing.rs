@@ -3,13 +3,17 @@
 use std::fs::{self, OpenOptions, Permissions};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
+use refit_updater::Store;
 use refit_updater::manifest::Body;
+use refit_updater::receive::Receiver;
 use refit_updater::release::{Release, Trouble};
+use refit_updater::trust::Trust;
 use semver::Version;
 use serde_json::{Value, json};
 
-use crate::support::{Home, Vendor, noise, options, put};
+use crate::support::{Home, Vendor, in_namespace, noise, options, policy, put};
 
 const LIBRARY: &str = "lib/libshop.so";
 const LIBRARY_BYTES: u64 = 29;
@@ -190,6 +194,54 @@ fn a_kept_file_with_other_permissions_is_copied_and_counts_as_written() {
     assert_eq!(received.linked_bytes, CONFIG_BYTES);
     assert_eq!(received.written_bytes, received.manifest.installed_bytes() - CONFIG_BYTES);
     home.assert_whole(&home.store.admit(received, &[]).unwrap());
+}
+
+/// Name, to a child, a home below an overlay, and where the packages are.
+const HOME_VARIABLE: &str = "SUITE_SHARING_HOME";
+const PACKAGES_VARIABLE: &str = "SUITE_SHARING_PACKAGES";
+
+/// Not a test by itself: what the child of the next one does.
+#[test]
+fn child_updates_a_home_below_an_overlay() {
+    let Some(dir) = std::env::var_os(HOME_VARIABLE).map(PathBuf::from) else { return };
+    let packages = PathBuf::from(std::env::var_os(PACKAGES_VARIABLE).unwrap());
+    let (store, trust) = (Store::open(&dir).unwrap(), Trust::open(&dir).unwrap());
+    for version in ["1.1.0", "1.2.0"] {
+        let package = fs::read(packages.join(version)).unwrap();
+        let (policy, cancel) = (policy(), AtomicBool::new(false));
+        let receiver = Receiver { store: &store, trust: &trust, policy: &policy, cancel: &cancel };
+        let release = store.admit(receiver.receive(&package[..], &mut |_| {}).unwrap(), &[]).unwrap();
+        assert_eq!(store.verify(&release.version, &mut |_| {}).unwrap().problems, []);
+    }
+    eprintln!("the overlay holds");
+}
+
+/// A factory image that is never written to, with an overlay above it: there a file has another inode once it gets a name.
+#[test]
+fn a_home_below_an_overlay_is_updated() {
+    let vendor = Vendor::new();
+    let home = Home::new(&vendor);
+    let pack = |version: &str| {
+        let tree = vendor.tree(version);
+        for name in ["share/one", "share/other"] {
+            put(&tree, name, b"one file with two names", 0o644);
+        }
+        vendor.pack(&tree, &options())
+    };
+    home.install(&pack("1.0.0"));
+    let (lower, beside) = (home.dir.path(), tempfile::tempdir().unwrap());
+    for version in ["1.1.0", "1.2.0"] {
+        fs::write(beside.path().join(version), pack(version)).unwrap();
+    }
+    let setup = format!(
+        "cd \"${PACKAGES_VARIABLE}\" && mkdir upper work && mount -t overlay -o \
+         \"userxattr,index=off,lowerdir=${HOME_VARIABLE},upperdir=upper,workdir=work\" overlay \"${HOME_VARIABLE}\""
+    );
+    let variables = [(HOME_VARIABLE, lower.as_os_str()), (PACKAGES_VARIABLE, beside.path().as_os_str())];
+    let child = "sharing::child_updates_a_home_below_an_overlay";
+    let Some(output) = in_namespace(&setup, child, &variables) else { return };
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("the overlay holds"), "{text}");
 }
 
 #[test]

@@ -13,7 +13,7 @@ use std::sync::atomic::AtomicBool;
 use nix::sys::resource::{Resource, setrlimit};
 use refit_updater::receive::{Class, ReceiveError, ReceiveProgress};
 
-use crate::support::{Home, Vendor, noise, options, put};
+use crate::support::{Home, Vendor, goes_on_as, in_namespace, noise, options, put};
 
 /// Names, to a child, the directory in which it is to work.
 const DIR_VARIABLE: &str = "SUITE_SPACE_DIR";
@@ -21,6 +21,8 @@ const DIR_VARIABLE: &str = "SUITE_SPACE_DIR";
 const CASE_VARIABLE: &str = "SUITE_SPACE_CASE";
 /// Less than a file of the release has.
 const FILE_BYTES_MAX: u64 = 1 << 20;
+/// The test that the children are.
+const CHILD: &str = "space::child_meets_its_limit";
 /// What a child prints last.
 const DONE: &str = "the case holds";
 
@@ -69,11 +71,6 @@ fn child_meets_its_limit() {
     eprintln!("{DONE}");
 }
 
-/// A command that goes on as the child.
-fn script() -> String {
-    format!("exec '{}' --exact space::child_meets_its_limit --nocapture", std::env::current_exe().unwrap().display())
-}
-
 fn assert_done(case: &str, output: &Output) {
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && text.contains(DONE), "{case}: {text}");
@@ -85,7 +82,7 @@ fn a_file_that_cannot_be_written_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     // The signal that comes with the limit would end the child.
     let mut child = Command::new("sh");
-    child.args(["-c", &format!("trap '' XFSZ\n{}", script())]);
+    child.args(["-c", &format!("trap '' XFSZ\n{}", goes_on_as(CHILD))]);
     let output = child.env(DIR_VARIABLE, dir.path()).env(CASE_VARIABLE, "limit").output().unwrap();
     assert_done("limit", &output);
 }
@@ -94,19 +91,9 @@ fn a_file_that_cannot_be_written_leaves_nothing() {
 fn a_full_disk_leaves_nothing() {
     for (case, size) in [("full", "size=28m"), ("small", "size=10m"), ("inodes", "size=64m,nr_inodes=80")] {
         let dir = tempfile::tempdir().unwrap();
-        let script = format!("mount -t tmpfs -o {size} tmpfs \"$DIR\" || exit 99\n{}", script());
-        // Not only root may mount: in a user namespace of its own everybody may, where the machine allows these.
-        let mut unshare = Command::new("unshare");
-        unshare.args(["--map-root-user", "--mount", "sh", "-c", &script]);
-        unshare.env(DIR_VARIABLE, dir.path()).env(CASE_VARIABLE, case).env("DIR", dir.path());
-        let output = match unshare.output() {
-            Ok(output) => output,
-            Err(error) => return eprintln!("not tried, there is no unshare here: {error}"),
-        };
-        let refused = String::from_utf8_lossy(&output.stderr);
-        if output.status.code() == Some(99) || refused.contains("unshare failed") {
-            return eprintln!("not tried, this machine lets nobody mount: {refused}");
-        }
+        let setup = format!("mount -t tmpfs -o {size} tmpfs \"${DIR_VARIABLE}\"");
+        let variables = [(DIR_VARIABLE, dir.path().as_os_str()), (CASE_VARIABLE, case.as_ref())];
+        let Some(output) = in_namespace(&setup, CHILD, &variables) else { return };
         assert_done(case, &output);
     }
 }
