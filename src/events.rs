@@ -1,7 +1,8 @@
 //! What happens, as a stream: for the page, the command line, and whoever else watches.
 //!
 //! Events are numbered over the whole life of an appliance's runtime, across an exec too, and the last ones are kept: a reader
-//! whose connection broke names the last number it saw and misses nothing.
+//! whose connection broke names the last number it saw and misses nothing. An image that crashed may have given numbers that
+//! nobody kept: the next one begins above all of them.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -14,6 +15,9 @@ use crate::clock;
 
 /// How many events are kept: several updates' worth.
 pub const EVENTS_MAX: usize = 1024;
+
+/// Numbers that each process image has for itself; none gives as many events.
+const IMAGE_IDS: u64 = 1 << 32;
 
 /// One event.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -32,15 +36,27 @@ pub struct Event {
 #[derive(Debug)]
 pub struct Events {
     kept: Mutex<VecDeque<Event>>,
+    /// Every number is above this one.
+    begin: u64,
     /// The number of the newest event: waiting for a level, nothing can be missed.
     newest: watch::Sender<u64>,
 }
 
 impl Events {
-    /// Returns a stream that goes on after `kept`.
+    /// Returns a stream that goes on after `kept`, of which nothing is missing.
     pub fn new(kept: Vec<Event>) -> Self {
-        let newest = kept.last().map_or(0, |event| event.id);
-        Self { kept: Mutex::new(kept.into()), newest: watch::channel(newest).0 }
+        Self::from(kept, 0)
+    }
+
+    /// Returns a stream that goes on after `kept`, the last that is known of `images` process images, and above whatever
+    /// numbers they gave.
+    pub fn after_crash(kept: Vec<Event>, images: u32) -> Self {
+        Self::from(kept, u64::from(images) * IMAGE_IDS)
+    }
+
+    fn from(kept: Vec<Event>, begin: u64) -> Self {
+        let newest = kept.last().map_or(begin, |event| event.id);
+        Self { kept: Mutex::new(kept.into()), begin, newest: watch::channel(newest).0 }
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<Event>> {
@@ -51,7 +67,7 @@ impl Events {
     pub fn publish(&self, event: &str, data: Value) {
         let id = {
             let mut kept = self.lock();
-            let id = kept.back().map_or(0, |last| last.id) + 1;
+            let id = kept.back().map_or(self.begin, |last| last.id.max(self.begin)) + 1;
             if kept.len() == EVENTS_MAX {
                 kept.pop_front();
             }
@@ -66,6 +82,12 @@ impl Events {
         let kept = self.lock();
         let begin = kept.partition_point(|event| event.id <= seen);
         kept.range(begin..).cloned().collect()
+    }
+
+    /// Returns after which number a reader goes on that saw `seen` last: a number that this stream has not reached is one of a
+    /// stream that is lost, and nothing that is kept was seen.
+    pub fn resume(&self, seen: u64) -> u64 {
+        if seen > *self.newest.borrow() { 0 } else { seen }
     }
 
     /// Returns the number of the newest event, to wait for a newer one.
@@ -95,5 +117,21 @@ mod tests {
         next.publish("tick", Value::from(5));
         assert_eq!(next.after(4).iter().map(|event| event.id).collect::<Vec<_>>(), [5, 6]);
         assert_eq!(*next.watch().borrow(), 6);
+    }
+
+    #[test]
+    fn a_reader_that_returns_after_a_crash_misses_nothing_of_what_is_left() {
+        let events = Events::new(Vec::new());
+        for number in 0..5 {
+            events.publish("tick", Value::from(number));
+        }
+        let next = Events::after_crash(events.last(2), 1);
+        // This one is lost: the image crashes before it is kept.
+        events.publish("tick", Value::from(5));
+        next.publish("tick", Value::from(6));
+        assert_eq!(next.after(6).iter().map(|event| event.id).collect::<Vec<_>>(), [IMAGE_IDS + 1]);
+        assert_eq!(next.after(4).iter().map(|event| event.id).collect::<Vec<_>>(), [5, IMAGE_IDS + 1]);
+        assert_eq!(*next.watch().borrow(), IMAGE_IDS + 1);
+        assert_eq!((next.resume(4), next.resume(IMAGE_IDS + 1), next.resume(2 * IMAGE_IDS)), (4, IMAGE_IDS + 1, 0));
     }
 }

@@ -38,7 +38,7 @@ pub(super) async fn stream(State(app): State<Shared>, Query(query): Query<After>
         .get("last-event-id")
         .and_then(|value| value.to_str().ok()?.parse().ok())
         .or(query.after)
-        .unwrap_or_else(|| *newest.borrow());
+        .map_or_else(|| *newest.borrow(), |seen| events.resume(seen));
     let state = (app, newest, last_seen);
     let following = stream::unfold(state, move |(app, mut newest, seen)| async move {
         let events = app.around.estate.events.after(seen);

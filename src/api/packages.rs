@@ -8,10 +8,13 @@ use axum::extract::{Path, Query, Request, State};
 use axum::http::{StatusCode, header};
 use futures_util::StreamExt;
 use refit_updater::Digest;
+use refit_updater::package::PackageError;
+use refit_updater::receive::ReceiveError;
 use serde::Deserialize;
 use tokio::io::AsyncWriteExt;
 
 use super::{Problem, Shared};
+use crate::update::line::alive;
 use crate::update::{PackageView, RepositoryView, UpdateError};
 
 /// How much of a package lies between the connection and the unpacking.
@@ -42,18 +45,31 @@ pub(super) async fn receive(
     request: Request,
 ) -> Result<(StatusCode, Json<PackageView>), Problem> {
     let total = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-    let mut body = request.into_body().into_data_stream();
+    let mut body = Box::pin(alive(request.into_body().into_data_stream(), app.manager.receive_timeout()));
     let (reader, mut writer) = tokio::io::duplex(BETWEEN_BYTES);
     let feed = async {
-        while let Some(Ok(chunk)) = body.next().await {
-            if writer.write_all(&chunk).await.is_err() {
-                break; // nobody reads any more: the package was refused, or is complete
+        let mut broken = None;
+        loop {
+            match body.next().await {
+                Some(Ok(chunk)) if writer.write_all(&chunk).await.is_ok() => {}
+                // All is read, or nobody reads any more: the package was refused, or is complete.
+                Some(Ok(_)) | None => break,
+                Some(Err(source)) => {
+                    broken = Some(source);
+                    break;
+                }
             }
         }
         drop(writer);
-        body
+        (broken, body)
     };
-    let (result, mut body) = tokio::join!(app.manager.receive(reader, total, options.allow_downgrade), feed);
+    let (result, (broken, mut body)) = tokio::join!(app.manager.receive(reader, total, options.allow_downgrade), feed);
+    let result = result.map_err(|error| match (error, broken) {
+        (UpdateError::Receive(ReceiveError::Package { source: PackageError::Truncated { .. } }), Some(source)) => {
+            UpdateError::Receive(PackageError::Input { source }.into())
+        }
+        (error, _) => error,
+    });
     if result.is_err() {
         let rest = async { while let Some(Ok(_)) = body.next().await {} };
         drop(tokio::time::timeout(REST_MAX, rest).await);

@@ -49,7 +49,7 @@ pub(super) async fn status(State(app): State<Shared>) -> Json<Value> {
         "components": components,
         "listeners": listeners,
         "update": update,
-        "repository": app.config.update.repository,
+        "repository": app.config.update.repository.as_deref().map(crate::update::shown_address),
         "trust": trust,
         "faults": app.bus.faults(),
         "time": clock::stamp(),
@@ -63,7 +63,8 @@ async fn trust(app: &Shared) -> Value {
     match found.unwrap_or_else(|source| Err(UpdateError::Worker { source })) {
         Ok(status) => json!(status),
         Err(error) => {
-            json!({ "roles": [], "warning": format!("{}: {}", crate::error::Chain(&error), error.remedy()) })
+            let warning = format!("{}: {}", crate::error::Chain(&error), error.remedy());
+            json!({ "roles": [], "warnings": [warning], "warning": warning })
         }
     }
 }

@@ -1,14 +1,13 @@
 //! `refit bus`: the bus from a shell.
 
+use std::ops::ControlFlow;
 use std::time::Duration;
 
-use futures_util::StreamExt;
-use reqwest::{Method, header};
 use serde_json::{Value, json};
 
 use super::Context;
 use super::client::{Client, ClientError};
-use super::follow;
+use super::follow::{self, read_events};
 use super::show::{cell, table};
 use super::timeline::Timeline;
 use crate::error::Exit;
@@ -126,30 +125,21 @@ async fn watch(context: &Context, client: &Client) -> Result<Exit, ClientError> 
         context.print(&timeline.begin(&cell(&state["state"])));
     }
     loop {
-        let path = after.map_or_else(|| "/api/v1/events".to_owned(), |id: u64| format!("/api/v1/events?after={id}"));
-        let request = client.request(Method::GET, &path).header(header::ACCEPT, "application/x-ndjson");
-        match client.send(request).await {
-            Ok(answer) => {
-                let mut stream = answer.bytes_stream();
-                let mut pending = Vec::new();
-                while let Some(Ok(chunk)) = stream.next().await {
-                    pending.extend_from_slice(&chunk);
-                    while let Some(end) = pending.iter().position(|byte| *byte == b'\n') {
-                        let line: Vec<u8> = pending.drain(..=end).collect();
-                        if let Ok(event) = serde_json::from_slice::<Value>(&line) {
-                            after = event["id"].as_u64().or(after);
-                            if context.json {
-                                context.print(&event.to_string());
-                            } else if let Some(line) = timeline.line(&event) {
-                                context.print(&line);
-                            }
-                        }
-                    }
-                }
+        let mut newest = after;
+        let show = |event: Option<&Value>| {
+            let Some(event) = event else { return ControlFlow::Continue(()) };
+            newest = event["id"].as_u64().or(newest);
+            if context.json {
+                context.print(&event.to_string());
+            } else if let Some(line) = timeline.line(event) {
+                context.print(&line);
             }
+            ControlFlow::Continue(())
+        };
+        match read_events(client, after, show).await {
             // Only the first connection has to succeed: later ones wait for the next process image.
             Err(error) if after.is_none() => return Err(error),
-            Err(_) => {}
+            Ok(()) | Err(_) => after = newest,
         }
         tokio::time::sleep(TRY_AGAIN).await;
     }

@@ -61,6 +61,16 @@ pub(super) enum ClientError {
         #[source]
         source: std::io::Error,
     },
+    /// The release is not the one that was approved.
+    #[error("release {version} has the digest {found}, {approved} was approved")]
+    NotApproved {
+        /// Its version.
+        version: semver::Version,
+        /// The digest it has.
+        found: String,
+        /// The digest that was approved.
+        approved: String,
+    },
     /// A URL cannot be read.
     #[error("cannot fetch {url}")]
     Fetch {
@@ -80,6 +90,7 @@ impl Reported for ClientError {
             Self::Client { .. } | Self::Answer { .. } => "internal",
             Self::Refused { problem } => &problem.code,
             Self::File { .. } => "file_unreadable",
+            Self::NotApproved { .. } => "package_not_approved",
             Self::Fetch { .. } => "fetch_failed",
         }
     }
@@ -92,6 +103,7 @@ impl Reported for ClientError {
             Self::Refused { problem } => &problem.remedy,
             Self::Answer { .. } => "use the refit of the same release as the appliance",
             Self::File { .. } => "check the name and the permissions; nothing was changed",
+            Self::NotApproved { .. } => "approve what it is, or choose another release; nothing was changed",
             Self::Fetch { .. } => "check the address and the network; nothing was changed",
         }
     }
@@ -102,6 +114,7 @@ impl Reported for ClientError {
             Self::Broken { .. } | Self::Client { .. } | Self::Answer { .. } => Exit::Failed,
             Self::Refused { problem } => Exit::from_code(i32::from(problem.exit)),
             Self::File { .. } => Exit::Usage,
+            Self::NotApproved { .. } => Exit::Refused,
             Self::Fetch { .. } => Exit::TryLater,
         }
     }

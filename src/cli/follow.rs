@@ -1,5 +1,6 @@
 //! Following an update to its end, across the exec that breaks every connection.
 
+use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
@@ -54,24 +55,38 @@ pub(super) async fn follow(context: &Context, client: &Client, id: &str) -> Resu
     }
 }
 
-/// Reads events until the stream breaks or the update has ended.
+/// Reads events until the stream breaks or is silent for a while, or the update has ended.
 async fn listen(context: &Context, client: &Client, id: &str, shown: &mut Shown) -> Result<(), ClientError> {
-    let request = client
-        .request(Method::GET, &format!("/api/v1/events?after={}", shown.last_event))
-        .header(header::ACCEPT, "application/x-ndjson");
+    let after = Some(shown.last_event);
+    let take = |event: Option<&Value>| {
+        // Silence: what came of it is looked up.
+        let Some(event) = event else { return ControlFlow::Break(()) };
+        shown.last_event = event["id"].as_u64().unwrap_or(shown.last_event);
+        if event["data"]["id"] == id {
+            show(context, event, shown);
+        }
+        if shown.finished { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    read_events(client, after, take).await
+}
+
+/// Reads the events after number `after`, or those from now on, until `take` breaks it off or the stream ends. `take` is given
+/// nothing when nothing has happened for a while.
+pub(super) async fn read_events(
+    client: &Client,
+    after: Option<u64>,
+    mut take: impl FnMut(Option<&Value>) -> ControlFlow<()>,
+) -> Result<(), ClientError> {
+    let path = after.map_or_else(|| "/api/v1/events".to_owned(), |after| format!("/api/v1/events?after={after}"));
+    let request = client.request(Method::GET, &path).header(header::ACCEPT, "application/x-ndjson");
     let mut stream = client.send(request).await?.bytes_stream();
     let mut pending = Vec::new();
-    while let Some(chunk) = stream.next().await {
-        let Ok(chunk) = chunk else { return Ok(()) };
+    while let Some(Ok(chunk)) = stream.next().await {
         pending.extend_from_slice(&chunk);
         while let Some(end) = pending.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = pending.drain(..=end).collect();
-            let Ok(event) = serde_json::from_slice::<Value>(&line) else { continue };
-            shown.last_event = event["id"].as_u64().unwrap_or(shown.last_event);
-            if event["data"]["id"] == id {
-                show(context, &event, shown);
-            }
-            if shown.finished {
+            let event = serde_json::from_slice::<Value>(&line);
+            if (line == b"\n" || event.is_ok()) && take(event.as_ref().ok()).is_break() {
                 return Ok(());
             }
         }

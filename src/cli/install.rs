@@ -1,6 +1,8 @@
 //! `refit install`, `refit check`, `refit rollback`, `refit verify`.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::StreamExt;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -15,7 +17,7 @@ use tokio_util::io::ReaderStream;
 
 use super::Context;
 use super::client::{Client, ClientError};
-use super::follow::follow;
+use super::follow::{follow, read_events};
 use super::show::{cell, table};
 use crate::error::{Exit, Reported};
 
@@ -57,7 +59,14 @@ pub(super) async fn install(context: &Context, install: &Install) -> Result<Exit
     // Asked before anything is sent: an upload into nowhere helps nobody.
     let status = client.get("/api/v1/status").await?;
     let body = match version {
-        Some(version) if status["repository"].is_null() || is_installed(&client, &version).await? => {
+        Some(version) if status["repository"].is_null() || installed(&client, &version).await?.is_some() => {
+            if let Some(release) = installed(&client, &version).await? {
+                approve(install, &version, &release)?;
+                if install.stage_only {
+                    context.tell(&format!("{:<13} release {version} is complete on disk", "staged"));
+                    return Ok(Exit::Done);
+                }
+            }
             json!({ "version": version })
         }
         version => {
@@ -76,22 +85,52 @@ pub(super) async fn install(context: &Context, install: &Install) -> Result<Exit
     follow(context, &client, answer["ticket"]["id"].as_str().unwrap_or_default()).await
 }
 
-/// Returns whether release `version` is on the appliance.
-async fn is_installed(client: &Client, version: &Version) -> Result<bool, ClientError> {
-    let releases = client.get("/api/v1/releases").await?;
+/// Returns what is known of release `version`, if it is on the appliance.
+async fn installed(client: &Client, version: &Version) -> Result<Option<Value>, ClientError> {
+    let mut releases = client.get("/api/v1/releases").await?;
     let version = version.to_string();
-    Ok(releases["releases"].as_array().is_some_and(|list| list.iter().any(|release| release["version"] == version)))
+    let mut list = releases["releases"].as_array_mut().into_iter().flatten();
+    Ok(list.find(|release| release["version"] == version).map(Value::take))
+}
+
+/// Refuses a release on the appliance that is not the one that was approved.
+fn approve(install: &Install, version: &Version, release: &Value) -> Result<(), ClientError> {
+    let found = release["digest"].as_str().unwrap_or_default();
+    match install.digest.map(|digest| digest.to_string()) {
+        Some(approved) if approved != found => {
+            Err(ClientError::NotApproved { version: version.clone(), found: found.to_owned(), approved })
+        }
+        Some(_) | None => Ok(()),
+    }
 }
 
 /// Has the appliance fetch a release from its repository. Returns its description.
 async fn fetch(context: &Context, client: &Client, install: &Install, version: &Version) -> Result<Value, ClientError> {
-    let bar = if context.is_watched() { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
-    bar.set_message(format!("fetching release {version} from the repository"));
-    bar.enable_steady_tick(std::time::Duration::from_millis(100));
+    let bar = progress_bar(context, None, "fetching and verifying");
     let body = json!({ "version": version, "allow_downgrade": install.allow_downgrade, "digest": install.digest });
-    let answer = client.post("/api/v1/packages", &body).await;
+    let answer = tokio::select! {
+        answer = client.post("/api/v1/packages", &body) => answer,
+        answer = show_fetched(client, &bar), if context.is_watched() => answer,
+    };
     bar.finish_and_clear();
     answer
+}
+
+/// Shows on `bar` how far the appliance is with a release that it fetches. Never ends.
+async fn show_fetched<T>(client: &Client, bar: &ProgressBar) -> T {
+    let show = |event: Option<&Value>| {
+        let data = event.filter(|event| event["event"] == "package.progress").map(|event| &event["data"]);
+        if let Some((received, total)) =
+            data.and_then(|data| Some((data["received_bytes"].as_u64()?, data["total_bytes"].as_u64()?)))
+        {
+            bar.set_length(total);
+            bar.set_position(received);
+        }
+        ControlFlow::Continue(())
+    };
+    // Without it there is no progress to be seen, and the answer still comes.
+    drop(read_events(client, None, show).await);
+    std::future::pending().await
 }
 
 /// Streams the package to the appliance. Returns its description.
@@ -102,22 +141,31 @@ async fn send(context: &Context, client: &Client, install: &Install, path: &Path
     }
     let request = client.request(Method::PUT, &url).header(header::CONTENT_TYPE, "application/octet-stream");
     let is_url = install.what.starts_with("http://") || install.what.starts_with("https://");
+    // Why the package could not be read to its end: what the client says of it then is that its connection broke.
+    let broken = Arc::new(Mutex::new(None));
+    let breaks = Arc::clone(&broken);
+    let note = move |error: ClientError| {
+        breaks.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        std::io::Error::other("the package cannot be read")
+    };
     let (body, length) = if is_url {
-        let fetch =
-            |source: reqwest::Error| ClientError::Fetch { url: install.what.clone(), source: source.without_url() };
-        let answer = reqwest::get(&install.what).await.and_then(reqwest::Response::error_for_status).map_err(fetch)?;
+        let url = install.what.clone();
+        let fetch = move |source: reqwest::Error| ClientError::Fetch { url: url.clone(), source: source.without_url() };
+        let answer = reqwest::get(&install.what).await.and_then(reqwest::Response::error_for_status).map_err(&fetch)?;
         let length = answer.content_length();
-        (answer.bytes_stream().map(|chunk| chunk.map_err(std::io::Error::other)).boxed(), length)
+        (answer.bytes_stream().map(move |chunk| chunk.map_err(|error| note(fetch(error)))).boxed(), length)
     } else {
-        let unreadable = |source| ClientError::File { path: path.clone(), source };
-        let file = tokio::fs::File::open(path).await.map_err(unreadable)?;
-        let metadata = file.metadata().await.map_err(unreadable)?;
+        let (file, path) = (path, path.clone());
+        let unreadable = move |source| ClientError::File { path: path.clone(), source };
+        let file = tokio::fs::File::open(file).await.map_err(&unreadable)?;
+        let metadata = file.metadata().await.map_err(&unreadable)?;
         if metadata.is_dir() {
             return Err(unreadable(std::io::Error::from(std::io::ErrorKind::IsADirectory)));
         }
-        (ReaderStream::with_capacity(file, CHUNK_BYTES).boxed(), Some(metadata.len()))
+        let chunks = ReaderStream::with_capacity(file, CHUNK_BYTES);
+        (chunks.map(move |chunk| chunk.map_err(|error| note(unreadable(error)))).boxed(), Some(metadata.len()))
     };
-    let bar = progress_bar(context, length);
+    let bar = progress_bar(context, length, "sending and verifying");
     let counted = bar.clone();
     let body = body.inspect(move |chunk| {
         if let Ok(chunk) = chunk {
@@ -130,19 +178,20 @@ async fn send(context: &Context, client: &Client, install: &Install, path: &Path
     }
     let answer = client.json(request).await;
     bar.finish_and_clear();
-    answer
+    let broken = broken.lock().unwrap_or_else(PoisonError::into_inner).take();
+    answer.map_err(|error| broken.unwrap_or(error))
 }
 
-fn progress_bar(context: &Context, length: Option<u64>) -> ProgressBar {
+fn progress_bar(context: &Context, length: Option<u64>, what: &'static str) -> ProgressBar {
     if !context.is_watched() {
         return ProgressBar::hidden();
     }
     let bar = length.map_or_else(ProgressBar::new_spinner, ProgressBar::new);
-    let template = "sending and verifying [{wide_bar}] {bytes}/{total_bytes} {bytes_per_sec}";
+    let template = "{msg} [{wide_bar}] {bytes}/{total_bytes} {bytes_per_sec}";
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style);
     }
-    bar
+    bar.with_message(what)
 }
 
 fn tell_package(context: &Context, package: &Value) {
@@ -151,15 +200,17 @@ fn tell_package(context: &Context, package: &Value) {
     }
     let text = |key: &str| package[key].as_str().unwrap_or_default().to_owned();
     let count = |key: &str| package["changes"][key].as_array().map_or(0, Vec::len);
+    let changes = if package["changes"].is_null() {
+        "what changes is unknown".to_owned() // the running release is damaged
+    } else {
+        format!("{} changed, {} added, {} removed", count("changed"), count("added"), count("removed"))
+    };
     context.print(&format!(
-        "{:<13} {} {} -> {}: {} changed, {} added, {} removed; {} bytes written, {} shared",
+        "{:<13} {} {} -> {}: {changes}; {} bytes written, {} shared",
         "verified",
         text("appliance"),
         text("from"),
         text("version"),
-        count("changed"),
-        count("added"),
-        count("removed"),
         package["written_bytes"],
         package["linked_bytes"],
     ));
@@ -187,15 +238,18 @@ pub(super) async fn check(context: &Context) -> Result<Exit, ClientError> {
         .into_iter()
         .flatten()
         .rev()
-        .map(|release| ["version", "released", "payload_bytes", "requires"].map(|key| cell(&release[key])).to_vec())
+        .map(|release| {
+            let keys = ["version", "released", "payload_bytes", "requires", "failed_before"];
+            keys.map(|key| cell(&release[key])).to_vec()
+        })
         .collect();
-    table(context, &["RELEASE", "MADE", "BYTES", "REQUIRES"], &rows);
+    table(context, &["RELEASE", "MADE", "BYTES", "REQUIRES", "FAILED HERE"], &rows);
     context.print("");
     context.print(&match found["newer"].as_str() {
         Some(version) => {
             format!("release {version} is newer than {}: refit install {version}", cell(&found["current"]))
         }
-        None => format!("release {} is the newest", cell(&found["current"])),
+        None => format!("there is nothing newer than {} that did not fail here", cell(&found["current"])),
     });
     Ok(Exit::Done)
 }

@@ -22,6 +22,7 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
@@ -140,13 +141,18 @@ struct Context {
     home: Home,
     json: bool,
     process: Process,
+    /// Why a part of the answer could not be written.
+    unwritten: OnceLock<io::Error>,
 }
 
 impl Context {
     /// Prints a line on standard output.
     fn print(&self, text: &str) {
-        // A reader that has gone away is no reason to fail.
-        drop(writeln!(io::stdout().lock(), "{text}"));
+        match writeln!(io::stdout().lock(), "{text}") {
+            // A reader that has gone away is no reason to fail.
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => drop(self.unwritten.set(error)),
+            Ok(()) | Err(_) => {}
+        }
     }
 
     /// Prints a line for people; nothing when the answer is in JSON.
@@ -170,6 +176,17 @@ impl Context {
     /// Returns `path` below the working directory.
     fn path(&self, path: &std::path::Path) -> PathBuf {
         self.process.cwd.join(path)
+    }
+
+    /// Returns the exit status of a command that ended with `exit`: nothing is done whose answer got lost.
+    fn end(&self, exit: Exit) -> Exit {
+        match self.unwritten.get() {
+            Some(error) if exit == Exit::Done => {
+                let line = format!("cannot write the answer: {error}");
+                self.complain(&line, "output_unwritable", "make room where it goes, then ask again", Exit::Disk)
+            }
+            Some(_) | None => exit,
+        }
     }
 
     /// Says what failed, why, and what to do. Returns the exit status.
@@ -198,14 +215,14 @@ pub fn main(process: Process) -> Exit {
         Err(error) => return not_understood(&error),
     };
     let home = Home::new(&process.cwd, &cli.home);
-    let context = Context { home, json: cli.json, process };
-    match cli.command {
-        Command::Run { with_parent, journal_socket } => run_guard(context, with_parent, journal_socket),
+    let context = Context { home, json: cli.json, process, unwritten: OnceLock::new() };
+    let exit = match cli.command {
+        Command::Run { with_parent, journal_socket } => return run_guard(context, with_parent, journal_socket),
         Command::Runtime { check: Some(version) } => {
             let search = context.process.environment.get(OsStr::new("PATH"));
             runtime::check(&context.home, &version, search.map(OsString::as_os_str))
         }
-        Command::Runtime { check: None } => run_runtime(context),
+        Command::Runtime { check: None } => return run_runtime(context),
         Command::Launch(launch) => launch::main(launch),
         Command::Demo(demo) => demo::main(&context, &demo),
         Command::Init(init) => setup::init(&context, &init),
@@ -225,7 +242,8 @@ pub fn main(process: Process) -> Exit {
         Command::Verify(verify) => install::verify(&context, &verify),
         Command::Component(component) => online(&context, component::main(&context, &component)),
         Command::Bus(bus) => online(&context, bus::main(&context, &bus)),
-    }
+    };
+    context.end(exit)
 }
 
 /// Prints the help that was asked for, or one line that says what is wrong with the command line.

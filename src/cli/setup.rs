@@ -7,8 +7,9 @@ use std::sync::atomic::AtomicBool;
 
 use refit_updater::Store;
 use refit_updater::config::{ConfigError as MergeError, Existing, merge_config};
+use refit_updater::durable;
 use refit_updater::journal::{self, Journal, JournalError};
-use refit_updater::receive::{Class, Policy, ReceiveError, Receiver};
+use refit_updater::receive::{Policy, ReceiveError, Receiver};
 use refit_updater::release::StoreError;
 use refit_updater::trust::{Expired, Trust, TrustError};
 use semver::Version;
@@ -122,8 +123,7 @@ pub(super) struct Made {
 }
 
 pub(super) fn init(context: &Context, init: &Init) -> Exit {
-    let made = make_home(&context.home, &context.path(&init.package), &context.path(&init.root));
-    match made {
+    match make_home(&context.home, &context.path(&init.package), &context.path(&init.root)) {
         Ok(made) => {
             let home = context.home.path().display();
             if context.json {
@@ -142,11 +142,26 @@ pub(super) fn init(context: &Context, init: &Init) -> Exit {
     }
 }
 
-/// Makes a home and installs the package at `package` as its first release.
+/// Makes a home and installs the package at `package` as its first release. What fails leaves nothing where there was nothing.
 pub(super) fn make_home(home: &Home, package: &Path, root: &Path) -> Result<Made, InitError> {
     if journal::exists(home.path()) {
         return Err(InitError::Installed { home: home.path().to_owned() });
     }
+    let was_there = home.path().exists();
+    let was_empty = std::fs::read_dir(home.path()).map_or(!was_there, |mut entries| entries.next().is_none());
+    let made = fill_home(home, package, root);
+    if made.is_err() && was_empty {
+        // The error that matters is the one at hand.
+        let entries = std::fs::read_dir(home.path()).into_iter().flatten().flatten();
+        entries.for_each(|entry| drop(durable::remove_tree(&entry.path())));
+        if !was_there {
+            drop(std::fs::remove_dir(home.path()));
+        }
+    }
+    made
+}
+
+fn fill_home(home: &Home, package: &Path, root: &Path) -> Result<Made, InitError> {
     let unreadable = |path: &Path| {
         let path = path.to_owned();
         move |source| InitError::Read { path, source }

@@ -66,7 +66,7 @@ pub(super) async fn status(context: &Context) -> Result<Exit, ClientError> {
             cell(&update["step"]),
         ));
     }
-    if let Some(warning) = status["trust"]["warning"].as_str() {
+    for warning in status["trust"]["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str) {
         context.print(&format!("warning: {warning}"));
     }
     context.print("");

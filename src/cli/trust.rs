@@ -94,7 +94,7 @@ fn show(context: &Context) -> Result<(), TrustCommandError> {
         })
         .collect();
     table(context, &["ROLE", "FROM", "VERSION", "EXPIRES", "DAYS"], &rows);
-    if let Some(warning) = &status.warning {
+    for warning in &status.warnings {
         context.print(&format!("warning: {warning}"));
     }
     Ok(())

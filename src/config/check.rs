@@ -20,6 +20,7 @@ use super::{Config, LogLimits, Mistake, Update, Watch, value};
 
 const PROBATION_DEFAULT: Duration = Duration::from_secs(10);
 const START_TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
+const RECEIVE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
 const KEEP_DEFAULT: u32 = 3;
 const SETTLE_DEFAULT: Duration = Duration::from_secs(1);
 const WATCHDOG_DEFAULT: Duration = Duration::from_secs(30);
@@ -224,6 +225,7 @@ impl Checker<'_> {
         let start_timeout = pick_text(base.update.start_timeout, over.update.start_timeout);
         let watchdog = pick_text(base.update.watchdog, over.update.watchdog);
         let drain_grace = pick_text(base.update.drain_grace, over.update.drain_grace);
+        let receive_timeout = pick_text(base.update.receive_timeout, over.update.receive_timeout);
         let expired_offline = pick_text(base.update.expired_offline, over.update.expired_offline);
         let repository = pick_text(base.update.repository, over.update.repository);
         let keep = self.pick(base.update.keep, over.update.keep);
@@ -251,6 +253,10 @@ impl Checker<'_> {
                 }
             }),
             drain_grace: self.text_value(drain_grace, DRAIN_GRACE_DEFAULT, value::duration),
+            receive_timeout: self.text_value(receive_timeout, RECEIVE_TIMEOUT_DEFAULT, |text| {
+                let duration = value::duration(text)?;
+                if duration.is_zero() { Err("nobody answers in no time at all".to_owned()) } else { Ok(duration) }
+            }),
             expired_offline: self.text_value(expired_offline, Expired::default(), |text| {
                 one_of(text, "policy", &[("warn", Expired::Warn), ("refuse", Expired::Refuse)])
             }),

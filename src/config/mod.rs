@@ -95,6 +95,8 @@ pub struct Update {
     pub watchdog: Duration,
     /// How long requests under way may go on when the runtime stops.
     pub drain_grace: Duration,
+    /// How long a package that arrives, or a repository that is asked, may bring nothing.
+    pub receive_timeout: Duration,
     /// What is done with a package that comes as a file and whose metadata is past its date.
     pub expired_offline: Expired,
     /// Where newer releases are: an address, or a directory.

@@ -46,6 +46,7 @@ pub(super) struct RawUpdate {
     pub(super) keep: Option<Spanned<u32>>,
     pub(super) watchdog: Option<Spanned<String>>,
     pub(super) drain_grace: Option<Spanned<String>>,
+    pub(super) receive_timeout: Option<Spanned<String>>,
     pub(super) expired_offline: Option<Spanned<String>>,
     pub(super) repository: Option<Spanned<String>>,
 }

@@ -177,7 +177,10 @@ fn estate(
         before.generation + 1,
         guard,
         EstateParts {
-            events: Arc::new(Events::new(before.events.clone())),
+            events: Arc::new(match before.exec_ns {
+                Some(_in_order) => Events::new(before.events.clone()),
+                None => Events::after_crash(before.events.clone(), before.generation),
+            }),
             tickets: Arc::new(Tickets::new(before.tickets.clone(), stem)),
             logs: Arc::new(Logs::open(before.output(), Some(output))),
             sessions: Arc::new(Sessions::new(before.sessions.clone())),

@@ -202,7 +202,7 @@ impl Reported for UpdateError {
             Self::Receive(error) => match error.class() {
                 Class::Refused => "package_refused",
                 Class::Disk => "disk",
-                Class::Busy => "package_being_received",
+                Class::Busy => "package_interrupted",
                 Class::Internal => "internal",
             },
             Self::Trust(_) => "trust_unusable",

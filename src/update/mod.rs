@@ -5,6 +5,7 @@
 //! trial leaves the running release untouched; whatever fails in it ends in the previous one, with the reason in the history.
 
 mod error;
+pub(crate) mod line;
 mod plan;
 mod preflight;
 mod receiving;
@@ -17,6 +18,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use refit_updater::history::{self, Entry};
 use refit_updater::journal::{self, Attempt, Ending, Journal, Kind, State};
@@ -37,7 +39,8 @@ use crate::tickets::TicketView;
 
 pub use error::UpdateError;
 pub use receiving::PackageView;
-pub use repository::RepositoryView;
+pub(crate) use repository::shown_address;
+pub use repository::{OfferView, RepositoryView};
 
 /// What an update is doing, for status and page.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -170,6 +173,22 @@ impl Manager {
     /// Returns the right to receive packages, for [`Manager::tidy`]; `None` if somebody has it.
     pub fn hold_receiving(&self) -> Option<tokio::sync::OwnedSemaphorePermit> {
         Arc::clone(&self.receiving).try_acquire_owned().ok()
+    }
+
+    /// Returns the right to receive packages, which the start has for a moment.
+    ///
+    /// # Errors
+    /// A package is being received.
+    pub(super) async fn begin_receiving(&self) -> Result<tokio::sync::OwnedSemaphorePermit, UpdateError> {
+        if self.tidy.load(Ordering::Acquire) {
+            return self.hold_receiving().ok_or(UpdateError::Receiving);
+        }
+        Arc::clone(&self.receiving).acquire_owned().await.map_err(|_closed| UpdateError::Receiving)
+    }
+
+    /// Returns how long a package that arrives may bring nothing.
+    pub fn receive_timeout(&self) -> Duration {
+        self.parts.config.update.receive_timeout
     }
 
     /// Returns the journal.

@@ -15,6 +15,7 @@ use tokio_util::io::SyncIoBridge;
 
 use super::{Manager, UpdateError};
 use crate::clock;
+use crate::error::Chain;
 
 /// How often the progress of a package is published.
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
@@ -38,8 +39,8 @@ pub struct PackageView {
     pub written_bytes: u64,
     /// Bytes that it shares with kept releases.
     pub linked_bytes: u64,
-    /// What it changes of the running release.
-    pub changes: Changes,
+    /// What it changes of the running release; `None` if that is damaged.
+    pub changes: Option<Changes>,
     /// Whether its signatures are past their date.
     pub expired: bool,
     /// The date of a signed release that the clock is before, if it is, RFC 3339.
@@ -107,7 +108,7 @@ impl Manager {
         total_bytes: Option<u64>,
         allow_downgrade: bool,
     ) -> Result<PackageView, UpdateError> {
-        let permit = self.hold_receiving().ok_or(UpdateError::Receiving)?;
+        let permit = self.begin_receiving().await?;
         let current = self.journal().state.wanted().clone();
         let policy = self.policy(allow_downgrade);
         let cancel = Arc::new(AtomicBool::new(false));
@@ -120,7 +121,7 @@ impl Manager {
             let parts = &manager.parts;
             let receiver = Receiver { store: &parts.store, trust: &parts.trust, policy: &policy, cancel: &cancel };
             let received = receive(receiver, &mut progress)?;
-            manager.describe(received, current)
+            Ok(manager.describe(received, current))
         };
         let result = tokio::task::spawn_blocking(work).await.map_err(|source| UpdateError::Worker { source });
         drop(guard);
@@ -152,11 +153,14 @@ impl Manager {
     }
 
     /// Returns what is to be known about a received package. Blocks.
-    fn describe(&self, received: Received, from: Version) -> Result<PackageView, UpdateError> {
+    fn describe(&self, received: Received, from: Version) -> PackageView {
         let journal = self.journal();
-        let running = self.parts.store.release(&from)?;
+        // A release that is damaged is no reason to refuse the next one: that is the way out.
+        let running = self.parts.store.release(&from).inspect_err(|error| {
+            tracing::warn!(release.version = %from, error = %Chain(error), "cannot tell what a package changes");
+        });
         let version = received.manifest.version().clone();
-        Ok(PackageView {
+        PackageView {
             digest: received.digest,
             appliance: received.manifest.appliance().to_owned(),
             from,
@@ -164,12 +168,12 @@ impl Manager {
             installed_bytes: received.manifest.installed_bytes(),
             written_bytes: received.written_bytes,
             linked_bytes: received.linked_bytes,
-            changes: changes(&running.manifest, &received.manifest),
+            changes: running.ok().map(|running| changes(&running.manifest, &received.manifest)),
             expired: received.expired,
             clock_behind: received.clock_behind.map(clock::rfc3339),
             failed_before: journal.failed.get(&version).map(|failed| failed.reason.clone()),
             version,
-        })
+        }
     }
 
     /// Drops a package that was received and not installed. Blocks.
@@ -179,8 +183,7 @@ impl Manager {
     pub fn discard(&self, digest: &Digest) -> Result<(), UpdateError> {
         let received = self.parts.store.received(digest)?;
         let received = received.ok_or(UpdateError::UnknownPackage { digest: *digest })?;
-        refit_updater::durable::remove_tree(&received.dir)
-            .map_err(|source| UpdateError::Io { what: "remove the package", source })
+        Ok(self.parts.store.drop_received(&received)?)
     }
 }
 

@@ -1,15 +1,14 @@
-//! Whom an appliance trusts, seen from outside: repositories, dates, the clock, approval by digest, damaged trust.
+//! Whom an appliance trusts, seen from outside: dates, the clock, approval by digest, damaged trust.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
 use crate::appliance::{Appliance, Ran, refit};
 use crate::http::Request;
 use crate::release::{Release, Vendor};
-use crate::web::Web;
+use crate::repository::with_update_key;
 
 /// Packs `release` in `dir` as if it was made at this time, in seconds since 1970, good for a day.
 fn packed_at(release: &Release, dir: &Path, seconds: &str) -> PathBuf {
@@ -20,135 +19,6 @@ fn packed_at(release: &Release, dir: &Path, seconds: &str) -> PathBuf {
     pack.arg("pack").arg(&tree).arg("-o").arg(&out).arg("--keys").arg(Vendor::get().keys());
     Ran::of(pack.args(["--expires-days", "1", "--level", "1"]).env("SOURCE_DATE_EPOCH", seconds)).ends_with(0);
     out
-}
-
-/// Makes a repository in `dir` with these releases.
-fn repository(dir: &Path, releases: &[&Release]) {
-    let refit_repo = |words: &[&str], packages: &[PathBuf]| {
-        let mut command = refit();
-        command.args(words).arg(dir).args(packages).env("REFIT_KEYS", Vendor::get().keys());
-        Ran::of(&mut command).ends_with(0);
-    };
-    if !dir.exists() {
-        refit_repo(&["repo", "init"], &[]);
-    }
-    refit_repo(&["repo", "add"], &releases.iter().map(|release| release.package()).collect::<Vec<_>>());
-}
-
-/// Names a repository in the machine's own settings.
-fn with_update_key(appliance: Appliance, line: &str) -> Appliance {
-    appliance.local(|text| text.replacen("[update]\n", &format!("[update]\n{line}\n"), 1))
-}
-
-#[test]
-fn a_release_comes_from_a_web_server_in_the_parts_that_are_missing() {
-    let served = tempfile::tempdir().expect("a directory");
-    let dir = served.path().join("repo");
-    let (old, new) = (Release::shop("1.0.0"), Release::shop("1.1.0"));
-    repository(&dir, &[&old]);
-    let web = Web::serve(&dir);
-    let line = format!("repository = \"{}\"", web.url());
-    let appliance = with_update_key(Appliance::new(&old), &line).start();
-    assert_eq!(appliance.status()["repository"], json!(web.url()));
-
-    let checked = appliance.refit(&["check", "--json"]).ends_with(0).objects().remove(0);
-    assert_eq!((&checked["newer"], &checked["current"]), (&Value::Null, &json!("1.0.0")));
-    let line = appliance.refit(&["install", "1.1.0"]).complains_with(65);
-    assert!(line.contains("no release 1.1.0"), "{line}");
-    repository(&dir, &[&new]);
-    let checked = appliance.refit(&["check", "--json"]).ends_with(0).objects().remove(0);
-    assert_eq!(checked["newer"], "1.1.0");
-    let payload_bytes = checked["releases"][1]["payload_bytes"].as_u64().expect("a number");
-    let text = appliance.refit(&["check"]).ends_with(0).stdout;
-    assert!(text.contains("refit install 1.1.0"), "{text}");
-
-    web.asked();
-    appliance.refit(&["install", "1.1.0"]).ends_with(0);
-    appliance.settled("1.1.0");
-    appliance.refit(&["verify"]).ends_with(0);
-    let fetched: u64 = web.asked().iter().filter(|(path, _)| path.ends_with("payload")).map(|(_, bytes)| bytes).sum();
-    // The stock's program and the style are those of 1.0.0.
-    assert!(fetched > 0 && fetched < payload_bytes * 4 / 5, "{fetched} of {payload_bytes}");
-    // An installed release is gone back to without the repository.
-    drop(web);
-    appliance.refit(&["install", "1.0.0"]).ends_with(0);
-    appliance.settled("1.0.0");
-    let line = appliance.refit(&["check"]).complains_with(75);
-    assert!(line.contains("the repository cannot be read"), "{line}");
-}
-
-#[test]
-fn parts_of_a_release_are_asked_for_by_every_worker() {
-    const PARTS: u32 = 12;
-    let served = tempfile::tempdir().expect("a directory");
-    let dir = served.path().join("repo");
-    let release = |version: &str, label: &str| {
-        (0..PARTS).fold(Release::shop(version), |release, number| {
-            let (kept, new) = (format!("share/{number:02}-kept"), format!("share/{number:02}-new"));
-            release.file(&kept, &noise(&format!("kept {number}"))).file(&new, &noise(&format!("{label} {number}")))
-        })
-    };
-    let (old, new) = (release("1.0.0", "old"), release("1.1.0", "new"));
-    repository(&dir, &[&old, &new]);
-    let web = Web::serve(&dir);
-    let line = format!("repository = \"{}\"", web.url());
-    let appliance = with_update_key(Appliance::new(&old), &line).start();
-    appliance.refit(&["install", "1.1.0"]).ends_with(0);
-    appliance.settled("1.1.0");
-    appliance.refit(&["verify"]).ends_with(0);
-    let payloads = web.asked().iter().filter(|(path, _)| path.ends_with("payload")).count();
-    assert!(payloads >= PARTS as usize, "{payloads} requests");
-}
-
-/// Returns text that no codec makes smaller than the gap for which nobody asks anew; each label has its own.
-fn noise(label: &str) -> String {
-    (0..2_000).map(|number| hex::encode(Sha256::digest(format!("{label} {number}")))).collect()
-}
-
-#[test]
-fn a_web_server_need_not_know_ranges() {
-    let served = tempfile::tempdir().expect("a directory");
-    let dir = served.path().join("repo");
-    let (old, new) = (Release::shop("1.0.0"), Release::shop("1.1.0"));
-    repository(&dir, &[&old, &new]);
-    let web = Web::serve_whole(&dir);
-    let line = format!("repository = \"{}\"", web.url());
-    let appliance = with_update_key(Appliance::new(&old), &line).start();
-    appliance.refit(&["install", "1.1.0"]).ends_with(0);
-    appliance.settled("1.1.0");
-    appliance.refit(&["verify"]).ends_with(0);
-    let payloads = web.asked().iter().filter(|(path, _)| path.ends_with("payload")).count();
-    assert_eq!(payloads, 1, "one answer has all that is wanted");
-}
-
-#[test]
-fn a_server_without_keys_can_give_nothing_else() {
-    let served = tempfile::tempdir().expect("a directory");
-    let dir = served.path().join("repo");
-    repository(&dir, &[&Release::shop("1.1.0")]);
-    let line = format!("repository = \"{}\"", dir.display());
-    let appliance = with_update_key(Appliance::new(&Release::shop("1.0.0")), &line).start();
-    appliance.refit(&["check"]).ends_with(0);
-    let older = served.path().join("older.json");
-    let timestamp = dir.join("metadata/timestamp.json");
-    fs::copy(&timestamp, &older).expect("copy");
-    repository(&dir, &[&Release::shop("1.2.0")]);
-    appliance.refit(&["check"]).ends_with(0);
-    // The list of yesterday again.
-    fs::copy(&older, &timestamp).expect("copy");
-    let line = appliance.refit(&["check"]).complains_with(65);
-    assert!(line.contains("timestamp.json has version 2, and 3 was seen before"), "{line}");
-    let pids = (appliance.runtime_pid(), appliance.component_pid("shop"));
-    appliance.refit(&["install", "1.1.0"]).complains_with(65);
-    assert_eq!((appliance.runtime_pid(), appliance.component_pid("shop")), pids);
-    assert!(appliance.history().is_empty());
-}
-
-#[test]
-fn no_repository_is_said() {
-    let appliance = Appliance::new(&Release::bare("1.0.0")).start();
-    let line = appliance.refit(&["check"]).complains_with(78);
-    assert!(line.contains("has no repository") && line.contains("local.toml"), "{line}");
 }
 
 #[test]

@@ -12,6 +12,9 @@ use std::time::Duration;
 /// How long a client may be silent: none of the tests' is.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 
+/// How long a server that drips waits before the next byte.
+const DRIP: Duration = Duration::from_millis(50);
+
 /// What was asked for, and how many bytes were sent for it.
 pub(crate) type Asked = Vec<(String, u64)>;
 
@@ -23,18 +26,31 @@ pub(crate) struct Web {
     accepting: Option<JoinHandle<()>>,
 }
 
+/// How a server answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Manner {
+    /// As servers of files do.
+    Ranges,
+    /// Each file always whole.
+    Whole,
+    /// What is not there is forbidden.
+    Forbids,
+    /// Everything is at this address.
+    Moved(String),
+    /// Half of each file, and then nothing.
+    Cuts,
+    /// What is not there is a megabyte, a byte at a time.
+    Drips,
+}
+
 impl Web {
     /// Serves the files of `dir`.
     pub(crate) fn serve(dir: &Path) -> Self {
-        Self::serve_as(dir, true)
+        Self::serve_as(dir, Manner::Ranges)
     }
 
-    /// Serves the files of `dir`, each always whole.
-    pub(crate) fn serve_whole(dir: &Path) -> Self {
-        Self::serve_as(dir, false)
-    }
-
-    fn serve_as(dir: &Path, knows_ranges: bool) -> Self {
+    /// Serves the files of `dir` in this manner.
+    pub(crate) fn serve_as(dir: &Path, manner: Manner) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listen");
         let address = listener.local_addr().expect("an address");
         let (asked, ended) = (Arc::new(Mutex::new(Asked::new())), Arc::new(AtomicBool::new(false)));
@@ -45,8 +61,8 @@ impl Web {
                 if end.load(Ordering::Acquire) {
                     break;
                 }
-                let (log, dir) = (Arc::clone(&log), dir.clone());
-                serving.push(std::thread::spawn(move || answer(stream, &dir, knows_ranges, &log)));
+                let (log, dir, manner, end) = (Arc::clone(&log), dir.clone(), manner.clone(), Arc::clone(&end));
+                serving.push(std::thread::spawn(move || answer(stream, &dir, &manner, &log, &end)));
             }
             for thread in serving {
                 thread.join().expect("the server does not panic");
@@ -77,7 +93,7 @@ impl Drop for Web {
 }
 
 /// Answers one request and closes the connection: nothing is left when the client has its answer.
-fn answer(stream: TcpStream, dir: &Path, knows_ranges: bool, log: &Mutex<Asked>) {
+fn answer(stream: TcpStream, dir: &Path, manner: &Manner, log: &Mutex<Asked>, end: &AtomicBool) {
     stream.set_read_timeout(Some(SILENCE_MAX)).expect("a socket");
     let mut reader = BufReader::new(stream);
     let mut first = String::new();
@@ -97,7 +113,9 @@ fn answer(stream: TcpStream, dir: &Path, knows_ranges: bool, log: &Mutex<Asked>)
     }
     let path = first.split(' ').nth(1).expect("a path").trim_start_matches('/').to_owned();
     assert!(!path.contains(".."), "{path}");
-    let (head, body) = match (fs::read(PathBuf::from(dir).join(&path)), range.filter(|_| knows_ranges)) {
+    let (head, body) = match (fs::read(PathBuf::from(dir).join(&path)), range.filter(|_| *manner != Manner::Whole)) {
+        (Err(_), _) if *manner == Manner::Drips => ("200 OK".to_owned(), vec![b' '; 1 << 20]),
+        (Err(_), _) if *manner == Manner::Forbids => ("403 Forbidden".to_owned(), Vec::new()),
         (Err(_), _) => ("404 Not Found".to_owned(), Vec::new()),
         (Ok(bytes), None) => ("200 OK".to_owned(), bytes),
         (Ok(bytes), Some((first, last))) => {
@@ -105,8 +123,22 @@ fn answer(stream: TcpStream, dir: &Path, knows_ranges: bool, log: &Mutex<Asked>)
             (head, bytes[first..=last].to_vec())
         }
     };
+    let (head, body) = match manner {
+        Manner::Moved(to) => (format!("301 Moved Permanently\r\nlocation: {to}/{path}"), Vec::new()),
+        _ => (head, body),
+    };
     log.lock().unwrap_or_else(PoisonError::into_inner).push((path, body.len() as u64));
     let head = format!("HTTP/1.1 {head}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
+    let stream = reader.get_mut();
+    let sent = match manner {
+        Manner::Cuts => &body[..body.len() / 2],
+        Manner::Drips => &[],
+        Manner::Ranges | Manner::Whole | Manner::Forbids | Manner::Moved(_) => &body,
+    };
     // A client that has seen enough goes away.
-    drop(reader.get_mut().write_all(head.as_bytes()).and_then(|()| reader.get_mut().write_all(&body)));
+    let mut sending = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(sent));
+    while *manner == Manner::Drips && sending.is_ok() && !end.load(Ordering::Acquire) {
+        std::thread::sleep(DRIP);
+        sending = stream.write_all(b" ");
+    }
 }

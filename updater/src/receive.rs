@@ -225,7 +225,6 @@ impl Receiver<'_> {
         let mut plan = plan::Plan::new(manifest);
         plan.find_kept(&store.content_index()?, &checked, cancel)?;
         plan.check_space(&store.staging_dir())?;
-        payload.announce(plan.wanted_ranges(manifest));
 
         let staging = store.staging_dir();
         // Opened before the first byte is written: every error of writing back since then is one of this sync.
@@ -233,6 +232,7 @@ impl Receiver<'_> {
         let tree = Tree::new(&staging)?;
         make_directories(&tree.path, manifest)?;
         let made = plan.make_kept_and_empty(&tree.path)?;
+        payload.announce(plan.wanted_ranges(manifest));
         let unpacked_bytes = unpack::unpack(&mut payload, manifest, &plan, &tree.path, cancel, progress)?;
         payload.finish()?;
         progress(ReceiveProgress::Syncing);

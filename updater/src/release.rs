@@ -307,6 +307,14 @@ impl Store {
         Ok(())
     }
 
+    /// Removes a package that was received and is not wanted.
+    ///
+    /// # Errors
+    /// A file operation failed: the package is whole or gone.
+    pub fn drop_received(&self, received: &Received) -> Result<(), StoreError> {
+        self.discard(&received.dir)
+    }
+
     /// Removes everything in staging.
     ///
     /// # Errors
@@ -370,7 +378,8 @@ impl Store {
     /// Returns where each content already lies: in a kept release, under any name.
     pub(crate) fn content_index(&self) -> Result<ContentIndex, StoreError> {
         let mut index = ContentIndex::new();
-        for release in self.releases()? {
+        // The newest first, which stay longest.
+        for release in self.releases()?.into_iter().rev() {
             for file in release.manifest.files() {
                 if let Body::Regular { mode, sha256, size, .. } = &file.body
                     && *size > 0

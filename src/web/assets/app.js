@@ -434,7 +434,7 @@ function drawHeader() {
 
 /** What keeps updates from being trusted, or will: a role that expires, a clock that is wrong, a damaged memory. */
 function drawTrust() {
-  const warnings = status.trust?.warning ? [status.trust.warning] : [];
+  const warnings = status.trust?.warnings ?? [];
   keyed($("trust"), warnings, (warning) => warning, (warning) => h("li", {}, h("b", {}, "Trust: "), ...prose(warning)),
     () => {});
 }

@@ -164,7 +164,9 @@ $("repository-check").addEventListener("click", (event) => attempt(event.target,
       const button = h("button", { type: "button", class: "small", onclick: () => get(newer) }, `Get ${newer}`);
       place.replaceChildren(`${newer} is there, ${bytes(offer.payload_bytes)} at most. `, button);
     } else {
-      place.replaceChildren(`There is nothing newer than ${current}.`);
+      const failed = releases.findLast(({ failed_before: reason }) => reason);
+      const why = failed ? [` ${failed.version} failed here before: `, ...prose(failed.failed_before)] : [];
+      place.replaceChildren(`There is nothing newer than ${current} to get.`, ...why);
     }
   } catch (error) {
     place.replaceChildren();
@@ -178,7 +180,7 @@ export function drawPackage() {
   const shown = $("package").dataset.digest;
   $("package").dataset.digest = offered?.digest ?? "";
   if (!offered || shown === offered.digest) return;
-  const { added, changed, removed } = offered.changes;
+  const { added, changed, removed } = offered.changes ?? { added: [], changed: [], removed: [] };
   voyage($("package-title"), `${offered.appliance} ${offered.from ?? ""}`.trim(), offered.version);
   const warnings = [];
   if (offered.failed_before) warnings.push(["Failed here before: ", offered.failed_before]);
@@ -194,7 +196,8 @@ export function drawPackage() {
   const figure = ([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value));
   $("package-facts").replaceChildren(...figures.map(figure));
   const changes = `${plural(changed.length, "file")} changed, ${added.length} added, ${removed.length} removed`;
-  text($("package-changes"), changes);
+  // What runs is damaged, so nobody knows what changes.
+  text($("package-changes"), offered.changes ? changes : "What changes is unknown: the running release is damaged");
   const files = Object.entries({ changed, added, removed })
     .flatMap(([kind, names]) => names.map((name) => h("li", {}, h("span", {}, kind), name)));
   $("package-files").querySelector("ul").replaceChildren(...files);

@@ -6,7 +6,7 @@ use std::io::{self, Read};
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
@@ -165,22 +165,35 @@ impl Plan {
         Ok(())
     }
 
-    /// Makes everything that needs nothing from the payload: links, empty files, and what kept releases have.
-    pub(super) fn make_kept_and_empty(&self, tree: &Path) -> Result<Made, ReceiveError> {
+    /// Makes everything that needs nothing from the payload: links, empty files, and what kept releases have. What a release
+    /// had that was removed meanwhile is wanted from now on.
+    pub(super) fn make_kept_and_empty(&mut self, tree: &Path) -> Result<Made, ReceiveError> {
         for (path, target) in &self.links {
             let path = tree.join(path);
             durable::symlink(Path::new(target), &path).map_err(ReceiveError::disk("link", &path))?;
         }
         let contents: Vec<(&Digest, &Content)> =
             self.contents.iter().filter(|(_, content)| !content.is_wanted()).collect();
-        let (linked, copied) = (AtomicU64::new(0), AtomicU64::new(0));
+        let total = Mutex::new((Made::default(), Vec::new()));
         on_all_cores(&contents, |(digest, content)| {
             let made = content.make(**digest, tree)?;
-            linked.fetch_add(made.linked_bytes, Ordering::Relaxed);
-            copied.fetch_add(made.copied_bytes, Ordering::Relaxed);
+            let (total, gone) = &mut *total.lock().unwrap_or_else(PoisonError::into_inner);
+            match made {
+                Some(made) => {
+                    total.linked_bytes += made.linked_bytes;
+                    total.copied_bytes += made.copied_bytes;
+                }
+                None => gone.push(**digest),
+            }
             Ok(())
         })?;
-        Ok(Made { linked_bytes: linked.into_inner(), copied_bytes: copied.into_inner() })
+        let (total, gone) = total.into_inner().unwrap_or_else(PoisonError::into_inner);
+        for digest in gone {
+            if let Some(content) = self.contents.get_mut(&digest) {
+                content.kept = None;
+            }
+        }
+        Ok(total)
     }
 
     /// Returns the parts of the payload that are wanted, in ascending order.
@@ -239,14 +252,24 @@ fn on_all_cores<T: Sync>(
 }
 
 impl Content {
-    /// Makes the files of a content that needs nothing from the payload.
-    fn make(&self, digest: Digest, tree: &Path) -> Result<Made, ReceiveError> {
+    /// Makes the files of a content that needs nothing from the payload; `None`, and no file, if the kept one is gone.
+    fn make(&self, digest: Digest, tree: &Path) -> Result<Option<Made>, ReceiveError> {
         let mut made = Made::default();
-        let Some(Kept { place, looks }) = &self.kept else { return self.create(tree).map(|_empty| made) };
+        let Some(Kept { place, looks }) = &self.kept else { return self.create(tree).map(|_empty| Some(made)) };
         for (mode, paths) in &self.files {
             if *mode == place.mode && link_all(&place.path, tree, paths).is_ok() {
                 made.linked_bytes += self.size * paths.len() as u64;
-            } else if self.copy(place, tree, *mode, paths)? {
+                continue;
+            }
+            let from = match File::open(&place.path) {
+                Ok(from) => from,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    self.unmake(tree)?;
+                    return Ok(None);
+                }
+                Err(source) => return Err(ReceiveError::disk("open", &place.path)(source)),
+            };
+            if self.copy(from, tree, *mode, paths)? {
                 made.linked_bytes += self.size;
             } else {
                 made.copied_bytes += self.size;
@@ -259,15 +282,27 @@ impl Content {
                 is_whole(&path, digest, self.size).map_err(ReceiveError::disk("share", &path))?;
             }
         }
-        Ok(made)
+        Ok(Some(made))
+    }
+
+    /// Removes what was made of a content.
+    fn unmake(&self, tree: &Path) -> Result<(), ReceiveError> {
+        for path in self.files.iter().flat_map(|(_, paths)| paths).map(|path| tree.join(path)) {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(ReceiveError::disk("remove", &path)(error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// Copies a kept file with its holes. Returns whether both share their blocks, as some file systems can.
-    fn copy(&self, place: &Place, tree: &Path, mode: Mode, paths: &[String]) -> Result<bool, ReceiveError> {
+    fn copy(&self, mut from: File, tree: &Path, mode: Mode, paths: &[String]) -> Result<bool, ReceiveError> {
         let Some((first, others)) = paths.split_first() else { return Ok(true) };
         let path = tree.join(first);
-        let copy = || -> io::Result<bool> {
-            let mut from = File::open(&place.path)?;
+        let mut copy = || -> io::Result<bool> {
             let to = durable::create_new(&path, mode.bits())?;
             let shares = rustix::fs::ioctl_ficlone(&to, &from).is_ok();
             if !shares {
@@ -339,4 +374,32 @@ fn link_all(from: &Path, tree: &Path, paths: &[String]) -> io::Result<()> {
         made.push(path);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::release::Store;
+
+    #[test]
+    fn what_is_removed_before_it_is_shared_is_wanted() {
+        let home = tempfile::tempdir().unwrap();
+        let store = Store::init(home.path()).unwrap();
+        let (kept, tree) = (home.path().join("kept"), tempfile::tempdir_in(home.path()).unwrap());
+        fs::write(&kept, "content").unwrap();
+        let digest = Digest::of(b"content");
+        let mode = Mode::new(0o444).unwrap();
+        let files = vec![(mode, vec!["one".to_owned(), "other".to_owned()])];
+        let content = Content { size: 7, holes: 0, files, kept: None };
+        let mut plan = Plan { contents: HashMap::from([(digest, content)]), links: Vec::new(), directories: 0 };
+        let index = ContentIndex::from([(digest, vec![Place { path: kept.clone(), mode }])]);
+        plan.find_kept(&index, &store.checked(), &AtomicBool::new(false)).unwrap();
+        assert!(!plan.contents[&digest].is_wanted());
+
+        fs::remove_file(&kept).unwrap();
+        let made = plan.make_kept_and_empty(tree.path()).unwrap();
+        assert_eq!((made.linked_bytes, made.copied_bytes), (0, 0));
+        assert!(plan.contents[&digest].is_wanted());
+        assert_eq!(fs::read_dir(tree.path()).unwrap().count(), 0);
+    }
 }

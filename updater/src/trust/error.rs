@@ -243,7 +243,9 @@ impl TrustError {
         match self {
             Self::Io { .. } => "free space or check the disk and its permissions, then try again",
             Self::NoRoot { .. } => "give the appliance the vendor's root.json first: `refit trust reset ROOT`",
-            Self::OtherRootTrusted { .. } => "a trusted root changes only through a package signed with it",
+            Self::OtherRootTrusted { .. } => {
+                "a trusted root changes only through a package signed with it, or by `refit trust reset ROOT`"
+            }
             Self::NotARoot { .. } => "take root.json from `refit keys init` of the vendor",
             Self::RootDamaged { .. }
             | Self::RootWentBack { .. }
@@ -270,7 +272,9 @@ impl TrustError {
             Self::Manifest { .. } => "ask the vendor for a package that is in order; nothing was changed",
             Self::OtherRoot { .. } => "choose a package of this appliance's vendor; nothing was changed",
             Self::Expired { .. } => "get a package with newer metadata; nothing was changed",
-            Self::ClockWentBack { .. } => "set the clock; nothing was changed",
+            Self::ClockWentBack { .. } => {
+                "set the clock; if it was wrong before and is right now, `refit trust reset ROOT`; nothing was changed"
+            }
         }
     }
 }

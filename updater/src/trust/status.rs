@@ -39,7 +39,9 @@ pub struct TrustStatus {
     pub released: Option<Timestamp>,
     /// Whether the clock is before that: then no date can be judged.
     pub clock_behind: bool,
-    /// What somebody should see to, if anything.
+    /// What somebody should see to, the worst first.
+    pub warnings: Vec<String>,
+    /// The first of them.
     pub warning: Option<String>,
 }
 
@@ -67,8 +69,9 @@ impl Trust {
             roles.extend(shown.map(|(what, version, expires)| role(what, name, version.get(), expires, now)));
         }
         let clock_behind = released.is_some_and(|date| date > now);
-        let warning = warning(&roles, released.filter(|_| clock_behind), now);
-        Ok(TrustStatus { roles, released, clock_behind, warning })
+        let warnings = warnings(&roles, released.filter(|_| clock_behind), now);
+        let warning = warnings.first().cloned();
+        Ok(TrustStatus { roles, released, clock_behind, warnings, warning })
     }
 }
 
@@ -77,11 +80,11 @@ fn role(role: &'static str, source: &'static str, version: u64, expires: Timesta
     RoleStatus { role, source, version, expires, expires_in_days }
 }
 
-fn warning(roles: &[RoleStatus], behind: Option<Timestamp>, now: Timestamp) -> Option<String> {
+fn warnings(roles: &[RoleStatus], behind: Option<Timestamp>, now: Timestamp) -> Vec<String> {
     if let Some(released) = behind {
-        return Some(format!(
+        return vec![format!(
             "the clock says {now}, but a release that was accepted here was made at {released}: set the clock"
-        ));
+        )];
     }
     let worry = |role: &&RoleStatus| {
         let days = match (role.role, role.source) {
@@ -92,8 +95,13 @@ fn warning(roles: &[RoleStatus], behind: Option<Timestamp>, now: Timestamp) -> O
         };
         role.expires <= now.checked_add(SignedDuration::from_hours(days * DAY_HOURS)).unwrap_or(Timestamp::MAX)
     };
-    let first = roles.iter().filter(worry).min_by_key(|role| role.expires)?;
-    let RoleStatus { role, source, expires, .. } = first;
+    // The root is the first of the roles. Of a repository one date is enough: one command renews them all.
+    let root = roles.iter().filter(worry).find(|role| role.role == "root");
+    let other = roles.iter().filter(worry).filter(|role| role.role != "root").min_by_key(|role| role.expires);
+    root.into_iter().chain(other).map(|role| warning(role, now)).collect()
+}
+
+fn warning(RoleStatus { role, source, expires, .. }: &RoleStatus, now: Timestamp) -> String {
     let of = if *role == "root" { "trusted" } else { source };
     let verb = if *expires <= now { "expired" } else { "expires" };
     let what_to_do = match (*role, *expires <= now) {
@@ -101,5 +109,5 @@ fn warning(roles: &[RoleStatus], behind: Option<Timestamp>, now: Timestamp) -> O
         (_, true) => "ask the repository with `refit check`; if it stays so, the vendor must refresh it",
         (_, false) => "the vendor should refresh the repository",
     };
-    Some(format!("the {of} {role} metadata {verb} at {expires}: {what_to_do}"))
+    format!("the {of} {role} metadata {verb} at {expires}: {what_to_do}")
 }

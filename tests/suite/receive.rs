@@ -1,0 +1,99 @@
+//! Packages that arrive in circumstances: senders that fall silent, releases that are there already or damaged.
+
+use std::fs::{self, Permissions};
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+
+use crate::appliance::{Appliance, Ran, refit};
+use crate::release::{Release, Vendor};
+use crate::repository::with_update_key;
+use crate::wait::LIMIT;
+
+#[test]
+fn a_sender_that_falls_silent_makes_room_for_the_next() {
+    let appliance = with_update_key(Appliance::new(&Release::bare("1.0.0")), "receive_timeout = \"1s\"").start();
+    let package = fs::read(Release::bare("1.1.0").package()).expect("read");
+    let mut stream = UnixStream::connect(appliance.home().join("run/refit.sock")).expect("connect");
+    stream.set_read_timeout(Some(LIMIT)).expect("a socket");
+    let head = format!(
+        "PUT /api/v1/packages HTTP/1.1\r\nHost: appliance\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+        package.len()
+    );
+    stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&package[..package.len() / 2])).expect("send");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 409 "), "{answer}");
+    assert!(answer.contains("\"package_interrupted\"") && answer.contains("bytes came in 1 s"), "{answer}");
+    appliance.install(&Release::bare("1.1.0"), &[]).ends_with(0);
+    appliance.settled("1.1.0");
+}
+
+#[test]
+fn a_release_that_is_kept_is_staged_and_approved_like_any_other() {
+    let appliance = Appliance::new(&Release::bare("1.0.0")).start();
+    appliance.install(&Release::bare("1.1.0"), &[]).ends_with(0);
+    appliance.settled("1.1.0");
+    let staged = appliance.refit(&["install", "1.0.0", "--stage-only"]).ends_with(0).stdout;
+    assert!(staged.contains("release 1.0.0 is complete on disk"), "{staged}");
+    let other = "1".repeat(64);
+    let line = appliance.refit(&["install", "1.0.0", "--digest", &other]).complains_with(65);
+    assert!(line.contains(&other) && line.contains("was approved"), "{line}");
+    assert_eq!(appliance.settled("1.1.0")["release"]["version"], "1.1.0");
+    let releases = appliance.refit(&["releases", "--json"]).ends_with(0).objects().remove(0);
+    let kept = releases["releases"].as_array().expect("a list").iter().find(|it| it["version"] == "1.0.0");
+    let digest = kept.expect("it is kept")["digest"].as_str().expect("a digest").to_owned();
+    appliance.refit(&["install", "1.0.0", "--digest", &digest]).ends_with(0);
+    appliance.settled("1.0.0");
+}
+
+#[test]
+fn a_running_release_with_a_damaged_manifest_is_updated() {
+    let appliance = Appliance::new(&Release::bare("1.0.0")).start();
+    let manifest = appliance.home().join("releases/1.0.0/.refit/manifest.json");
+    fs::set_permissions(&manifest, Permissions::from_mode(0o644)).expect("chmod");
+    fs::write(&manifest, "{\"format\":").expect("write");
+    let ran = appliance.install(&Release::bare("1.1.0"), &[]).ends_with(0);
+    assert!(ran.stdout.contains("what changes is unknown"), "{}", ran.stdout);
+    appliance.settled("1.1.0");
+}
+
+#[test]
+fn a_home_that_cannot_be_made_leaves_nothing() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let package = Release::bare("1.0.0").package();
+    let stranger = Release::bare("1.0.0").by_a_stranger().package();
+    let init = |home: &std::path::Path, package: &std::path::Path| {
+        let mut command = refit();
+        command.arg("init").arg(package).arg("--root").arg(Vendor::get().root()).arg("--home").arg(home);
+        Ran::of(&mut command)
+    };
+    let (missing, empty) = (dir.path().join("missing"), dir.path().join("empty"));
+    fs::create_dir(&empty).expect("make");
+    for home in [&missing, &empty] {
+        let line = init(home, &stranger).complains_with(65);
+        assert!(line.contains("nothing was changed"), "{line}");
+    }
+    assert!(!missing.exists());
+    assert_eq!(fs::read_dir(&empty).expect("list").count(), 0);
+    for home in [&missing, &empty] {
+        init(home, &package).ends_with(0);
+    }
+    // Somebody else's directory is left alone.
+    let other = dir.path().join("other");
+    fs::create_dir(&other).and_then(|()| fs::write(other.join("mine"), "mine")).expect("make");
+    init(&other, &stranger).complains_with(65);
+    assert_eq!(fs::read(other.join("mine")).expect("it is there"), b"mine");
+}
+
+#[test]
+fn answers_that_cannot_be_written_are_a_failure() {
+    let package = Release::bare("1.0.0").package();
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").expect("open");
+    let mut inspect = refit();
+    inspect.arg("inspect").arg(package).arg("--json").stdout(full);
+    let ran = inspect.output().expect("run refit");
+    let line = String::from_utf8_lossy(&ran.stderr);
+    assert_eq!(ran.status.code(), Some(74), "{line}");
+    assert!(line.contains("cannot write the answer"), "{line}");
+}
