@@ -2,11 +2,12 @@
 //!
 //! Files are written so that a web server may serve the directory at any moment: names carry versions and digests, and what
 //! leads to them is replaced last, `timestamp.json` as the very last. The metadata that is there is verified before anything is
-//! signed anew: whoever can write to the directory cannot have the vendor sign what they put there.
+//! signed anew: whoever can write to the directory cannot have the vendor sign what they put there. Of a package every byte is
+//! read once: what was checked is what is written and signed.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, Permissions};
-use std::io::{self, BufReader, Write};
+use std::io::{self, Write};
 use std::num::NonZeroU64;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -14,14 +15,15 @@ use std::path::{Path, PathBuf};
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use serde_json::{Value, json};
+use tempfile::NamedTempFile;
 use tough::schema::RoleType;
 
 use super::{Directory, Metadata, Offer, TARGETS_DIR, offers_of, payload_path};
 use crate::class::Class;
 use crate::durable;
-use crate::inspect::{InspectError, inspect};
+use crate::inspect::{InspectError, Signed as SignedPackage, check_payload, open_signed};
 use crate::keys::{Keys, KeysError, metadata};
-use crate::package::{METADATA_DIR, Package, PackageError};
+use crate::package::METADATA_DIR;
 use crate::tuf::document::{Document, SnapshotContent, TargetsContent};
 use crate::tuf::{Client, Dates, MemoryShelf, SameVersion, Target, TufError};
 
@@ -31,8 +33,6 @@ const LOCK_NAME: &str = ".lock";
 const FILE_MODE: u32 = 0o644;
 /// Targets and snapshot are signed anew by a refresh when they are good for less than this.
 const RENEW_DAYS: i64 = 30;
-/// Bytes copied at a time.
-const COPY_BYTES: u64 = 256 << 10;
 
 /// How long what is signed is good.
 #[derive(Debug, Clone, Copy)]
@@ -168,6 +168,18 @@ struct Current {
     root_version: u64,
 }
 
+/// Why a payload was not taken over.
+enum Copying {
+    Package(InspectError),
+    Write(io::Error),
+}
+
+impl From<InspectError> for Copying {
+    fn from(error: InspectError) -> Self {
+        Self::Package(error)
+    }
+}
+
 impl Repository {
     /// Makes an empty repository in `dir`.
     ///
@@ -224,51 +236,49 @@ impl Repository {
         let current = self.current(keys)?;
         let refused = |source| RepositoryError::Package { path: package.to_owned(), source: Box::new(source) };
         // The newest root: what keys signed that were retired since is packed again, or not published.
-        let found = inspect(package, Some(keys.root()), true, terms.now).map_err(refused)?;
-        let manifest = &found.manifest;
+        let found = open_signed(package, keys.root()).map_err(refused)?;
+        let SignedPackage { bytes, manifest, released, payload, .. } = found;
         let offer = Offer {
             appliance: manifest.appliance().to_owned(),
             version: manifest.version().clone(),
             arch: manifest.arch().to_owned(),
-            released: found.released,
+            released,
             requires: manifest.requires().cloned(),
             payload_bytes: manifest.payload_bytes(),
             installed_bytes: manifest.installed_bytes(),
         };
         let name = offer.target_name();
-        let open = |source| InspectError::Open { path: package.to_owned(), source };
-        let file = File::open(package).map_err(open).map_err(refused)?;
-        let not_read = |source: PackageError| refused(InspectError::from(source));
-        let input = Package::open(BufReader::new(file)).map_err(not_read)?;
-        let bytes = input.manifest().to_vec();
         let target = metadata::target(&bytes, json!(offer));
         let typed: Target = serde_json::from_value(target.clone())
             .map_err(|source| KeysError::Encode { role: RoleType::Targets, source: Box::new(source) })?;
         if let Some(taken) = current.targets.content.targets.get(&name) {
-            return if taken.hashes == typed.hashes { Ok(offer) } else { Err(RepositoryError::Taken { name }) };
+            if taken.hashes != typed.hashes {
+                return Err(RepositoryError::Taken { name });
+            }
+            check_payload(payload, &manifest, |_stored| Ok(())).map_err(refused)?;
+            return Ok(offer);
         }
         let path = |found: Option<String>| self.dir.join(found.unwrap_or_else(|| name.clone()));
         let payload_path = path(payload_path(&name, &typed));
         let manifest_path = path(typed.consistent_path(&name).map(|path| format!("{TARGETS_DIR}{path}")));
         let dir = payload_path.parent().unwrap_or(&self.dir);
-        durable::create_dirs(dir).map_err(RepositoryError::io("make", dir))?;
 
-        let write = RepositoryError::io("write", &payload_path);
-        let mut temp = tempfile::NamedTempFile::new_in(dir).map_err(RepositoryError::io("make a file in", dir))?;
-        let mut payload = input.into_payload(manifest.payload_bytes()).map_err(not_read)?;
-        let (mut buffer, mut left) = (Vec::new(), manifest.payload_bytes());
-        while left > 0 {
-            let part = left.min(COPY_BYTES);
-            payload.read(part, &mut buffer).map_err(not_read)?;
-            temp.write_all(&buffer).map_err(RepositoryError::io("write", &payload_path))?;
-            left -= part;
-        }
-        let readable = temp.as_file().set_permissions(Permissions::from_mode(FILE_MODE));
-        readable.and_then(|()| durable::commit_file(temp, &payload_path)).map_err(write)?;
-        replace(&manifest_path, &bytes)?;
-
+        // Until it is found to be in order it lies in what there is of its directory: a refusal leaves nothing.
+        let place = dir.ancestors().find(|dir| dir.is_dir()).unwrap_or(&self.dir);
+        let mut temp = NamedTempFile::new_in(place).map_err(RepositoryError::io("make a file in", place))?;
+        let copied = check_payload(payload, &manifest, |stored| temp.write_all(stored).map_err(Copying::Write));
+        copied.map_err(|error| match error {
+            Copying::Package(source) => refused(source),
+            Copying::Write(source) => RepositoryError::io("write", &payload_path)(source),
+        })?;
         let mut targets = self.target_values(&current)?;
-        targets.insert(name, target);
+        targets.insert(name.clone(), target);
+
+        durable::create_dirs(dir).map_err(RepositoryError::io("make", dir))?;
+        let readable = temp.as_file().set_permissions(Permissions::from_mode(FILE_MODE));
+        let named = readable.and_then(|()| durable::commit_file(temp, &payload_path));
+        named.map_err(RepositoryError::io("write", &payload_path))?;
+        replace(&manifest_path, &bytes)?;
         self.publish_next(keys, terms, &current, Some(targets))?;
         Ok(offer)
     }

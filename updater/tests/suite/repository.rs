@@ -1,10 +1,11 @@
 //! A repository: written, served, read; and what a server without keys can do, which is nothing.
 
 use std::fs;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
+use std::thread;
 
 use refit_updater::keys::{Keys, Rotation};
 use refit_updater::pack::PackOptions;
@@ -219,6 +220,35 @@ fn a_rotation_reaches_the_appliance_through_the_repository() {
     assert_eq!(versions(&home, &published.dir), ["1.0.0"]);
     assert_eq!(home.trust.root().unwrap(), keys.root());
     fetch_from(&home, &mut published.server(), "1.0.0").unwrap();
+}
+
+#[test]
+fn the_package_that_was_checked_is_the_one_that_is_published() {
+    let published = Published::new();
+    // Two of one name and length; `add` reads the first from a pipe, whose name is the other's from then on.
+    let pack = |seed: u64| {
+        let tree = published.vendor.tree("1.0.0");
+        put(&tree, "lib/big", &noise(seed, 300_000), 0o644);
+        published.vendor.pack(&tree, &options())
+    };
+    let (checked, other) = (pack(1), pack(2));
+    assert_eq!(checked.len(), other.len());
+    let out = published.vendor.dir.path().join("pipe");
+    put(&out, "other.refit", &other, 0o644);
+    let path = out.join("package.refit");
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRUSR | nix::sys::stat::Mode::S_IWUSR).unwrap();
+    thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let mut pipe = fs::OpenOptions::new().write(true).open(&path).unwrap();
+            pipe.write_all(&checked).unwrap();
+            fs::rename(out.join("other.refit"), &path).unwrap();
+        });
+        Repository::open(&published.dir).unwrap().add(&path, &published.vendor.keys, &terms()).unwrap();
+        writer.join().unwrap();
+    });
+    let home = Home::new(&published.vendor);
+    let fetched = fetch_from(&home, &mut published.server(), "1.0.0").unwrap();
+    assert_eq!(fetched.digest, home.receive(&checked).unwrap().digest);
 }
 
 #[test]
