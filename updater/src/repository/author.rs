@@ -23,7 +23,7 @@ use crate::class::Class;
 use crate::durable;
 use crate::inspect::{InspectError, Signed as SignedPackage, check_payload, open_signed};
 use crate::keys::{Keys, KeysError, metadata};
-use crate::package::METADATA_DIR;
+use crate::package::{MANIFEST_NAME, METADATA_DIR};
 use crate::tuf::document::{Document, SnapshotContent, TargetsContent};
 use crate::tuf::{Client, Dates, MemoryShelf, SameVersion, Target, TufError};
 
@@ -100,6 +100,12 @@ pub enum RepositoryError {
         #[source]
         source: Box<TufError>,
     },
+    /// Its metadata is that of a package.
+    #[error("the metadata in {} is that of a single package", dir.display())]
+    PackageMetadata {
+        /// The directory.
+        dir: PathBuf,
+    },
     /// The package is not in order.
     #[error("{} is refused", path.display())]
     Package {
@@ -139,6 +145,7 @@ impl RepositoryError {
             Self::Exists { .. }
             | Self::None { .. }
             | Self::Metadata { .. }
+            | Self::PackageMetadata { .. }
             | Self::Taken { .. }
             | Self::Keys { .. } => Class::Refused,
         }
@@ -152,6 +159,7 @@ impl RepositoryError {
             Self::Exists { .. } => "add releases with `refit repo add`, or choose another directory",
             Self::None { .. } => "make one with `refit repo init`",
             Self::Metadata { .. } => "name the keys of this repository, or restore its metadata/ from a backup",
+            Self::PackageMetadata { .. } => "restore its metadata/ from a backup: somebody has replaced it",
             Self::Package { source, .. } => source.remedy(),
             Self::Taken { .. } => "give the release a version of its own: what was published never changes",
             Self::Keys { source } => source.remedy(),
@@ -362,11 +370,16 @@ impl Repository {
         let mut client = client.map_err(refused)?;
         client.refresh().map_err(refused)?;
         let timestamp = client.timestamp().ok_or_else(|| missing("timestamp.json"))?;
+        let targets = client.targets().cloned().ok_or_else(|| missing("targets.json"))?;
+        // Signed by the same keys, and everybody's to take: no appliance would take a list that goes on from this.
+        if targets.content.targets.contains_key(MANIFEST_NAME) {
+            return Err(RepositoryError::PackageMetadata { dir: self.dir.clone() });
+        }
         Ok(Current {
             timestamp_version: timestamp.version,
             timestamp_expires: timestamp.expires,
             root_version: client.root().version.get(),
-            targets: client.targets().cloned().ok_or_else(|| missing("targets.json"))?,
+            targets,
             snapshot: client.snapshot().cloned().ok_or_else(|| missing("snapshot.json"))?,
         })
     }

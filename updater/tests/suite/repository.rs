@@ -158,7 +158,7 @@ fn no_byte_that_is_served_can_be_changed() {
             bytes[index] ^= 0x01;
             put(path.parent().unwrap(), path.file_name().unwrap().to_str().unwrap(), &bytes, mode & 0o777);
             let outcome = fetch_from(&home, &mut published.server(), "1.0.0");
-            // Metadata may be remembered before what it leads to is refused; nothing else may change.
+            // The metadata may be whole, and remembered, before what it leads to is refused; nothing else may change.
             assert!(outcome.is_err(), "byte {index} of {}", path.display());
             altered += 1;
             assert!(home.store.versions().unwrap().is_empty());
@@ -285,19 +285,43 @@ fn what_may_not_be_published() {
     assert!(matches!(Repository::open(other.dir.path()).unwrap_err(), RepositoryError::None { .. }));
 }
 
-#[test]
-fn the_metadata_of_a_package_is_no_repository() {
-    let vendor = Vendor::new();
-    let package = vendor.pack(&vendor.tree("1.0.0"), &PackOptions { expires: far(), ..options() });
-    let served = vendor.dir.path().join("served");
-    fs::create_dir_all(served.join("metadata")).unwrap();
+/// Puts the metadata of a package that this vendor packed into `dir`, as if it were a repository's.
+fn serve_package(vendor: &Vendor, dir: &Path, metadata_version: u64) {
+    let package = vendor.pack(&vendor.tree("1.0.0"), &PackOptions { metadata_version, ..options() });
     let read = refit_updater::package::Package::open(&package[..]).unwrap();
     for (name, bytes) in read.metadata().iter() {
-        put(&served.join("metadata"), &name, bytes, 0o644);
+        put(&dir.join("metadata"), &name, bytes, 0o644);
     }
-    let home = Home::new(&vendor);
-    let error = check(&mut Directory(served), &home.trust, &home.policy).unwrap_err();
-    assert_eq!(error.to_string(), "the repository serves the metadata of a single package");
+}
+
+#[test]
+fn the_metadata_of_a_package_is_no_repository() {
+    let published = Published::new();
+    published.add("1.0.0");
+    let served = published.vendor.dir.path().join("served");
+    serve_package(&published.vendor, &served, 1000);
+    for has_seen_the_repository in [false, true] {
+        let home = Home::new(&published.vendor);
+        if has_seen_the_repository {
+            assert_eq!(versions(&home, &published.dir), ["1.0.0"]);
+        }
+        let error = check(&mut Directory(served.clone()), &home.trust, &home.policy).unwrap_err();
+        assert_eq!(error.to_string(), "the repository serves the metadata of a single package");
+        // Nor does a part of it count: the versions of packages and of the repository are apart.
+        let targets = served.join("metadata/1000.targets.json");
+        let whole = fs::read(&targets).unwrap();
+        fs::remove_file(&targets).unwrap();
+        let error = check(&mut Directory(served.clone()), &home.trust, &home.policy).unwrap_err();
+        assert_eq!(error.code(), "signature-invalid", "{}", chain(&error));
+        put(&served.join("metadata"), "1000.targets.json", &whole, 0o644);
+        assert_eq!(versions(&home, &published.dir), ["1.0.0"]);
+    }
+    // And the vendor does not go on from it.
+    serve_package(&published.vendor, &published.dir, 1000);
+    let before = snapshot(&published.dir);
+    let error = Repository::open(&published.dir).unwrap().refresh(&published.vendor.keys, &terms()).unwrap_err();
+    assert!(matches!(error, RepositoryError::PackageMetadata { .. }), "{error}");
+    assert_eq!(snapshot(&published.dir), before);
 }
 
 fn copy(from: &Path, to: &Path) {
