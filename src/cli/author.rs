@@ -162,7 +162,7 @@ fn try_pack(context: &Context, pack: &Pack) -> Result<(), AuthorError> {
     // The whole configuration is checked here, where it can still be mended, and not first on the appliance.
     let config = Config::load_with_programs(&Programs::anywhere(&dir), &dir.join(config::NO_LOCAL_FILE))?;
     let keys = super::keys::open(context, &pack.keys, &pack.with)?;
-    let repository = pack.repo.as_ref().map(|dir| Repository::open(&context.path(dir))).transpose()?;
+    let mut repository = pack.repo.as_ref().map(|dir| Repository::open(&context.path(dir))).transpose()?;
     let name = file_name(&config.name, &config.version);
     // What only goes into the repository lies beside it until then: it has the space.
     let scratch = match (&pack.repo, &pack.out) {
@@ -201,11 +201,12 @@ fn try_pack(context: &Context, pack: &Pack) -> Result<(), AuthorError> {
     });
     bar.finish_and_clear();
     let report = report?;
-    if let Some(repository) = &repository {
+    if let Some(repository) = &mut repository {
         let expires = options.expires;
         let terms =
             Terms { now: clock::now(), expires, timestamp_expires: in_days(super::repo::TIMESTAMP_DAYS_DEFAULT) };
         repository.add(&out, &keys, &terms)?;
+        super::repo::warn(repository);
     }
     let place = if scratch.is_some() { pack.repo.clone().unwrap_or_default() } else { out.clone() };
     if context.json {
