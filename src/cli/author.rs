@@ -206,7 +206,7 @@ fn try_pack(context: &Context, pack: &Pack) -> Result<(), AuthorError> {
         let terms =
             Terms { now: clock::now(), expires, timestamp_expires: in_days(super::repo::TIMESTAMP_DAYS_DEFAULT) };
         repository.add(&out, &keys, &terms)?;
-        super::repo::warn(repository);
+        super::repo::warn(repository, &repository.contents(&keys)?);
     }
     let place = if scratch.is_some() { pack.repo.clone().unwrap_or_default() } else { out.clone() };
     if context.json {

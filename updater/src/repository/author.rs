@@ -8,6 +8,8 @@
 mod current;
 mod error;
 mod publish;
+#[cfg(test)]
+mod tests;
 
 use std::fs::{File, Permissions};
 use std::io::{self, Write};
@@ -25,13 +27,15 @@ use crate::digest::Digest;
 use crate::durable;
 use crate::inspect::{InspectError, Signed as SignedPackage, check_payload, open_signed};
 use crate::keys::{Keys, KeysError, PublishedError, metadata};
-use crate::package::METADATA_DIR;
+use crate::package::{METADATA_BYTES_MAX, METADATA_DIR};
 use crate::tuf::Target;
 use crate::tuf::document::{Document, RootDocument, SnapshotContent, TargetsContent};
 
 pub use current::RetiredRelease;
 pub use error::RepositoryError;
 
+/// Bytes of the list of releases, `targets.json`: what appliances and `refit repo` itself read. Some 3,000 releases.
+pub const LIST_BYTES_MAX: u64 = METADATA_BYTES_MAX;
 /// Held while the directory is changed.
 const LOCK_NAME: &str = ".lock";
 /// A repository is for everybody to read.
@@ -70,6 +74,8 @@ pub struct Contents {
     pub versions: [u64; 4],
     /// When the timestamp expires.
     pub timestamp_expires: Timestamp,
+    /// Bytes of the list of releases, of which there may be [`LIST_BYTES_MAX`].
+    pub list_bytes: u64,
 }
 
 /// Why a payload was not taken over.
@@ -132,6 +138,7 @@ impl Repository {
                 current.targets.version.get(),
             ],
             timestamp_expires: current.timestamp_expires,
+            list_bytes: current.targets.bytes.len() as u64,
         })
     }
 
@@ -145,7 +152,8 @@ impl Repository {
     /// Adds the release of a package, after every byte of it was checked.
     ///
     /// # Errors
-    /// The package is not in order or not signed by the same vendor, another release has its name, the keys cannot sign, or a file operation failed: the repository offers what it offered before.
+    /// The package is not in order or not signed by the same vendor, another release has its name, the list of releases is
+    /// full, the keys cannot sign, or a file operation failed: the repository offers what it offered before.
     pub fn add(&mut self, package: &Path, keys: &Keys, terms: &Terms) -> Result<Offer, RepositoryError> {
         let current = self.current(keys)?;
         let refused = |source| RepositoryError::Package { path: package.to_owned(), source: Box::new(source) };

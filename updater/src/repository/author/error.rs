@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::LIST_BYTES_MAX;
 use crate::class::Class;
 use crate::inspect::InspectError;
 use crate::keys::{KeysError, PublishedError};
@@ -67,6 +68,16 @@ pub enum RepositoryError {
         /// The directory.
         dir: PathBuf,
     },
+    /// A list of releases that no appliance would read.
+    #[error("{name} in {} would have {bytes} bytes, and nobody reads more than {LIST_BYTES_MAX}", dir.display())]
+    Full {
+        /// The directory.
+        dir: PathBuf,
+        /// The file that would be too large.
+        name: String,
+        /// How many bytes it would have.
+        bytes: u64,
+    },
     /// The package is not in order.
     #[error("{} is refused", path.display())]
     Package {
@@ -108,6 +119,7 @@ impl RepositoryError {
             | Self::Metadata { .. }
             | Self::Retired { .. }
             | Self::PackageMetadata { .. }
+            | Self::Full { .. }
             | Self::Taken { .. }
             | Self::Keys { .. } => Class::Refused,
         }
@@ -127,6 +139,10 @@ impl RepositoryError {
                  signed anew with `refit repo refresh --accept-retired`"
             }
             Self::PackageMetadata { .. } => "restore its metadata/ from a backup: somebody has replaced it",
+            Self::Full { .. } => {
+                "publish into a new repository (`refit repo init`) and have appliances ask that one (`[update] repository`); \
+                 nothing was changed"
+            }
             Self::Package { source, .. } => source.remedy(),
             Self::Taken { .. } => "give the release a version of its own: what was published never changes",
             Self::Keys { source } => source.remedy(),

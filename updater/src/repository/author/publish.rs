@@ -1,4 +1,5 @@
-//! Signing and writing the metadata of a repository: two steps, so that what cannot be signed changes nothing.
+//! Signing and writing the metadata of a repository: two steps, so that what cannot be signed or would not be read changes
+//! nothing.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,7 +9,7 @@ use serde_json::Value;
 use tough::schema::RoleType;
 
 use super::current::Current;
-use super::{Repository, RepositoryError, Terms, replace};
+use super::{LIST_BYTES_MAX, Repository, RepositoryError, Terms, replace};
 use crate::digest::Digest;
 use crate::keys::{Keys, metadata};
 
@@ -71,6 +72,10 @@ impl Repository {
         let timestamp = keys.sign(RoleType::Timestamp, &timestamp)?;
         let digest = Digest::of(&timestamp);
         files.push(("timestamp.json".to_owned(), timestamp));
+        if let Some((name, bytes)) = files.iter().find(|(_, bytes)| bytes.len() as u64 > LIST_BYTES_MAX) {
+            let (dir, bytes) = (self.dir.clone(), bytes.len() as u64);
+            return Err(RepositoryError::Full { dir, name: name.clone(), bytes });
+        }
         Ok(Signed { files, timestamp: digest, before: None })
     }
 
