@@ -8,7 +8,7 @@ use std::process::Command;
 use refit_fixtures::tools::missing;
 use serde_json::Value;
 
-use crate::appliance::{Ran, refit};
+use crate::appliance::{Appliance, Ran, refit};
 use crate::release::{Release, Vendor};
 
 fn run(words: &[&str], dir: &Path) -> Ran {
@@ -236,6 +236,28 @@ fn keys_that_cannot_remember_publish_and_say_so() {
     let line = run(&["repo", "refresh", "repo", "--keys", "keys"], at).complains_with(65);
     assert!(line.contains("published.json"), "{line}");
     run(&["repo", "refresh", "repo", "--keys", "keys", "--accept-retired"], at).ends_with(0);
+}
+
+#[test]
+fn a_higher_metadata_version_shuts_older_packages_out() {
+    let appliance = Appliance::new(&Release::shop("1.0.0")).start();
+    let (tree, package) = (appliance.scratch().join("tree"), appliance.scratch().join("next.refit"));
+    Release::shop("1.1.0").write(&tree);
+    let pack = |version: &str| {
+        let mut pack = refit();
+        pack.arg("pack").arg(&tree).arg("-o").arg(&package).arg("--keys").arg(Vendor::get().keys());
+        Ran::of(pack.args(["--level", "1", "--metadata-version", version]))
+    };
+    pack("0").complains_with(64);
+    pack("2").ends_with(0);
+    appliance.install_package(&package, &[]).ends_with(0);
+    appliance.settled("1.1.0");
+    let line = appliance.install(&Release::shop("0.9.0"), &["--allow-downgrade"]).complains_with(65);
+    assert!(line.contains("timestamp.json has version 1, and 2 was seen before"), "{line}");
+    appliance.settled("1.1.0");
+    // What is installed already is no package.
+    appliance.refit(&["rollback"]).ends_with(0);
+    appliance.settled("1.0.0");
 }
 
 #[test]

@@ -9,8 +9,8 @@
 //! bring back metadata of a lower version than was seen (`trust/packages.json`, `trust/repository.json`). Every package is
 //! a small repository of its own, whose metadata has version 1 unless the vendor says otherwise: so an older package stays
 //! acceptable to TUF, and that versions only go upward is the policy of [`crate::receive`], which an operator may
-//! override. A vendor who must make old packages unacceptable for good packs newer ones with a higher metadata version.
-//! Those versions and a repository's have nothing to do with each other: metadata of a
+//! override. A vendor who must make old packages unacceptable for good packs newer ones with a higher metadata version
+//! (`refit pack --metadata-version`). Those versions and a repository's have nothing to do with each other: metadata of a
 //! package that somebody serves as a repository is not remembered as one.
 //! Metadata of a package has one spelling (canonical JSON), so that one package has one sequence of bytes.
 //!
