@@ -23,6 +23,8 @@ use crate::error::{Exit, Reported};
 const EXPIRES_DAYS_DEFAULT: i64 = 365;
 /// The variable with the time that reproducible builds take for now, in seconds since 1970.
 const SOURCE_DATE_EPOCH: &str = "SOURCE_DATE_EPOCH";
+/// Metadata versions of packages: one for each time that older ones are shut out. More is a slip, and there is no way back.
+const METADATA_VERSION_MAX: u64 = 1_000_000;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Pack {
@@ -52,6 +54,11 @@ pub(super) struct Pack {
     /// How many days its signatures are good.
     #[arg(long, default_value_t = EXPIRES_DAYS_DEFAULT, value_parser = clap::value_parser!(i64).range(1..36_500))]
     expires_days: i64,
+    /// The version of the package's metadata. An appliance that has installed it refuses packages with a lower one for good,
+    /// even with --allow-downgrade. Of no meaning in a repository.
+    #[arg(long, value_name = "N", default_value_t = METADATA_VERSION)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=METADATA_VERSION_MAX))]
+    metadata_version: u64,
 }
 
 #[derive(Debug, clap::Args)]
@@ -162,7 +169,7 @@ fn try_pack(context: &Context, pack: &Pack) -> Result<(), AuthorError> {
     // The whole configuration is checked here, where it can still be mended, and not first on the appliance.
     let config = Config::load_with_programs(&Programs::anywhere(&dir), &dir.join(config::NO_LOCAL_FILE))?;
     let keys = super::keys::open(context, &pack.keys, &pack.with)?;
-    let repository = pack.repo.as_ref().map(|dir| Repository::open(&context.path(dir))).transpose()?;
+    let mut repository = pack.repo.as_ref().map(|dir| Repository::open(&context.path(dir))).transpose()?;
     let name = file_name(&config.name, &config.version);
     // What only goes into the repository lies beside it until then: it has the space.
     let scratch = match (&pack.repo, &pack.out) {
@@ -183,7 +190,7 @@ fn try_pack(context: &Context, pack: &Pack) -> Result<(), AuthorError> {
         arch: pack.arch.clone(),
         expires: released.checked_add(SignedDuration::from_hours(24 * pack.expires_days)).unwrap_or(Timestamp::MAX),
         released,
-        metadata_version: METADATA_VERSION,
+        metadata_version: pack.metadata_version,
     };
     // Of one byte until more is known: a bar of none is full.
     let bar = if context.is_watched() { ProgressBar::new(1) } else { ProgressBar::hidden() };
@@ -201,11 +208,12 @@ fn try_pack(context: &Context, pack: &Pack) -> Result<(), AuthorError> {
     });
     bar.finish_and_clear();
     let report = report?;
-    if let Some(repository) = &repository {
+    if let Some(repository) = &mut repository {
         let expires = options.expires;
         let terms =
             Terms { now: clock::now(), expires, timestamp_expires: in_days(super::repo::TIMESTAMP_DAYS_DEFAULT) };
         repository.add(&out, &keys, &terms)?;
+        super::repo::warn(repository, &repository.contents(&keys)?);
     }
     let place = if scratch.is_some() { pack.repo.clone().unwrap_or_default() } else { out.clone() };
     if context.json {

@@ -1,24 +1,27 @@
 //! `refit repo`: a repository of releases, for any static web server.
 
+use std::io::{self, Write};
 use std::path::PathBuf;
 
 use indicatif::HumanBytes;
 use refit_updater::keys::KeysError;
 use refit_updater::receive::Class;
-use refit_updater::repository::author::{Contents, Repository, RepositoryError, Terms};
+use refit_updater::repository::author::{Contents, LIST_BYTES_MAX, Repository, RepositoryError, RetiredRelease, Terms};
 use serde_json::json;
 
 use super::keys::in_days;
 use super::show::table;
 use super::{Context, keys};
 use crate::clock;
-use crate::error::{Exit, Reported};
+use crate::error::{Chain, Exit, Reported};
 
 /// How long targets and snapshot are good when nobody says.
 const EXPIRES_DAYS_DEFAULT: i64 = 365;
 /// How long a timestamp is good when nobody says: so long can somebody between hide a newer release. It must be signed
 /// anew before, by `refit repo refresh` and a clock; a month forgives one that stood still for a while.
 pub(super) const TIMESTAMP_DAYS_DEFAULT: i64 = 30;
+/// A list of releases that is as full as this is said to be: there is room for a release that names another repository.
+const LIST_FULL_PERCENT: u64 = 90;
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Repo {
@@ -28,14 +31,35 @@ pub(super) enum Repo {
     Add {
         #[command(flatten)]
         common: Common,
+        #[command(flatten)]
+        retired: Retired,
         /// The packages.
         #[arg(required = true)]
         packages: Vec<PathBuf>,
     },
     /// Sign the metadata anew, before it expires and after a rotation of keys.
-    Refresh(Common),
+    Refresh {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        retired: Retired,
+    },
     /// Show what is in a repository.
-    Show(Common),
+    Show {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        retired: Retired,
+    },
+}
+
+/// What is done about metadata of retired keys.
+#[derive(Debug, clap::Args)]
+pub(super) struct Retired {
+    /// Vouch for metadata that retired keys signed and that is not known to be what was published last with this directory
+    /// of keys; the releases in it are listed with their digests.
+    #[arg(long)]
+    accept_retired: bool,
 }
 
 /// What every command on a repository is given.
@@ -112,7 +136,8 @@ pub(super) fn run(context: &Context, repo: &Repo) -> Exit {
 }
 
 fn try_run(context: &Context, repo: &Repo) -> Result<(), RepoError> {
-    let (Repo::Init(common) | Repo::Add { common, .. } | Repo::Refresh(common) | Repo::Show(common)) = repo;
+    let (Repo::Init(common) | Repo::Add { common, .. } | Repo::Refresh { common, .. } | Repo::Show { common, .. }) =
+        repo;
     let dir = context.path(&common.dir);
     let keys = keys::open(context, &common.keys, &common.with)?;
     let terms = Terms {
@@ -120,26 +145,71 @@ fn try_run(context: &Context, repo: &Repo) -> Result<(), RepoError> {
         expires: in_days(common.expires_days),
         timestamp_expires: in_days(common.timestamp_days),
     };
-    let contents = match repo {
-        Repo::Init(_) => Repository::init(&dir, &keys, &terms)?.contents(&keys)?,
-        Repo::Add { packages, .. } => {
-            let repository = Repository::open(&dir)?;
+    let open = |retired: &Retired| -> Result<_, RepositoryError> {
+        let mut repository = Repository::open(&dir)?;
+        let accepted = if retired.accept_retired { Some(repository.accept_retired(&keys)?) } else { None };
+        for RetiredRelease { offer, digest } in accepted.iter().flatten() {
+            let release = format!("{} {} for {}", offer.appliance, offer.version, offer.arch);
+            context.tell(&format!("accepted {release}, which retired keys signed: digest {digest}"));
+        }
+        Ok((repository, accepted))
+    };
+    let (repository, contents, accepted) = match repo {
+        Repo::Init(_) => {
+            let repository = Repository::init(&dir, &keys, &terms)?;
+            let contents = repository.contents(&keys)?;
+            (repository, contents, None)
+        }
+        Repo::Add { packages, retired, .. } => {
+            let (mut repository, accepted) = open(retired)?;
             for package in packages {
                 let offer = repository.add(&context.path(package), &keys, &terms)?;
                 context.tell(&format!("added {} {} for {}", offer.appliance, offer.version, offer.arch));
             }
-            repository.contents(&keys)?
+            let contents = repository.contents(&keys)?;
+            (repository, contents, accepted)
         }
-        Repo::Refresh(_) => Repository::open(&dir)?.refresh(&keys, &terms)?,
-        Repo::Show(_) => Repository::open(&dir)?.contents(&keys)?,
+        Repo::Refresh { retired, .. } => {
+            let (mut repository, accepted) = open(retired)?;
+            let contents = repository.refresh(&keys, &terms)?;
+            (repository, contents, accepted)
+        }
+        Repo::Show { retired, .. } => {
+            let (repository, accepted) = open(retired)?;
+            let contents = repository.contents(&keys)?;
+            (repository, contents, accepted)
+        }
     };
-    show(context, &contents);
+    warn(&repository, &contents);
+    show(context, &contents, accepted.as_deref());
     Ok(())
 }
 
-fn show(context: &Context, contents: &Contents) {
+/// Says on standard error what is no failure now and will be one.
+pub(super) fn warn(repository: &Repository, contents: &Contents) {
+    let say = |text: String| drop(writeln!(io::stderr().lock(), "refit: {text}")); // as in `Context::print`
+    if let Some(error) = repository.not_remembered() {
+        let why = Chain(error);
+        say(format!(
+            "published, but not remembered beside the keys: {why}; after their next rotation say --accept-retired"
+        ));
+    }
+    if contents.list_bytes > LIST_BYTES_MAX / 100 * LIST_FULL_PERCENT {
+        let (found, max) = (HumanBytes(contents.list_bytes), HumanBytes(LIST_BYTES_MAX));
+        say(format!(
+            "the list of releases has {found} of {max}; make a new repository, and name it in a release while this one \
+             takes one"
+        ));
+    }
+}
+
+fn show(context: &Context, contents: &Contents, accepted: Option<&[RetiredRelease]>) {
     if context.json {
-        return context.print(&json!(contents).to_string());
+        let mut object = json!(contents);
+        if let Some(accepted) = accepted {
+            object["accepted_retired"] = json!(accepted);
+        }
+        return context.print(&object.to_string());
     }
     let rows: Vec<Vec<String>> = contents
         .releases

@@ -8,7 +8,7 @@ use std::process::Command;
 use refit_fixtures::tools::missing;
 use serde_json::Value;
 
-use crate::appliance::{Ran, refit};
+use crate::appliance::{Appliance, Ran, refit};
 use crate::release::{Release, Vendor};
 
 fn run(words: &[&str], dir: &Path) -> Ran {
@@ -155,6 +155,109 @@ fn a_repository_is_made_filled_shown_and_refreshed() {
     let stranger = Release::bare("1.2.0").by_a_stranger().package();
     let line = repo(&["repo", "add", "repo", stranger.to_str().expect("text")]).complains_with(65);
     assert!(line.contains("is refused") && line.contains("trust"), "{line}");
+}
+
+#[test]
+fn keys_are_rotated_and_what_a_stolen_one_signs_is_not_signed_anew() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let at = dir.path();
+    let copy = |from: &str, to: &str| {
+        let status = Command::new("cp").args(["-r", from, to]).current_dir(at).status().expect("run cp");
+        assert!(status.success());
+    };
+    let quietly = |words: &[&str]| {
+        let ran = run(words, at).ends_with(0);
+        assert_eq!(ran.stderr, "", "{words:?}");
+        ran
+    };
+    Release::bare("1.0.0").write(&at.join("tree"));
+    Release::bare("6.6.6").write(&at.join("trap"));
+    quietly(&["keys", "init", "keys"]);
+    quietly(&["repo", "init", "repo", "--keys", "keys"]);
+    quietly(&["pack", "tree", "--repo", "repo", "-o", "one.refit", "--keys", "keys"]);
+    copy("repo", "forged");
+    copy("keys", "stolen");
+    quietly(&["keys", "rotate", "keys"]);
+    let shown = object(&quietly(&["repo", "refresh", "repo", "--keys", "keys", "--json"]));
+    assert_eq!(shown["versions"], serde_json::json!([2, 3, 3, 3]));
+    let expected = ["1.root.json", "2.root.json", "published.json", "refit-v2.key.pem", "retired"];
+    assert_eq!(names(&at.join("keys")), expected);
+    let shown = object(&quietly(&["keys", "show", "keys", "--json"]));
+    assert_eq!(shown["roles"][0]["keys"].as_array().map(Vec::len), Some(1), "what was published is no key: {shown}");
+    quietly(&["keys", "rotate", "keys"]);
+    quietly(&["pack", "tree", "--arch", "any", "--repo", "repo", "--keys", "keys"]);
+
+    run(&["pack", "trap", "--repo", "forged", "-o", "trap.refit", "--keys", "stolen"], at).ends_with(0);
+    fs::remove_dir_all(at.join("repo")).expect("remove the repository");
+    copy("forged", "repo");
+    for words in [
+        ["repo", "refresh", "repo", "--keys", "keys"].as_slice(),
+        &["repo", "show", "repo", "--keys", "keys"],
+        &["repo", "add", "repo", "one.refit", "--keys", "keys"],
+        &["pack", "tree", "--repo", "repo", "--keys", "keys"],
+    ] {
+        let line = run(words, at).complains_with(65);
+        for word in ["signed with keys of root 1, which root 3 retired", "--accept-retired", "restore metadata/"] {
+            assert!(line.contains(word), "{word:?} is not in: {line}");
+        }
+    }
+    // Who looks sees what would be signed, by its digest.
+    let digest = |package: &str| object(&quietly(&["inspect", package, "--json"]))["digest"].clone();
+    let shown = object(&quietly(&["repo", "show", "repo", "--accept-retired", "--keys", "keys", "--json"]));
+    let listed: Vec<[&Value; 2]> = shown["accepted_retired"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|release| [&release["version"], &release["digest"]])
+        .collect();
+    assert_eq!(listed, [[&"1.0.0".into(), &digest("one.refit")], [&"6.6.6".into(), &digest("trap.refit")]]);
+    let ran = quietly(&["repo", "refresh", "repo", "--accept-retired", "--keys", "keys"]);
+    assert!(ran.stdout.contains("6.6.6") && ran.stdout.contains("which retired keys signed"), "{}", ran.stdout);
+    let shown = object(&quietly(&["repo", "refresh", "repo", "--accept-retired", "--keys", "keys", "--json"]));
+    assert_eq!(shown["accepted_retired"], serde_json::json!([]), "the new keys have signed it: {shown}");
+}
+
+#[test]
+fn keys_that_cannot_remember_publish_and_say_so() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let at = dir.path();
+    Release::bare("1.0.0").write(&at.join("tree"));
+    run(&["keys", "init", "keys"], at).ends_with(0);
+    fs::create_dir(at.join("keys/published.json")).expect("be in the way");
+    for words in [
+        ["repo", "init", "repo", "--keys", "keys"].as_slice(),
+        &["pack", "tree", "--repo", "repo", "--keys", "keys"],
+        &["repo", "refresh", "repo", "--keys", "keys"],
+    ] {
+        let line = run(words, at).complains_with(0);
+        assert!(line.contains("not remembered") && line.contains("--accept-retired"), "{line}");
+    }
+    run(&["keys", "rotate", "keys"], at).ends_with(0);
+    let line = run(&["repo", "refresh", "repo", "--keys", "keys"], at).complains_with(65);
+    assert!(line.contains("published.json"), "{line}");
+    run(&["repo", "refresh", "repo", "--keys", "keys", "--accept-retired"], at).ends_with(0);
+}
+
+#[test]
+fn a_higher_metadata_version_shuts_older_packages_out() {
+    let appliance = Appliance::new(&Release::shop("1.0.0")).start();
+    let (tree, package) = (appliance.scratch().join("tree"), appliance.scratch().join("next.refit"));
+    Release::shop("1.1.0").write(&tree);
+    let pack = |version: &str| {
+        let mut pack = refit();
+        pack.arg("pack").arg(&tree).arg("-o").arg(&package).arg("--keys").arg(Vendor::get().keys());
+        Ran::of(pack.args(["--level", "1", "--metadata-version", version]))
+    };
+    pack("0").complains_with(64);
+    pack("2").ends_with(0);
+    appliance.install_package(&package, &[]).ends_with(0);
+    appliance.settled("1.1.0");
+    let line = appliance.install(&Release::shop("0.9.0"), &["--allow-downgrade"]).complains_with(65);
+    assert!(line.contains("timestamp.json has version 1, and 2 was seen before"), "{line}");
+    appliance.settled("1.1.0");
+    // What is installed already is no package.
+    appliance.refit(&["rollback"]).ends_with(0);
+    appliance.settled("1.0.0");
 }
 
 #[test]

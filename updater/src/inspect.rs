@@ -17,7 +17,7 @@ use crate::digest::Digest;
 use crate::manifest::{Body, Manifest, Totals};
 use crate::package::{END_BYTES, Package, PackageError, Payload, filling};
 use crate::receive::{FrameTrouble, check_frame};
-use crate::trust::{TrustError, load};
+use crate::trust::{Loaded, TrustError, load};
 use crate::tuf::MemoryShelf;
 use crate::tuf::document::RootDocument;
 
@@ -144,23 +144,16 @@ pub fn inspect(path: &Path, root: Option<&[u8]>, check: bool, now: Timestamp) ->
     let file = File::open(path).map_err(open)?;
     let package_bytes = file.metadata().map_err(open)?.len();
     let package = Package::open_file(BufReader::with_capacity(INPUT_BUFFER_BYTES, file))?;
-    let own_root = package.metadata().first_root().unwrap_or_default();
-    let root_bytes = root.unwrap_or(own_root);
-    let trusted_root = RootDocument::verify_root("root.json", root_bytes).map_err(TrustError::from)?;
-    let shelf = MemoryShelf(BTreeMap::from([("root".to_owned(), root_bytes.to_vec())]));
-    let loaded = load(shelf, &trusted_root, package.metadata())?;
-    let (manifest, released) = loaded.manifest(package.manifest())?;
-    let digest = Digest::of(package.manifest());
-    let mut payload = package.into_payload(manifest.payload_bytes())?;
+    let Signed { bytes, manifest, released, loaded, mut payload } = verify(package, root)?;
     if check {
-        check_payload(payload, &manifest)?;
+        check_payload(payload, &manifest, |_stored| Ok::<_, InspectError>(()))?;
     } else {
         payload.skip(manifest.payload_bytes())?;
         payload.finish()?;
     }
     let (expires, role) = loaded.first_expiry();
     Ok(Inspection {
-        digest,
+        digest: Digest::of(&bytes),
         package_bytes,
         trusted: root.is_some(),
         checked: check,
@@ -175,8 +168,41 @@ pub fn inspect(path: &Path, root: Option<&[u8]>, check: bool, now: Timestamp) ->
     })
 }
 
-/// Decodes every frame of `payload` and compares what it finds with the manifest.
-pub(crate) fn check_payload<R: Read>(mut payload: Payload<R>, manifest: &Manifest) -> Result<(), InspectError> {
+/// A package whose signatures hold: the payload is still to come, from the same input.
+pub(crate) struct Signed<R> {
+    /// The manifest's bytes, which are signed.
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) manifest: Manifest,
+    pub(crate) released: Option<Timestamp>,
+    pub(crate) payload: Payload<R>,
+    loaded: Loaded,
+}
+
+/// Reads a package from a file or a pipe, in one pass, and checks its signatures against `root`.
+pub(crate) fn open_signed(path: &Path, root: &[u8]) -> Result<Signed<BufReader<File>>, InspectError> {
+    let file = File::open(path).map_err(|source| InspectError::Open { path: path.to_owned(), source })?;
+    verify(Package::open(BufReader::with_capacity(INPUT_BUFFER_BYTES, file))?, Some(root))
+}
+
+fn verify<R: Read>(package: Package<R>, root: Option<&[u8]>) -> Result<Signed<R>, InspectError> {
+    let own_root = package.metadata().first_root().unwrap_or_default();
+    let root_bytes = root.unwrap_or(own_root);
+    let trusted_root = RootDocument::verify_root("root.json", root_bytes).map_err(TrustError::from)?;
+    let shelf = MemoryShelf(BTreeMap::from([("root".to_owned(), root_bytes.to_vec())]));
+    let loaded = load(shelf, &trusted_root, package.metadata())?;
+    let bytes = package.manifest().to_vec();
+    let (manifest, released) = loaded.manifest(&bytes)?;
+    let payload = package.into_payload(manifest.payload_bytes())?;
+    Ok(Signed { bytes, manifest, released, payload, loaded })
+}
+
+/// Decodes every frame of `payload` and compares what it finds with the manifest. The stored bytes of each frame are given
+/// to `keep` right after they were found to be those that were signed: all together they are the payload.
+pub(crate) fn check_payload<R: Read, E: From<InspectError>>(
+    mut payload: Payload<R>,
+    manifest: &Manifest,
+    mut keep: impl FnMut(&[u8]) -> Result<(), E>,
+) -> Result<(), E> {
     let mut decoder = Decoder::new(manifest.codec()).map_err(|source| InspectError::Codec { source })?;
     let (mut stored, mut content) = (Vec::new(), Vec::new());
     for file in manifest.files() {
@@ -184,13 +210,14 @@ pub(crate) fn check_payload<R: Read>(mut payload: Payload<R>, manifest: &Manifes
         let trouble = |why| InspectError::Frame { path: file.path.clone(), why };
         let mut whole = crate::digest::Hasher::new();
         for frame in frames {
-            payload.read(frame.stored, &mut stored)?;
+            payload.read(frame.stored, &mut stored).map_err(InspectError::from)?;
             check_frame(&mut decoder, frame, &stored, &mut content).map_err(trouble)?;
+            keep(&stored)?;
             whole.update(&content);
         }
         if !frames.is_empty() && whole.finish() != *sha256 {
-            return Err(trouble(FrameTrouble::Content));
+            return Err(trouble(FrameTrouble::Content).into());
         }
     }
-    Ok(payload.finish()?)
+    Ok(payload.finish().map_err(InspectError::from)?)
 }

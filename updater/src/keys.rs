@@ -7,6 +7,7 @@
 
 mod error;
 pub(crate) mod metadata;
+mod published;
 mod rotate;
 mod signer;
 
@@ -31,6 +32,7 @@ use crate::tuf::document::canonical;
 use signer::Signer;
 
 pub use error::KeysError;
+pub use published::PublishedError;
 pub use rotate::{Rotated, Rotation, Setup};
 pub use signer::Passphrase;
 pub use tough::schema::RoleType as KeyRole;

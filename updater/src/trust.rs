@@ -9,7 +9,9 @@
 //! bring back metadata of a lower version than was seen (`trust/packages.json`, `trust/repository.json`). Every package is
 //! a small repository of its own, whose metadata has version 1 unless the vendor says otherwise: so an older package stays
 //! acceptable to TUF, and that versions only go upward is the policy of [`crate::receive`], which an operator may
-//! override. A vendor who must make old packages unacceptable for good packs newer ones with a higher metadata version.
+//! override. A vendor who must make old packages unacceptable for good packs newer ones with a higher metadata version
+//! (`refit pack --metadata-version`). Those versions and a repository's have nothing to do with each other: metadata of a
+//! package that somebody serves as a repository is not remembered as one.
 //! Metadata of a package has one spelling (canonical JSON), so that one package has one sequence of bytes.
 //!
 //! A file of `trust/` that is missing, torn or altered is an error, never an empty memory; [`Trust::reset`] is the way out
@@ -38,7 +40,7 @@ use error::io_error;
 use seen::{Seen, Source};
 
 pub use error::{SeenTrouble, TrustError};
-pub(crate) use load::{RELEASED, load};
+pub(crate) use load::{Loaded, RELEASED, load};
 pub use status::{RoleStatus, TrustStatus};
 
 /// The trusted root, in `trust/`.
@@ -283,8 +285,9 @@ impl Trust {
     /// what is past its date hides what is newer.
     ///
     /// # Errors
-    /// The repository cannot be read or is not to be trusted, or the home's own trust is damaged. What was accepted before
-    /// that is remembered.
+    /// The repository cannot be read or is not to be trusted, or the home's own trust is damaged. Newer roots that were
+    /// accepted before that are remembered, and nothing else: whether timestamp and snapshot are a repository's shows only
+    /// in the targets, and those of a package, which the same keys sign, would shut out the repository's own.
     pub fn refresh(&self, fetch: impl Fetch, now: Timestamp) -> Result<Catalogue, TrustError> {
         let (root, seen) = self.remembered(Source::Repository)?;
         if let Some(seen) = self.released()?.filter(|date| *date > now) {
@@ -293,20 +296,23 @@ impl Trust {
         let mut shelf = seen.shelf.clone();
         shelf.0.insert("root".to_owned(), root.bytes.clone());
         let mut client = Client::new(fetch, shelf, Dates::Enforced(now), SameVersion::Keep)?;
-        let refreshed = client.refresh();
-        let targets = client.targets().map(|targets| targets.content.targets.clone());
-        let new_root = (client.root().version.get() > root.version.get()).then(|| client.root().bytes.clone());
-        let mut new = Seen { shelf: client.into_shelf(), ..seen.clone() };
+        let refreshed = client.refresh().map_err(TrustError::of_repository).and_then(|()| {
+            let targets = client.targets().map(|targets| targets.content.targets.clone()).unwrap_or_default();
+            if targets.contains_key(MANIFEST_NAME) { Err(TrustError::PackageMetadata) } else { Ok(targets) }
+        });
+        let newest = client.root().bytes.clone();
+        let new_root = (client.root().version.get() > root.version.get()).then(|| newest.clone());
+        let mut new = seen.clone();
+        if refreshed.is_ok() {
+            new.shelf = client.into_shelf();
+        } else {
+            new.shelf.0.insert("root".to_owned(), newest);
+        }
         new.drop_revoked();
         if new.shelf != seen.shelf {
             self.save(Source::Repository, new_root.as_deref(), &new)?;
         }
-        refreshed.map_err(TrustError::of_repository)?;
-        let targets = targets.unwrap_or_default();
-        if targets.contains_key(MANIFEST_NAME) {
-            return Err(TrustError::PackageMetadata);
-        }
-        Ok(Catalogue { targets, seen: new })
+        Ok(Catalogue { targets: refreshed?, seen: new })
     }
 
     /// Returns the manifest in `bytes`, if it is the target `name` of the repository that was asked.

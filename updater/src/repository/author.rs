@@ -2,37 +2,46 @@
 //!
 //! Files are written so that a web server may serve the directory at any moment: names carry versions and digests, and what
 //! leads to them is replaced last, `timestamp.json` as the very last. The metadata that is there is verified before anything is
-//! signed anew: whoever can write to the directory cannot have the vendor sign what they put there.
+//! signed anew: whoever can write to the directory cannot have the vendor sign what they put there, not even with a key
+//! that was retired. Of a package every byte is read once: what was checked is what is written and signed.
 
-use std::collections::BTreeMap;
-use std::fs::{self, File, Permissions};
-use std::io::{self, BufReader, Write};
-use std::num::NonZeroU64;
+mod current;
+mod error;
+mod publish;
+#[cfg(test)]
+mod tests;
+
+use std::fs::{File, Permissions};
+use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::json;
+use tempfile::NamedTempFile;
 use tough::schema::RoleType;
 
-use super::{Directory, Metadata, Offer, TARGETS_DIR, offers_of, payload_path};
-use crate::class::Class;
+use super::{Offer, TARGETS_DIR, offers_of, payload_path};
+use crate::digest::Digest;
 use crate::durable;
-use crate::inspect::{InspectError, inspect};
-use crate::keys::{Keys, KeysError, metadata};
-use crate::package::{METADATA_DIR, Package, PackageError};
-use crate::tuf::document::{Document, SnapshotContent, TargetsContent};
-use crate::tuf::{Client, Dates, MemoryShelf, SameVersion, Target, TufError};
+use crate::inspect::{InspectError, Signed as SignedPackage, check_payload, open_signed};
+use crate::keys::{Keys, KeysError, PublishedError, metadata};
+use crate::package::{METADATA_BYTES_MAX, METADATA_DIR};
+use crate::tuf::Target;
+use crate::tuf::document::{Document, RootDocument, SnapshotContent, TargetsContent};
 
+pub use current::RetiredRelease;
+pub use error::RepositoryError;
+
+/// Bytes of the list of releases, `targets.json`: what appliances and `refit repo` itself read. Some 3,000 releases.
+pub const LIST_BYTES_MAX: u64 = METADATA_BYTES_MAX;
 /// Held while the directory is changed.
 const LOCK_NAME: &str = ".lock";
 /// A repository is for everybody to read.
 const FILE_MODE: u32 = 0o644;
 /// Targets and snapshot are signed anew by a refresh when they are good for less than this.
 const RENEW_DAYS: i64 = 30;
-/// Bytes copied at a time.
-const COPY_BYTES: u64 = 256 << 10;
 
 /// How long what is signed is good.
 #[derive(Debug, Clone, Copy)]
@@ -49,6 +58,9 @@ pub struct Terms {
 #[derive(Debug)]
 pub struct Repository {
     dir: PathBuf,
+    /// Digest of a timestamp that somebody vouches for, although retired keys signed it.
+    accepted: Option<Digest>,
+    not_remembered: Option<PublishedError>,
     /// Held as long as this value lives.
     _lock: File,
 }
@@ -62,110 +74,20 @@ pub struct Contents {
     pub versions: [u64; 4],
     /// When the timestamp expires.
     pub timestamp_expires: Timestamp,
+    /// Bytes of the list of releases, of which there may be [`LIST_BYTES_MAX`].
+    pub list_bytes: u64,
 }
 
-/// Why a repository is not changed.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum RepositoryError {
-    /// A file operation failed.
-    #[error("cannot {action} {}", path.display())]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// On which path.
-        path: PathBuf,
-        /// Why it failed.
-        #[source]
-        source: io::Error,
-    },
-    /// There is a repository already.
-    #[error("{} is a repository already", dir.display())]
-    Exists {
-        /// The directory.
-        dir: PathBuf,
-    },
-    /// There is none.
-    #[error("{} is no repository", dir.display())]
-    None {
-        /// The directory.
-        dir: PathBuf,
-    },
-    /// Its metadata is not what these keys, or those before them, signed.
-    #[error("the metadata in {} is not signed by these keys", dir.display())]
-    Metadata {
-        /// The directory.
-        dir: PathBuf,
-        /// What is wrong.
-        #[source]
-        source: Box<TufError>,
-    },
-    /// The package is not in order.
-    #[error("{} is refused", path.display())]
-    Package {
-        /// The package.
-        path: PathBuf,
-        /// What is wrong.
-        #[source]
-        source: Box<InspectError>,
-    },
-    /// Another release has its name.
-    #[error("{name} is in the repository already, with other content")]
-    Taken {
-        /// Its name.
-        name: String,
-    },
-    /// The keys cannot sign.
-    #[error(transparent)]
-    Keys {
-        /// Why.
-        #[from]
-        source: KeysError,
-    },
+/// Why a payload was not taken over.
+enum Copying {
+    Package(InspectError),
+    Write(io::Error),
 }
 
-impl RepositoryError {
-    fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        let path = path.to_owned();
-        move |source| Self::Io { action, path, source }
+impl From<InspectError> for Copying {
+    fn from(error: InspectError) -> Self {
+        Self::Package(error)
     }
-
-    /// Returns what kind of failure it was.
-    #[must_use]
-    pub fn class(&self) -> Class {
-        match self {
-            Self::Io { .. } => Class::Disk,
-            Self::Package { source, .. } => source.class(),
-            Self::Exists { .. }
-            | Self::None { .. }
-            | Self::Metadata { .. }
-            | Self::Taken { .. }
-            | Self::Keys { .. } => Class::Refused,
-        }
-    }
-
-    /// Returns what to do about it.
-    #[must_use]
-    pub fn remedy(&self) -> &'static str {
-        match self {
-            Self::Io { .. } => "check that the directory can be written and has space",
-            Self::Exists { .. } => "add releases with `refit repo add`, or choose another directory",
-            Self::None { .. } => "make one with `refit repo init`",
-            Self::Metadata { .. } => "name the keys of this repository, or restore its metadata/ from a backup",
-            Self::Package { source, .. } => source.remedy(),
-            Self::Taken { .. } => "give the release a version of its own: what was published never changes",
-            Self::Keys { source } => source.remedy(),
-        }
-    }
-}
-
-/// The metadata of a repository, verified.
-struct Current {
-    targets: Document<TargetsContent>,
-    snapshot: Document<SnapshotContent>,
-    timestamp_version: NonZeroU64,
-    timestamp_expires: Timestamp,
-    root_version: u64,
 }
 
 impl Repository {
@@ -177,12 +99,12 @@ impl Repository {
         for dir in [dir.to_owned(), dir.join(METADATA_DIR), dir.join(TARGETS_DIR)] {
             durable::create_dirs(&dir).map_err(RepositoryError::io("make", &dir))?;
         }
-        let repository = Self { dir: dir.to_owned(), _lock: lock(dir)? };
+        let mut repository = Self::locked(dir)?;
         if repository.metadata_path("timestamp.json").exists() {
             return Err(RepositoryError::Exists { dir: dir.to_owned() });
         }
-        let version = NonZeroU64::MIN;
-        repository.publish(keys, terms, Some((BTreeMap::new(), version)), None, (version, version))?;
+        let signed = repository.sign_first(keys, terms)?;
+        repository.write(keys, &signed)?;
         Ok(repository)
     }
 
@@ -194,7 +116,11 @@ impl Repository {
         if !dir.join(METADATA_DIR).join("timestamp.json").is_file() {
             return Err(RepositoryError::None { dir: dir.to_owned() });
         }
-        Ok(Self { dir: dir.to_owned(), _lock: lock(dir)? })
+        Self::locked(dir)
+    }
+
+    fn locked(dir: &Path) -> Result<Self, RepositoryError> {
+        Ok(Self { dir: dir.to_owned(), accepted: None, not_remembered: None, _lock: lock(dir)? })
     }
 
     /// Returns what is in it.
@@ -212,64 +138,71 @@ impl Repository {
                 current.targets.version.get(),
             ],
             timestamp_expires: current.timestamp_expires,
+            list_bytes: current.targets.bytes.len() as u64,
         })
+    }
+
+    /// Returns why what was published last through this value is not remembered beside the keys, if that is so: after the
+    /// next rotation somebody will have to vouch for it.
+    #[must_use]
+    pub fn not_remembered(&self) -> Option<&PublishedError> {
+        self.not_remembered.as_ref()
     }
 
     /// Adds the release of a package, after every byte of it was checked.
     ///
     /// # Errors
-    /// The package is not in order or not signed by the same vendor, another release has its name, the keys cannot sign, or
-    /// a file operation failed: the repository offers what it offered before.
-    pub fn add(&self, package: &Path, keys: &Keys, terms: &Terms) -> Result<Offer, RepositoryError> {
+    /// The package is not in order or not signed by the same vendor, another release has its name, the list of releases is
+    /// full, the keys cannot sign, or a file operation failed: the repository offers what it offered before.
+    pub fn add(&mut self, package: &Path, keys: &Keys, terms: &Terms) -> Result<Offer, RepositoryError> {
         let current = self.current(keys)?;
         let refused = |source| RepositoryError::Package { path: package.to_owned(), source: Box::new(source) };
         // The newest root: what keys signed that were retired since is packed again, or not published.
-        let found = inspect(package, Some(keys.root()), true, terms.now).map_err(refused)?;
-        let manifest = &found.manifest;
+        let found = open_signed(package, keys.root()).map_err(refused)?;
+        let SignedPackage { bytes, manifest, released, payload, .. } = found;
         let offer = Offer {
             appliance: manifest.appliance().to_owned(),
             version: manifest.version().clone(),
             arch: manifest.arch().to_owned(),
-            released: found.released,
+            released,
             requires: manifest.requires().cloned(),
             payload_bytes: manifest.payload_bytes(),
             installed_bytes: manifest.installed_bytes(),
         };
         let name = offer.target_name();
-        let open = |source| InspectError::Open { path: package.to_owned(), source };
-        let file = File::open(package).map_err(open).map_err(refused)?;
-        let not_read = |source: PackageError| refused(InspectError::from(source));
-        let input = Package::open(BufReader::new(file)).map_err(not_read)?;
-        let bytes = input.manifest().to_vec();
         let target = metadata::target(&bytes, json!(offer));
         let typed: Target = serde_json::from_value(target.clone())
             .map_err(|source| KeysError::Encode { role: RoleType::Targets, source: Box::new(source) })?;
         if let Some(taken) = current.targets.content.targets.get(&name) {
-            return if taken.hashes == typed.hashes { Ok(offer) } else { Err(RepositoryError::Taken { name }) };
+            if taken.hashes != typed.hashes {
+                return Err(RepositoryError::Taken { name });
+            }
+            check_payload(payload, &manifest, |_stored| Ok(())).map_err(refused)?;
+            return Ok(offer);
         }
         let path = |found: Option<String>| self.dir.join(found.unwrap_or_else(|| name.clone()));
         let payload_path = path(payload_path(&name, &typed));
         let manifest_path = path(typed.consistent_path(&name).map(|path| format!("{TARGETS_DIR}{path}")));
         let dir = payload_path.parent().unwrap_or(&self.dir);
-        durable::create_dirs(dir).map_err(RepositoryError::io("make", dir))?;
 
-        let write = RepositoryError::io("write", &payload_path);
-        let mut temp = tempfile::NamedTempFile::new_in(dir).map_err(RepositoryError::io("make a file in", dir))?;
-        let mut payload = input.into_payload(manifest.payload_bytes()).map_err(not_read)?;
-        let (mut buffer, mut left) = (Vec::new(), manifest.payload_bytes());
-        while left > 0 {
-            let part = left.min(COPY_BYTES);
-            payload.read(part, &mut buffer).map_err(not_read)?;
-            temp.write_all(&buffer).map_err(RepositoryError::io("write", &payload_path))?;
-            left -= part;
-        }
-        let readable = temp.as_file().set_permissions(Permissions::from_mode(FILE_MODE));
-        readable.and_then(|()| durable::commit_file(temp, &payload_path)).map_err(write)?;
-        replace(&manifest_path, &bytes)?;
-
+        // Until it is found to be in order it lies in what there is of its directory: a refusal leaves nothing.
+        let place = dir.ancestors().find(|dir| dir.is_dir()).unwrap_or(&self.dir);
+        let mut temp = NamedTempFile::new_in(place).map_err(RepositoryError::io("make a file in", place))?;
+        let copied = check_payload(payload, &manifest, |stored| temp.write_all(stored).map_err(Copying::Write));
+        copied.map_err(|error| match error {
+            Copying::Package(source) => refused(source),
+            Copying::Write(source) => RepositoryError::io("write", &payload_path)(source),
+        })?;
         let mut targets = self.target_values(&current)?;
-        targets.insert(name, target);
-        self.publish_next(keys, terms, &current, Some(targets))?;
+        targets.insert(name.clone(), target);
+        let signed = self.sign_next(keys, terms, &current, Some(targets))?;
+
+        durable::create_dirs(dir).map_err(RepositoryError::io("make", dir))?;
+        let readable = temp.as_file().set_permissions(Permissions::from_mode(FILE_MODE));
+        let named = readable.and_then(|()| durable::commit_file(temp, &payload_path));
+        named.map_err(RepositoryError::io("write", &payload_path))?;
+        replace(&manifest_path, &bytes)?;
+        self.write(keys, &signed)?;
         Ok(offer)
     }
 
@@ -278,7 +211,7 @@ impl Repository {
     ///
     /// # Errors
     /// The metadata is not what `keys` signed, the keys cannot sign, or a file operation failed.
-    pub fn refresh(&self, keys: &Keys, terms: &Terms) -> Result<Contents, RepositoryError> {
+    pub fn refresh(&mut self, keys: &Keys, terms: &Terms) -> Result<Contents, RepositoryError> {
         let current = self.current(keys)?;
         let root = self.root_of(keys)?;
         let soon = terms.now.checked_add(SignedDuration::from_hours(24 * RENEW_DAYS)).unwrap_or(Timestamp::MAX);
@@ -286,96 +219,16 @@ impl Repository {
             || Document::<TargetsContent>::verify("targets.json", &current.targets.bytes, &root).is_err()
             || Document::<SnapshotContent>::verify("snapshot.json", &current.snapshot.bytes, &root).is_err();
         let targets = if stale { Some(self.target_values(&current)?) } else { None };
-        self.publish_next(keys, terms, &current, targets)?;
+        let signed = self.sign_next(keys, terms, &current, targets)?;
+        self.write(keys, &signed)?;
         self.contents(keys)
-    }
-
-    fn publish_next(
-        &self,
-        keys: &Keys,
-        terms: &Terms,
-        current: &Current,
-        targets: Option<BTreeMap<String, Value>>,
-    ) -> Result<(), RepositoryError> {
-        let next = |version: NonZeroU64| version.saturating_add(1);
-        let targets = targets.map(|targets| (targets, next(current.targets.version)));
-        let snapshot_version =
-            if targets.is_some() { next(current.snapshot.version) } else { current.snapshot.version };
-        let versions = (snapshot_version, next(current.timestamp_version));
-        self.publish(keys, terms, targets, Some(&current.snapshot.bytes), versions)
-    }
-
-    /// Writes roots, targets, snapshot and timestamp, in this order: each is reached only through the next.
-    fn publish(
-        &self,
-        keys: &Keys,
-        terms: &Terms,
-        targets: Option<(BTreeMap<String, Value>, NonZeroU64)>,
-        kept_snapshot: Option<&[u8]>,
-        (snapshot_version, timestamp_version): (NonZeroU64, NonZeroU64),
-    ) -> Result<(), RepositoryError> {
-        // Everything is signed before the first byte is written: a key that is missing changes nothing.
-        let mut files = Vec::new();
-        let snapshot = match &targets {
-            Some((targets, version)) => {
-                let bytes = keys.sign(RoleType::Targets, &metadata::targets(targets, *version, terms.expires))?;
-                let snapshot = metadata::snapshot(&bytes, *version, snapshot_version, terms.expires);
-                files.push((format!("{version}.targets.json"), bytes));
-                let bytes = keys.sign(RoleType::Snapshot, &snapshot)?;
-                files.push((format!("{snapshot_version}.snapshot.json"), bytes.clone()));
-                bytes
-            }
-            None => kept_snapshot.unwrap_or_default().to_vec(),
-        };
-        let timestamp = metadata::timestamp(&snapshot, snapshot_version, timestamp_version, terms.timestamp_expires);
-        files.push(("timestamp.json".to_owned(), keys.sign(RoleType::Timestamp, &timestamp)?));
-        for (number, bytes) in keys.roots() {
-            let path = self.metadata_path(&format!("{number}.root.json"));
-            if fs::read(&path).ok().as_deref() != Some(bytes.as_slice()) {
-                replace(&path, bytes)?;
-            }
-        }
-        for (name, bytes) in files {
-            replace(&self.metadata_path(&name), &bytes)?;
-        }
-        Ok(())
-    }
-
-    /// Returns the repository's metadata, verified along the chain of roots that it has itself.
-    fn current(&self, keys: &Keys) -> Result<Current, RepositoryError> {
-        let refused = |source| RepositoryError::Metadata { dir: self.dir.clone(), source: Box::new(source) };
-        let missing = |name: &str| refused(TufError::Missing { name: name.to_owned() });
-        let first = keys.roots().values().next().cloned().unwrap_or_default();
-        let shelf = MemoryShelf(BTreeMap::from([("root".to_owned(), first)]));
-        let mut server = Directory(self.dir.clone());
-        let client = Client::new(Metadata(&mut server), shelf, Dates::Ignored, SameVersion::Keep);
-        let mut client = client.map_err(refused)?;
-        client.refresh().map_err(refused)?;
-        let timestamp = client.timestamp().ok_or_else(|| missing("timestamp.json"))?;
-        Ok(Current {
-            timestamp_version: timestamp.version,
-            timestamp_expires: timestamp.expires,
-            root_version: client.root().version.get(),
-            targets: client.targets().cloned().ok_or_else(|| missing("targets.json"))?,
-            snapshot: client.snapshot().cloned().ok_or_else(|| missing("snapshot.json"))?,
-        })
     }
 
     /// Returns the newest root of the keys.
     fn root_of(&self, keys: &Keys) -> Result<tough::schema::Root, RepositoryError> {
-        crate::tuf::document::RootDocument::verify_root("root.json", keys.root())
+        RootDocument::verify_root("root.json", keys.root())
             .map(|document| document.content)
             .map_err(|source| RepositoryError::Metadata { dir: self.dir.clone(), source: Box::new(source) })
-    }
-
-    /// Returns the targets as they are written, to be signed again.
-    fn target_values(&self, current: &Current) -> Result<BTreeMap<String, Value>, RepositoryError> {
-        let format = |source| RepositoryError::Metadata {
-            dir: self.dir.clone(),
-            source: Box::new(TufError::Format { name: "targets.json".to_owned(), source }),
-        };
-        let envelope: Value = serde_json::from_slice(&current.targets.bytes).map_err(format)?;
-        serde_json::from_value(envelope["signed"]["targets"].clone()).map_err(format)
     }
 
     fn metadata_path(&self, name: &str) -> PathBuf {

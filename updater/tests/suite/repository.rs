@@ -1,14 +1,16 @@
 //! A repository: written, served, read; and what a server without keys can do, which is nothing.
 
 use std::fs;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
+use std::thread;
 
+use refit_updater::digest::Digest;
 use refit_updater::keys::{Keys, Rotation};
 use refit_updater::pack::PackOptions;
-use refit_updater::receive::{ReceiveError, Received};
+use refit_updater::receive::{Class, ReceiveError, Received};
 use refit_updater::repository::author::{Repository, RepositoryError, Terms};
 use refit_updater::repository::{Answer, Directory, Offer, Server, check};
 use semver::Version;
@@ -36,6 +38,36 @@ impl Published {
     fn add(&self, version: &str) -> Offer {
         let (path, ..) = self.vendor.pack_file(&self.vendor.tree(version), &options());
         Repository::open(&self.dir).unwrap().add(&path, &self.vendor.keys, &terms()).unwrap()
+    }
+
+    fn keys_dir(&self) -> PathBuf {
+        self.vendor.dir.path().join("keys")
+    }
+
+    /// Gives every role a new key. Returns the keys; those of `vendor` are retired.
+    fn rotate(&self) -> Keys {
+        let rotation = Rotation {
+            roles: ["root", "timestamp", "snapshot", "targets"].into(),
+            root_expires: far(),
+            root_keys: None,
+            root_threshold: None,
+            root_dir: None,
+            outside: Vec::new(),
+            passphrase: None,
+        };
+        Keys::open(&self.keys_dir()).unwrap().rotate(&rotation).unwrap().0
+    }
+
+    /// Copies the keys, as somebody who steals them.
+    fn steal(&self) -> Keys {
+        let stolen = self.vendor.dir.path().join("stolen");
+        copy(&self.keys_dir(), &stolen);
+        Keys::open(&stolen).unwrap()
+    }
+
+    fn refresh(&self, keys: &Keys) -> Result<Vec<String>, RepositoryError> {
+        let contents = Repository::open(&self.dir).unwrap().refresh(keys, &terms())?;
+        Ok(contents.releases.into_iter().map(|offer| offer.version.to_string()).collect())
     }
 
     fn server(&self) -> Counted {
@@ -183,7 +215,7 @@ fn no_byte_that_is_served_can_be_changed() {
             bytes[index] ^= 0x01;
             put(path.parent().unwrap(), path.file_name().unwrap().to_str().unwrap(), &bytes, mode & 0o777);
             let outcome = fetch_from(&home, &mut published.server(), "1.0.0");
-            // Metadata may be remembered before what it leads to is refused; nothing else may change.
+            // The metadata may be whole, and remembered, before what it leads to is refused; nothing else may change.
             assert!(outcome.is_err(), "byte {index} of {}", path.display());
             altered += 1;
             assert!(home.store.versions().unwrap().is_empty());
@@ -231,7 +263,54 @@ fn a_rotation_reaches_the_appliance_through_the_repository() {
     published.add("1.0.0");
     let home = Home::new(&published.vendor);
     assert_eq!(versions(&home, &published.dir), ["1.0.0"]);
-    let rotation = Rotation {
+    let keys = published.rotate();
+    Repository::open(&published.dir).unwrap().refresh(&keys, &terms()).unwrap();
+    assert_eq!(versions(&home, &published.dir), ["1.0.0"]);
+    assert_eq!(home.trust.root().unwrap(), keys.root());
+    fetch_from(&home, &mut published.server(), "1.0.0").unwrap();
+}
+
+/// Packs 6.6.6 with stolen keys and adds it to the repository in `dir`, which they still fit.
+fn add_with(vendor: &Vendor, stolen: &Keys, dir: &Path) {
+    let out = vendor.out("stolen.refit");
+    refit_updater::pack::pack(&vendor.tree("6.6.6"), &out, stolen, &options(), &mut |_| {}).unwrap();
+    Repository::open(dir).unwrap().add(&out, stolen, &terms()).unwrap();
+}
+
+#[test]
+fn what_a_retired_key_signed_is_not_signed_anew() {
+    let published = Published::new();
+    published.add("1.0.0");
+    let (stolen, forged) = (published.steal(), published.vendor.dir.path().join("forged"));
+    copy(&published.dir, &forged);
+    add_with(&published.vendor, &stolen, &forged);
+    let keys = published.rotate();
+    let whole = published.vendor.dir.path().join("whole");
+    copy(&published.dir, &whole);
+    // Before the repository has the new root, and after: whoever writes to the directory takes that away again.
+    for is_refreshed in [false, true] {
+        if is_refreshed {
+            fs::remove_dir_all(&published.dir).unwrap();
+            copy(&whole, &published.dir);
+            assert_eq!(published.refresh(&keys).unwrap(), ["1.0.0"]);
+            assert!(published.dir.join("metadata/2.root.json").exists());
+        }
+        fs::remove_dir_all(&published.dir).unwrap();
+        copy(&forged, &published.dir);
+        let before = snapshot(&published.dir);
+        let error = published.refresh(&keys).unwrap_err();
+        assert!(matches!(error, RepositoryError::Retired { signed: 1, newest: 2, source: None, .. }), "{error:?}");
+        assert_eq!(error.class(), Class::Refused);
+        assert!(error.remedy().contains("--accept-retired"), "{}", error.remedy());
+        let tree = published.vendor.tree("1.1.0");
+        let out = published.vendor.out("new.refit");
+        refit_updater::pack::pack(&tree, &out, &keys, &options(), &mut |_| {}).unwrap();
+        let error = Repository::open(&published.dir).unwrap().add(&out, &keys, &terms()).unwrap_err();
+        assert!(matches!(error, RepositoryError::Retired { .. }), "{error:?}");
+        assert_eq!(snapshot(&published.dir), before);
+    }
+    // A next root that the stolen root key signed leads nowhere, either.
+    let fake = Rotation {
         roles: ["root", "timestamp", "snapshot", "targets"].into(),
         root_expires: far(),
         root_keys: None,
@@ -240,11 +319,171 @@ fn a_rotation_reaches_the_appliance_through_the_repository() {
         outside: Vec::new(),
         passphrase: None,
     };
-    let (keys, _) = Keys::open(&published.vendor.dir.path().join("keys")).unwrap().rotate(&rotation).unwrap();
-    Repository::open(&published.dir).unwrap().refresh(&keys, &terms()).unwrap();
-    assert_eq!(versions(&home, &published.dir), ["1.0.0"]);
-    assert_eq!(home.trust.root().unwrap(), keys.root());
-    fetch_from(&home, &mut published.server(), "1.0.0").unwrap();
+    let (fake, _) = stolen.rotate(&fake).unwrap();
+    Repository::open(&forged).unwrap().refresh(&fake, &terms()).unwrap();
+    fs::remove_dir_all(&published.dir).unwrap();
+    copy(&forged, &published.dir);
+    let error = published.refresh(&keys).unwrap_err();
+    assert!(matches!(error, RepositoryError::Metadata { .. }), "{error:?}");
+}
+
+#[test]
+fn after_a_rotation_what_was_published_last_goes_on_without_being_told() {
+    for power_failed in [None, Some("before the timestamp"), Some("after it")] {
+        let published = Published::new();
+        published.add("1.0.0");
+        // A second repository with the same keys, and one that nobody has published to since.
+        let older = published.vendor.dir.path().join("older");
+        copy(&published.dir, &older);
+        Repository::init(&published.vendor.dir.path().join("other"), &published.vendor.keys, &terms()).unwrap();
+        let record = published.keys_dir().join("published.json");
+        match power_failed {
+            None => drop(published.add("1.1.0")),
+            Some("before the timestamp") => {
+                // Nothing can be written where the targets go: what was to be published is remembered, and is not there.
+                let in_the_way = published.dir.join("metadata/3.targets.json");
+                fs::create_dir(&in_the_way).unwrap();
+                let (path, ..) = published.vendor.pack_file(&published.vendor.tree("1.1.0"), &options());
+                let add = Repository::open(&published.dir).unwrap().add(&path, &published.vendor.keys, &terms());
+                assert!(matches!(add.unwrap_err(), RepositoryError::Io { .. }));
+                fs::remove_dir(&in_the_way).unwrap();
+            }
+            Some(_after) => {
+                let before = Digest::of(&fs::read(published.dir.join("metadata/timestamp.json")).unwrap());
+                published.add("1.1.0");
+                let text = fs::read_to_string(&record).unwrap();
+                let after = Digest::of(&fs::read(published.dir.join("metadata/timestamp.json")).unwrap());
+                let one = format!(r#"{{"timestamp":"{after}"}}"#);
+                assert!(text.contains(&one), "{text}");
+                let both = format!(r#"{{"timestamp":"{after}","before":"{before}"}}"#);
+                put(&published.keys_dir(), "published.json", text.replace(&one, &both).as_bytes(), 0o644);
+            }
+        }
+        published.rotate();
+        let keys = published.rotate();
+        let found = published.refresh(&keys).unwrap();
+        assert_eq!(found.last().unwrap(), if power_failed == Some("before the timestamp") { "1.0.0" } else { "1.1.0" });
+        let home = Home::new(&published.vendor);
+        assert_eq!(versions(&home, &published.dir), found);
+        Repository::open(&published.vendor.dir.path().join("other")).unwrap().refresh(&keys, &terms()).unwrap();
+        // What these keys published, but not last, is as any other.
+        let error = Repository::open(&older).unwrap().refresh(&keys, &terms()).unwrap_err();
+        assert!(matches!(error, RepositoryError::Retired { signed: 1, newest: 3, .. }), "{error:?}");
+        // With the new keys everything is as before, and neither they nor their directory are taken for anything else.
+        assert_eq!(published.refresh(&Keys::open(&published.keys_dir()).unwrap()).unwrap(), found);
+    }
+}
+
+/// Names, to the child, the directory of the vendor for whom it is to publish.
+#[cfg(feature = "fault")]
+const VENDOR_VARIABLE: &str = "SUITE_PUBLISH_VENDOR";
+
+/// Not a test by itself: what the child of the test below does.
+#[test]
+#[cfg(feature = "fault")]
+fn child_publishes_a_release() {
+    let Some(dir) = std::env::var_os(VENDOR_VARIABLE).map(PathBuf::from) else { return };
+    let keys = Keys::open(&dir.join("keys")).unwrap();
+    let mut repository = Repository::open(&dir.join("repository")).unwrap();
+    repository.add(&dir.join("out/package.refit"), &keys, &terms()).unwrap();
+}
+
+#[test]
+#[cfg(feature = "fault")]
+fn wherever_publishing_dies_a_rotation_and_a_refresh_go_on() {
+    use std::os::unix::process::ExitStatusExt;
+    let mut found = Vec::new();
+    for point in ["temp_synced", "switched"] {
+        for nth in 1.. {
+            let published = Published::new();
+            published.add("1.0.0");
+            published.vendor.pack_file(&published.vendor.tree("1.1.0"), &options());
+            let dir = published.vendor.dir.path();
+            put(dir, "fault", format!("{point} {nth}").as_bytes(), 0o644);
+            let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+            child.args(["--exact", "repository::child_publishes_a_release"]).env(VENDOR_VARIABLE, dir);
+            let status = child.env("REFIT_FAULT_FILE", dir.join("fault")).output().unwrap().status;
+            let releases = published.refresh(&published.rotate()).unwrap();
+            assert_eq!(versions(&Home::new(&published.vendor), &published.dir), releases);
+            found.push(releases.len());
+            if status.success() {
+                assert!(nth > 7, "payload, manifest, three files of metadata, and twice what is remembered: {nth}");
+                break;
+            }
+            assert_eq!(status.signal(), Some(6), "{point} {nth}");
+        }
+    }
+    assert!(found.contains(&1) && found.contains(&2), "old and new: {found:?}");
+}
+
+#[test]
+fn keys_that_could_not_remember_need_somebody_who_vouches() {
+    let published = Published::new();
+    // A directory in its place: nobody, whatever the permissions, writes a file there.
+    let record = published.keys_dir().join("published.json");
+    fs::remove_file(&record).unwrap();
+    fs::create_dir(&record).unwrap();
+    let (path, ..) = published.vendor.pack_file(&published.vendor.tree("1.0.0"), &options());
+    let mut repository = Repository::open(&published.dir).unwrap();
+    repository.add(&path, &published.vendor.keys, &terms()).unwrap();
+    let why = chain(repository.not_remembered().unwrap());
+    assert!(why.starts_with("cannot read") && why.contains("published.json"), "{why}");
+    drop(repository);
+    let keys = published.rotate();
+    let error = published.refresh(&keys).unwrap_err();
+    assert!(matches!(error, RepositoryError::Retired { source: Some(_), .. }), "{}", chain(&error));
+    fs::remove_dir(&record).unwrap();
+
+    let mut repository = Repository::open(&published.dir).unwrap();
+    let accepted = repository.accept_retired(&keys).unwrap();
+    let manifest = refit_updater::package::Package::open(&fs::read(&path).unwrap()[..]).unwrap().manifest().to_vec();
+    let found: Vec<_> = accepted.iter().map(|one| (one.offer.version.to_string(), one.digest.as_str())).collect();
+    assert_eq!(found, [("1.0.0".to_owned(), Digest::of(&manifest).to_string().as_str())]);
+    // Somebody vouches for what was shown, and not for what is put there afterwards.
+    let (stolen, shown) = (published.vendor.dir.path().join("stolen"), published.vendor.dir.path().join("shown"));
+    copy(&published.dir, &shown);
+    fs::create_dir(&stolen).unwrap();
+    copy(&published.keys_dir().join("retired"), &stolen);
+    put(&stolen, "1.root.json", &fs::read(published.keys_dir().join("1.root.json")).unwrap(), 0o644);
+    let forged = published.vendor.dir.path().join("forged");
+    copy(&published.dir, &forged);
+    add_with(&published.vendor, &Keys::open(&stolen).unwrap(), &forged);
+    copy(&forged, &published.dir);
+    let error = repository.refresh(&keys, &terms()).unwrap_err();
+    assert!(matches!(error, RepositoryError::Retired { .. }), "{}", chain(&error));
+    copy(&shown, &published.dir);
+    assert_eq!(repository.refresh(&keys, &terms()).unwrap().releases.len(), 1);
+    assert!(repository.not_remembered().is_none());
+    assert_eq!(repository.accept_retired(&keys).unwrap(), [], "nothing is signed by retired keys any more");
+}
+
+#[test]
+fn the_package_that_was_checked_is_the_one_that_is_published() {
+    let published = Published::new();
+    // Two of one name and length; `add` reads the first from a pipe, whose name is the other's from then on.
+    let pack = |seed: u64| {
+        let tree = published.vendor.tree("1.0.0");
+        put(&tree, "lib/big", &noise(seed, 300_000), 0o644);
+        published.vendor.pack(&tree, &options())
+    };
+    let (checked, other) = (pack(1), pack(2));
+    assert_eq!(checked.len(), other.len());
+    let out = published.vendor.dir.path().join("pipe");
+    put(&out, "other.refit", &other, 0o644);
+    let path = out.join("package.refit");
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRUSR | nix::sys::stat::Mode::S_IWUSR).unwrap();
+    thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let mut pipe = fs::OpenOptions::new().write(true).open(&path).unwrap();
+            pipe.write_all(&checked).unwrap();
+            fs::rename(out.join("other.refit"), &path).unwrap();
+        });
+        Repository::open(&published.dir).unwrap().add(&path, &published.vendor.keys, &terms()).unwrap();
+        writer.join().unwrap();
+    });
+    let home = Home::new(&published.vendor);
+    let fetched = fetch_from(&home, &mut published.server(), "1.0.0").unwrap();
+    assert_eq!(fetched.digest, home.receive(&checked).unwrap().digest);
 }
 
 #[test]
@@ -281,19 +520,43 @@ fn what_may_not_be_published() {
     assert!(matches!(Repository::open(other.dir.path()).unwrap_err(), RepositoryError::None { .. }));
 }
 
-#[test]
-fn the_metadata_of_a_package_is_no_repository() {
-    let vendor = Vendor::new();
-    let package = vendor.pack(&vendor.tree("1.0.0"), &PackOptions { expires: far(), ..options() });
-    let served = vendor.dir.path().join("served");
-    fs::create_dir_all(served.join("metadata")).unwrap();
+/// Puts the metadata of a package that this vendor packed into `dir`, as if it were a repository's.
+fn serve_package(vendor: &Vendor, dir: &Path, metadata_version: u64) {
+    let package = vendor.pack(&vendor.tree("1.0.0"), &PackOptions { metadata_version, ..options() });
     let read = refit_updater::package::Package::open(&package[..]).unwrap();
     for (name, bytes) in read.metadata().iter() {
-        put(&served.join("metadata"), &name, bytes, 0o644);
+        put(&dir.join("metadata"), &name, bytes, 0o644);
     }
-    let home = Home::new(&vendor);
-    let error = check(&mut Directory(served), &home.trust, &home.policy).unwrap_err();
-    assert_eq!(error.to_string(), "the repository serves the metadata of a single package");
+}
+
+#[test]
+fn the_metadata_of_a_package_is_no_repository() {
+    let published = Published::new();
+    published.add("1.0.0");
+    let served = published.vendor.dir.path().join("served");
+    serve_package(&published.vendor, &served, 1000);
+    for has_seen_the_repository in [false, true] {
+        let home = Home::new(&published.vendor);
+        if has_seen_the_repository {
+            assert_eq!(versions(&home, &published.dir), ["1.0.0"]);
+        }
+        let error = check(&mut Directory(served.clone()), &home.trust, &home.policy).unwrap_err();
+        assert_eq!(error.to_string(), "the repository serves the metadata of a single package");
+        // Nor does a part of it count: the versions of packages and of the repository are apart.
+        let targets = served.join("metadata/1000.targets.json");
+        let whole = fs::read(&targets).unwrap();
+        fs::remove_file(&targets).unwrap();
+        let error = check(&mut Directory(served.clone()), &home.trust, &home.policy).unwrap_err();
+        assert_eq!(error.code(), "signature-invalid", "{}", chain(&error));
+        put(&served.join("metadata"), "1000.targets.json", &whole, 0o644);
+        assert_eq!(versions(&home, &published.dir), ["1.0.0"]);
+    }
+    // And the vendor does not go on from it.
+    serve_package(&published.vendor, &published.dir, 1000);
+    let before = snapshot(&published.dir);
+    let error = Repository::open(&published.dir).unwrap().refresh(&published.vendor.keys, &terms()).unwrap_err();
+    assert!(matches!(error, RepositoryError::PackageMetadata { .. }), "{error}");
+    assert_eq!(snapshot(&published.dir), before);
 }
 
 fn copy(from: &Path, to: &Path) {

@@ -1,0 +1,144 @@
+//! What a repository has now, and whether it is ours to sign anew.
+//!
+//! The newest root of the keys decides. Right after a rotation a repository is still signed under an older one, and then
+//! signatures say nothing: the rotation may be there because a key was stolen. Such metadata is ours if it is what was
+//! published last with this directory of keys ([`crate::keys`] remembers that), or if somebody vouches for it.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::num::NonZeroU64;
+
+use jiff::Timestamp;
+use serde::Serialize;
+use serde_json::Value;
+
+use super::{Repository, RepositoryError};
+use crate::digest::Digest;
+use crate::keys::Keys;
+use crate::package::MANIFEST_NAME;
+use crate::repository::{Directory, Metadata, Offer, offers_of};
+use crate::tuf::document::{Document, SnapshotContent, TargetsContent};
+use crate::tuf::{Client, Dates, Fetch, MemoryShelf, SameVersion, TufError};
+
+/// The metadata of a repository, verified.
+pub(super) struct Current {
+    pub(super) targets: Document<TargetsContent>,
+    pub(super) snapshot: Document<SnapshotContent>,
+    pub(super) timestamp_version: NonZeroU64,
+    pub(super) timestamp_expires: Timestamp,
+    /// Digest of the timestamp, which leads to everything else.
+    pub(super) timestamp: Digest,
+    pub(super) root_version: u64,
+}
+
+/// A release that retired keys signed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RetiredRelease {
+    /// What the signed metadata says of it.
+    #[serde(flatten)]
+    pub offer: Offer,
+    /// The digest of its manifest, as `refit inspect` shows that of a package.
+    pub digest: String,
+}
+
+/// Which roots a verification may go on to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Roots {
+    /// Those that the repository has, each signed with the keys of the one before.
+    Follow,
+    /// None: a retired key signs a next root as well as anything else.
+    Stay,
+}
+
+/// The metadata of a directory, with or without its roots.
+struct Files(Directory, Roots);
+
+impl Fetch for Files {
+    fn metadata(&mut self, name: &str, bytes_max: u64) -> io::Result<Option<Vec<u8>>> {
+        if self.1 == Roots::Stay && name.ends_with(".root.json") {
+            return Ok(None);
+        }
+        Metadata(&mut self.0).metadata(name, bytes_max)
+    }
+}
+
+impl Repository {
+    /// Vouches for what the repository has now, although keys signed it that were retired since: it will be signed anew.
+    /// Returns the releases for which that is so; none if the newest root's keys signed it, or it is known to be ours.
+    ///
+    /// # Errors
+    /// No keys of this chain of roots signed the metadata.
+    pub fn accept_retired(&mut self, keys: &Keys) -> Result<Vec<RetiredRelease>, RepositoryError> {
+        match self.current(keys) {
+            Ok(_ours) => return Ok(Vec::new()),
+            Err(RepositoryError::Retired { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        let Some(retired) = self.read_retired(keys) else { return Ok(Vec::new()) };
+        // These bytes and no others: what is written to the directory from now on was never shown to anybody.
+        self.accepted = Some(retired.timestamp);
+        let targets = &retired.targets.content.targets;
+        let digest = |offer: &Offer| targets.get(&offer.target_name())?.hashes.get("sha256").cloned();
+        let release = |offer| RetiredRelease { digest: digest(&offer).unwrap_or_default(), offer };
+        Ok(offers_of(targets).into_iter().map(release).collect())
+    }
+
+    /// Returns the repository's metadata, if it may be signed anew.
+    pub(super) fn current(&self, keys: &Keys) -> Result<Current, RepositoryError> {
+        let refused = match self.read(keys.root(), Roots::Follow) {
+            Ok(current) => return Ok(current),
+            Err(error) => error,
+        };
+        let Some(retired) = self.read_retired(keys) else { return Err(refused) };
+        let published = keys.has_published(retired.timestamp);
+        if self.accepted == Some(retired.timestamp) || matches!(published, Ok(true)) {
+            return Ok(retired);
+        }
+        Err(RepositoryError::Retired {
+            dir: self.dir.clone(),
+            signed: retired.root_version,
+            newest: keys.root_version().0,
+            source: published.err().map(Box::new),
+        })
+    }
+
+    /// Returns the metadata, if it is whole and signed under one of the roots before the newest.
+    fn read_retired(&self, keys: &Keys) -> Option<Current> {
+        let newest = keys.root_version().0;
+        let older = keys.roots().range(..newest).rev();
+        older.map(|(_, root)| self.read(root, Roots::Stay)).find_map(Result::ok)
+    }
+
+    fn read(&self, root: &[u8], roots: Roots) -> Result<Current, RepositoryError> {
+        let refused = |source| RepositoryError::Metadata { dir: self.dir.clone(), source: Box::new(source) };
+        let missing = |name: &str| refused(TufError::Missing { name: name.to_owned() });
+        let shelf = MemoryShelf(BTreeMap::from([("root".to_owned(), root.to_vec())]));
+        let files = Files(Directory(self.dir.clone()), roots);
+        let mut client = Client::new(files, shelf, Dates::Ignored, SameVersion::Keep).map_err(refused)?;
+        client.refresh().map_err(refused)?;
+        let timestamp = client.timestamp().ok_or_else(|| missing("timestamp.json"))?;
+        let targets = client.targets().cloned().ok_or_else(|| missing("targets.json"))?;
+        // Signed by the same keys, and everybody's to take: no appliance would take a list that goes on from this.
+        if targets.content.targets.contains_key(MANIFEST_NAME) {
+            return Err(RepositoryError::PackageMetadata { dir: self.dir.clone() });
+        }
+        Ok(Current {
+            timestamp: Digest::of(&timestamp.bytes),
+            timestamp_version: timestamp.version,
+            timestamp_expires: timestamp.expires,
+            root_version: client.root().version.get(),
+            targets,
+            snapshot: client.snapshot().cloned().ok_or_else(|| missing("snapshot.json"))?,
+        })
+    }
+
+    /// Returns the targets as they are written, to be signed again.
+    pub(super) fn target_values(&self, current: &Current) -> Result<BTreeMap<String, Value>, RepositoryError> {
+        let format = |source| RepositoryError::Metadata {
+            dir: self.dir.clone(),
+            source: Box::new(TufError::Format { name: "targets.json".to_owned(), source }),
+        };
+        let envelope: Value = serde_json::from_slice(&current.targets.bytes).map_err(format)?;
+        serde_json::from_value(envelope["signed"]["targets"].clone()).map_err(format)
+    }
+}

@@ -1,0 +1,151 @@
+//! Why a repository is not changed.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::LIST_BYTES_MAX;
+use crate::class::Class;
+use crate::inspect::InspectError;
+use crate::keys::{KeysError, PublishedError};
+use crate::tuf::TufError;
+
+/// Why a repository is not changed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RepositoryError {
+    /// A file operation failed.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which path.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// There is a repository already.
+    #[error("{} is a repository already", dir.display())]
+    Exists {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// There is none.
+    #[error("{} is no repository", dir.display())]
+    None {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// Its metadata is not what these keys, or those before them, signed.
+    #[error("the metadata in {} is not signed by these keys", dir.display())]
+    Metadata {
+        /// The directory.
+        dir: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: Box<TufError>,
+    },
+    /// It was signed with keys that were retired since, and nobody remembers that it was published.
+    #[error(
+        "the metadata in {} is signed with keys of root {signed}, which root {newest} retired, and is not what was published \
+         last with this directory of keys",
+        dir.display()
+    )]
+    Retired {
+        /// The directory.
+        dir: PathBuf,
+        /// The version of the root whose keys signed it.
+        signed: u64,
+        /// The version of the newest root.
+        newest: u64,
+        /// Why it is not known what was published, if that is so.
+        #[source]
+        source: Option<Box<PublishedError>>,
+    },
+    /// Its metadata is that of a package.
+    #[error("the metadata in {} is that of a single package", dir.display())]
+    PackageMetadata {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// A list of releases that no appliance would read.
+    #[error("{name} in {} would have {bytes} bytes, and nobody reads more than {LIST_BYTES_MAX}", dir.display())]
+    Full {
+        /// The directory.
+        dir: PathBuf,
+        /// The file that would be too large.
+        name: String,
+        /// How many bytes it would have.
+        bytes: u64,
+    },
+    /// The package is not in order.
+    #[error("{} is refused", path.display())]
+    Package {
+        /// The package.
+        path: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: Box<InspectError>,
+    },
+    /// Another release has its name.
+    #[error("{name} is in the repository already, with other content")]
+    Taken {
+        /// Its name.
+        name: String,
+    },
+    /// The keys cannot sign.
+    #[error(transparent)]
+    Keys {
+        /// Why.
+        #[from]
+        source: KeysError,
+    },
+}
+
+impl RepositoryError {
+    pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { action, path, source }
+    }
+
+    /// Returns what kind of failure it was.
+    #[must_use]
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Io { .. } => Class::Disk,
+            Self::Package { source, .. } => source.class(),
+            Self::Exists { .. }
+            | Self::None { .. }
+            | Self::Metadata { .. }
+            | Self::Retired { .. }
+            | Self::PackageMetadata { .. }
+            | Self::Full { .. }
+            | Self::Taken { .. }
+            | Self::Keys { .. } => Class::Refused,
+        }
+    }
+
+    /// Returns what to do about it.
+    #[must_use]
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Self::Io { .. } => "check that the directory can be written and has space",
+            Self::Exists { .. } => "add releases with `refit repo add`, or choose another directory",
+            Self::None { .. } => "make one with `refit repo init`",
+            Self::Metadata { .. } => "name the keys of this repository, or restore its metadata/ from a backup",
+            Self::Retired { .. } => {
+                "whoever has a retired key may have written it: restore metadata/ from a copy of your own; or, if it is yours \
+                 and another copy of the keys signed it, look at it with `refit repo show --accept-retired` and have it \
+                 signed anew with `refit repo refresh --accept-retired`"
+            }
+            Self::PackageMetadata { .. } => "restore its metadata/ from a backup: somebody has replaced it",
+            Self::Full { .. } => {
+                "publish into a new repository (`refit repo init`) and have appliances ask that one (`[update] repository`); \
+                 nothing was changed"
+            }
+            Self::Package { source, .. } => source.remedy(),
+            Self::Taken { .. } => "give the release a version of its own: what was published never changes",
+            Self::Keys { source } => source.remedy(),
+        }
+    }
+}
