@@ -75,6 +75,10 @@ fn what_is_no_directory_of_keys() {
     check("1.root.json", b"{}", "is no root, or not the one its name says");
     check("hsm.key.toml", b"command = 3", "does not describe a key with `public` and `command`");
     check("hsm.key.toml", b"public = \"none.pem\"\ncommand = []", "none.pem");
+    for timeout in ["soon", "-1s", "0s", "25h"] {
+        let text = format!("public = \"none.pem\"\ncommand = [\"./sign\"]\ntimeout = \"{timeout}\"\n");
+        check("hsm.key.toml", text.as_bytes(), "does not describe a key with `public` and `command`");
+    }
     let empty = TempDir::new().unwrap();
     assert!(matches!(Keys::open(empty.path()), Err(KeysError::NoRoot { .. })));
 }
@@ -253,9 +257,14 @@ fn a_command_that_fails_or_lies_signs_nothing() {
         "cat >/dev/null; echo token is locked >&2; exit 3",
         "ended with exit status: 3: token is locked",
     );
+    // It is heard to its end: whoever says much does not die of it.
+    check(&vendor, &dir, "head -c 100000 /dev/zero >&2 || exit 9; exit 3", "ended with exit status: 3");
     check(&vendor, &dir, "cat >/dev/null; echo signature", "gave 10 bytes that are no signature");
     check(&vendor, &dir, "exit 0", "gave 0 bytes that are no signature");
     check(&vendor, &dir, "exec head -c 1000000 /dev/zero", "ended with signal");
+    let hasty = b"public = \"device.pem\"\ncommand = [\"./sign\"]\ntimeout = \"2s\"\n";
+    put(&dir, "device.key.toml", hasty, 0o644);
+    check(&vendor, &dir, "echo touch the token >&2; exec sleep 100", "gave no signature within 2 s: touch the token");
     fs::remove_file(dir.join("sign")).unwrap();
     let error = try_pack(&vendor, &Keys::open(&dir).unwrap(), "1.0.0").unwrap_err();
     assert!(error.starts_with("cannot run"), "{error}");
