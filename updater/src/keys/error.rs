@@ -154,6 +154,12 @@ pub enum KeysError {
         /// The keys.
         keys: u64,
     },
+    /// Keys for a role that gets none.
+    #[error("keys of role {role} are named or counted, and it is not among the roles that get new ones")]
+    NotRotated {
+        /// The role.
+        role: RoleType,
+    },
     /// The cryptographic library failed.
     #[error("cannot make a key")]
     Generate,
@@ -203,6 +209,7 @@ impl KeysError {
             }
             Self::TooFew { .. } => "bring the role's other keys: name their directory with --with",
             Self::Threshold { .. } => "ask for more keys or a lower threshold",
+            Self::NotRotated { .. } => "rotate that role, too, or say nothing of its keys",
             Self::Generate | Self::Encode { .. } => "report this as a bug of refit",
             Self::VersionZero => "give a version of 1 or more",
             Self::Roots { .. } => "begin a new chain of trust with `refit keys init`",

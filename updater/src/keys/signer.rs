@@ -8,6 +8,7 @@
 //!   before it is used. `timeout` is how long it may take.
 
 use std::collections::HashMap;
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -114,6 +115,12 @@ impl Signer {
         };
         files.push((path.clone(), Zeroizing::new(pem), PRIVATE_MODE));
         Ok(Fresh { signer: Self::of(key, path, Kind::Open(Box::new(pair)))?, files })
+    }
+
+    /// Returns whether `dir` has a file already that a key with this stem would have.
+    pub(super) fn is_taken(dir: &Path, stem: &str) -> bool {
+        let taken = |suffix| fs::symlink_metadata(dir.join(format!("{stem}{suffix}"))).is_ok();
+        [KEY_SUFFIX, OUTSIDE_SUFFIX, PUBLIC_SUFFIX].into_iter().any(taken)
     }
 
     /// Returns whether a passphrase protects it.
