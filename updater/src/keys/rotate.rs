@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use tough::schema::decoded::{Decoded, Hex};
-use tough::schema::{RoleKeys, RoleType, Root};
+use tough::schema::{RoleKeys, RoleType, Root, Signed};
 use zeroize::Zeroizing;
 
 use super::error::KeysError;
@@ -254,7 +254,7 @@ impl Keys {
     }
 
     /// Makes the next root, with new keys for some of the roles, signed by the keys of the newest root and by its own.
-    /// Files of keys that no role uses any more are put into `retired/`.
+    /// Files of keys that roots have named and no role uses any more are put into `retired/`.
     ///
     /// # Errors
     /// Keys of the root role are missing or the change is impossible, and nothing has changed; or a file operation failed.
@@ -312,8 +312,11 @@ impl Keys {
 
         let (mut keys, made) = self.publish(root, maker)?;
         let mut retired = Vec::new();
-        let (kept, gone): (Vec<Signer>, Vec<Signer>) =
-            keys.signers.into_iter().partition(|signer| used.contains(&*signer.id));
+        // A key that no root has named yet is not one that is not used any more: somebody has put it there for the next.
+        let named = keys.roots.values().filter_map(|bytes| serde_json::from_slice::<Signed<Root>>(bytes).ok());
+        let named: BTreeSet<Decoded<Hex>> = named.flat_map(|root| root.signed.keys.into_keys()).collect();
+        let (gone, kept): (Vec<Signer>, Vec<Signer>) =
+            keys.signers.into_iter().partition(|signer| named.contains(&signer.id) && !used.contains(&*signer.id));
         for signer in &gone {
             retired.push(retire(&signer.path)?);
         }
