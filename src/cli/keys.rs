@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use jiff::{SignedDuration, Timestamp};
-use refit_updater::keys::{self, KeyRole, Keys as SigningKeys, KeysError, Rotated, Rotation, Setup};
+use refit_updater::keys::{self, KeyRole, KeyStatus, Keys as SigningKeys, KeysError, Rotated, Rotation, Setup};
 use serde_json::json;
 use zeroize::Zeroizing;
 
@@ -46,7 +46,8 @@ pub(super) struct Making {
     /// being told if the old ones have one.
     #[arg(long)]
     encrypt: bool,
-    /// Use the key that FILE (.key.toml) describes, behind a command, for a role; may be repeated.
+    /// Use the key that FILE (.key.toml) describes, behind a command, for this role and for no other; may be repeated, for
+    /// further roles and for further keys of one.
     #[arg(long, value_name = "ROLE=FILE", value_parser = outside)]
     external: Vec<(KeyRole, PathBuf)>,
     /// How many days the root is good.
@@ -61,7 +62,7 @@ pub(super) struct Init {
     /// How many keys of the root role must sign a newer root.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=KEYS_MAX))]
     threshold: u64,
-    /// How many keys the root role gets; one more than the threshold if that is above 1, so that one may be lost.
+    /// How many keys are made for the root role; one more than the threshold if that is above 1, so that one may be lost.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=KEYS_MAX))]
     root_keys: Option<u64>,
     /// Give timestamp, snapshot and targets keys of their own.
@@ -81,7 +82,7 @@ pub(super) struct Rotate {
     /// How many keys of the root role must sign a newer root from now on.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=KEYS_MAX))]
     threshold: Option<u64>,
-    /// How many keys the root role gets.
+    /// How many keys are made for the root role, if not as many as it had.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=KEYS_MAX))]
     root_keys: Option<u64>,
     /// A further directory with keys; may be repeated.
@@ -196,18 +197,28 @@ fn init(context: &Context, init: &Init) -> Result<(), KeyCommandError> {
     if context.json {
         context.print(&json!({ "keys": dir, "root": root, "roles": made.status() }).to_string());
     }
-    for role in made.status() {
+    tell_roles(context, &made.status());
+    context.tell("keep the keys secret and keep copies: without the root's, nobody can replace a lost one");
+    if let Some(offline) = setup.root_dir.as_ref().filter(|dir| holds_root(dir, &made.status())) {
+        context.tell(&format!("put {} away; it is needed again to rotate keys", offline.display()));
+    }
+    context.tell(&format!("appliances trust {}; ship it with them", root.display()));
+    Ok(())
+}
+
+/// Returns whether a key of the root role lies in `dir`: none does if all of them are outside.
+fn holds_root(dir: &Path, roles: &[KeyStatus]) -> bool {
+    let root = roles.iter().filter(|status| status.role == "root");
+    root.flat_map(|status| &status.keys).any(|(_, file)| file.as_ref().is_some_and(|file| file.starts_with(dir)))
+}
+
+fn tell_roles(context: &Context, roles: &[KeyStatus]) {
+    for role in roles {
         for (id, file) in &role.keys {
             let file = file.as_ref().map_or_else(|| "elsewhere".to_owned(), |file| file.display().to_string());
             context.tell(&format!("{:<10} {} of {}  {id:.12}  {file}", role.role, role.threshold, role.keys.len()));
         }
     }
-    context.tell("keep the keys secret and keep copies: without the root's, nobody can replace a lost one");
-    if let Some(offline) = &setup.root_dir {
-        context.tell(&format!("put {} away; it is needed again to rotate keys", offline.display()));
-    }
-    context.tell(&format!("appliances trust {}; ship it with them", root.display()));
-    Ok(())
 }
 
 fn rotate(context: &Context, rotate: &Rotate) -> Result<(), KeyCommandError> {
@@ -226,8 +237,8 @@ fn rotate(context: &Context, rotate: &Rotate) -> Result<(), KeyCommandError> {
         outside: rotate.making.outside(context),
         passphrase: rotate.making.passphrase(context, keys.are_locked())?,
     };
-    let (_, rotated) = keys.rotate(&rotation)?;
-    tell_rotated(context, &rotated);
+    let (keys, rotated) = keys.rotate(&rotation)?;
+    tell_rotated(context, &keys, &rotated);
     Ok(())
 }
 
@@ -242,15 +253,17 @@ fn renew(context: &Context, renew: &Renew) -> Result<(), KeyCommandError> {
         outside: Vec::new(),
         passphrase: None,
     };
-    let (_, rotated) = keys.rotate(&rotation)?;
-    tell_rotated(context, &rotated);
+    let (keys, rotated) = keys.rotate(&rotation)?;
+    tell_rotated(context, &keys, &rotated);
     Ok(())
 }
 
-fn tell_rotated(context: &Context, rotated: &Rotated) {
+fn tell_rotated(context: &Context, keys: &SigningKeys, rotated: &Rotated) {
+    let roles = keys.status();
     if context.json {
         let object = json!({
             "root": rotated.root, "version": rotated.version, "made": rotated.made, "retired": rotated.retired,
+            "roles": roles,
         });
         context.print(&object.to_string());
     }
@@ -260,6 +273,7 @@ fn tell_rotated(context: &Context, rotated: &Rotated) {
     for file in &rotated.retired {
         context.tell(&format!("retired  {}", file.display()));
     }
+    tell_roles(context, &roles);
     context.tell(&format!(
         "root {} is {}; appliances get it with the next package or from the repository after `refit repo refresh`",
         rotated.version,

@@ -119,7 +119,17 @@ fn a_command_signs() {
     fs::write(at.join("keys/sign"), script).expect("write");
     fs::set_permissions(at.join("keys/sign"), fs::Permissions::from_mode(0o755)).expect("set the mode");
     fs::write(at.join("keys/module.key.toml"), "public = \"module.pem\"\ncommand = [\"./sign\"]\n").expect("write");
-    run(&["keys", "init", "keys", "--external", "targets=keys/module.key.toml", "--separate-roles"], at).ends_with(0);
+    let module = "targets=keys/module.key.toml";
+    let shown = object(&run(&["keys", "init", "keys", "--external", module, "--json"], at).ends_with(0));
+    let signs = |shown: &Value, file: &str| -> Vec<String> {
+        let roles = shown["roles"].as_array().expect("a list").iter();
+        roles.filter(|role| role["keys"].to_string().contains(file)).map(|role| role["role"].to_string()).collect()
+    };
+    assert_eq!(signs(&shown, "module.key.toml"), ["\"targets\""], "{shown}");
+    assert_eq!(signs(&shown, "root.key.pem"), ["\"root\""], "{shown}");
+    run(&["keys", "rotate", "keys", "--role", "root", "--external", module], at).complains_with(78);
+    let shown = object(&run(&["keys", "rotate", "keys", "--external", module, "--json"], at).ends_with(0));
+    assert_eq!(signs(&shown, "module.key.toml"), ["\"targets\""], "{shown}");
     run(&["pack", "tree", "--keys", "keys", "-o", "out.refit"], at).ends_with(0);
     run(&["inspect", "out.refit", "--root", "keys/1.root.json", "--check"], at).ends_with(0);
     fs::write(at.join("keys/sign"), "#!/bin/sh\necho the token is locked >&2\nexit 1\n").expect("write");

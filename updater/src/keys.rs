@@ -7,6 +7,7 @@
 
 mod error;
 pub(crate) mod metadata;
+mod program;
 mod published;
 mod rotate;
 mod signer;

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use tough::schema::RoleType;
 
@@ -113,6 +114,18 @@ pub enum KeysError {
         /// How it ended.
         how: String,
     },
+    /// The program that signs took too long.
+    #[error("{program:?}, which signs for {}, gave no signature within {} s{said}", path.display(), limit.as_secs_f64())]
+    Late {
+        /// The program.
+        program: String,
+        /// The description that names it.
+        path: PathBuf,
+        /// How long it may take.
+        limit: Duration,
+        /// What it said meanwhile, behind a colon, if it did.
+        said: String,
+    },
     /// The program gave something that is no signature of its key.
     #[error("{program:?} gave {bytes} bytes that are no signature with {}", path.display())]
     NoSignature {
@@ -140,6 +153,12 @@ pub enum KeysError {
         threshold: u64,
         /// The keys.
         keys: u64,
+    },
+    /// Keys for a role that gets none.
+    #[error("keys of role {role} are named or counted, and it is not among the roles that get new ones")]
+    NotRotated {
+        /// The role.
+        role: RoleType,
     },
     /// The cryptographic library failed.
     #[error("cannot make a key")]
@@ -176,17 +195,21 @@ impl KeysError {
                 "restore the file from a backup of the directory"
             }
             Self::Description { .. } | Self::NoCommand { .. } => {
-                "write public = \"FILE.pem\" and command = [\"PROGRAM\", ...] into it"
+                "write public = \"FILE.pem\" and command = [\"PROGRAM\", ...] into it; timeout = \"10m\" may follow"
             }
             Self::Locked { .. } => "name a file with the passphrase in REFIT_KEY_PASSPHRASE_FILE, or use a terminal",
             Self::Passphrase { .. } => "try again with the right passphrase",
             Self::NoPassphrase { .. } => "check the file that REFIT_KEY_PASSPHRASE_FILE names",
             Self::Run { .. } | Self::Failed { .. } => "run the program by hand to see what it lacks",
+            Self::Late { .. } => {
+                "see what it waits for, or give it more time in its description: timeout = \"10m\", for example"
+            }
             Self::NoSignature { .. } => {
                 "let it write the bare signature of its standard input, made with that key, and nothing else"
             }
             Self::TooFew { .. } => "bring the role's other keys: name their directory with --with",
             Self::Threshold { .. } => "ask for more keys or a lower threshold",
+            Self::NotRotated { .. } => "rotate that role, too, or say nothing of its keys",
             Self::Generate | Self::Encode { .. } => "report this as a bug of refit",
             Self::VersionZero => "give a version of 1 or more",
             Self::Roots { .. } => "begin a new chain of trust with `refit keys init`",

@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use tough::schema::{RoleKeys, RoleType, Root};
+use tough::schema::decoded::{Decoded, Hex};
+use tough::schema::{RoleKeys, RoleType, Root, Signed};
 use zeroize::Zeroizing;
 
 use super::error::KeysError;
@@ -29,7 +30,7 @@ const RETIRED_DIR: &str = "retired";
 pub struct Setup {
     /// When the root expires.
     pub root_expires: Timestamp,
-    /// How many keys the root role gets.
+    /// How many keys are made for the root role.
     pub root_keys: u64,
     /// How many of them must sign a newer root.
     pub root_threshold: u64,
@@ -37,7 +38,8 @@ pub struct Setup {
     pub separate_roles: bool,
     /// Where the keys of the root role go, if not beside the others: a medium that is put away.
     pub root_dir: Option<PathBuf>,
-    /// Keys that are not made but described in these files (see [`crate::keys`]), by the role they are for.
+    /// Keys that are not made but described in these files (see [`crate::keys`]), by the role they are for: a key signs for
+    /// the roles it is named for and for no other, and no key is made for these.
     pub outside: Vec<(RoleType, PathBuf)>,
     /// Encrypts every key that is made.
     pub passphrase: Option<Zeroizing<String>>,
@@ -66,13 +68,13 @@ pub struct Rotation {
     pub roles: BTreeSet<&'static str>,
     /// When the new root expires.
     pub root_expires: Timestamp,
-    /// How many keys the root role has from now on, if that changes; it must be among the roles.
+    /// How many keys are made for the root role, if not as many as it had; it must be among the roles.
     pub root_keys: Option<u64>,
     /// How many of them must sign, if that changes.
     pub root_threshold: Option<u64>,
     /// Where the new keys of the root role go, if not to the old ones.
     pub root_dir: Option<PathBuf>,
-    /// As in [`Setup`].
+    /// As in [`Setup`]; each role must be among the roles.
     pub outside: Vec<(RoleType, PathBuf)>,
     /// As in [`Setup`].
     pub passphrase: Option<Zeroizing<String>>,
@@ -91,51 +93,110 @@ pub struct Rotated {
     pub retired: Vec<PathBuf>,
 }
 
-/// Keys for roles that share them.
-struct Group<'a> {
-    roles: Vec<RoleType>,
-    stem: String,
-    dir: &'a Path,
-    keys: u64,
+/// Keys that are not made, and the roles they were named for.
+struct Outside {
+    signers: Vec<Signer>,
+    named: Vec<(RoleType, Decoded<Hex>)>,
+}
+
+impl Outside {
+    fn read(files: &[(RoleType, PathBuf)]) -> Result<Self, KeysError> {
+        let (mut signers, mut named) = (Vec::new(), Vec::new());
+        for (role, path) in files {
+            let signer = Signer::read(path, &nobody)?;
+            named.push((*role, signer.id.clone()));
+            signers.push(signer);
+        }
+        Ok(Self { signers, named })
+    }
+
+    /// Returns the keys that were named for `role`; one that was named twice is one key.
+    fn of(&self, role: RoleType) -> BTreeSet<&Decoded<Hex>> {
+        self.named.iter().filter(|(named, _)| *named == role).map(|(_, id)| id).collect()
+    }
+}
+
+/// Returns `roles` in groups that share their keys: those for which `sharing` returns the same, and which have the same
+/// keys outside. Anything else would let a key sign for a role that nobody named it for.
+fn groups<K: PartialEq>(
+    roles: impl Iterator<Item = RoleType>,
+    outside: &Outside,
+    sharing: impl Fn(RoleType) -> K,
+) -> Vec<Vec<RoleType>> {
+    let mut groups: Vec<(_, Vec<RoleType>)> = Vec::new();
+    for role in roles {
+        let shared = (sharing(role), outside.of(role));
+        match groups.iter_mut().find(|(known, _)| *known == shared) {
+            Some((_, group)) => group.push(role),
+            None => groups.push((shared, vec![role])),
+        }
+    }
+    groups.into_iter().map(|(_, group)| group).collect()
+}
+
+/// Returns what the files of a group's keys are called. Of four roles at most one group of several has root and at most
+/// one has not: no two groups have the same name.
+fn stem(roles: &[RoleType]) -> &'static str {
+    match roles {
+        [role] => role_name(*role),
+        several if several.contains(&RoleType::Root) => "refit",
+        _several => "online",
+    }
 }
 
 /// What makes keys.
 struct Maker<'a> {
-    outside: &'a [(RoleType, PathBuf)],
+    outside: Outside,
     passphrase: Option<&'a str>,
     fresh: Vec<Fresh>,
-    described: Vec<Signer>,
 }
 
 impl Maker<'_> {
-    /// Makes the keys of a group, and enters them into `root` with `threshold`.
-    fn make(&mut self, group: &Group<'_>, threshold: u64, root: &mut Root) -> Result<(), KeysError> {
-        let mut keys = Vec::new();
-        for (role, path) in self.outside {
-            if group.roles.contains(role) {
-                let signer = Signer::read(path, &nobody)?;
-                keys.push((signer.id.clone(), signer.key.clone()));
-                self.described.push(signer);
-            }
-        }
-        if keys.is_empty() {
-            for number in 1..=group.keys {
-                let stem = if group.keys == 1 { group.stem.clone() } else { format!("{}-{number}", group.stem) };
-                let fresh = Signer::generate(group.dir, &stem, self.passphrase)?;
-                keys.push((fresh.signer.id.clone(), fresh.signer.key.clone()));
+    /// Enters a group's keys into `root`: those outside, or else as many new ones as `count` for `dir`.
+    fn make(
+        &mut self,
+        roles: &[RoleType],
+        (dir, stem, count): (&Path, &str, u64),
+        threshold: impl Fn(RoleType) -> u64,
+        root: &mut Root,
+    ) -> Result<(), KeysError> {
+        let named = roles.first().map(|role| self.outside.of(*role)).unwrap_or_default();
+        let mut keyids: Vec<_> = named.into_iter().cloned().collect();
+        let outside = self.outside.signers.iter().filter(|signer| keyids.contains(&signer.id));
+        root.keys.extend(outside.map(|signer| (signer.id.clone(), signer.key.clone())));
+        if keyids.is_empty() {
+            durable::create_dirs(dir).map_err(io_error("make", dir))?;
+            for stem in stems(dir, stem, count) {
+                let fresh = Signer::generate(dir, &stem, self.passphrase)?;
+                keyids.push(fresh.signer.id.clone());
+                root.keys.insert(fresh.signer.id.clone(), fresh.signer.key.clone());
                 self.fresh.push(fresh);
             }
         }
-        let found = keys.len() as u64;
-        let met = NonZeroU64::new(threshold).filter(|threshold| threshold.get() <= found);
-        let threshold = met.ok_or(KeysError::Threshold { threshold, keys: found })?;
-        let keyids: Vec<_> = keys.iter().map(|(id, _)| id.clone()).collect();
-        root.keys.extend(keys);
-        for role in &group.roles {
+        for role in roles {
+            let (threshold, keys) = (threshold(*role), keyids.len() as u64);
+            let met = NonZeroU64::new(threshold).filter(|threshold| threshold.get() <= keys);
+            let threshold = met.ok_or(KeysError::Threshold { threshold, keys })?;
             root.roles.insert(*role, RoleKeys { keyids: keyids.clone(), threshold, _extra: HashMap::new() });
         }
         Ok(())
     }
+}
+
+/// Returns the stems of `count` new keys in `dir`: `root`, or `root-1` and so on. If one is taken, by a key outside or by
+/// what an interrupted rotation left, they are `root_2` or `root_2-1` and so on.
+fn stems(dir: &Path, stem: &str, count: u64) -> Vec<String> {
+    let numbered = |stem: &str| -> Vec<String> {
+        if count == 1 { vec![stem.to_owned()] } else { (1..=count).map(|key| format!("{stem}-{key}")).collect() }
+    };
+    let mut found = numbered(stem);
+    let mut next = 2u64..;
+    while found.iter().any(|stem| Signer::is_taken(dir, stem))
+        && let Some(number) = next.next()
+    {
+        found = numbered(&format!("{stem}_{number}"));
+    }
+    found
 }
 
 impl Keys {
@@ -144,8 +205,10 @@ impl Keys {
     /// # Errors
     /// `dir` holds keys already or the setup is impossible, and nothing has changed; or a file operation failed.
     pub fn create(dir: &Path, setup: &Setup) -> Result<Self, KeysError> {
+        let outside = Outside::read(&setup.outside)?;
         durable::create_dirs(dir).map_err(io_error("make", dir))?;
-        let root_dir = setup.root_dir.as_deref().unwrap_or(dir);
+        // A medium for the root's keys is not touched when they are elsewhere.
+        let root_dir = setup.root_dir.as_deref().filter(|_| outside.of(RoleType::Root).is_empty()).unwrap_or(dir);
         durable::create_dirs(root_dir).map_err(io_error("make", root_dir))?;
         for dir in [dir, root_dir] {
             for entry in fs::read_dir(dir).map_err(io_error("read", dir))? {
@@ -167,33 +230,17 @@ impl Keys {
             roles: HashMap::new(),
             _extra: HashMap::new(),
         };
-        let root_apart = setup.separate_roles
-            || setup.root_dir.is_some()
-            || setup.root_keys > 1
-            || setup.outside.iter().any(|(role, _)| *role == RoleType::Root);
-        let others: Vec<RoleType> = ROLES.into_iter().filter(|role| *role != RoleType::Root).collect();
-        let group = |roles: &[RoleType], stem: &str, dir, keys| Group {
-            roles: roles.to_vec(),
-            stem: stem.to_owned(),
-            dir,
-            keys,
-        };
-        let mut groups = Vec::new();
-        if root_apart {
-            groups.push(group(&[RoleType::Root], "root", root_dir, setup.root_keys));
-            if setup.separate_roles {
-                groups.extend(others.iter().map(|role| group(&[*role], role_name(*role), dir, 1)));
-            } else {
-                groups.push(group(&others, "online", dir, 1));
-            }
-        } else {
-            groups.push(group(&ROLES, "refit", dir, 1));
-        }
+        // Whoever has a key outside sign releases does not want the root's to lie where releases are made.
+        let root_apart = setup.root_dir.is_some() || setup.root_keys > 1 || !setup.outside.is_empty();
+        let groups = groups(ROLES.into_iter(), &outside, |role| {
+            (setup.separate_roles || (root_apart && role == RoleType::Root)).then_some(role)
+        });
         let passphrase = setup.passphrase.as_ref().map(|text| text.as_str());
-        let mut maker = Maker { outside: &setup.outside, passphrase, fresh: Vec::new(), described: Vec::new() };
-        for group in &groups {
-            let threshold = if group.roles.contains(&RoleType::Root) { setup.root_threshold } else { 1 };
-            maker.make(group, threshold, &mut root)?;
+        let mut maker = Maker { outside, passphrase, fresh: Vec::new() };
+        let threshold = |role| if role == RoleType::Root { setup.root_threshold } else { 1 };
+        for roles in &groups {
+            let (dir, count) = if roles.contains(&RoleType::Root) { (root_dir, setup.root_keys) } else { (dir, 1) };
+            maker.make(roles, (dir, stem(roles), count), threshold, &mut root)?;
         }
         let keys = Self {
             dir: dir.to_owned(),
@@ -207,7 +254,7 @@ impl Keys {
     }
 
     /// Makes the next root, with new keys for some of the roles, signed by the keys of the newest root and by its own.
-    /// Files of keys that no role uses any more are put into `retired/`.
+    /// Files of keys that roots have named and no role uses any more are put into `retired/`.
     ///
     /// # Errors
     /// Keys of the root role are missing or the change is impossible, and nothing has changed; or a file operation failed.
@@ -222,34 +269,36 @@ impl Keys {
         let dir = self.dir.clone();
         // A root that was put away does not come out of its safe because nobody said so again.
         let root_dir = rotation.root_dir.clone().unwrap_or_else(|| self.root_dir());
-        durable::create_dirs(&root_dir).map_err(io_error("make", &root_dir))?;
-
-        // Roles that share their keys go on sharing them.
-        let mut sharing: BTreeMap<Vec<Vec<u8>>, Vec<RoleType>> = BTreeMap::new();
-        for role in ROLES.into_iter().filter(|role| rotation.roles.contains(role_name(*role))) {
-            let mut ids: Vec<Vec<u8>> =
-                self.newest.roles.get(&role).iter().flat_map(|keys| &keys.keyids).map(|id| id.to_vec()).collect();
-            ids.sort();
-            sharing.entry(ids).or_default().push(role);
+        let mut told = rotation.outside.iter().map(|(role, _)| *role).chain(rotation.root_keys.map(|_| RoleType::Root));
+        if let Some(role) = told.find(|role| !rotation.roles.contains(role_name(*role))) {
+            return Err(KeysError::NotRotated { role });
         }
+        let outside = Outside::read(&rotation.outside)?;
+
+        // Roles that share their keys go on sharing them, unless it is said what sets the root apart from the beginning, too.
+        let old = |role| {
+            let keys = self.newest.roles.get(&role);
+            let ids: BTreeSet<_> = keys.iter().flat_map(|keys| &keys.keyids).cloned().collect();
+            (ids, keys.map_or(1, |keys| keys.threshold.get()))
+        };
+        let root_count = old(RoleType::Root).0.len() as u64;
+        let root_apart = rotation.root_dir.is_some()
+            || rotation.root_keys.is_some_and(|count| count != root_count)
+            || !rotation.outside.is_empty();
+        let roles = ROLES.into_iter().filter(|role| rotation.roles.contains(role_name(*role)));
+        let groups = groups(roles, &outside, |role| (old(role).0, root_apart && role == RoleType::Root));
         let passphrase = rotation.passphrase.as_ref().map(|text| text.as_str());
-        let mut maker = Maker { outside: &rotation.outside, passphrase, fresh: Vec::new(), described: Vec::new() };
-        for (ids, roles) in sharing {
+        let mut maker = Maker { outside, passphrase, fresh: Vec::new() };
+        let threshold = |role| match rotation.root_threshold {
+            Some(threshold) if role == RoleType::Root => threshold,
+            Some(_) | None => old(role).1,
+        };
+        for roles in &groups {
             let has_root = roles.contains(&RoleType::Root);
-            let stem = match roles.as_slice() {
-                [role] => role_name(*role),
-                _several if has_root => "refit",
-                _several => "online",
-            };
-            let old = roles.first().and_then(|role| self.newest.roles.get(role)).map_or(1, |keys| keys.threshold.get());
-            let (keys, threshold) = if has_root {
-                (rotation.root_keys.unwrap_or(ids.len() as u64), rotation.root_threshold.unwrap_or(old))
-            } else {
-                (ids.len() as u64, old)
-            };
-            let group =
-                Group { roles, stem: format!("{stem}-v{version}"), dir: if has_root { &root_dir } else { &dir }, keys };
-            maker.make(&group, threshold, &mut root)?;
+            let count = roles.first().map_or(0, |role| old(*role).0.len() as u64);
+            let count = rotation.root_keys.filter(|_| has_root).unwrap_or(count);
+            let (dir, stem) = (if has_root { &root_dir } else { &dir }, format!("{}-v{version}", stem(roles)));
+            maker.make(roles, (dir, &stem, count), threshold, &mut root)?;
         }
         if let (Some(threshold), false) = (rotation.root_threshold, rotation.roles.contains("root"))
             && let Some(role) = root.roles.get_mut(&RoleType::Root)
@@ -263,8 +312,11 @@ impl Keys {
 
         let (mut keys, made) = self.publish(root, maker)?;
         let mut retired = Vec::new();
-        let (kept, gone): (Vec<Signer>, Vec<Signer>) =
-            keys.signers.into_iter().partition(|signer| used.contains(&*signer.id));
+        // A key that no root has named yet is not one that is not used any more: somebody has put it there for the next.
+        let named = keys.roots.values().filter_map(|bytes| serde_json::from_slice::<Signed<Root>>(bytes).ok());
+        let named: BTreeSet<Decoded<Hex>> = named.flat_map(|root| root.signed.keys.into_keys()).collect();
+        let (gone, kept): (Vec<Signer>, Vec<Signer>) =
+            keys.signers.into_iter().partition(|signer| named.contains(&signer.id) && !used.contains(&*signer.id));
         for signer in &gone {
             retired.push(retire(&signer.path)?);
         }
@@ -285,13 +337,13 @@ impl Keys {
         let encode = |source| KeysError::Encode { role: RoleType::Root, source: Box::new(source) };
         let value = serde_json::to_value(&root).map_err(encode)?;
         let canonical = canonical(&value).map_err(encode)?;
-        let Maker { fresh, described, .. } = maker;
+        let Maker { fresh, outside, .. } = maker;
         let mut files = Vec::new();
         for Fresh { signer, files: new } in fresh {
             files.push((signer.path.clone(), new));
             self.signers.push(signer);
         }
-        for signer in described {
+        for signer in outside.signers {
             if !self.signers.iter().any(|known| known.id == signer.id) {
                 self.signers.push(signer);
             }

@@ -5,20 +5,21 @@
 //! - `NAME.key.toml`: a key that never leaves its device or service. `public` names the public key (PEM, beside it),
 //!   `command` a program that gets the bytes to sign on standard input and writes the bare signature to standard output:
 //!   64 bytes for ed25519, ASN.1 DER for ECDSA P-256 with SHA-256, PSS with SHA-256 for RSA. What it writes is checked
-//!   before it is used.
+//!   before it is used. `timeout` is how long it may take.
 
 use std::collections::HashMap;
-use std::io::{self, Read, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::OnceLock;
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::thread;
 use std::time::Duration;
 
 use aws_lc_rs::signature::Ed25519KeyPair;
+use jiff::SignedDuration;
 use pkcs8::{EncryptedPrivateKeyInfoRef, PrivateKeyInfoRef};
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use tough::schema::Signature;
 use tough::schema::decoded::{Decoded, Hex};
@@ -27,13 +28,14 @@ use tough::sign::Sign;
 use zeroize::Zeroizing;
 
 use super::error::KeysError;
+use super::program;
 use crate::durable;
 use crate::tuf::document;
 
 /// What ends the name of a private key.
-pub(super) const KEY_SUFFIX: &str = ".key.pem";
+const KEY_SUFFIX: &str = ".key.pem";
 /// What ends the name of the description of a key outside.
-pub(super) const OUTSIDE_SUFFIX: &str = ".key.toml";
+const OUTSIDE_SUFFIX: &str = ".key.toml";
 /// What ends the name of a public key.
 const PUBLIC_SUFFIX: &str = ".pub.pem";
 /// The labels of keys in PEM.
@@ -48,12 +50,10 @@ const PUBLIC_MODE: u32 = 0o644;
 const KEY_BYTES_MAX: u64 = 16 << 10;
 /// What precedes the 32 bytes of an ed25519 public key in its DER form (RFC 8410).
 const ED25519_SPKI: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
-/// How long a program may take to sign: somebody may have to find a token and touch it.
-const SIGN_SECONDS_MAX: u64 = 180;
-/// Bytes of a signature: RSA with 8192 bits has 1 KiB.
-const SIGNATURE_BYTES_MAX: u64 = 2 << 10;
-/// How much of what a program says on its way to failure is repeated.
-const COMPLAINT_BYTES_MAX: u64 = 1 << 10;
+/// How long a program may take to sign if its description does not say: somebody may have to find a token and touch it.
+const SIGN_TIMEOUT_DEFAULT: Duration = Duration::from_secs(180);
+/// The longest that a description may say: somebody else may have to approve, and may be asleep.
+const SIGN_TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// Returns the passphrase of the key in this file, if there is one to be had.
 pub type Passphrase<'a> = dyn Fn(&Path) -> io::Result<Option<Zeroizing<String>>> + Send + Sync + 'a;
@@ -75,7 +75,7 @@ pub(super) struct Fresh {
 enum Kind {
     Open(Box<Ed25519KeyPair>),
     Locked { sealed: Vec<u8>, opened: OnceLock<Box<Ed25519KeyPair>> },
-    Outside { program: PathBuf, arguments: Vec<String>, dir: PathBuf },
+    Outside { program: PathBuf, arguments: Vec<String>, dir: PathBuf, timeout: Duration },
 }
 
 #[derive(Deserialize)]
@@ -83,6 +83,8 @@ enum Kind {
 struct Description {
     public: PathBuf,
     command: Vec<String>,
+    #[serde(default = "timeout_default", deserialize_with = "timeout")]
+    timeout: Duration,
 }
 
 impl Signer {
@@ -113,6 +115,12 @@ impl Signer {
         };
         files.push((path.clone(), Zeroizing::new(pem), PRIVATE_MODE));
         Ok(Fresh { signer: Self::of(key, path, Kind::Open(Box::new(pair)))?, files })
+    }
+
+    /// Returns whether `dir` has a file already that a key with this stem would have.
+    pub(super) fn is_taken(dir: &Path, stem: &str) -> bool {
+        let taken = |suffix| fs::symlink_metadata(dir.join(format!("{stem}{suffix}"))).is_ok();
+        [KEY_SUFFIX, OUTSIDE_SUFFIX, PUBLIC_SUFFIX].into_iter().any(taken)
     }
 
     /// Returns whether a passphrase protects it.
@@ -157,7 +165,11 @@ impl Signer {
         let program = words.next().ok_or_else(|| KeysError::NoCommand { path: path.to_owned() })?;
         // One with a slash lies beside the description, wherever that was carried; one without is looked for in PATH.
         let program = if program.contains('/') { dir.join(program) } else { PathBuf::from(program) };
-        Self::of(key, path.to_owned(), Kind::Outside { program, arguments: words.collect(), dir })
+        Self::of(
+            key,
+            path.to_owned(),
+            Kind::Outside { program, arguments: words.collect(), dir, timeout: described.timeout },
+        )
     }
 
     fn of(key: Key, path: PathBuf, kind: Kind) -> Result<Self, KeysError> {
@@ -187,10 +199,8 @@ impl Signer {
                 };
                 pair.sign(canonical).as_ref().to_vec()
             }
-            Kind::Outside { program, arguments, dir } => {
-                let mut command = Command::new(program);
-                command.args(arguments).current_dir(dir);
-                let sig = self.run(command, canonical)?;
+            Kind::Outside { program, arguments, dir, timeout } => {
+                let sig = self.run(Command::new(program).args(arguments).current_dir(dir), canonical, *timeout)?;
                 let signature = Signature { keyid: self.id.clone(), sig: sig.clone().into() };
                 if !document::holds(&self.key, value, &signature) {
                     let (program, path) = (program.display().to_string(), self.path.clone());
@@ -202,48 +212,44 @@ impl Signer {
         Ok(Signature { keyid: self.id.clone(), sig: sig.into() })
     }
 
-    /// Runs the program that signs, with a limit for its time and for what it writes.
-    fn run(&self, mut command: Command, input: &[u8]) -> Result<Vec<u8>, KeysError> {
+    /// Returns what the program that signs writes.
+    fn run(&self, command: &mut Command, input: &[u8], limit: Duration) -> Result<Vec<u8>, KeysError> {
         let program = command.get_program().to_string_lossy().into_owned();
-        let run = |source| KeysError::Run { program: program.clone(), path: self.path.clone(), source };
-        let failed = |how: String| KeysError::Failed { program: program.clone(), path: self.path.clone(), how };
-        let mut child =
-            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(run)?;
-        let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-        let limited = |pipe: Option<Box<dyn Read + Send>>, max: u64| -> Vec<u8> {
-            let mut bytes = Vec::new();
-            // What cannot be read is missing, and a signature that is missing is refused.
-            drop(pipe.map(|pipe| pipe.take(max).read_to_end(&mut bytes)));
-            bytes
+        let path = self.path.clone();
+        let run = match program::run(command, input, limit) {
+            Ok(run) => run,
+            Err(source) => return Err(KeysError::Run { program, path, source }),
         };
-        let (output, complaint) = thread::scope(|scope| {
-            let (done, wait) = mpsc::channel::<()>();
-            let writer = scope.spawn(move || {
-                // A program that does not read to the end cannot sign: what it writes is refused.
-                drop(stdin.map(|mut pipe| pipe.write_all(input)));
-            });
-            let complaints = scope.spawn(move || limited(stderr.map(|pipe| Box::new(pipe) as _), COMPLAINT_BYTES_MAX));
-            let output = scope.spawn(move || {
-                let bytes = limited(stdout.map(|pipe| Box::new(pipe) as _), SIGNATURE_BYTES_MAX);
-                drop(done);
-                bytes
-            });
-            let late = wait.recv_timeout(Duration::from_secs(SIGN_SECONDS_MAX)) == Err(RecvTimeoutError::Timeout);
-            if late {
-                // One that ended by itself in this moment needs no kill.
-                drop(child.kill());
+        let said = String::from_utf8_lossy(&run.complaint).trim().replace('\n', "; ");
+        let said = if said.is_empty() { said } else { format!(": {said}") };
+        match (run.status, run.output) {
+            (None, _) => Err(KeysError::Late { program, path, limit, said }),
+            (Some(status), _) if !status.success() => {
+                Err(KeysError::Failed { program, path, how: format!("ended with {status}{said}") })
             }
-            drop(writer.join());
-            (output.join().ok().filter(|_| !late), complaints.join().unwrap_or_default())
-        });
-        let status = child.wait().map_err(run)?;
-        let said = String::from_utf8_lossy(&complaint).trim().replace('\n', "; ");
-        match output {
-            None => Err(failed(format!("gave no signature within {SIGN_SECONDS_MAX} s"))),
-            Some(_) if !status.success() => Err(failed(format!("ended with {status}: {said}"))),
-            Some(output) => Ok(output),
+            (Some(_), None) => {
+                let how = format!("ended, but something that it started keeps its standard output open{said}");
+                Err(KeysError::Failed { program, path, how })
+            }
+            (Some(_), Some(output)) => Ok(output),
         }
     }
+}
+
+/// Reads how long a program may take to sign.
+fn timeout<'de, D: Deserializer<'de>>(value: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(value)?;
+    let wrong = || D::Error::custom(format!("{text:?} is no duration: write a number and a unit, such as \"10m\""));
+    let found: SignedDuration = text.trim().parse().map_err(|_no_duration| wrong())?;
+    let found = Duration::try_from(found).map_err(|_negative| wrong())?;
+    if found.is_zero() || found > SIGN_TIMEOUT_MAX {
+        return Err(D::Error::custom(format!("{text:?} is not between nothing and a day")));
+    }
+    Ok(found)
+}
+
+fn timeout_default() -> Duration {
+    SIGN_TIMEOUT_DEFAULT
 }
 
 fn unseal(path: &Path, sealed: &[u8], passphrase: &Passphrase<'_>) -> Result<Ed25519KeyPair, KeysError> {

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use jiff::Timestamp;
 use refit_fixtures::tools::missing;
-use refit_updater::keys::{KeyRole, Keys, KeysError, Passphrase, Rotation, Setup};
+use refit_updater::keys::{KeyRole, KeyStatus, Keys, KeysError, Passphrase, Rotation, Setup, role_named};
 use refit_updater::pack::pack;
 use tempfile::TempDir;
 use zeroize::Zeroizing;
@@ -75,6 +75,10 @@ fn what_is_no_directory_of_keys() {
     check("1.root.json", b"{}", "is no root, or not the one its name says");
     check("hsm.key.toml", b"command = 3", "does not describe a key with `public` and `command`");
     check("hsm.key.toml", b"public = \"none.pem\"\ncommand = []", "none.pem");
+    for timeout in ["soon", "-1s", "0s", "25h"] {
+        let text = format!("public = \"none.pem\"\ncommand = [\"./sign\"]\ntimeout = \"{timeout}\"\n");
+        check("hsm.key.toml", text.as_bytes(), "does not describe a key with `public` and `command`");
+    }
     let empty = TempDir::new().unwrap();
     assert!(matches!(Keys::open(empty.path()), Err(KeysError::NoRoot { .. })));
 }
@@ -253,10 +257,248 @@ fn a_command_that_fails_or_lies_signs_nothing() {
         "cat >/dev/null; echo token is locked >&2; exit 3",
         "ended with exit status: 3: token is locked",
     );
+    // It is heard to its end: whoever says much does not die of it.
+    check(&vendor, &dir, "head -c 100000 /dev/zero >&2 || exit 9; exit 3", "ended with exit status: 3");
     check(&vendor, &dir, "cat >/dev/null; echo signature", "gave 10 bytes that are no signature");
     check(&vendor, &dir, "exit 0", "gave 0 bytes that are no signature");
     check(&vendor, &dir, "exec head -c 1000000 /dev/zero", "ended with signal");
+    let hasty = b"public = \"device.pem\"\ncommand = [\"./sign\"]\ntimeout = \"2s\"\n";
+    put(&dir, "device.key.toml", hasty, 0o644);
+    check(&vendor, &dir, "echo touch the token >&2; exec sleep 100", "gave no signature within 2 s: touch the token");
     fs::remove_file(dir.join("sign")).unwrap();
     let error = try_pack(&vendor, &Keys::open(&dir).unwrap(), "1.0.0").unwrap_err();
     assert!(error.starts_with("cannot run"), "{error}");
+}
+
+/// What a vendor has: keys in a directory of their own, and two devices.
+struct Office {
+    vendor: Vendor,
+    keys: PathBuf,
+    stick: PathBuf,
+}
+
+impl Office {
+    fn new() -> Self {
+        let vendor = Vendor::new();
+        for name in ["hsm", "ci"] {
+            let sign = "openssl pkeyutl -sign -rawin -inkey secret.pem -in \"$1\"";
+            device(&vendor.dir.path().join(name), &["-algorithm", "ed25519"], sign);
+        }
+        Self { keys: vendor.dir.path().join("k"), stick: vendor.dir.path().join("stick"), vendor }
+    }
+
+    /// Returns the keys outside that these words, such as `root=hsm`, name.
+    fn outside(&self, words: &[&str]) -> Vec<(KeyRole, PathBuf)> {
+        let named = |word: &&str| {
+            let (role, device) = word.split_once('=').unwrap();
+            (role_named(role).unwrap(), self.vendor.dir.path().join(device).join("device.key.toml"))
+        };
+        words.iter().map(named).collect()
+    }
+
+    /// Returns which keys each role has, such as `root 1 of 1: k/root`, once they have signed a package.
+    fn signers(&self, keys: &Keys) -> Vec<String> {
+        try_pack(&self.vendor, keys, "1.0.0").unwrap();
+        let short = |path: &PathBuf| {
+            let path = path.strip_prefix(self.vendor.dir.path()).unwrap().to_str().unwrap();
+            path.strip_suffix("/device.key.toml").or(path.strip_suffix(".key.pem")).unwrap().to_owned()
+        };
+        let role = |status: KeyStatus| {
+            let mut files: Vec<String> = status.keys.iter().map(|(_, file)| short(file.as_ref().unwrap())).collect();
+            files.sort();
+            format!("{} {} of {}: {}", status.role, status.threshold, files.len(), files.join(" "))
+        };
+        keys.status().into_iter().map(role).collect()
+    }
+}
+
+const ALL: [&str; 4] = ["root", "timestamp", "snapshot", "targets"];
+
+#[test]
+fn a_key_outside_signs_for_the_roles_it_is_named_for() {
+    fn check(outside: &[&str], change: fn(&Office, &mut Setup), expected: &[&str; 4]) {
+        let office = Office::new();
+        let mut setup = Setup { outside: office.outside(outside), ..Setup::one_key(far()) };
+        change(&office, &mut setup);
+        let keys = Keys::create(&office.keys, &setup).unwrap();
+        assert_eq!(office.signers(&keys), expected, "{outside:?}");
+        // A medium gets keys of the root or is left alone.
+        let on_stick = expected[0].contains("stick/");
+        assert_eq!(office.stick.exists(), on_stick, "{outside:?}");
+    }
+    if missing(&["openssl"]) {
+        return;
+    }
+    // The root has a key of its own: others are needed where releases are made.
+    let root = "root 1 of 1: k/root";
+    let [timestamp, snapshot, targets] =
+        ["timestamp", "snapshot", "targets"].map(|role| format!("{role} 1 of 1: k/online"));
+    check(&["targets=ci"], |_, _| {}, &[root, &timestamp, &snapshot, "targets 1 of 1: ci"]);
+    check(
+        &["timestamp=ci", "targets=hsm"],
+        |_, _| {},
+        &[root, "timestamp 1 of 1: ci", "snapshot 1 of 1: k/snapshot", "targets 1 of 1: hsm"],
+    );
+    check(
+        &["timestamp=ci", "snapshot=ci", "targets=ci"],
+        |_, _| {},
+        &[root, "timestamp 1 of 1: ci", "snapshot 1 of 1: ci", "targets 1 of 1: ci"],
+    );
+    check(&["root=hsm"], |_, _| {}, &["root 1 of 1: hsm", &timestamp, &snapshot, &targets]);
+    check(
+        &["root=hsm", "targets=ci", "timestamp=hsm"],
+        |_, _| {},
+        &["root 1 of 1: hsm", "timestamp 1 of 1: hsm", "snapshot 1 of 1: k/snapshot", "targets 1 of 1: ci"],
+    );
+    // The threshold is the root's, also where it shares its keys.
+    check(
+        &["root=hsm", "root=ci", "targets=ci", "targets=hsm"],
+        |_, setup| setup.root_threshold = 2,
+        &["root 2 of 2: ci hsm", &timestamp, &snapshot, "targets 1 of 2: ci hsm"],
+    );
+    check(
+        &["targets=ci"],
+        |office, setup| {
+            (setup.root_keys, setup.root_threshold) = (3, 2);
+            setup.root_dir = Some(office.stick.clone());
+        },
+        &["root 2 of 3: stick/root-1 stick/root-2 stick/root-3", &timestamp, &snapshot, "targets 1 of 1: ci"],
+    );
+    check(
+        &["root=hsm"],
+        |office, setup| setup.root_dir = Some(office.stick.clone()),
+        &["root 1 of 1: hsm", &timestamp, &snapshot, &targets],
+    );
+    check(
+        &["root=hsm"],
+        |_, setup| setup.separate_roles = true,
+        &[
+            "root 1 of 1: hsm",
+            "timestamp 1 of 1: k/timestamp",
+            "snapshot 1 of 1: k/snapshot",
+            "targets 1 of 1: k/targets",
+        ],
+    );
+
+    // Named twice, it is still one key.
+    let office = Office::new();
+    let setup =
+        Setup { outside: office.outside(&["root=hsm", "root=hsm"]), root_threshold: 2, ..Setup::one_key(far()) };
+    let error = Keys::create(&office.keys, &setup).unwrap_err();
+    assert_eq!(error.to_string(), "a threshold of 2 cannot be met with 1 keys");
+    // Who has nothing but the key of the targets cannot replace the root.
+    let setup = Setup { outside: office.outside(&["targets=ci"]), ..Setup::one_key(far()) };
+    Keys::create(&office.keys, &setup).unwrap();
+    let stolen = office.vendor.dir.path().join("ci");
+    fs::copy(office.keys.join("1.root.json"), stolen.join("1.root.json")).unwrap();
+    let error = Keys::open(&stolen).unwrap().rotate(&rotation(&ALL)).unwrap_err();
+    assert_eq!(error.to_string(), "role root needs 1 signatures, 0 of its keys are here");
+}
+
+#[test]
+fn a_rotation_gives_keys_outside_to_the_roles_they_are_named_for() {
+    fn check(roles: &[&'static str], outside: &[&str], change: fn(&Office, &mut Rotation), expected: &[&str; 4]) {
+        let office = Office::new();
+        let keys = Keys::init(&office.keys, far()).unwrap();
+        let mut rotation = Rotation { outside: office.outside(outside), ..rotation(roles) };
+        change(&office, &mut rotation);
+        let (keys, rotated) = keys.rotate(&rotation).unwrap();
+        assert_eq!(office.signers(&keys), expected, "{roles:?} {outside:?}");
+        let used = expected.iter().any(|role| role.ends_with("k/refit"));
+        assert_eq!(rotated.retired.is_empty(), used, "{:?}", rotated.retired);
+    }
+    if missing(&["openssl"]) {
+        return;
+    }
+    let [timestamp, snapshot] = ["timestamp", "snapshot"].map(|role| format!("{role} 1 of 1: k/online-v2"));
+    check(&ALL, &["targets=ci"], |_, _| {}, &["root 1 of 1: k/root-v2", &timestamp, &snapshot, "targets 1 of 1: ci"]);
+    check(
+        &ALL,
+        &["root=hsm", "targets=ci"],
+        |_, _| {},
+        &["root 1 of 1: hsm", &timestamp, &snapshot, "targets 1 of 1: ci"],
+    );
+    let [root, old_timestamp, old_snapshot, _] = ALL.map(|role| format!("{role} 1 of 1: k/refit"));
+    check(&["targets"], &["targets=ci"], |_, _| {}, &[&root, &old_timestamp, &old_snapshot, "targets 1 of 1: ci"]);
+    check(
+        &["root", "targets"],
+        &["root=hsm"],
+        |_, _| {},
+        &["root 1 of 1: hsm", &old_timestamp, &old_snapshot, "targets 1 of 1: k/targets-v2"],
+    );
+    check(
+        &ALL,
+        &["targets=ci"],
+        |_, rotation| (rotation.root_keys, rotation.root_threshold) = (Some(3), Some(2)),
+        &["root 2 of 3: k/root-v2-1 k/root-v2-2 k/root-v2-3", &timestamp, &snapshot, "targets 1 of 1: ci"],
+    );
+
+    // What is not rotated gets no keys, and whoever named some for it is told.
+    let office = Office::new();
+    let keys = || {
+        let dir = office.vendor.dir.path().join("keys");
+        (key_files(&dir), Keys::open(&dir).unwrap())
+    };
+    let (before, found) = keys();
+    let told = Rotation { outside: office.outside(&["root=hsm"]), ..rotation(&["targets"]) };
+    let error = found.rotate(&told).unwrap_err();
+    let expected = "keys of role root are named or counted, and it is not among the roles that get new ones";
+    assert_eq!(error.to_string(), expected);
+    let (after, found) = keys();
+    let error = found.rotate(&Rotation { root_keys: Some(2), ..rotation(&["targets"]) }).unwrap_err();
+    assert_eq!((error.to_string().as_str(), after), (expected, before));
+}
+
+#[test]
+fn what_is_said_of_the_root_holds_for_no_other_role() {
+    let vendor = Vendor::new();
+    let shown = |keys: &Keys| -> Vec<(u64, usize)> {
+        keys.status().iter().map(|status| (status.threshold, status.keys.len())).collect()
+    };
+    let (dir, stick) = (vendor.dir.path().join("keys"), vendor.dir.path().join("stick"));
+    let several = Rotation { root_keys: Some(3), root_threshold: Some(2), ..rotation(&ALL) };
+    let (keys, _) = Keys::open(&dir).unwrap().rotate(&several).unwrap();
+    assert_eq!(shown(&keys), [(2, 3), (1, 1), (1, 1), (1, 1)]);
+    let (keys, _) = keys.rotate(&Rotation { root_threshold: Some(3), ..rotation(&ALL) }).unwrap();
+    assert_eq!(shown(&keys), [(3, 3), (1, 1), (1, 1), (1, 1)]);
+
+    // A root that is put away leaves the keys behind that are needed every day.
+    let dir = vendor.dir.path().join("other");
+    let keys = Keys::init(&dir, far()).unwrap();
+    keys.rotate(&Rotation { root_dir: Some(stick.clone()), ..rotation(&ALL) }).unwrap();
+    assert_eq!(key_files(&dir), ["1.root.json", "2.root.json", "online-v2.key.pem", "retired"]);
+    assert_eq!(key_files(&stick), ["root-v2.key.pem"]);
+    try_pack(&vendor, &Keys::open(&dir).unwrap(), "1.0.0").unwrap();
+}
+
+#[test]
+fn a_new_key_takes_the_name_of_no_other_file() {
+    let vendor = Vendor::new();
+    let dir = vendor.dir.path().join("keys");
+    // A rotation that was interrupted leaves keys that no root names; another file only looks like one.
+    let other = Vendor::new();
+    fs::copy(other.dir.path().join("keys/refit.key.pem"), dir.join("root-v2-2.key.pem")).unwrap();
+    put(&dir, "online-v2.pub.pem", b"a device's", 0o644);
+    let several = Rotation { root_keys: Some(2), ..rotation(&ALL) };
+    let (keys, rotated) = Keys::open(&dir).unwrap().rotate(&several).unwrap();
+    let made = ["root-v2_2-1.key.pem", "root-v2_2-2.key.pem", "online-v2_2.key.pem"].map(|name| dir.join(name));
+    assert_eq!(rotated.made, made);
+    assert_eq!(rotated.retired, [dir.join("retired/refit.key.pem")]);
+    assert_eq!(fs::read(dir.join("online-v2.pub.pem")).unwrap(), b"a device's");
+    try_pack(&vendor, &keys, "1.0.0").unwrap();
+}
+
+#[test]
+fn only_keys_that_were_used_are_retired() {
+    let (vendor, next) = (Vendor::new(), Vendor::new());
+    let (dir, box_of_next) = (vendor.dir.path().join("keys"), next.dir.path().join("keys"));
+    let open = || Keys::open_with(&dir, std::slice::from_ref(&box_of_next), says("")).unwrap();
+    let (_, rotated) = open().rotate(&rotation(&[])).unwrap();
+    assert_eq!(rotated.retired, Vec::<PathBuf>::new(), "a key that waits for its root stays where it is");
+    open().rotate(&rotation(&ALL)).unwrap();
+    // A key that a root has named is found again after the power failed before it was put aside.
+    fs::copy(dir.join("retired/refit.key.pem"), dir.join("refit.key.pem")).unwrap();
+    let (_, rotated) = open().rotate(&rotation(&[])).unwrap();
+    assert_eq!(rotated.retired, [dir.join("retired/refit.key.pem")]);
+    assert_eq!(key_files(&box_of_next), ["1.root.json", "refit.key.pem"]);
 }
