@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::StreamExt;
 use indicatif::{ProgressBar, ProgressStyle};
-use refit_updater::Store;
 use refit_updater::journal;
 use refit_updater::release::StoreError;
+use refit_updater::{Digest, Store};
 use reqwest::Method;
 use reqwest::header;
 use semver::Version;
@@ -26,8 +26,9 @@ const CHUNK_BYTES: usize = 256 << 10;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Install {
-    /// A package file, its URL, or the version of a release: an installed one, or one of the repository.
-    #[arg(value_name = "PATH|URL|VERSION")]
+    /// A package file, its URL, the version of a release, an installed one or one of the repository, or the digest of a
+    /// package that was staged.
+    #[arg(value_name = "PATH|URL|VERSION|DIGEST")]
     what: String,
     /// Verify and unpack only; install later with the digest that is printed.
     #[arg(long)]
@@ -37,7 +38,7 @@ pub(super) struct Install {
     allow_downgrade: bool,
     /// The digest that was approved, as `refit inspect` prints it: any other package is refused.
     #[arg(long)]
-    digest: Option<refit_updater::Digest>,
+    digest: Option<Digest>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -58,7 +59,9 @@ pub(super) async fn install(context: &Context, install: &Install) -> Result<Exit
     let version = Version::parse(&install.what).ok().filter(|_| !path.exists());
     // Asked before anything is sent: an upload into nowhere helps nobody.
     let status = client.get("/api/v1/status").await?;
+    let staged = install.what.parse::<Digest>().ok().filter(|_| !path.exists());
     let body = match version {
+        _ if staged.is_some() => json!({ "digest": staged }),
         Some(version) if status["repository"].is_null() || installed(&client, &version).await?.is_some() => {
             if let Some(release) = installed(&client, &version).await? {
                 approve(install, &version, &release)?;
@@ -296,6 +299,7 @@ impl Reported for VerifyError {
         match self {
             Self::Journal(_) => Exit::Disk,
             Self::Empty { .. } => Exit::Config,
+            Self::Store(StoreError::Unknown { .. }) => Exit::Usage,
             Self::Store(_) | Self::Damaged { .. } => Exit::Failed,
         }
     }

@@ -36,6 +36,15 @@ pub enum UpdateError {
     /// The home's trust cannot be used.
     #[error(transparent)]
     Trust(#[from] TrustError),
+    /// The repository does not answer, or not to its end.
+    #[error("the repository {address} cannot be read")]
+    Unreachable {
+        /// Where it is.
+        address: String,
+        /// Why.
+        #[source]
+        source: Box<dyn Error + Send + Sync>,
+    },
     /// No repository is configured.
     #[error("this appliance has no repository")]
     NoRepository,
@@ -166,6 +175,7 @@ impl UpdateError {
             | Self::NotRunning { .. }
             | Self::Receive(_)
             | Self::Trust(_)
+            | Self::Unreachable { .. }
             | Self::NoRepository
             | Self::NotApproved { .. }
             | Self::HttpClient { .. }
@@ -194,8 +204,7 @@ impl Reported for UpdateError {
             Self::Busy => "update_running",
             Self::Receiving => "package_being_received",
             Self::NotRunning { .. } => "not_running",
-            Self::Receive(ReceiveError::Trust { source: TrustError::Unreachable { .. } })
-            | Self::Trust(TrustError::Unreachable { .. }) => "repository_unreachable",
+            Self::Unreachable { .. } => "repository_unreachable",
             Self::NoRepository => "no_repository",
             Self::NotApproved { .. } => "package_not_approved",
             Self::HttpClient { .. } => "internal",
@@ -230,6 +239,7 @@ impl Reported for UpdateError {
             Self::NotRunning { .. } => "start it first, or wait until it runs; nothing was changed",
             Self::Receive(error) => error.remedy(),
             Self::Trust(error) => error.remedy(),
+            Self::Unreachable { .. } => "check the address of the repository and the network, then try again",
             Self::NoRepository => "name it as `repository` below [update] in appliance.toml or local.toml",
             Self::NotApproved { .. } => "look at the package again and approve what it is now; nothing was changed",
             Self::HttpClient { .. } => "check the certificates of the system",
@@ -254,7 +264,7 @@ impl Reported for UpdateError {
 
     fn exit(&self) -> Exit {
         match self {
-            Self::Busy | Self::Receiving | Self::NotRunning { .. } => Exit::TryLater,
+            Self::Busy | Self::Receiving | Self::NotRunning { .. } | Self::Unreachable { .. } => Exit::TryLater,
             Self::Receive(error) => error.class().into(),
             Self::Trust(error) => error.class().into(),
             Self::NotApproved { .. } => Exit::Refused,

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use refit_updater::receive::Receiver;
+use refit_updater::package::PackageError;
+use refit_updater::receive::{ReceiveError, Receiver};
 use refit_updater::repository::{Answer, Directory, Offer, Server, check};
-use refit_updater::trust::TrustStatus;
+use refit_updater::trust::{TrustError, TrustStatus};
 use reqwest::{StatusCode, header, redirect};
 use semver::Version;
 use serde::Serialize;
@@ -150,6 +151,18 @@ impl Manager {
         Ok((Place::new(address, update.receive_timeout, cancelled.clone())?, cancelled.drop_guard()))
     }
 
+    /// Returns `error` with the address of the repository, if it is about the way there.
+    fn locate(&self, error: UpdateError) -> UpdateError {
+        let source: Box<dyn std::error::Error + Send + Sync> = match error {
+            UpdateError::Trust(TrustError::Unreachable { source })
+            | UpdateError::Receive(ReceiveError::Trust { source: TrustError::Unreachable { source } }) => source,
+            UpdateError::Receive(ReceiveError::Package { source: PackageError::Input { source } }) => source.into(),
+            other => return other,
+        };
+        let address = self.parts.config.update.repository.as_deref().map(shown_address).unwrap_or_default();
+        UpdateError::Unreachable { address, source }
+    }
+
     /// Asks the repository what it offers.
     ///
     /// # Errors
@@ -172,9 +185,15 @@ impl Manager {
                 OfferView { offer, failed_before }
             };
             let repository = manager.parts.config.update.repository.as_deref().map(shown_address).unwrap_or_default();
-            Ok(RepositoryView { repository, newer, releases: releases.into_iter().map(view).collect(), current })
+            Ok::<_, UpdateError>(RepositoryView {
+                repository,
+                newer,
+                releases: releases.into_iter().map(view).collect(),
+                current,
+            })
         };
-        tokio::task::spawn_blocking(work).await.map_err(|source| UpdateError::Worker { source })?
+        let result = tokio::task::spawn_blocking(work).await.map_err(|source| UpdateError::Worker { source })?;
+        result.map_err(|error| self.locate(error))
     }
 
     /// Fetches a release from the repository, as [`Manager::receive`] receives a package.
@@ -185,7 +204,7 @@ impl Manager {
         let (mut place, _cancels) = self.place()?;
         let fetch =
             move |receiver: Receiver<'_>, progress: &mut Progress<'_>| receiver.fetch(&mut place, &version, progress);
-        self.receive_by(fetch, None, allow_downgrade).await
+        self.receive_by(fetch, None, allow_downgrade).await.map_err(|error| self.locate(error))
     }
 
     /// Returns how long what is trusted is good. Blocks.

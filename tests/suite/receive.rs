@@ -48,6 +48,17 @@ fn a_release_that_is_kept_is_staged_and_approved_like_any_other() {
 }
 
 #[test]
+fn a_package_that_was_staged_is_installed_by_its_digest() {
+    let appliance = Appliance::new(&Release::bare("1.0.0")).start();
+    let staged = appliance.install(&Release::bare("1.1.0"), &["--stage-only"]).ends_with(0).stdout;
+    let digest = staged.lines().find_map(|line| line.strip_prefix("digest ")).expect("a digest").trim().to_owned();
+    let line = appliance.refit(&["install", &"1".repeat(64)]).complains_with(64);
+    assert!(line.contains("no package with the digest"), "{line}");
+    appliance.refit(&["install", &digest]).ends_with(0);
+    appliance.settled("1.1.0");
+}
+
+#[test]
 fn a_running_release_with_a_damaged_manifest_is_updated() {
     let appliance = Appliance::new(&Release::bare("1.0.0")).start();
     let manifest = appliance.home().join("releases/1.0.0/.refit/manifest.json");
