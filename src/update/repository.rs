@@ -153,14 +153,16 @@ impl Manager {
 
     /// Returns `error` with the address of the repository, if it is about the way there.
     fn locate(&self, error: UpdateError) -> UpdateError {
-        let source: Box<dyn std::error::Error + Send + Sync> = match error {
-            UpdateError::Trust(TrustError::Unreachable { source })
-            | UpdateError::Receive(ReceiveError::Trust { source: TrustError::Unreachable { source } }) => source,
-            UpdateError::Receive(ReceiveError::Package { source: PackageError::Input { source } }) => source.into(),
-            other => return other,
-        };
-        let address = self.parts.config.update.repository.as_deref().map(shown_address).unwrap_or_default();
-        UpdateError::Unreachable { address, source }
+        let address = || self.parts.config.update.repository.as_deref().map(shown_address).unwrap_or_default();
+        if let UpdateError::Trust(TrustError::Unreachable { source })
+        | UpdateError::Receive(ReceiveError::Trust { source: TrustError::Unreachable { source } }) = error
+        {
+            return UpdateError::Unreachable { address: address(), source };
+        }
+        if let UpdateError::Receive(ReceiveError::Package { source: PackageError::Input { source } }) = error {
+            return UpdateError::Unreachable { address: address(), source: source.into() };
+        }
+        error
     }
 
     /// Asks the repository what it offers.

@@ -123,9 +123,10 @@ fn answer(stream: TcpStream, dir: &Path, manner: &Manner, log: &Mutex<Asked>, en
             (head, bytes[first..=last].to_vec())
         }
     };
-    let (head, body) = match manner {
-        Manner::Moved(to) => (format!("301 Moved Permanently\r\nlocation: {to}/{path}"), Vec::new()),
-        _ => (head, body),
+    let (head, body) = if let Manner::Moved(to) = manner {
+        (format!("301 Moved Permanently\r\nlocation: {to}/{path}"), Vec::new())
+    } else {
+        (head, body)
     };
     log.lock().unwrap_or_else(PoisonError::into_inner).push((path, body.len() as u64));
     let head = format!("HTTP/1.1 {head}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());

@@ -164,9 +164,9 @@ $("repository-check").addEventListener("click", (event) => attempt(event.target,
       const button = h("button", { type: "button", class: "small", onclick: () => get(newer) }, `Get ${newer}`);
       place.replaceChildren(`${newer} is there, ${bytes(offer.payload_bytes)} at most. `, button);
     } else {
-      const failed = releases.findLast(({ failed_before: reason }) => reason);
-      const why = failed ? [` ${failed.version} failed here before: `, ...prose(failed.failed_before)] : [];
-      place.replaceChildren(`There is nothing newer than ${current} to get.`, ...why);
+      const { version, failed_before: reason } = releases.at(-1) ?? {};
+      const why = reason ? [` ${version} failed here before: `, ...prose(reason)] : [];
+      place.replaceChildren(`There is nothing newer than ${current}.`, ...why);
     }
   } catch (error) {
     place.replaceChildren();

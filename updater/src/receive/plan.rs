@@ -386,7 +386,7 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let store = Store::init(home.path()).unwrap();
         let (kept, tree) = (home.path().join("kept"), tempfile::tempdir_in(home.path()).unwrap());
-        fs::write(&kept, "content").unwrap();
+        durable::write_new(&kept, b"content", 0o444).unwrap();
         let digest = Digest::of(b"content");
         let mode = Mode::new(0o444).unwrap();
         let files = vec![(mode, vec!["one".to_owned(), "other".to_owned()])];

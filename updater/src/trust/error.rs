@@ -180,10 +180,10 @@ impl TrustError {
     /// Returns what `source` says of a repository, where a file that is missing is no question of trust: it is somewhere
     /// else, not mounted, or half copied.
     pub(crate) fn of_repository(source: TufError) -> Self {
-        match source {
-            TufError::Missing { .. } => Self::Unreachable { source: Box::new(source) },
-            other => other.into(),
+        if matches!(source, TufError::Missing { .. }) {
+            return Self::Unreachable { source: Box::new(source) };
         }
+        source.into()
     }
 
     /// Returns what kind of failure it was.
