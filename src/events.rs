@@ -55,7 +55,7 @@ impl Events {
     }
 
     fn from(kept: Vec<Event>, begin: u64) -> Self {
-        let newest = kept.last().map_or(begin, |event| event.id);
+        let newest = kept.last().map_or(begin, |event| event.id.max(begin));
         Self { kept: Mutex::new(kept.into()), begin, newest: watch::channel(newest).0 }
     }
 
@@ -126,6 +126,7 @@ mod tests {
             events.publish("tick", Value::from(number));
         }
         let next = Events::after_crash(events.last(2), 1);
+        assert_eq!((next.resume(6), next.after(6)), (6, Vec::new()));
         // This one is lost: the image crashes before it is kept.
         events.publish("tick", Value::from(5));
         next.publish("tick", Value::from(6));

@@ -60,10 +60,18 @@ pub(super) async fn install(context: &Context, install: &Install) -> Result<Exit
     // Asked before anything is sent: an upload into nowhere helps nobody.
     let status = client.get("/api/v1/status").await?;
     let staged = install.what.parse::<Digest>().ok().filter(|_| !path.exists());
-    let body = match version {
-        _ if staged.is_some() => json!({ "digest": staged }),
-        Some(version) if status["repository"].is_null() || installed(&client, &version).await?.is_some() => {
-            if let Some(release) = installed(&client, &version).await? {
+    let kept = match &version {
+        Some(version) => installed(&client, version).await?,
+        None => None,
+    };
+    let body = match (staged, version) {
+        (Some(_), _) if install.stage_only => {
+            let remedy = "leave --stage-only out to install it";
+            return Ok(context.complain("a digest names what is staged already", "usage", remedy, Exit::Usage));
+        }
+        (Some(digest), _) => json!({ "digest": digest }),
+        (None, Some(version)) if kept.is_some() || status["repository"].is_null() => {
+            if let Some(release) = kept {
                 approve(install, &version, &release)?;
                 if install.stage_only {
                     context.tell(&format!("{:<13} release {version} is complete on disk", "staged"));
@@ -72,7 +80,7 @@ pub(super) async fn install(context: &Context, install: &Install) -> Result<Exit
             }
             json!({ "version": version })
         }
-        version => {
+        (None, version) => {
             let package = match version {
                 Some(version) => fetch(context, &client, install, &version).await?,
                 None => send(context, &client, install, &path).await?,
@@ -248,11 +256,15 @@ pub(super) async fn check(context: &Context) -> Result<Exit, ClientError> {
         .collect();
     table(context, &["RELEASE", "MADE", "BYTES", "REQUIRES", "FAILED HERE"], &rows);
     context.print("");
-    context.print(&match found["newer"].as_str() {
-        Some(version) => {
+    let newest = found["releases"].as_array().and_then(|list| list.last()).unwrap_or(&Value::Null);
+    context.print(&match (found["newer"].as_str(), newest["failed_before"].as_str()) {
+        (Some(version), _) => {
             format!("release {version} is newer than {}: refit install {version}", cell(&found["current"]))
         }
-        None => format!("there is nothing newer than {} that did not fail here", cell(&found["current"])),
+        (None, Some(_)) => {
+            format!("release {0} failed here; refit install {0} tries it again", cell(&newest["version"]))
+        }
+        (None, None) => format!("release {} is the newest", cell(&found["current"])),
     });
     Ok(Exit::Done)
 }

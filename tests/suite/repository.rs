@@ -47,8 +47,7 @@ fn a_release_comes_from_a_web_server_in_the_parts_that_are_missing() {
     let (old, new) = (Release::shop("1.0.0"), Release::shop("1.1.0"));
     repository(&dir, &[&old]);
     let web = Web::serve(&dir);
-    let line = format!("repository = \"{}\"", web.url());
-    let appliance = with_update_key(Appliance::new(&old), &line).start();
+    let appliance = asking(&old, &web.url());
     assert_eq!(appliance.status()["repository"], json!(web.url()));
 
     let checked = appliance.refit(&["check", "--json"]).ends_with(0).objects().remove(0);
@@ -92,8 +91,7 @@ fn parts_of_a_release_are_asked_for_by_every_worker() {
     let (old, new) = (release("1.0.0", "old"), release("1.1.0", "new"));
     repository(&dir, &[&old, &new]);
     let web = Web::serve(&dir);
-    let line = format!("repository = \"{}\"", web.url());
-    let appliance = with_update_key(Appliance::new(&old), &line).start();
+    let appliance = asking(&old, &web.url());
     appliance.refit(&["install", "1.1.0"]).ends_with(0);
     appliance.settled("1.1.0");
     appliance.refit(&["verify"]).ends_with(0);
@@ -113,8 +111,7 @@ fn a_web_server_need_not_know_ranges() {
     let (old, new) = (Release::shop("1.0.0"), Release::shop("1.1.0"));
     repository(&dir, &[&old, &new]);
     let web = Web::serve_as(&dir, Manner::Whole);
-    let line = format!("repository = \"{}\"", web.url());
-    let appliance = with_update_key(Appliance::new(&old), &line).start();
+    let appliance = asking(&old, &web.url());
     appliance.refit(&["install", "1.1.0"]).ends_with(0);
     appliance.settled("1.1.0");
     appliance.refit(&["verify"]).ends_with(0);
@@ -127,8 +124,7 @@ fn a_server_without_keys_can_give_nothing_else() {
     let served = tempfile::tempdir().expect("a directory");
     let dir = served.path().join("repo");
     repository(&dir, &[&Release::shop("1.1.0")]);
-    let line = format!("repository = \"{}\"", dir.display());
-    let appliance = with_update_key(Appliance::new(&Release::shop("1.0.0")), &line).start();
+    let appliance = asking(&Release::shop("1.0.0"), &dir.display().to_string());
     appliance.refit(&["check"]).ends_with(0);
     let older = served.path().join("older.json");
     let timestamp = dir.join("metadata/timestamp.json");
@@ -165,6 +161,8 @@ fn a_release_that_failed_here_is_not_offered_again() {
     let checked = check(&appliance);
     assert_eq!(checked["newer"], Value::Null);
     assert!(checked["releases"][0]["failed_before"].is_string(), "{checked}");
+    let text = appliance.refit(&["check"]).ends_with(0).stdout;
+    assert!(text.contains("release 1.1.0 failed here; refit install 1.1.0 tries it again"), "{text}");
     repository(&dir, &[&Release::shop("1.2.0")]);
     assert_eq!(check(&appliance)["newer"], "1.2.0");
 }
