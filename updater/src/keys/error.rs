@@ -21,6 +21,23 @@ pub enum KeysError {
         #[source]
         source: io::Error,
     },
+    /// The new root is there, and a key that it retires is where it was.
+    #[error("root {version} is written, but cannot put {} into retired/", path.display())]
+    Retire {
+        /// The new root's version.
+        version: u64,
+        /// The key's file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Another run changes the directory.
+    #[error("{} is being changed by another run", dir.display())]
+    Busy {
+        /// The directory.
+        dir: PathBuf,
+    },
     /// There are keys already.
     #[error("{} holds keys already", dir.display())]
     Exists {
@@ -184,11 +201,36 @@ pub enum KeysError {
 }
 
 impl KeysError {
+    /// Returns whether a disk failed or is full; anything else is wrong with what was named, or with what it holds.
+    #[must_use]
+    pub fn is_disk(&self) -> bool {
+        use io::ErrorKind::{AlreadyExists, FileTooLarge, InvalidFilename, IsADirectory, NotADirectory, NotFound};
+        use io::ErrorKind::{PermissionDenied, UnexpectedEof};
+        let (source, reads) = if let Self::Io { action, source, .. } = self {
+            (source, *action == "read")
+        } else if let Self::Retire { source, .. } = self {
+            (source, false)
+        } else {
+            return false;
+        };
+        let what_is_there =
+            [AlreadyExists, InvalidFilename, IsADirectory, NotADirectory, NotFound, PermissionDenied, UnexpectedEof];
+        let too_large = reads && source.kind() == FileTooLarge;
+        !too_large && !what_is_there.contains(&source.kind())
+    }
+
     /// Returns what to do about it.
     #[must_use]
     pub fn remedy(&self) -> &'static str {
         match self {
+            Self::Io { .. } if self.is_disk() => {
+                "free space on that disk or check it, then try again; `refit keys show` tells what there is"
+            }
             Self::Io { .. } => "check that the directory can be read and written",
+            Self::Retire { .. } => {
+                "the rotation is done and needs no other; free space or check the directory: the next one puts the key aside"
+            }
+            Self::Busy { .. } => "wait until that one has ended, then try again",
             Self::Exists { .. } => "choose an empty directory: keys are never overwritten",
             Self::NoRoot { .. } => "make keys with `refit keys init`, or name the directory that has them",
             Self::Root { .. } | Self::Key { .. } | Self::PublicKey { .. } | Self::OtherKey { .. } => {
