@@ -22,6 +22,8 @@ const ROOT_EXPIRES_DAYS_DEFAULT: i64 = 10 * 365;
 const ROOT_EXPIRES_DAYS_MAX: i64 = 36_500;
 /// Keys of a role: more people than that do not meet.
 const KEYS_MAX: u64 = 16;
+/// What follows a key outside when it is to be made after all.
+const MADE: &str = "none";
 /// Names the file of the passphrase, see [`passphrase`].
 const PASSPHRASE_VARIABLE: &str = "REFIT_KEY_PASSPHRASE_FILE";
 
@@ -55,9 +57,10 @@ pub(super) struct Making {
     #[arg(long)]
     encrypt: bool,
     /// Use the key that FILE (.key.toml) describes, behind a command, for this role and for no other; may be repeated, for
-    /// further roles and for further keys of one.
+    /// further roles and for further keys of one. A rotation makes no key for a role that had one outside, unless it is
+    /// told to by ROLE=none.
     #[arg(long, value_name = "ROLE=FILE", value_parser = outside)]
-    external: Vec<(KeyRole, PathBuf)>,
+    external: Vec<(KeyRole, Option<PathBuf>)>,
     /// How many days the root is good.
     #[arg(long, default_value_t = ROOT_EXPIRES_DAYS_DEFAULT, value_parser = number(1, ROOT_EXPIRES_DAYS_MAX))]
     expires_days: i64,
@@ -121,6 +124,8 @@ pub(super) enum KeyCommandError {
     Passphrase(#[source] io::Error),
     #[error("there is no passphrase for the new keys")]
     NoPassphrase,
+    #[error("--external {role}={MADE} says that a key is made")]
+    Made { role: KeyRole, why: &'static str },
 }
 
 impl Reported for KeyCommandError {
@@ -131,6 +136,7 @@ impl Reported for KeyCommandError {
     fn remedy(&self) -> &str {
         match self {
             Self::Keys(error) => error.remedy(),
+            Self::Made { why, .. } => why,
             Self::Passphrase(_) | Self::NoPassphrase => {
                 "put it into a file and name that in REFIT_KEY_PASSPHRASE_FILE, or use a terminal"
             }
@@ -140,7 +146,7 @@ impl Reported for KeyCommandError {
     fn exit(&self) -> Exit {
         match self {
             // What the command line says contradicts itself or asks for the impossible, whatever the files hold.
-            Self::Keys(KeysError::Threshold { .. } | KeysError::NotRotated { .. }) => Exit::Usage,
+            Self::Keys(KeysError::Threshold { .. } | KeysError::NotRotated { .. }) | Self::Made { .. } => Exit::Usage,
             Self::Keys(KeysError::Busy { .. }) => Exit::TryLater,
             Self::Keys(KeysError::Generate | KeysError::Encode { .. }) => Exit::Failed,
             Self::Keys(error) if error.is_disk() => Exit::Disk,
@@ -157,11 +163,11 @@ fn number<T: FromStr + PartialOrd + Display + Copy>(min: T, max: T) -> impl Fn(&
     }
 }
 
-fn outside(text: &str) -> Result<(KeyRole, PathBuf), String> {
+fn outside(text: &str) -> Result<(KeyRole, Option<PathBuf>), String> {
     let (role, file) = text.split_once('=').ok_or("ROLE=FILE is wanted")?;
     let names = || keys::role_names().collect::<Vec<_>>().join(", ");
     let role = keys::role_named(role).ok_or_else(|| format!("{role:?} is no role; there are {}", names()))?;
-    Ok((role, PathBuf::from(file)))
+    Ok((role, (file != MADE).then(|| PathBuf::from(file))))
 }
 
 /// Returns the keys in `dir` and `with`; passphrases are asked for when they are needed.
@@ -211,21 +217,31 @@ impl Making {
         found.map(Some).ok_or(KeyCommandError::NoPassphrase)
     }
 
-    fn outside(&self, context: &Context) -> Vec<(KeyRole, PathBuf)> {
-        self.external.iter().map(|(role, file)| (*role, context.path(file))).collect()
+    /// Returns the keys outside by role, and the roles that are to have none.
+    fn outside(&self, context: &Context) -> Result<Vec<(KeyRole, Option<PathBuf>)>, KeyCommandError> {
+        let has_file = |role| self.external.iter().any(|(named, file)| *named == role && file.is_some());
+        if let Some((role, _)) = self.external.iter().find(|(role, file)| file.is_none() && has_file(*role)) {
+            return Err(KeyCommandError::Made { role: *role, why: "name no file for that role, or leave it out" });
+        }
+        Ok(self.external.iter().map(|(role, file)| (*role, file.as_ref().map(|file| context.path(file)))).collect())
     }
 }
 
 fn init(context: &Context, init: &Init) -> Result<(), KeyCommandError> {
     let dir = context.path(&init.dir);
     let spare = u64::from(init.threshold > 1);
+    let mut outside = Vec::new();
+    for (role, file) in init.making.outside(context)? {
+        let why = "leave it out: the first keys are made unless a file is named";
+        outside.push((role, file.ok_or(KeyCommandError::Made { role, why })?));
+    }
     let setup = Setup {
         root_expires: in_days(init.making.expires_days),
         root_keys: init.root_keys.unwrap_or(init.threshold + spare),
         root_threshold: init.threshold,
         separate_roles: init.separate_roles,
         root_dir: init.making.offline_root.as_ref().map(|dir| context.path(dir)),
-        outside: init.making.outside(context),
+        outside,
         passphrase: init.making.passphrase(context, false)?,
     };
     let made = SigningKeys::create(&dir, &setup)?;
@@ -270,7 +286,7 @@ fn rotate(context: &Context, rotate: &Rotate) -> Result<(), KeyCommandError> {
         root_keys: rotate.root_keys,
         root_threshold: rotate.threshold,
         root_dir: rotate.making.offline_root.as_ref().map(|dir| context.path(dir)),
-        outside: rotate.making.outside(context),
+        outside: rotate.making.outside(context)?,
         passphrase: rotate.making.passphrase(context, keys.are_locked())?,
     };
     let (keys, rotated) = keys.rotate(&rotation)?;

@@ -165,6 +165,18 @@ fn a_command_signs() {
     assert_eq!(signs(&shown, "module.key.toml"), ["\"targets\""], "{shown}");
     assert_eq!(signs(&shown, "root.key.pem"), ["\"root\""], "{shown}");
     run(&["keys", "rotate", "keys", "--role", "root", "--external", module], at).complains_with(64);
+    // What is outside is not followed by a file because nobody said anything.
+    let before = names(&at.join("keys"));
+    let line = run(&["keys", "rotate", "keys"], at).complains_with(78);
+    for word in
+        ["role targets is outside", "keys/module.key.toml", "--external ROLE=FILE", "--role", "--external ROLE=none"]
+    {
+        assert!(line.contains(word), "{word:?} is not in: {line}");
+    }
+    assert_eq!(names(&at.join("keys")), before);
+    run(&["keys", "rotate", "keys", "--external", module, "--external", "targets=none"], at).complains_with(64);
+    run(&["keys", "init", "other", "--external", "targets=none"], at).complains_with(64);
+    assert!(!at.join("other").exists());
     let shown = object(&run(&["keys", "rotate", "keys", "--external", module, "--json"], at).ends_with(0));
     assert_eq!(signs(&shown, "module.key.toml"), ["\"targets\""], "{shown}");
     run(&["pack", "tree", "--keys", "keys", "-o", "out.refit"], at).ends_with(0);
@@ -172,6 +184,11 @@ fn a_command_signs() {
     fs::write(at.join("keys/sign"), "#!/bin/sh\necho the token is locked >&2\nexit 1\n").expect("write");
     let line = run(&["pack", "tree", "--keys", "keys", "-o", "again.refit"], at).complains_with(65);
     assert!(line.contains("the token is locked"), "{line}");
+    let made = object(
+        &run(&["keys", "rotate", "keys", "--role", "targets", "--external", "targets=none", "--json"], at).ends_with(0),
+    );
+    assert_eq!(signs(&made, "targets-v3.key.pem"), ["\"targets\""], "{made}");
+    assert_eq!(names(&at.join("keys/retired")), ["module.key.toml", "module.pem", "online.key.pem", "root.key.pem"]);
 }
 
 #[test]

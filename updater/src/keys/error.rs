@@ -177,6 +177,20 @@ pub enum KeysError {
         /// The role.
         role: RoleType,
     },
+    /// A key outside would be replaced by one in a file.
+    #[error("the key of role {role} is outside ({key}), and nobody said which one follows it")]
+    Outside {
+        /// The role.
+        role: RoleType,
+        /// Its description, or its id.
+        key: String,
+    },
+    /// A key that may be outside would be replaced by one in a file.
+    #[error("no key of role {role} is here; it may be outside, and nobody said which one follows it")]
+    Absent {
+        /// The role.
+        role: RoleType,
+    },
     /// The cryptographic library failed.
     #[error("cannot make a key")]
     Generate,
@@ -231,6 +245,14 @@ impl KeysError {
                 "the rotation is done and needs no other; free space or check the directory: the next one puts the key aside"
             }
             Self::Busy { .. } => "wait until that one has ended, then try again",
+            Self::Outside { .. } => {
+                "name the next key with --external ROLE=FILE, or rotate only others with --role; \
+                 --external ROLE=none makes one in a file"
+            }
+            Self::Absent { .. } => {
+                "name the directory of its key with --with, or the next key with --external ROLE=FILE, or rotate only others \
+                 with --role; --external ROLE=none makes one in a file"
+            }
             Self::Exists { .. } => "choose an empty directory: keys are never overwritten",
             Self::NoRoot { .. } => "make keys with `refit keys init`, or name the directory that has them",
             Self::Root { .. } | Self::Key { .. } | Self::PublicKey { .. } | Self::OtherKey { .. } => {

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use tough::schema::decoded::{Decoded, Hex};
+use tough::schema::key::Key;
 use tough::schema::{RoleKeys, RoleType, Root, Signed};
 use zeroize::Zeroizing;
 
@@ -74,8 +75,9 @@ pub struct Rotation {
     pub root_threshold: Option<u64>,
     /// Where the new keys of the root role go, if not to the old ones.
     pub root_dir: Option<PathBuf>,
-    /// As in [`Setup`]; each role must be among the roles.
-    pub outside: Vec<(RoleType, PathBuf)>,
+    /// As in [`Setup`]; each role must be among the roles. A role whose key is outside, or may be, must be here: with a file,
+    /// or with none if its next key is to be made after all.
+    pub outside: Vec<(RoleType, Option<PathBuf>)>,
     /// As in [`Setup`].
     pub passphrase: Option<Zeroizing<String>>,
 }
@@ -100,11 +102,11 @@ struct Outside {
 }
 
 impl Outside {
-    fn read(files: &[(RoleType, PathBuf)]) -> Result<Self, KeysError> {
+    fn read<'a>(files: impl Iterator<Item = (RoleType, &'a PathBuf)>) -> Result<Self, KeysError> {
         let (mut signers, mut named) = (Vec::new(), Vec::new());
         for (role, path) in files {
             let signer = Signer::read(path, &nobody)?;
-            named.push((*role, signer.id.clone()));
+            named.push((role, signer.id.clone()));
             signers.push(signer);
         }
         Ok(Self { signers, named })
@@ -205,7 +207,7 @@ impl Keys {
     /// # Errors
     /// `dir` holds keys already or the setup is impossible, and nothing has changed; or a file operation failed.
     pub fn create(dir: &Path, setup: &Setup) -> Result<Self, KeysError> {
-        let outside = Outside::read(&setup.outside)?;
+        let outside = Outside::read(setup.outside.iter().map(|(role, path)| (*role, path)))?;
         durable::create_dirs(dir).map_err(io_error("make", dir))?;
         // A medium for the root's keys is not touched when they are elsewhere.
         let root_dir = setup.root_dir.as_deref().filter(|_| outside.of(RoleType::Root).is_empty()).unwrap_or(dir);
@@ -261,7 +263,8 @@ impl Keys {
     /// Files of keys that roots have named and no role uses any more are put into `retired/`.
     ///
     /// # Errors
-    /// Keys of the root role are missing or the change is impossible, and nothing has changed; or a file operation failed.
+    /// Keys of the root role are missing, a key outside has no successor or the change is impossible, and nothing has changed;
+    /// or a file operation failed.
     pub fn rotate(mut self, rotation: &Rotation) -> Result<(Self, Rotated), KeysError> {
         let mut root = self.newest.clone();
         let version = root.version.get() + 1;
@@ -278,7 +281,10 @@ impl Keys {
             return Err(KeysError::NotRotated { role });
         }
         self.require(RoleType::Root, &self.newest)?;
-        let outside = Outside::read(&rotation.outside)?;
+        self.check_successors(rotation)?;
+        let named = |(role, path): &'_ (RoleType, Option<PathBuf>)| Some((*role, path.clone()?));
+        let files: Vec<_> = rotation.outside.iter().filter_map(named).collect();
+        let outside = Outside::read(files.iter().map(|(role, path)| (*role, path)))?;
         let _locked = self.begin(version, &root_dir, &outside)?;
 
         // Roles that share their keys go on sharing them, unless it is said what sets the root apart from the beginning, too.
@@ -290,7 +296,7 @@ impl Keys {
         let root_count = old(RoleType::Root).0.len() as u64;
         let root_apart = rotation.root_dir.is_some()
             || rotation.root_keys.is_some_and(|count| count != root_count)
-            || !rotation.outside.is_empty();
+            || !files.is_empty();
         let roles = ROLES.into_iter().filter(|role| rotation.roles.contains(role_name(*role)));
         let groups = groups(roles, &outside, |role| (old(role).0, root_apart && role == RoleType::Root));
         let passphrase = rotation.passphrase.as_ref().map(|text| text.as_str());
@@ -329,6 +335,31 @@ impl Keys {
         keys.signers = kept;
         let root = dir.join(format!("{version}{ROOT_SUFFIX}"));
         Ok((keys, Rotated { root, version, made, retired }))
+    }
+
+    /// Refuses to replace a key that is outside by one in a file, unless somebody has said so.
+    fn check_successors(&self, rotation: &Rotation) -> Result<(), KeysError> {
+        let told = |role: RoleType| rotation.outside.iter().any(|(told, _)| *told == role);
+        for role in ROLES.into_iter().filter(|role| rotation.roles.contains(role_name(*role)) && !told(*role)) {
+            let ids = self.newest.roles.get(&role).map(|keys| keys.keyids.as_slice()).unwrap_or_default();
+            let mut here = self.signers.iter().filter(|signer| ids.contains(&signer.id)).peekable();
+            let is_here = here.peek().is_some();
+            if let Some(signer) = here.find(|signer| signer.is_outside()) {
+                return Err(KeysError::Outside { role, key: signer.path.display().to_string() });
+            }
+            // Keys that are made are all of one kind: one of another is outside, wherever that is.
+            let other = |id: &&Decoded<Hex>| {
+                let is_here = self.signers.iter().any(|signer| signer.id == **id);
+                !is_here && !matches!(self.newest.keys.get(*id), Some(Key::Ed25519 { .. }))
+            };
+            if let Some(id) = ids.iter().find(other) {
+                return Err(KeysError::Outside { role, key: hex::encode(&**id) });
+            }
+            if !is_here {
+                return Err(KeysError::Absent { role });
+            }
+        }
+        Ok(())
     }
 
     /// Returns the lock of the directory, in which root `version` is made and nothing is left of a run before.

@@ -126,6 +126,11 @@ impl Signer {
         [KEY_SUFFIX, OUTSIDE_SUFFIX, PUBLIC_SUFFIX].into_iter().any(taken)
     }
 
+    /// Returns whether it is behind a command.
+    pub(super) fn is_outside(&self) -> bool {
+        matches!(self.kind, Kind::Outside { .. })
+    }
+
     /// Returns the file of its public key, if that lies in the directory of its own and nobody says anything else of it.
     pub(super) fn public_beside(&self) -> Option<PathBuf> {
         let path = public_of(&self.path)?;

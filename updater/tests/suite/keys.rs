@@ -297,6 +297,18 @@ impl Office {
         words.iter().map(named).collect()
     }
 
+    /// Returns what follows a key outside: as [`Self::outside`], and nothing for `root=none`.
+    fn next(&self, words: &[&str]) -> Vec<(KeyRole, Option<PathBuf>)> {
+        let named = |word: &&str| match word.strip_suffix("=none") {
+            Some(role) => (role_named(role).unwrap(), None),
+            None => {
+                let (role, file) = self.outside(&[*word]).remove(0);
+                (role, Some(file))
+            }
+        };
+        words.iter().map(named).collect()
+    }
+
     /// Returns which keys each role has, such as `root 1 of 1: k/root`, once they have signed a package.
     fn signers(&self, keys: &Keys) -> Vec<String> {
         try_pack(&self.vendor, keys, "1.0.0").unwrap();
@@ -401,7 +413,7 @@ fn a_rotation_gives_keys_outside_to_the_roles_they_are_named_for() {
     fn check(roles: &[&'static str], outside: &[&str], change: fn(&Office, &mut Rotation), expected: &[&str; 4]) {
         let office = Office::new();
         let keys = Keys::init(&office.keys, far()).unwrap();
-        let mut rotation = Rotation { outside: office.outside(outside), ..rotation(roles) };
+        let mut rotation = Rotation { outside: office.next(outside), ..rotation(roles) };
         change(&office, &mut rotation);
         let (keys, rotated) = keys.rotate(&rotation).unwrap();
         assert_eq!(office.signers(&keys), expected, "{roles:?} {outside:?}");
@@ -441,13 +453,70 @@ fn a_rotation_gives_keys_outside_to_the_roles_they_are_named_for() {
         (key_files(&dir), Keys::open(&dir).unwrap())
     };
     let (before, found) = keys();
-    let told = Rotation { outside: office.outside(&["root=hsm"]), ..rotation(&["targets"]) };
+    let told = Rotation { outside: office.next(&["root=hsm"]), ..rotation(&["targets"]) };
     let error = found.rotate(&told).unwrap_err();
     let expected = "keys of role root are named or counted, and it is not among the roles that get new ones";
     assert_eq!(error.to_string(), expected);
     let (after, found) = keys();
     let error = found.rotate(&Rotation { root_keys: Some(2), ..rotation(&["targets"]) }).unwrap_err();
     assert_eq!((error.to_string().as_str(), after), (expected, before));
+}
+
+#[test]
+fn a_key_outside_is_not_followed_by_one_in_a_file_unless_somebody_says_so() {
+    fn check(told: &[&str], brought: &[&str], roles: &[&'static str], expected: Result<&[&str; 4], &str>) {
+        let office = Office::new();
+        let outside = office.outside(&["root=hsm", "targets=ci"]);
+        Keys::create(&office.keys, &Setup { outside, separate_roles: true, ..Setup::one_key(far()) }).unwrap();
+        let with: Vec<PathBuf> = brought.iter().map(|name| office.vendor.dir.path().join(name)).collect();
+        let keys = Keys::open_with(&office.keys, &with, says("")).unwrap();
+        let before = snapshot(office.vendor.dir.path());
+        let result = keys.rotate(&Rotation { outside: office.next(told), ..rotation(roles) });
+        match (result, expected) {
+            (Ok((keys, _)), Ok(expected)) => assert_eq!(office.signers(&keys), expected),
+            (Err(error), Err(expected)) => {
+                assert!(error.to_string().starts_with(expected), "{error}");
+                assert!(error.remedy().contains("--external ROLE=FILE") && error.remedy().contains("--role"));
+                assert!(!error.is_disk());
+                assert_eq!(snapshot(office.vendor.dir.path()), before);
+            }
+            (result, expected) => panic!("{told:?} {brought:?} {roles:?}: {result:?}, not {expected:?}"),
+        }
+    }
+    if missing(&["openssl"]) {
+        return;
+    }
+    let both = ["hsm", "ci"];
+    check(&[], &both, &ALL, Err("the key of role root is outside ("));
+    check(&["root=hsm"], &both, &ALL, Err("the key of role targets is outside ("));
+    check(&["targets=none"], &both, &["root", "targets"], Err("the key of role root is outside ("));
+    // Whether a key that is not here is outside, nobody can tell.
+    check(&["root=hsm"], &["hsm"], &ALL, Err("no key of role targets is here; it may be outside"));
+    let [timestamp, snapshot] = ["timestamp", "snapshot"].map(|role| format!("{role} 1 of 1: k/{role}-v2"));
+    let [old_timestamp, old_snapshot] = ["timestamp", "snapshot"].map(|role| format!("{role} 1 of 1: k/{role}"));
+    let (root, targets) = ("root 1 of 1: hsm", "targets 1 of 1: ci");
+    check(&["root=hsm", "targets=ci"], &both, &ALL, Ok(&[root, &timestamp, &snapshot, targets]));
+    check(&[], &both, &["timestamp"], Ok(&[root, &timestamp, &old_snapshot, targets]));
+    check(
+        &["targets=none"],
+        &["hsm"],
+        &["targets"],
+        Ok(&[root, &old_timestamp, &old_snapshot, "targets 1 of 1: k/targets-v2"]),
+    );
+    check(&[], &both, &[], Ok(&[root, &old_timestamp, &old_snapshot, targets]));
+
+    // Keys that refit makes are all of one kind: one of another is outside, also where only some of a role's are here.
+    let office = Office::new();
+    let away = office.vendor.dir.path().join("away");
+    let curve = ["-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"];
+    let mut outside = office.outside(&["root=hsm"]);
+    outside.push((KeyRole::Root, device(&away, &curve, "exit 1")));
+    // The other is one in a file, as somebody may have prepared it.
+    outside[0].1 = office.vendor.dir.path().join("keys/refit.key.pem");
+    Keys::create(&office.keys, &Setup { outside, ..Setup::one_key(far()) }).unwrap();
+    let keys = Keys::open_with(&office.keys, &[office.vendor.dir.path().join("keys")], says("")).unwrap();
+    let error = keys.rotate(&rotation(&["root"])).unwrap_err();
+    assert!(error.to_string().starts_with("the key of role root is outside ("), "{error}");
 }
 
 #[test]
@@ -562,7 +631,7 @@ fn what_an_interrupted_run_left_is_removed_and_nothing_else() {
         "9.root.json",
         &[(&dir, "refit.key.pem", &own, &id(&vendor.keys)), (&dir, "../keys/targets-v2.key.pem", &left, &left_id)],
     );
-    let outside = vec![(KeyRole::Targets, dir.join(name))];
+    let outside = vec![(KeyRole::Targets, Some(dir.join(name)))];
     let (keys, _) = Keys::open(&dir).unwrap().rotate(&Rotation { outside, ..rotation(&["targets"]) }).unwrap();
     try_pack(&vendor, &keys, "1.0.0").unwrap();
     assert_eq!(lasting(&dir), ["1.root.json", "2.root.json", "refit.key.pem", name]);
@@ -797,7 +866,7 @@ fn what_is_put_aside_overwrites_nothing_and_stays_together() {
         let outside = vec![(KeyRole::Targets, box_dir.join("device.key.toml"))];
         Keys::create(&dir, &Setup { outside, ..Setup::one_key(far()) }).unwrap();
         let keys = Keys::open_with(&dir, std::slice::from_ref(&box_dir), says("")).unwrap();
-        let made = Rotation { ..rotation(&["targets"]) };
+        let made = Rotation { outside: vec![(KeyRole::Targets, None)], ..rotation(&["targets"]) };
         let (_, rotated) = keys.rotate(&made).unwrap();
         assert_eq!(rotated.retired, [box_dir.join("retired/device.key.toml")]);
         assert_eq!(key_files(&box_dir.join("retired")), ["device.key.toml", "device.pem"]);
