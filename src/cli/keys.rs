@@ -1,7 +1,11 @@
 //! `refit keys`: the vendor's signing keys and the chain of roots that names them.
 
 use std::collections::BTreeSet;
+use std::fmt::Display;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 use refit_updater::keys::{self, KeyRole, KeyStatus, Keys as SigningKeys, KeysError, Rotated, Rotation, Setup};
@@ -14,8 +18,14 @@ use crate::error::{Exit, Reported};
 
 /// How long a root is good when nobody says: rotating it is work.
 const ROOT_EXPIRES_DAYS_DEFAULT: i64 = 10 * 365;
+/// The latest date that may be said is a century away: a root that outlives its keys protects nobody.
+const ROOT_EXPIRES_DAYS_MAX: i64 = 36_500;
 /// Keys of a role: more people than that do not meet.
 const KEYS_MAX: u64 = 16;
+/// What follows a key outside when it is to be made after all.
+const MADE: &str = "none";
+/// Names the file of the passphrase, see [`passphrase`].
+const PASSPHRASE_VARIABLE: &str = "REFIT_KEY_PASSPHRASE_FILE";
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Keys {
@@ -47,11 +57,12 @@ pub(super) struct Making {
     #[arg(long)]
     encrypt: bool,
     /// Use the key that FILE (.key.toml) describes, behind a command, for this role and for no other; may be repeated, for
-    /// further roles and for further keys of one.
+    /// further roles and for further keys of one. A rotation makes no key for a role that had one outside, unless it is
+    /// told to by ROLE=none.
     #[arg(long, value_name = "ROLE=FILE", value_parser = outside)]
-    external: Vec<(KeyRole, PathBuf)>,
+    external: Vec<(KeyRole, Option<PathBuf>)>,
     /// How many days the root is good.
-    #[arg(long, default_value_t = ROOT_EXPIRES_DAYS_DEFAULT, value_parser = clap::value_parser!(i64).range(1..36_500))]
+    #[arg(long, default_value_t = ROOT_EXPIRES_DAYS_DEFAULT, value_parser = number(1, ROOT_EXPIRES_DAYS_MAX))]
     expires_days: i64,
 }
 
@@ -60,10 +71,10 @@ pub(super) struct Init {
     /// Where to; it must not hold keys yet.
     dir: PathBuf,
     /// How many keys of the root role must sign a newer root.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=KEYS_MAX))]
+    #[arg(long, default_value_t = 1, value_parser = number(1, KEYS_MAX))]
     threshold: u64,
     /// How many keys are made for the root role; one more than the threshold if that is above 1, so that one may be lost.
-    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=KEYS_MAX))]
+    #[arg(long, value_parser = number(1, KEYS_MAX))]
     root_keys: Option<u64>,
     /// Give timestamp, snapshot and targets keys of their own.
     #[arg(long)]
@@ -80,10 +91,10 @@ pub(super) struct Rotate {
     #[arg(long, value_name = "ROLE", value_parser = clap::builder::PossibleValuesParser::new(keys::role_names()))]
     role: Vec<String>,
     /// How many keys of the root role must sign a newer root from now on.
-    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=KEYS_MAX))]
+    #[arg(long, value_parser = number(1, KEYS_MAX))]
     threshold: Option<u64>,
     /// How many keys are made for the root role, if not as many as it had.
-    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=KEYS_MAX))]
+    #[arg(long, value_parser = number(1, KEYS_MAX))]
     root_keys: Option<u64>,
     /// A further directory with keys; may be repeated.
     #[arg(long, value_name = "DIR")]
@@ -100,7 +111,7 @@ pub(super) struct Renew {
     #[arg(long, value_name = "DIR")]
     with: Vec<PathBuf>,
     /// How many days the root is good.
-    #[arg(long, default_value_t = ROOT_EXPIRES_DAYS_DEFAULT, value_parser = clap::value_parser!(i64).range(1..36_500))]
+    #[arg(long, default_value_t = ROOT_EXPIRES_DAYS_DEFAULT, value_parser = number(1, ROOT_EXPIRES_DAYS_MAX))]
     expires_days: i64,
 }
 
@@ -110,9 +121,11 @@ pub(super) enum KeyCommandError {
     #[error(transparent)]
     Keys(#[from] KeysError),
     #[error("cannot read the new passphrase")]
-    Passphrase(#[source] std::io::Error),
+    Passphrase(#[source] io::Error),
     #[error("there is no passphrase for the new keys")]
     NoPassphrase,
+    #[error("--external {role}={MADE} says that a key is made")]
+    Made { role: KeyRole, why: &'static str },
 }
 
 impl Reported for KeyCommandError {
@@ -123,6 +136,7 @@ impl Reported for KeyCommandError {
     fn remedy(&self) -> &str {
         match self {
             Self::Keys(error) => error.remedy(),
+            Self::Made { why, .. } => why,
             Self::Passphrase(_) | Self::NoPassphrase => {
                 "put it into a file and name that in REFIT_KEY_PASSPHRASE_FILE, or use a terminal"
             }
@@ -130,21 +144,48 @@ impl Reported for KeyCommandError {
     }
 
     fn exit(&self) -> Exit {
-        Exit::Config
+        match self {
+            // What the command line says contradicts itself or asks for the impossible, whatever the files hold.
+            Self::Keys(KeysError::Threshold { .. } | KeysError::NotRotated { .. }) | Self::Made { .. } => Exit::Usage,
+            Self::Keys(KeysError::Busy { .. }) => Exit::TryLater,
+            Self::Keys(KeysError::Generate | KeysError::Encode { .. }) => Exit::Failed,
+            Self::Keys(error) if error.is_disk() => Exit::Disk,
+            Self::Keys(_) | Self::Passphrase(_) | Self::NoPassphrase => Exit::Config,
+        }
     }
 }
 
-fn outside(text: &str) -> Result<(KeyRole, PathBuf), String> {
+/// Returns what parses a number from `min` to `max`.
+fn number<T: FromStr + PartialOrd + Display + Copy>(min: T, max: T) -> impl Fn(&str) -> Result<T, String> + Clone {
+    move |text| {
+        let found = text.parse().ok().filter(|found| (min..=max).contains(found));
+        found.ok_or_else(|| format!("a number from {min} to {max} is wanted"))
+    }
+}
+
+fn outside(text: &str) -> Result<(KeyRole, Option<PathBuf>), String> {
     let (role, file) = text.split_once('=').ok_or("ROLE=FILE is wanted")?;
     let names = || keys::role_names().collect::<Vec<_>>().join(", ");
     let role = keys::role_named(role).ok_or_else(|| format!("{role:?} is no role; there are {}", names()))?;
-    Ok((role, PathBuf::from(file)))
+    Ok((role, (file != MADE).then(|| PathBuf::from(file))))
 }
 
 /// Returns the keys in `dir` and `with`; passphrases are asked for when they are needed.
 pub(super) fn open(context: &Context, dir: &Path, with: &[PathBuf]) -> Result<SigningKeys, KeysError> {
     let with: Vec<PathBuf> = with.iter().map(|dir| context.path(dir)).collect();
-    SigningKeys::open_with(&context.path(dir), &with, passphrase::finder(context))
+    let (find, file) = (passphrase::finder(context), passphrase_file(context));
+    let find = move |key: &Path| find(key).map_err(|error| naming(file.as_deref(), &error));
+    SigningKeys::open_with(&context.path(dir), &with, Arc::new(find))
+}
+
+fn passphrase_file(context: &Context) -> Option<PathBuf> {
+    context.process.path(PASSPHRASE_VARIABLE).map(|file| context.path(&file))
+}
+
+/// Returns `error` with the name of the file that it is about, if there is one.
+fn naming(file: Option<&Path>, error: &io::Error) -> io::Error {
+    let text = file.map_or_else(|| error.to_string(), |file| format!("{}: {error}", file.display()));
+    io::Error::new(error.kind(), text)
 }
 
 /// Returns the time in so many days.
@@ -171,25 +212,36 @@ impl Making {
         if !self.encrypt && !locked {
             return Ok(None);
         }
-        let found = passphrase::choose(context).map_err(KeyCommandError::Passphrase)?;
+        let named = |error| KeyCommandError::Passphrase(naming(passphrase_file(context).as_deref(), &error));
+        let found = passphrase::choose(context).map_err(named)?;
         found.map(Some).ok_or(KeyCommandError::NoPassphrase)
     }
 
-    fn outside(&self, context: &Context) -> Vec<(KeyRole, PathBuf)> {
-        self.external.iter().map(|(role, file)| (*role, context.path(file))).collect()
+    /// Returns the keys outside by role, and the roles that are to have none.
+    fn outside(&self, context: &Context) -> Result<Vec<(KeyRole, Option<PathBuf>)>, KeyCommandError> {
+        let has_file = |role| self.external.iter().any(|(named, file)| *named == role && file.is_some());
+        if let Some((role, _)) = self.external.iter().find(|(role, file)| file.is_none() && has_file(*role)) {
+            return Err(KeyCommandError::Made { role: *role, why: "name no file for that role, or leave it out" });
+        }
+        Ok(self.external.iter().map(|(role, file)| (*role, file.as_ref().map(|file| context.path(file)))).collect())
     }
 }
 
 fn init(context: &Context, init: &Init) -> Result<(), KeyCommandError> {
     let dir = context.path(&init.dir);
     let spare = u64::from(init.threshold > 1);
+    let mut outside = Vec::new();
+    for (role, file) in init.making.outside(context)? {
+        let why = "leave it out: the first keys are made unless a file is named";
+        outside.push((role, file.ok_or(KeyCommandError::Made { role, why })?));
+    }
     let setup = Setup {
         root_expires: in_days(init.making.expires_days),
         root_keys: init.root_keys.unwrap_or(init.threshold + spare),
         root_threshold: init.threshold,
         separate_roles: init.separate_roles,
         root_dir: init.making.offline_root.as_ref().map(|dir| context.path(dir)),
-        outside: init.making.outside(context),
+        outside,
         passphrase: init.making.passphrase(context, false)?,
     };
     let made = SigningKeys::create(&dir, &setup)?;
@@ -234,7 +286,7 @@ fn rotate(context: &Context, rotate: &Rotate) -> Result<(), KeyCommandError> {
         root_keys: rotate.root_keys,
         root_threshold: rotate.threshold,
         root_dir: rotate.making.offline_root.as_ref().map(|dir| context.path(dir)),
-        outside: rotate.making.outside(context),
+        outside: rotate.making.outside(context)?,
         passphrase: rotate.making.passphrase(context, keys.are_locked())?,
     };
     let (keys, rotated) = keys.rotate(&rotation)?;

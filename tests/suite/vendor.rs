@@ -65,6 +65,40 @@ fn keys_with_a_threshold_an_offline_root_and_a_rotation() {
 }
 
 #[test]
+fn what_no_keys_can_meet_is_wrong_usage_and_a_disk_that_fails_is_none() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let at = dir.path();
+    let days = "a number from 1 to 36500 is wanted";
+    let keys = "a number from 1 to 16 is wanted";
+    let rows: [(&[&str], &str); 7] = [
+        (&["init", "keys", "--threshold", "2", "--root-keys", "1"], "a threshold of 2 cannot be met with 1 keys"),
+        (&["init", "keys", "--threshold", "0"], keys),
+        (&["init", "keys", "--root-keys", "17"], keys),
+        (&["init", "keys", "--expires-days", "0"], days),
+        (&["rotate", "keys", "--expires-days", "36501"], days),
+        (&["rotate", "keys", "--threshold", "many"], keys),
+        (&["renew", "keys", "--expires-days", "x"], days),
+    ];
+    for (words, expected) in rows {
+        let line = run(&[&["keys"], words].concat(), at).complains_with(64);
+        assert!(line.contains(expected), "{line}");
+        assert!(!at.join("keys/1.root.json").exists());
+    }
+    run(&["keys", "init", "keys", "--expires-days", "36500", "--threshold", "1"], at).ends_with(0);
+    let line = run(&["keys", "rotate", "keys", "--threshold", "2"], at).complains_with(64);
+    assert!(line.contains("a threshold of 2 cannot be met with 1 keys"), "{line}");
+
+    // A file that must not grow is to a program what a full disk is; a root is larger than that, a message is not.
+    let before = names(&at.join("keys"));
+    let script = format!("trap '' XFSZ; ulimit -f 1; exec '{}' keys rotate keys", env!("CARGO_BIN_EXE_refit"));
+    let line = Ran::of(Command::new("sh").args(["-c", &script]).current_dir(at)).complains_with(74);
+    assert!(line.contains("cannot write") && line.contains("free space"), "{line}");
+    assert_eq!(names(&at.join("keys")), before);
+    run(&["keys", "rotate", "keys"], at).ends_with(0);
+    run(&["keys", "show", "nowhere"], at).complains_with(78);
+}
+
+#[test]
 fn a_passphrase_comes_from_a_file_and_never_from_the_command_line() {
     let dir = tempfile::tempdir().expect("a directory");
     let at = dir.path();
@@ -89,7 +123,10 @@ fn a_passphrase_comes_from_a_file_and_never_from_the_command_line() {
         let line = with(file, &pack).complains_with(65);
         assert!(line.contains(expected), "{line}");
         assert!(!at.join("out.refit").exists());
+        assert_eq!(line.contains("/nowhere: No such file"), file == Some("nowhere"), "{line}");
     }
+    let line = with(Some("nowhere"), &["keys", "init", "others", "--encrypt"]).complains_with(78);
+    assert!(line.contains("/nowhere: No such file"), "{line}");
     with(Some("secret"), &pack).ends_with(0);
     // Keys that follow protected ones are protected, whether or not anybody says so again.
     let line = with(None, &["keys", "rotate", "keys"]).complains_with(78);
@@ -127,7 +164,19 @@ fn a_command_signs() {
     };
     assert_eq!(signs(&shown, "module.key.toml"), ["\"targets\""], "{shown}");
     assert_eq!(signs(&shown, "root.key.pem"), ["\"root\""], "{shown}");
-    run(&["keys", "rotate", "keys", "--role", "root", "--external", module], at).complains_with(78);
+    run(&["keys", "rotate", "keys", "--role", "root", "--external", module], at).complains_with(64);
+    // What is outside is not followed by a file because nobody said anything.
+    let before = names(&at.join("keys"));
+    let line = run(&["keys", "rotate", "keys"], at).complains_with(78);
+    for word in
+        ["role targets is outside", "keys/module.key.toml", "--external ROLE=FILE", "--role", "--external ROLE=none"]
+    {
+        assert!(line.contains(word), "{word:?} is not in: {line}");
+    }
+    assert_eq!(names(&at.join("keys")), before);
+    run(&["keys", "rotate", "keys", "--external", module, "--external", "targets=none"], at).complains_with(64);
+    run(&["keys", "init", "other", "--external", "targets=none"], at).complains_with(64);
+    assert!(!at.join("other").exists());
     let shown = object(&run(&["keys", "rotate", "keys", "--external", module, "--json"], at).ends_with(0));
     assert_eq!(signs(&shown, "module.key.toml"), ["\"targets\""], "{shown}");
     run(&["pack", "tree", "--keys", "keys", "-o", "out.refit"], at).ends_with(0);
@@ -135,6 +184,11 @@ fn a_command_signs() {
     fs::write(at.join("keys/sign"), "#!/bin/sh\necho the token is locked >&2\nexit 1\n").expect("write");
     let line = run(&["pack", "tree", "--keys", "keys", "-o", "again.refit"], at).complains_with(65);
     assert!(line.contains("the token is locked"), "{line}");
+    let made = object(
+        &run(&["keys", "rotate", "keys", "--role", "targets", "--external", "targets=none", "--json"], at).ends_with(0),
+    );
+    assert_eq!(signs(&made, "targets-v3.key.pem"), ["\"targets\""], "{made}");
+    assert_eq!(names(&at.join("keys/retired")), ["module.key.toml", "module.pem", "online.key.pem", "root.key.pem"]);
 }
 
 #[test]

@@ -6,9 +6,11 @@
 //! depends on the roles that the newest root gives the keys found.
 
 mod error;
+mod making;
 pub(crate) mod metadata;
 mod program;
 mod published;
+mod retire;
 mod rotate;
 mod signer;
 
@@ -242,6 +244,14 @@ impl Keys {
         spell(value, &signatures).ok_or(KeysError::Generate)
     }
 
+    /// Refuses to go on without as many keys as `root` wants for `role`.
+    fn require(&self, role: RoleType, root: &Root) -> Result<(), KeysError> {
+        let (ids, threshold) =
+            root.roles.get(&role).map_or((&[][..], 1), |keys| (keys.keyids.as_slice(), keys.threshold.get()));
+        let have = self.signers.iter().filter(|signer| ids.contains(&signer.id)).count() as u64;
+        if have < threshold { Err(KeysError::TooFew { role, threshold, have }) } else { Ok(()) }
+    }
+
     /// Adds signatures until there are as many as `root` wants for `role`.
     fn add_signatures(
         &self,
@@ -253,11 +263,8 @@ impl Keys {
     ) -> Result<(), KeysError> {
         let (ids, threshold) =
             root.roles.get(&role).map_or((&[][..], 1), |keys| (keys.keyids.as_slice(), keys.threshold.get()));
+        self.require(role, root)?;
         let at_hand = self.signers.iter().filter(|signer| ids.contains(&signer.id));
-        let have = at_hand.clone().count() as u64;
-        if have < threshold {
-            return Err(KeysError::TooFew { role, threshold, have });
-        }
         let mut signed = signatures.iter().filter(|signature| ids.contains(&signature.keyid)).count() as u64;
         for signer in at_hand {
             if signed == threshold {

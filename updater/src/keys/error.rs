@@ -21,6 +21,23 @@ pub enum KeysError {
         #[source]
         source: io::Error,
     },
+    /// The new root is there, and a key that it retires is where it was.
+    #[error("root {version} is written, but cannot put {} into retired/", path.display())]
+    Retire {
+        /// The new root's version.
+        version: u64,
+        /// The key's file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Another run changes the directory.
+    #[error("{} is being changed by another run", dir.display())]
+    Busy {
+        /// The directory.
+        dir: PathBuf,
+    },
     /// There are keys already.
     #[error("{} holds keys already", dir.display())]
     Exists {
@@ -160,6 +177,20 @@ pub enum KeysError {
         /// The role.
         role: RoleType,
     },
+    /// A key outside would be replaced by one in a file.
+    #[error("the key of role {role} is outside ({key}), and nobody said which one follows it")]
+    Outside {
+        /// The role.
+        role: RoleType,
+        /// Its description, or its id.
+        key: String,
+    },
+    /// A key that may be outside would be replaced by one in a file.
+    #[error("no key of role {role} is here; it may be outside, and nobody said which one follows it")]
+    Absent {
+        /// The role.
+        role: RoleType,
+    },
     /// The cryptographic library failed.
     #[error("cannot make a key")]
     Generate,
@@ -184,11 +215,44 @@ pub enum KeysError {
 }
 
 impl KeysError {
+    /// Returns whether a disk failed or is full; anything else is wrong with what was named, or with what it holds.
+    #[must_use]
+    pub fn is_disk(&self) -> bool {
+        use io::ErrorKind::{AlreadyExists, FileTooLarge, InvalidFilename, IsADirectory, NotADirectory, NotFound};
+        use io::ErrorKind::{PermissionDenied, UnexpectedEof};
+        let (source, reads) = if let Self::Io { action, source, .. } = self {
+            (source, *action == "read")
+        } else if let Self::Retire { source, .. } = self {
+            (source, false)
+        } else {
+            return false;
+        };
+        let what_is_there =
+            [AlreadyExists, InvalidFilename, IsADirectory, NotADirectory, NotFound, PermissionDenied, UnexpectedEof];
+        let too_large = reads && source.kind() == FileTooLarge;
+        !too_large && !what_is_there.contains(&source.kind())
+    }
+
     /// Returns what to do about it.
     #[must_use]
     pub fn remedy(&self) -> &'static str {
         match self {
+            Self::Io { .. } if self.is_disk() => {
+                "free space on that disk or check it, then try again; `refit keys show` tells what there is"
+            }
             Self::Io { .. } => "check that the directory can be read and written",
+            Self::Retire { .. } => {
+                "the rotation is done and needs no other; free space or check the directory: the next one puts the key aside"
+            }
+            Self::Busy { .. } => "wait until that one has ended, then try again",
+            Self::Outside { .. } => {
+                "name the next key with --external ROLE=FILE, or rotate only others with --role; \
+                 --external ROLE=none makes one in a file"
+            }
+            Self::Absent { .. } => {
+                "name the directory of its key with --with, or the next key with --external ROLE=FILE, or rotate only others \
+                 with --role; --external ROLE=none makes one in a file"
+            }
             Self::Exists { .. } => "choose an empty directory: keys are never overwritten",
             Self::NoRoot { .. } => "make keys with `refit keys init`, or name the directory that has them",
             Self::Root { .. } | Self::Key { .. } | Self::PublicKey { .. } | Self::OtherKey { .. } => {

@@ -1,7 +1,8 @@
 //! New keys and new roots: the first root, and each that follows it.
 //!
 //! A root is signed by the keys of the one before it and by its own, so that an appliance that trusts any of the chain
-//! reaches the newest. Key files are written first and the root last: a root that nobody can sign with never appears.
+//! reaches the newest. Key files are written first and the root last: a root that nobody can sign with never appears, and
+//! what an interrupted run left is removed by the next one, see [`making`].
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
@@ -11,19 +12,19 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use tough::schema::decoded::{Decoded, Hex};
+use tough::schema::key::Key;
 use tough::schema::{RoleKeys, RoleType, Root, Signed};
 use zeroize::Zeroizing;
 
 use super::error::KeysError;
+use super::making::{self, Locked, Making, NewFile};
 use super::metadata::{SPEC_VERSION, spell, whole_seconds};
+use super::retire::retire;
 use super::signer::{Fresh, Signer};
 use super::{Keys, ROLES, ROOT_SUFFIX, io_error, nobody, role_name};
 use crate::durable;
 use crate::package::ROOTS_MAX;
 use crate::tuf::document::canonical;
-
-/// Where keys go that a newer root no longer names.
-const RETIRED_DIR: &str = "retired";
 
 /// How the first keys are made.
 #[derive(Debug, Clone)]
@@ -74,8 +75,9 @@ pub struct Rotation {
     pub root_threshold: Option<u64>,
     /// Where the new keys of the root role go, if not to the old ones.
     pub root_dir: Option<PathBuf>,
-    /// As in [`Setup`]; each role must be among the roles.
-    pub outside: Vec<(RoleType, PathBuf)>,
+    /// As in [`Setup`]; each role must be among the roles. A role whose key is outside, or may be, must be here: with a file,
+    /// or with none if its next key is to be made after all.
+    pub outside: Vec<(RoleType, Option<PathBuf>)>,
     /// As in [`Setup`].
     pub passphrase: Option<Zeroizing<String>>,
 }
@@ -100,11 +102,11 @@ struct Outside {
 }
 
 impl Outside {
-    fn read(files: &[(RoleType, PathBuf)]) -> Result<Self, KeysError> {
+    fn read<'a>(files: impl Iterator<Item = (RoleType, &'a PathBuf)>) -> Result<Self, KeysError> {
         let (mut signers, mut named) = (Vec::new(), Vec::new());
         for (role, path) in files {
             let signer = Signer::read(path, &nobody)?;
-            named.push((*role, signer.id.clone()));
+            named.push((role, signer.id.clone()));
             signers.push(signer);
         }
         Ok(Self { signers, named })
@@ -183,8 +185,8 @@ impl Maker<'_> {
     }
 }
 
-/// Returns the stems of `count` new keys in `dir`: `root`, or `root-1` and so on. If one is taken, by a key outside or by
-/// what an interrupted rotation left, they are `root_2` or `root_2-1` and so on.
+/// Returns the stems of `count` new keys in `dir`: `root`, or `root-1` and so on. If one is taken, by a key outside or one that
+/// somebody prepared, they are `root_2` or `root_2-1` and so on.
 fn stems(dir: &Path, stem: &str, count: u64) -> Vec<String> {
     let numbered = |stem: &str| -> Vec<String> {
         if count == 1 { vec![stem.to_owned()] } else { (1..=count).map(|key| format!("{stem}-{key}")).collect() }
@@ -205,11 +207,15 @@ impl Keys {
     /// # Errors
     /// `dir` holds keys already or the setup is impossible, and nothing has changed; or a file operation failed.
     pub fn create(dir: &Path, setup: &Setup) -> Result<Self, KeysError> {
-        let outside = Outside::read(&setup.outside)?;
+        let outside = Outside::read(setup.outside.iter().map(|(role, path)| (*role, path)))?;
         durable::create_dirs(dir).map_err(io_error("make", dir))?;
         // A medium for the root's keys is not touched when they are elsewhere.
         let root_dir = setup.root_dir.as_deref().filter(|_| outside.of(RoleType::Root).is_empty()).unwrap_or(dir);
         durable::create_dirs(root_dir).map_err(io_error("make", root_dir))?;
+        let _locked = making::lock(dir)?;
+        if !dir.join(format!("1{ROOT_SUFFIX}")).exists() {
+            making::clear(dir, &[root_dir], &outside.signers.iter().map(|signer| signer.id.clone()).collect())?;
+        }
         for dir in [dir, root_dir] {
             for entry in fs::read_dir(dir).map_err(io_error("read", dir))? {
                 let entry = entry.map_err(io_error("read", dir))?;
@@ -257,8 +263,9 @@ impl Keys {
     /// Files of keys that roots have named and no role uses any more are put into `retired/`.
     ///
     /// # Errors
-    /// Keys of the root role are missing or the change is impossible, and nothing has changed; or a file operation failed.
-    pub fn rotate(self, rotation: &Rotation) -> Result<(Self, Rotated), KeysError> {
+    /// Keys of the root role are missing, a key outside has no successor or the change is impossible, and nothing has changed;
+    /// or a file operation failed.
+    pub fn rotate(mut self, rotation: &Rotation) -> Result<(Self, Rotated), KeysError> {
         let mut root = self.newest.clone();
         let version = root.version.get() + 1;
         if version > ROOTS_MAX as u64 {
@@ -273,7 +280,12 @@ impl Keys {
         if let Some(role) = told.find(|role| !rotation.roles.contains(role_name(*role))) {
             return Err(KeysError::NotRotated { role });
         }
-        let outside = Outside::read(&rotation.outside)?;
+        self.require(RoleType::Root, &self.newest)?;
+        self.check_successors(rotation)?;
+        let named = |(role, path): &'_ (RoleType, Option<PathBuf>)| Some((*role, path.clone()?));
+        let files: Vec<_> = rotation.outside.iter().filter_map(named).collect();
+        let outside = Outside::read(files.iter().map(|(role, path)| (*role, path)))?;
+        let _locked = self.begin(version, &root_dir, &outside)?;
 
         // Roles that share their keys go on sharing them, unless it is said what sets the root apart from the beginning, too.
         let old = |role| {
@@ -284,7 +296,7 @@ impl Keys {
         let root_count = old(RoleType::Root).0.len() as u64;
         let root_apart = rotation.root_dir.is_some()
             || rotation.root_keys.is_some_and(|count| count != root_count)
-            || !rotation.outside.is_empty();
+            || !files.is_empty();
         let roles = ROLES.into_iter().filter(|role| rotation.roles.contains(role_name(*role)));
         let groups = groups(roles, &outside, |role| (old(role).0, root_apart && role == RoleType::Root));
         let passphrase = rotation.passphrase.as_ref().map(|text| text.as_str());
@@ -313,16 +325,62 @@ impl Keys {
         let (mut keys, made) = self.publish(root, maker)?;
         let mut retired = Vec::new();
         // A key that no root has named yet is not one that is not used any more: somebody has put it there for the next.
-        let named = keys.roots.values().filter_map(|bytes| serde_json::from_slice::<Signed<Root>>(bytes).ok());
-        let named: BTreeSet<Decoded<Hex>> = named.flat_map(|root| root.signed.keys.into_keys()).collect();
+        let named = keys.named();
         let (gone, kept): (Vec<Signer>, Vec<Signer>) =
             keys.signers.into_iter().partition(|signer| named.contains(&signer.id) && !used.contains(&*signer.id));
         for signer in &gone {
-            retired.push(retire(&signer.path)?);
+            let failed = |source| KeysError::Retire { version, path: signer.path.clone(), source };
+            retired.push(retire(signer).map_err(failed)?);
         }
         keys.signers = kept;
         let root = dir.join(format!("{version}{ROOT_SUFFIX}"));
         Ok((keys, Rotated { root, version, made, retired }))
+    }
+
+    /// Refuses to replace a key that is outside by one in a file, unless somebody has said so.
+    fn check_successors(&self, rotation: &Rotation) -> Result<(), KeysError> {
+        let told = |role: RoleType| rotation.outside.iter().any(|(told, _)| *told == role);
+        for role in ROLES.into_iter().filter(|role| rotation.roles.contains(role_name(*role)) && !told(*role)) {
+            let ids = self.newest.roles.get(&role).map(|keys| keys.keyids.as_slice()).unwrap_or_default();
+            let mut here = self.signers.iter().filter(|signer| ids.contains(&signer.id)).peekable();
+            let is_here = here.peek().is_some();
+            if let Some(signer) = here.find(|signer| signer.is_outside()) {
+                return Err(KeysError::Outside { role, key: signer.path.display().to_string() });
+            }
+            // Keys that are made are all of one kind: one of another is outside, wherever that is.
+            let other = |id: &&Decoded<Hex>| {
+                let is_here = self.signers.iter().any(|signer| signer.id == **id);
+                !is_here && !matches!(self.newest.keys.get(*id), Some(Key::Ed25519 { .. }))
+            };
+            if let Some(id) = ids.iter().find(other) {
+                return Err(KeysError::Outside { role, key: hex::encode(&**id) });
+            }
+            if !is_here {
+                return Err(KeysError::Absent { role });
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the lock of the directory, in which root `version` is made and nothing is left of a run before.
+    fn begin(&mut self, version: u64, root_dir: &Path, outside: &Outside) -> Result<Locked, KeysError> {
+        let locked = making::lock(&self.dir)?;
+        if self.dir.join(format!("{version}{ROOT_SUFFIX}")).exists() {
+            return Err(KeysError::Busy { dir: self.dir.clone() }); // it was not there when the directory was read
+        }
+        let mut named = self.named();
+        named.extend(outside.signers.iter().map(|signer| signer.id.clone()));
+        let mut dirs: BTreeSet<&Path> = self.signers.iter().filter_map(|signer| signer.path.parent()).collect();
+        dirs.insert(root_dir);
+        making::clear(&self.dir, &dirs.into_iter().collect::<Vec<_>>(), &named)?;
+        self.signers.retain(|signer| signer.path.exists());
+        Ok(locked)
+    }
+
+    /// Returns the keys that any of the roots names.
+    fn named(&self) -> BTreeSet<Decoded<Hex>> {
+        let roots = self.roots.values().filter_map(|bytes| serde_json::from_slice::<Signed<Root>>(bytes).ok());
+        roots.flat_map(|root| root.signed.keys.into_keys()).collect()
     }
 
     /// Returns where the keys of the root role lie that are at hand.
@@ -338,9 +396,11 @@ impl Keys {
         let value = serde_json::to_value(&root).map_err(encode)?;
         let canonical = canonical(&value).map_err(encode)?;
         let Maker { fresh, outside, .. } = maker;
-        let mut files = Vec::new();
+        let (mut made, mut files) = (Vec::new(), Vec::new());
         for Fresh { signer, files: new } in fresh {
-            files.push((signer.path.clone(), new));
+            made.push(signer.path.clone());
+            let file = |(path, content, mode)| NewFile { key: signer.id.clone(), path, content, mode };
+            files.extend(new.into_iter().map(file));
             self.signers.push(signer);
         }
         for signer in outside.signers {
@@ -354,27 +414,15 @@ impl Keys {
         }
         self.add_signatures(RoleType::Root, &root, &value, &canonical, &mut signatures)?;
         let bytes = spell(&value, &signatures).ok_or(KeysError::Generate)?;
-        for (path, content, mode) in files.iter().flat_map(|(_, files)| files) {
-            durable::write_new(path, content.as_bytes(), *mode).map_err(io_error("write", path))?;
-        }
-        for dir in files.iter().filter_map(|(path, _)| path.parent()).collect::<BTreeSet<_>>() {
-            durable::sync_dir(dir).map_err(io_error("sync", dir))?;
-        }
         let (number, name) = (root.version.get(), format!("{}{ROOT_SUFFIX}", root.version));
-        durable::replace(&self.dir, &name, &bytes).map_err(io_error("write", &self.dir.join(&name)))?;
+        let making = Making::write(&self.dir, &name, &files)?;
+        if let Err(source) = durable::replace(&self.dir, &name, &bytes) {
+            return Err(making.undo(io_error("write", &self.dir.join(&name))(source)));
+        }
+        making.finish();
         self.roots.insert(number, bytes.clone());
         self.newest = root;
         self.newest_bytes = bytes;
-        Ok((self, files.into_iter().map(|(path, _)| path).collect()))
+        Ok((self, made))
     }
-}
-
-/// Puts a key's file aside: it signs nothing that anybody accepts, and may still be wanted as evidence.
-fn retire(path: &Path) -> Result<PathBuf, KeysError> {
-    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else { return Ok(path.to_owned()) };
-    let aside = dir.join(RETIRED_DIR);
-    durable::create_dirs(&aside).map_err(io_error("make", &aside))?;
-    let to = aside.join(name);
-    durable::rename(path, &to).map_err(io_error("move", path))?;
-    Ok(to)
 }

@@ -28,7 +28,7 @@ use tough::sign::Sign;
 use zeroize::Zeroizing;
 
 use super::error::KeysError;
-use super::program;
+use super::{making, program};
 use crate::durable;
 use crate::tuf::document;
 
@@ -47,7 +47,7 @@ const PRIVATE_MODE: u32 = 0o600;
 /// A public key is everybody's.
 const PUBLIC_MODE: u32 = 0o644;
 /// An RSA key of 8192 bits has some 6 KiB; a larger file is something else.
-const KEY_BYTES_MAX: u64 = 16 << 10;
+pub(super) const KEY_BYTES_MAX: u64 = 16 << 10;
 /// What precedes the 32 bytes of an ed25519 public key in its DER form (RFC 8410).
 const ED25519_SPKI: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
 /// How long a program may take to sign if its description does not say: somebody may have to find a token and touch it.
@@ -119,8 +119,22 @@ impl Signer {
 
     /// Returns whether `dir` has a file already that a key with this stem would have.
     pub(super) fn is_taken(dir: &Path, stem: &str) -> bool {
-        let taken = |suffix| fs::symlink_metadata(dir.join(format!("{stem}{suffix}"))).is_ok();
+        let taken = |suffix| {
+            let path = dir.join(format!("{stem}{suffix}"));
+            [making::beside(&path), path].iter().any(|path| fs::symlink_metadata(path).is_ok())
+        };
         [KEY_SUFFIX, OUTSIDE_SUFFIX, PUBLIC_SUFFIX].into_iter().any(taken)
+    }
+
+    /// Returns whether it is behind a command.
+    pub(super) fn is_outside(&self) -> bool {
+        matches!(self.kind, Kind::Outside { .. })
+    }
+
+    /// Returns the file of its public key, if that lies in the directory of its own and nobody says anything else of it.
+    pub(super) fn public_beside(&self) -> Option<PathBuf> {
+        let path = public_of(&self.path)?;
+        (path.parent() == self.path.parent() && read_public(&path).ok()? == self.key).then_some(path)
     }
 
     /// Returns whether a passphrase protects it.
@@ -272,6 +286,16 @@ fn public_bytes(key: &Key) -> &[u8] {
 fn public_path(path: &Path) -> PathBuf {
     let name = path.to_string_lossy();
     PathBuf::from(format!("{}{PUBLIC_SUFFIX}", name.strip_suffix(KEY_SUFFIX).unwrap_or(&name)))
+}
+
+/// Returns where the public key of the key in this file lies, if the file says or implies it.
+pub(super) fn public_of(path: &Path) -> Option<PathBuf> {
+    let name = path.to_string_lossy();
+    if name.ends_with(OUTSIDE_SUFFIX) {
+        let described: Description = toml::from_str(&String::from_utf8_lossy(&read(path).ok()?)).ok()?;
+        return Some(path.parent()?.join(described.public));
+    }
+    name.ends_with(KEY_SUFFIX).then(|| public_path(path))
 }
 
 fn read_public(path: &Path) -> Result<Key, KeysError> {

@@ -11,10 +11,11 @@ use jiff::Timestamp;
 use refit_fixtures::tools::missing;
 use refit_updater::keys::{KeyRole, KeyStatus, Keys, KeysError, Passphrase, Rotation, Setup, role_named};
 use refit_updater::pack::pack;
+use serde_json::json;
 use tempfile::TempDir;
 use zeroize::Zeroizing;
 
-use crate::support::{Home, Vendor, far, options, put};
+use crate::support::{Home, Vendor, far, in_namespace, options, put, snapshot};
 
 fn rotation(roles: &[&'static str]) -> Rotation {
     Rotation {
@@ -296,6 +297,18 @@ impl Office {
         words.iter().map(named).collect()
     }
 
+    /// Returns what follows a key outside: as [`Self::outside`], and nothing for `root=none`.
+    fn next(&self, words: &[&str]) -> Vec<(KeyRole, Option<PathBuf>)> {
+        let named = |word: &&str| match word.strip_suffix("=none") {
+            Some(role) => (role_named(role).unwrap(), None),
+            None => {
+                let (role, file) = self.outside(&[*word]).remove(0);
+                (role, Some(file))
+            }
+        };
+        words.iter().map(named).collect()
+    }
+
     /// Returns which keys each role has, such as `root 1 of 1: k/root`, once they have signed a package.
     fn signers(&self, keys: &Keys) -> Vec<String> {
         try_pack(&self.vendor, keys, "1.0.0").unwrap();
@@ -400,7 +413,7 @@ fn a_rotation_gives_keys_outside_to_the_roles_they_are_named_for() {
     fn check(roles: &[&'static str], outside: &[&str], change: fn(&Office, &mut Rotation), expected: &[&str; 4]) {
         let office = Office::new();
         let keys = Keys::init(&office.keys, far()).unwrap();
-        let mut rotation = Rotation { outside: office.outside(outside), ..rotation(roles) };
+        let mut rotation = Rotation { outside: office.next(outside), ..rotation(roles) };
         change(&office, &mut rotation);
         let (keys, rotated) = keys.rotate(&rotation).unwrap();
         assert_eq!(office.signers(&keys), expected, "{roles:?} {outside:?}");
@@ -440,13 +453,70 @@ fn a_rotation_gives_keys_outside_to_the_roles_they_are_named_for() {
         (key_files(&dir), Keys::open(&dir).unwrap())
     };
     let (before, found) = keys();
-    let told = Rotation { outside: office.outside(&["root=hsm"]), ..rotation(&["targets"]) };
+    let told = Rotation { outside: office.next(&["root=hsm"]), ..rotation(&["targets"]) };
     let error = found.rotate(&told).unwrap_err();
     let expected = "keys of role root are named or counted, and it is not among the roles that get new ones";
     assert_eq!(error.to_string(), expected);
     let (after, found) = keys();
     let error = found.rotate(&Rotation { root_keys: Some(2), ..rotation(&["targets"]) }).unwrap_err();
     assert_eq!((error.to_string().as_str(), after), (expected, before));
+}
+
+#[test]
+fn a_key_outside_is_not_followed_by_one_in_a_file_unless_somebody_says_so() {
+    fn check(told: &[&str], brought: &[&str], roles: &[&'static str], expected: Result<&[&str; 4], &str>) {
+        let office = Office::new();
+        let outside = office.outside(&["root=hsm", "targets=ci"]);
+        Keys::create(&office.keys, &Setup { outside, separate_roles: true, ..Setup::one_key(far()) }).unwrap();
+        let with: Vec<PathBuf> = brought.iter().map(|name| office.vendor.dir.path().join(name)).collect();
+        let keys = Keys::open_with(&office.keys, &with, says("")).unwrap();
+        let before = snapshot(office.vendor.dir.path());
+        let result = keys.rotate(&Rotation { outside: office.next(told), ..rotation(roles) });
+        match (result, expected) {
+            (Ok((keys, _)), Ok(expected)) => assert_eq!(office.signers(&keys), expected),
+            (Err(error), Err(expected)) => {
+                assert!(error.to_string().starts_with(expected), "{error}");
+                assert!(error.remedy().contains("--external ROLE=FILE") && error.remedy().contains("--role"));
+                assert!(!error.is_disk());
+                assert_eq!(snapshot(office.vendor.dir.path()), before);
+            }
+            (result, expected) => panic!("{told:?} {brought:?} {roles:?}: {result:?}, not {expected:?}"),
+        }
+    }
+    if missing(&["openssl"]) {
+        return;
+    }
+    let both = ["hsm", "ci"];
+    check(&[], &both, &ALL, Err("the key of role root is outside ("));
+    check(&["root=hsm"], &both, &ALL, Err("the key of role targets is outside ("));
+    check(&["targets=none"], &both, &["root", "targets"], Err("the key of role root is outside ("));
+    // Whether a key that is not here is outside, nobody can tell.
+    check(&["root=hsm"], &["hsm"], &ALL, Err("no key of role targets is here; it may be outside"));
+    let [timestamp, snapshot] = ["timestamp", "snapshot"].map(|role| format!("{role} 1 of 1: k/{role}-v2"));
+    let [old_timestamp, old_snapshot] = ["timestamp", "snapshot"].map(|role| format!("{role} 1 of 1: k/{role}"));
+    let (root, targets) = ("root 1 of 1: hsm", "targets 1 of 1: ci");
+    check(&["root=hsm", "targets=ci"], &both, &ALL, Ok(&[root, &timestamp, &snapshot, targets]));
+    check(&[], &both, &["timestamp"], Ok(&[root, &timestamp, &old_snapshot, targets]));
+    check(
+        &["targets=none"],
+        &["hsm"],
+        &["targets"],
+        Ok(&[root, &old_timestamp, &old_snapshot, "targets 1 of 1: k/targets-v2"]),
+    );
+    check(&[], &both, &[], Ok(&[root, &old_timestamp, &old_snapshot, targets]));
+
+    // Keys that refit makes are all of one kind: one of another is outside, also where only some of a role's are here.
+    let office = Office::new();
+    let away = office.vendor.dir.path().join("away");
+    let curve = ["-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"];
+    let mut outside = office.outside(&["root=hsm"]);
+    outside.push((KeyRole::Root, device(&away, &curve, "exit 1")));
+    // The other is one in a file, as somebody may have prepared it.
+    outside[0].1 = office.vendor.dir.path().join("keys/refit.key.pem");
+    Keys::create(&office.keys, &Setup { outside, ..Setup::one_key(far()) }).unwrap();
+    let keys = Keys::open_with(&office.keys, &[office.vendor.dir.path().join("keys")], says("")).unwrap();
+    let error = keys.rotate(&rotation(&["root"])).unwrap_err();
+    assert!(error.to_string().starts_with("the key of role root is outside ("), "{error}");
 }
 
 #[test]
@@ -475,7 +545,7 @@ fn what_is_said_of_the_root_holds_for_no_other_role() {
 fn a_new_key_takes_the_name_of_no_other_file() {
     let vendor = Vendor::new();
     let dir = vendor.dir.path().join("keys");
-    // A rotation that was interrupted leaves keys that no root names; another file only looks like one.
+    // A key that somebody prepared; another file only looks like one.
     let other = Vendor::new();
     fs::copy(other.dir.path().join("keys/refit.key.pem"), dir.join("root-v2-2.key.pem")).unwrap();
     put(&dir, "online-v2.pub.pem", b"a device's", 0o644);
@@ -501,4 +571,309 @@ fn only_keys_that_were_used_are_retired() {
     let (_, rotated) = open().rotate(&rotation(&[])).unwrap();
     assert_eq!(rotated.retired, [dir.join("retired/refit.key.pem")]);
     assert_eq!(key_files(&box_of_next), ["1.root.json", "refit.key.pem"]);
+}
+
+/// Writes the list of files that an interrupted run made: directory, name, content, key.
+fn leave_list(keys: &Path, root: &str, files: &[(&Path, &str, &[u8], &str)]) {
+    let digest = |bytes| refit_updater::Digest::of(bytes).to_string();
+    let files: Vec<_> = files
+        .iter()
+        .map(|(dir, name, bytes, key)| json!({"dir": dir, "name": name, "digest": digest(bytes), "key": key}))
+        .collect();
+    let list = json!({"format": 1, "root": root, "files": files});
+    put(keys, ".making.json", list.to_string().as_bytes(), 0o644);
+}
+
+/// Returns the names in `dir`, without those of content that was being written when a process died: nothing reads them.
+fn lasting(dir: &Path) -> Vec<String> {
+    key_files(dir).into_iter().filter(|name| !name.starts_with(".tmp")).collect()
+}
+
+#[test]
+fn what_an_interrupted_run_left_is_removed_and_nothing_else() {
+    let id = |keys: &Keys| keys.status()[0].keys[0].0.clone();
+    let other = Vendor::new();
+    let left = fs::read(other.dir.path().join("keys/refit.key.pem")).unwrap();
+    let (name, left_id) = ("targets-v2.key.pem", id(&other.keys));
+    let check = |gone: bool, list: &dyn Fn(&Path)| {
+        let vendor = Vendor::new();
+        let dir = vendor.dir.path().join("keys");
+        put(&dir, name, &left, 0o600);
+        list(&dir);
+        // Nobody has to know of it.
+        try_pack(&vendor, &Keys::open(&dir).unwrap(), "1.0.0").unwrap();
+        let (keys, rotated) = Keys::open(&dir).unwrap().rotate(&rotation(&["targets"])).unwrap();
+        try_pack(&vendor, &keys, "1.0.0").unwrap();
+        assert_eq!(rotated.made, [dir.join(if gone { name } else { "targets-v2_2.key.pem" })]);
+        assert_eq!(fs::read(dir.join(name)).unwrap() == left, !gone);
+        assert!(!dir.join(".making.json").exists());
+    };
+    let listed = [(Path::new("/nowhere"), name, &left[..], left_id.as_str())];
+    check(true, &|dir| leave_list(dir, "2.root.json", &listed));
+    check(true, &|dir| {
+        leave_list(dir, "2.root.json", &listed);
+        put(dir, ".targets-v2.key.pem.new", b"-----BEGIN PRIV", 0o600);
+    });
+    check(false, &|_| {});
+    check(false, &|dir| leave_list(dir, "1.root.json", &listed)); // it is there: that run came to its end
+    check(false, &|dir| put(dir, ".making.json", b"somebody's", 0o644));
+    check(false, &|dir| put(dir, ".making.json", b"{\"format\":2,\"root\":\"2.root.json\",\"files\":[]}", 0o644));
+    // The name alone is not enough.
+    check(false, &|dir| leave_list(dir, "2.root.json", &[(dir, name, b"another", &left_id)]));
+
+    // What a root names stays, whatever a list says; and what somebody names for the next one, too.
+    let vendor = Vendor::new();
+    let dir = vendor.dir.path().join("keys");
+    let own = fs::read(dir.join("refit.key.pem")).unwrap();
+    put(&dir, name, &left, 0o600);
+    leave_list(
+        &dir,
+        "9.root.json",
+        &[(&dir, "refit.key.pem", &own, &id(&vendor.keys)), (&dir, "../keys/targets-v2.key.pem", &left, &left_id)],
+    );
+    let outside = vec![(KeyRole::Targets, Some(dir.join(name)))];
+    let (keys, _) = Keys::open(&dir).unwrap().rotate(&Rotation { outside, ..rotation(&["targets"]) }).unwrap();
+    try_pack(&vendor, &keys, "1.0.0").unwrap();
+    assert_eq!(lasting(&dir), ["1.root.json", "2.root.json", "refit.key.pem", name]);
+
+    // A medium comes back somewhere else.
+    let stick = vendor.dir.path().join("stick");
+    put(&stick, "root-v3.key.pem", &left, 0o600);
+    put(&stick, ".root-v3.pub.pem.new", b"-----BEG", 0o644);
+    let away = Path::new("/media/away");
+    leave_list(
+        &dir,
+        "3.root.json",
+        &[(away, "root-v3.key.pem", &left, "00"), (away, "root-v3.pub.pem", b"a public key", "00")],
+    );
+    let put_away = Rotation { root_dir: Some(stick.clone()), ..rotation(&["root"]) };
+    let (_, rotated) = keys.rotate(&put_away).unwrap();
+    assert_eq!(rotated.made, [stick.join("root-v3.key.pem")]);
+    assert_eq!(key_files(&stick), ["root-v3.key.pem"]);
+    assert_ne!(fs::read(stick.join("root-v3.key.pem")).unwrap(), left);
+
+    // The first keys are made where the first keys were being made.
+    let (dir, stick) = (other.dir.path().join("new"), other.dir.path().join("stick"));
+    put(&dir, "online.key.pem", &own, 0o600);
+    put(&stick, "root.key.pem", &left, 0o600);
+    let setup = Setup { root_dir: Some(stick.clone()), ..Setup::one_key(far()) };
+    assert!(matches!(Keys::create(&dir, &setup), Err(KeysError::Exists { .. })), "they may be somebody's");
+    leave_list(&dir, "1.root.json", &[(&dir, "online.key.pem", &own, "00"), (&stick, "root.key.pem", &left, "00")]);
+    Keys::create(&dir, &setup).unwrap();
+    assert_eq!(
+        (key_files(&dir), key_files(&stick)),
+        (names(&["1.root.json", "online.key.pem"]), names(&["root.key.pem"]))
+    );
+}
+
+fn names(names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+#[test]
+fn one_run_at_a_time_changes_a_directory() {
+    let vendor = Vendor::new();
+    let dir = vendor.dir.path().join("keys");
+    let before = key_files(&dir);
+    let late = Keys::open(&dir).unwrap();
+    let locked = fs::File::open(&dir).unwrap();
+    locked.try_lock().unwrap();
+    let error = Keys::open(&dir).unwrap().rotate(&rotation(&ALL)).unwrap_err();
+    assert!(matches!(error, KeysError::Busy { .. }), "{error}");
+    assert_eq!(key_files(&dir), before);
+    locked.unlock().unwrap();
+    Keys::open(&dir).unwrap().rotate(&rotation(&ALL)).unwrap();
+    // One that has read the roots before does not write the same root again.
+    let root = fs::read(dir.join("2.root.json")).unwrap();
+    let error = late.rotate(&rotation(&ALL)).unwrap_err();
+    assert!(matches!(error, KeysError::Busy { .. }), "{error}");
+    assert_eq!(fs::read(dir.join("2.root.json")).unwrap(), root);
+}
+
+/// Names, to a child, the directory in which it is to make keys.
+const DIR_VARIABLE: &str = "SUITE_KEYS_DIR";
+
+/// Keys in files of every kind: the root's on a medium, and all with a passphrase.
+fn sealed(dir: &Path) -> Setup {
+    let passphrase = Some(Zeroizing::new("x".to_owned()));
+    Setup { root_dir: Some(dir.join("stick")), passphrase, ..Setup::one_key(far()) }
+}
+
+fn open_sealed(dir: &Path) -> Keys {
+    Keys::open_with(&dir.join("keys"), &[dir.join("stick")], says("x")).unwrap()
+}
+
+fn rotate_sealed(dir: &Path) -> Result<(), KeysError> {
+    open_sealed(dir).rotate(&Rotation { passphrase: sealed(dir).passphrase, ..rotation(&ALL) }).map(|_| ())
+}
+
+/// Not a test by itself: what the child of the test below does.
+#[test]
+#[cfg(feature = "fault")]
+fn child_makes_keys() {
+    let Some(dir) = std::env::var_os(DIR_VARIABLE).map(PathBuf::from) else { return };
+    if dir.join("keys/1.root.json").exists() {
+        rotate_sealed(&dir).unwrap();
+    } else {
+        Keys::create(&dir.join("keys"), &sealed(&dir)).unwrap();
+    }
+}
+
+#[test]
+#[cfg(feature = "fault")]
+fn wherever_making_keys_dies_the_next_run_goes_on() {
+    use std::os::unix::process::ExitStatusExt;
+    /// Returns the names of both directories that are there when all is in order and the newest root is `version`.
+    fn expected(version: u64) -> [Vec<String>; 2] {
+        let suffix = if version == 1 { String::new() } else { format!("-v{version}") };
+        let mut keys: Vec<String> = (1..=version).map(|version| format!("{version}.root.json")).collect();
+        keys.extend(["key", "pub"].map(|kind| format!("online{suffix}.{kind}.pem")));
+        let mut stick: Vec<String> = ["key", "pub"].map(|kind| format!("root{suffix}.{kind}.pem")).into();
+        if version > 1 {
+            keys.push("retired".to_owned());
+            stick.insert(0, "retired".to_owned());
+        }
+        [keys, stick]
+    }
+    let vendor = Vendor::new();
+    let prepared = fs::read(vendor.dir.path().join("keys/refit.key.pem")).unwrap();
+    let mut deaths = 0;
+    for (first, point) in
+        [true, false].iter().flat_map(|first| ["temp_synced", "switched", "renamed"].map(|at| (*first, at)))
+    {
+        for nth in 1.. {
+            let at = TempDir::new().unwrap();
+            let dir = at.path();
+            if !first {
+                Keys::create(&dir.join("keys"), &sealed(dir)).unwrap();
+                put(&dir.join("keys"), "prepared.key.pem", &prepared, 0o600);
+            }
+            put(dir, "fault", format!("{point} {nth}").as_bytes(), 0o644);
+            let mut child = Command::new(std::env::current_exe().unwrap());
+            child.args(["--exact", "keys::child_makes_keys"]).env(DIR_VARIABLE, dir);
+            let status = child.env("REFIT_FAULT_FILE", dir.join("fault")).output().unwrap().status;
+            if first && !dir.join("keys/1.root.json").exists() {
+                Keys::create(&dir.join("keys"), &sealed(dir)).unwrap();
+            }
+            // Whatever happened, the keys are whole, sign, and are followed by others.
+            try_pack(&vendor, &open_sealed(dir), "1.0.0").unwrap();
+            rotate_sealed(dir).unwrap();
+            let keys = open_sealed(dir);
+            try_pack(&vendor, &keys, "1.0.0").unwrap();
+            let [mut names, stick] = expected(keys.root_version().0);
+            if !first {
+                names.push("prepared.key.pem".to_owned());
+                assert_eq!(fs::read(dir.join("keys/prepared.key.pem")).unwrap(), prepared);
+            }
+            names.sort();
+            let found = ["keys", "stick"].map(|name| {
+                let dir = dir.join(name);
+                // A public key may lie behind when its key was put aside right before.
+                let behind = |name: &String| {
+                    let key = name.strip_suffix(".pub.pem").map(|stem| format!("retired/{stem}.key.pem"));
+                    key.is_some_and(|key| dir.join(key).exists())
+                };
+                lasting(&dir).into_iter().filter(|name| !behind(name)).collect::<Vec<_>>()
+            });
+            assert_eq!(found, [names, stick], "{first} {point} {nth}");
+            // What has a name that nothing reads holds no secret.
+            for (path, _, content) in snapshot(dir) {
+                let is_temporary = path.file_name().unwrap().to_str().unwrap().starts_with(".tmp");
+                assert!(!is_temporary || !String::from_utf8_lossy(&content).contains("PRIVATE KEY"), "{path:?}");
+            }
+            if status.success() {
+                break;
+            }
+            assert_eq!(status.signal(), Some(6), "{point} {nth}");
+            deaths += 1;
+        }
+    }
+    assert!(deaths >= 2 * (2 + 2 + 4), "the list and the root, and four files of keys: {deaths}");
+}
+
+/// Not a test by itself: what the child of the test below does.
+#[test]
+fn child_makes_keys_on_a_full_disk() {
+    let Some(dir) = std::env::var_os(DIR_VARIABLE).map(PathBuf::from) else { return };
+    let filler = fs::File::create(dir.join("filler")).unwrap();
+    let mut full = 0;
+    let fill = || {
+        let mut length = 0;
+        while std::os::unix::fs::FileExt::write_all_at(&filler, &[1; 4096], length).is_ok() {
+            length += 4096;
+        }
+        length
+    };
+    // A page more at a time, until there is space enough.
+    let mut meets_its_limit = |what: &dyn Fn() -> Result<(), KeysError>, is_new: bool| {
+        let mut length = fill();
+        let before = is_new.then(|| snapshot(&dir.join("keys")));
+        while let Err(error) = what() {
+            assert!(error.is_disk() && error.remedy().contains("free space"), "{error}");
+            let now = snapshot(&dir.join("keys"));
+            assert!(before.as_ref().map_or(now.is_empty(), |before| *before == now), "{now:?}");
+            assert!(fs::read_dir(dir.join("stick")).map_or(0, Iterator::count) <= 2, "its keys, if it has any");
+            full += 1;
+            length -= 4096;
+            filler.set_len(length).unwrap();
+        }
+    };
+    meets_its_limit(&|| Keys::create(&dir.join("keys"), &sealed(&dir)).map(|_| ()), false);
+    meets_its_limit(&|| rotate_sealed(&dir), true);
+    assert_eq!(open_sealed(&dir).root_version().0, 2);
+    assert!(full >= 2 * 6, "the list, four files of keys and the root: {full}");
+    eprintln!("the disk was full {full} times");
+}
+
+#[test]
+fn a_full_disk_leaves_the_keys_as_they_were() {
+    let dir = TempDir::new().unwrap();
+    let setup = format!("mount -t tmpfs -o size=64k tmpfs \"${DIR_VARIABLE}\"");
+    let child = "keys::child_makes_keys_on_a_full_disk";
+    let Some(output) = in_namespace(&setup, child, &[(DIR_VARIABLE, dir.path().as_os_str())]) else { return };
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("the disk was full"), "{text}");
+}
+
+#[test]
+fn what_is_put_aside_overwrites_nothing_and_stays_together() {
+    let at = TempDir::new().unwrap();
+    let dir = at.path();
+    Keys::create(&dir.join("keys"), &sealed(dir)).unwrap();
+    put(&dir.join("stick"), "retired/root.pub.pem", b"somebody's", 0o644);
+    put(&dir.join("keys"), "retired/online.key.pem", b"somebody's", 0o600);
+    put(&dir.join("keys"), "retired/2", b"a file", 0o600);
+    rotate_sealed(dir).unwrap();
+    assert_eq!(key_files(&dir.join("stick")), ["retired", "root-v2.key.pem", "root-v2.pub.pem"]);
+    assert_eq!(key_files(&dir.join("stick/retired")), ["2", "root.pub.pem"]);
+    assert_eq!(key_files(&dir.join("stick/retired/2")), ["root.key.pem", "root.pub.pem"]);
+    assert_eq!(fs::read(dir.join("stick/retired/root.pub.pem")).unwrap(), b"somebody's");
+    assert_eq!(key_files(&dir.join("keys/retired")), ["2", "3", "online.key.pem"]);
+    assert_eq!(key_files(&dir.join("keys/retired/3")), ["online.key.pem", "online.pub.pem"]);
+    assert_eq!(fs::read(dir.join("keys/retired/online.key.pem")).unwrap(), b"somebody's");
+
+    // The description of a key outside takes its public key along, unless another needs it, too.
+    for shared in [false, true] {
+        let (dir, box_dir) = (at.path().join(format!("k-{shared}")), at.path().join(format!("box-{shared}")));
+        let public = fs::read(at.path().join("keys/online-v2.pub.pem")).unwrap();
+        put(&box_dir, "device.pem", &public, 0o644);
+        put(&box_dir, "sign", b"#!/bin/sh\n", 0o755);
+        let description = b"public = \"device.pem\"\ncommand = [\"./sign\"]\n";
+        put(&box_dir, "device.key.toml", description, 0o644);
+        if shared {
+            put(&box_dir, "second.key.toml", description, 0o644);
+        }
+        let outside = vec![(KeyRole::Targets, box_dir.join("device.key.toml"))];
+        Keys::create(&dir, &Setup { outside, ..Setup::one_key(far()) }).unwrap();
+        let keys = Keys::open_with(&dir, std::slice::from_ref(&box_dir), says("")).unwrap();
+        let made = Rotation { outside: vec![(KeyRole::Targets, None)], ..rotation(&["targets"]) };
+        let (_, rotated) = keys.rotate(&made).unwrap();
+        assert_eq!(rotated.retired, [box_dir.join("retired/device.key.toml")]);
+        assert_eq!(key_files(&box_dir.join("retired")), ["device.key.toml", "device.pem"]);
+        assert_eq!(fs::read(box_dir.join("retired/device.pem")).unwrap(), public);
+        let left: &[&str] =
+            if shared { &["device.pem", "retired", "second.key.toml", "sign"] } else { &["retired", "sign"] };
+        assert_eq!(key_files(&box_dir), left);
+        Keys::open_with(&dir, &[box_dir], says("")).unwrap();
+    }
 }
