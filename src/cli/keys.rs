@@ -8,12 +8,14 @@ use refit_updater::keys::{self, KeyRole, KeyStatus, Keys as SigningKeys, KeysErr
 use serde_json::json;
 use zeroize::Zeroizing;
 
-use super::{Context, passphrase};
+use super::{Context, number_in, passphrase};
 use crate::clock;
 use crate::error::{Exit, Reported};
 
 /// How long a root is good when nobody says: rotating it is work.
 const ROOT_EXPIRES_DAYS_DEFAULT: i64 = 10 * 365;
+/// Days that anything may be good: a century, which is longer than any algorithm lasts.
+pub(super) const DAYS_MAX: i64 = 36_500;
 /// Keys of a role: more people than that do not meet.
 const KEYS_MAX: u64 = 16;
 
@@ -51,7 +53,7 @@ pub(super) struct Making {
     #[arg(long, value_name = "ROLE=FILE", value_parser = outside)]
     external: Vec<(KeyRole, PathBuf)>,
     /// How many days the root is good.
-    #[arg(long, default_value_t = ROOT_EXPIRES_DAYS_DEFAULT, value_parser = clap::value_parser!(i64).range(1..36_500))]
+    #[arg(long, default_value_t = ROOT_EXPIRES_DAYS_DEFAULT, value_parser = number_in(1..=DAYS_MAX))]
     expires_days: i64,
 }
 
@@ -60,10 +62,10 @@ pub(super) struct Init {
     /// Where to; it must not hold keys yet.
     dir: PathBuf,
     /// How many keys of the root role must sign a newer root.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=KEYS_MAX))]
+    #[arg(long, default_value_t = 1, value_parser = number_in(1..=KEYS_MAX))]
     threshold: u64,
     /// How many keys are made for the root role; one more than the threshold if that is above 1, so that one may be lost.
-    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=KEYS_MAX))]
+    #[arg(long, value_parser = number_in(1..=KEYS_MAX))]
     root_keys: Option<u64>,
     /// Give timestamp, snapshot and targets keys of their own.
     #[arg(long)]
@@ -80,10 +82,10 @@ pub(super) struct Rotate {
     #[arg(long, value_name = "ROLE", value_parser = clap::builder::PossibleValuesParser::new(keys::role_names()))]
     role: Vec<String>,
     /// How many keys of the root role must sign a newer root from now on.
-    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=KEYS_MAX))]
+    #[arg(long, value_parser = number_in(1..=KEYS_MAX))]
     threshold: Option<u64>,
     /// How many keys are made for the root role, if not as many as it had.
-    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=KEYS_MAX))]
+    #[arg(long, value_parser = number_in(1..=KEYS_MAX))]
     root_keys: Option<u64>,
     /// A further directory with keys; may be repeated.
     #[arg(long, value_name = "DIR")]
@@ -100,7 +102,7 @@ pub(super) struct Renew {
     #[arg(long, value_name = "DIR")]
     with: Vec<PathBuf>,
     /// How many days the root is good.
-    #[arg(long, default_value_t = ROOT_EXPIRES_DAYS_DEFAULT, value_parser = clap::value_parser!(i64).range(1..36_500))]
+    #[arg(long, default_value_t = ROOT_EXPIRES_DAYS_DEFAULT, value_parser = number_in(1..=DAYS_MAX))]
     expires_days: i64,
 }
 
