@@ -9,12 +9,11 @@ use refit_updater::inspect::{Change, Comparison, InspectError, compare, inspect 
 use refit_updater::keys::KeysError;
 use refit_updater::manifest::{Body, Codec, Kind, Totals};
 use refit_updater::pack::{METADATA_VERSION, PackError, PackOptions, PackStep, file_name, pack as make_package};
-use refit_updater::receive::Class;
 use refit_updater::repository::author::{Repository, RepositoryError, Terms};
 use serde_json::json;
 
-use super::Context;
-use super::keys::in_days;
+use super::keys::{DAYS_MAX, in_days};
+use super::{Context, number_in};
 use crate::clock;
 use crate::config::{self, Config, ConfigError, Programs};
 use crate::error::{Exit, Reported};
@@ -52,12 +51,12 @@ pub(super) struct Pack {
     #[arg(long, default_value = std::env::consts::ARCH)]
     arch: String,
     /// How many days its signatures are good.
-    #[arg(long, default_value_t = EXPIRES_DAYS_DEFAULT, value_parser = clap::value_parser!(i64).range(1..36_500))]
+    #[arg(long, default_value_t = EXPIRES_DAYS_DEFAULT, value_parser = number_in(1..=DAYS_MAX))]
     expires_days: i64,
     /// The version of the package's metadata. An appliance that has installed it refuses packages with a lower one for good,
     /// even with --allow-downgrade. Of no meaning in a repository.
     #[arg(long, value_name = "N", default_value_t = METADATA_VERSION)]
-    #[arg(value_parser = clap::value_parser!(u64).range(1..=METADATA_VERSION_MAX))]
+    #[arg(value_parser = number_in(1..=METADATA_VERSION_MAX))]
     metadata_version: u64,
 }
 
@@ -86,12 +85,8 @@ pub(super) enum AuthorError {
     Pack(#[from] PackError),
     #[error(transparent)]
     Repository(#[from] RepositoryError),
-    #[error("cannot make a directory in {}", path.display())]
-    Scratch {
-        path: PathBuf,
-        #[source]
-        source: std::io::Error,
-    },
+    #[error("there is no directory {}", path.display())]
+    NoDirectory { path: PathBuf },
     #[error(transparent)]
     Inspect(#[from] InspectError),
     #[error(transparent)]
@@ -110,7 +105,7 @@ impl Reported for AuthorError {
             Self::Keys(_) => "keys_unusable",
             Self::Pack(_) => "not_packed",
             Self::Repository(_) => "repository_unusable",
-            Self::Scratch { .. } => "disk",
+            Self::NoDirectory { .. } => "not_packed",
             Self::Inspect(_) => "package_refused",
             Self::Config(error) => error.code(),
             Self::Read { .. } => "file_unreadable",
@@ -122,7 +117,7 @@ impl Reported for AuthorError {
             Self::Keys(error) => error.remedy(),
             Self::Pack(error) => error.remedy(),
             Self::Repository(error) => error.remedy(),
-            Self::Scratch { .. } => "check that the directory can be written and has space",
+            Self::NoDirectory { .. } => "name the directory of a release: one with an appliance.toml",
             Self::Inspect(error) => error.remedy(),
             Self::Config(error) => error.remedy(),
             Self::Read { .. } => "check the name and the permissions",
@@ -131,18 +126,14 @@ impl Reported for AuthorError {
 
     fn exit(&self) -> Exit {
         match self {
+            Self::Keys(error) if error.is_disk() => Exit::Disk,
             Self::Keys(_) | Self::Config(_) => Exit::Config,
             Self::Pack(PackError::Io { .. }) => Exit::Disk,
             Self::Pack(_) => Exit::Refused,
-            Self::Scratch { .. } => Exit::Disk,
-            Self::Repository(error) => super::repo::exit_of(error),
-            Self::Inspect(error) => match error.class() {
-                Class::Refused => Exit::Refused,
-                Class::Disk => Exit::Disk,
-                Class::Busy => Exit::TryLater,
-                Class::Internal => Exit::Failed,
-            },
-            Self::Read { .. } => Exit::Usage,
+            Self::Repository(error) => error.class().into(),
+            Self::Inspect(InspectError::Directory { .. }) => Exit::Usage,
+            Self::Inspect(error) => error.class().into(),
+            Self::NoDirectory { .. } | Self::Read { .. } => Exit::Usage,
         }
     }
 }
@@ -166,17 +157,22 @@ pub(super) fn pack(context: &Context, pack: &Pack) -> Exit {
 fn try_pack(context: &Context, pack: &Pack) -> Result<(), AuthorError> {
     let begun = Instant::now();
     let dir = context.path(&pack.dir);
+    if !dir.is_dir() {
+        return Err(AuthorError::NoDirectory { path: dir });
+    }
+    if !dir.join(config::FILE).exists() {
+        return Err(PackError::NoDescription { dir }.into());
+    }
     // The whole configuration is checked here, where it can still be mended, and not first on the appliance.
     let config = Config::load_with_programs(&Programs::anywhere(&dir), &dir.join(config::NO_LOCAL_FILE))?;
     let keys = super::keys::open(context, &pack.keys, &pack.with)?;
     let mut repository = pack.repo.as_ref().map(|dir| Repository::open(&context.path(dir))).transpose()?;
+    // What the repository would refuse for its keys is refused before minutes of compressing.
+    repository.as_ref().map_or(Ok(()), |repository| repository.check_keys(&keys))?;
     let name = file_name(&config.name, &config.version);
-    // What only goes into the repository lies beside it until then: it has the space.
-    let scratch = match (&pack.repo, &pack.out) {
-        (Some(dir), None) => {
-            let dir = context.path(dir);
-            Some(tempfile::tempdir_in(&dir).map_err(|source| AuthorError::Scratch { path: dir, source })?)
-        }
+    // What only goes into the repository lies in it until then: it has the space.
+    let scratch = match (&repository, &pack.out) {
+        (Some(repository), None) => Some(repository.scratch()?),
         (Some(_) | None, Some(_)) | (None, None) => None,
     };
     let out = match &scratch {
@@ -208,16 +204,21 @@ fn try_pack(context: &Context, pack: &Pack) -> Result<(), AuthorError> {
     });
     bar.finish_and_clear();
     let report = report?;
+    let mut outcome = None;
     if let Some(repository) = &mut repository {
         let expires = options.expires;
         let terms =
             Terms { now: clock::now(), expires, timestamp_expires: in_days(super::repo::TIMESTAMP_DAYS_DEFAULT) };
-        repository.add(&out, &keys, &terms)?;
+        outcome = Some(repository.add(&out, &keys, &terms)?.outcome);
         super::repo::warn(repository, &repository.contents(&keys)?);
     }
     let place = if scratch.is_some() { pack.repo.clone().unwrap_or_default() } else { out.clone() };
     if context.json {
-        context.print(&json!({ "package": place, "report": report }).to_string());
+        let mut object = json!({ "package": place, "report": report });
+        if let Some(outcome) = outcome {
+            object["outcome"] = json!(outcome);
+        }
+        context.print(&object.to_string());
         return Ok(());
     }
     context.print(&format!("{} {} for {}", report.appliance, report.version, report.arch));

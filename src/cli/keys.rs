@@ -1,10 +1,8 @@
 //! `refit keys`: the vendor's signing keys and the chain of roots that names them.
 
 use std::collections::BTreeSet;
-use std::fmt::Display;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
@@ -12,14 +10,14 @@ use refit_updater::keys::{self, KeyRole, KeyStatus, Keys as SigningKeys, KeysErr
 use serde_json::json;
 use zeroize::Zeroizing;
 
-use super::{Context, passphrase};
+use super::{Context, number_in, passphrase};
 use crate::clock;
 use crate::error::{Exit, Reported};
 
 /// How long a root is good when nobody says: rotating it is work.
 const ROOT_EXPIRES_DAYS_DEFAULT: i64 = 10 * 365;
-/// The latest date that may be said is a century away: a root that outlives its keys protects nobody.
-const ROOT_EXPIRES_DAYS_MAX: i64 = 36_500;
+/// Days that anything may be good: a century, which is longer than any algorithm lasts.
+pub(super) const DAYS_MAX: i64 = 36_500;
 /// Keys of a role: more people than that do not meet.
 const KEYS_MAX: u64 = 16;
 /// What follows a key outside when it is to be made after all.
@@ -62,7 +60,7 @@ pub(super) struct Making {
     #[arg(long, value_name = "ROLE=FILE", value_parser = outside)]
     external: Vec<(KeyRole, Option<PathBuf>)>,
     /// How many days the root is good.
-    #[arg(long, default_value_t = ROOT_EXPIRES_DAYS_DEFAULT, value_parser = number(1, ROOT_EXPIRES_DAYS_MAX))]
+    #[arg(long, default_value_t = ROOT_EXPIRES_DAYS_DEFAULT, value_parser = number_in(1..=DAYS_MAX))]
     expires_days: i64,
 }
 
@@ -71,10 +69,10 @@ pub(super) struct Init {
     /// Where to; it must not hold keys yet.
     dir: PathBuf,
     /// How many keys of the root role must sign a newer root.
-    #[arg(long, default_value_t = 1, value_parser = number(1, KEYS_MAX))]
+    #[arg(long, default_value_t = 1, value_parser = number_in(1..=KEYS_MAX))]
     threshold: u64,
     /// How many keys are made for the root role; one more than the threshold if that is above 1, so that one may be lost.
-    #[arg(long, value_parser = number(1, KEYS_MAX))]
+    #[arg(long, value_parser = number_in(1..=KEYS_MAX))]
     root_keys: Option<u64>,
     /// Give timestamp, snapshot and targets keys of their own.
     #[arg(long)]
@@ -91,10 +89,10 @@ pub(super) struct Rotate {
     #[arg(long, value_name = "ROLE", value_parser = clap::builder::PossibleValuesParser::new(keys::role_names()))]
     role: Vec<String>,
     /// How many keys of the root role must sign a newer root from now on.
-    #[arg(long, value_parser = number(1, KEYS_MAX))]
+    #[arg(long, value_parser = number_in(1..=KEYS_MAX))]
     threshold: Option<u64>,
     /// How many keys are made for the root role, if not as many as it had.
-    #[arg(long, value_parser = number(1, KEYS_MAX))]
+    #[arg(long, value_parser = number_in(1..=KEYS_MAX))]
     root_keys: Option<u64>,
     /// A further directory with keys; may be repeated.
     #[arg(long, value_name = "DIR")]
@@ -111,7 +109,7 @@ pub(super) struct Renew {
     #[arg(long, value_name = "DIR")]
     with: Vec<PathBuf>,
     /// How many days the root is good.
-    #[arg(long, default_value_t = ROOT_EXPIRES_DAYS_DEFAULT, value_parser = number(1, ROOT_EXPIRES_DAYS_MAX))]
+    #[arg(long, default_value_t = ROOT_EXPIRES_DAYS_DEFAULT, value_parser = number_in(1..=DAYS_MAX))]
     expires_days: i64,
 }
 
@@ -152,14 +150,6 @@ impl Reported for KeyCommandError {
             Self::Keys(error) if error.is_disk() => Exit::Disk,
             Self::Keys(_) | Self::Passphrase(_) | Self::NoPassphrase => Exit::Config,
         }
-    }
-}
-
-/// Returns what parses a number from `min` to `max`.
-fn number<T: FromStr + PartialOrd + Display + Copy>(min: T, max: T) -> impl Fn(&str) -> Result<T, String> + Clone {
-    move |text| {
-        let found = text.parse().ok().filter(|found| (min..=max).contains(found));
-        found.ok_or_else(|| format!("a number from {min} to {max} is wanted"))
     }
 }
 

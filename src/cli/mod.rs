@@ -20,8 +20,11 @@ mod trust;
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
+use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::sync::OnceLock;
 
 use clap::error::ErrorKind;
@@ -244,6 +247,17 @@ pub fn main(process: Process) -> Exit {
         Command::Bus(bus) => online(&context, bus::main(&context, &bus)),
     };
     context.end(exit)
+}
+
+/// Returns what reads a whole number within these limits, and names them when it is given anything else.
+fn number_in<N>(limits: RangeInclusive<N>) -> impl Fn(&str) -> Result<N, String> + Clone
+where
+    N: FromStr + PartialOrd + Display + Clone,
+{
+    move |text| {
+        let number = text.parse().ok().filter(|number| limits.contains(number));
+        number.ok_or_else(|| format!("a whole number from {} to {} is wanted", limits.start(), limits.end()))
+    }
 }
 
 /// Prints the help that was asked for, or one line that says what is wrong with the command line.

@@ -1,17 +1,20 @@
 //! `refit repo`: a repository of releases, for any static web server.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use indicatif::HumanBytes;
-use refit_updater::keys::KeysError;
-use refit_updater::receive::Class;
-use refit_updater::repository::author::{Contents, LIST_BYTES_MAX, Repository, RepositoryError, RetiredRelease, Terms};
+use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use refit_updater::durable;
+use refit_updater::keys::{Keys, KeysError};
+use refit_updater::package::METADATA_BYTES_MAX;
+use refit_updater::repository::author::{
+    Addition, Contents, LIST_BYTES_MAX, Outcome, Repository, RepositoryError, RetiredRelease, Terms, check, contents,
+};
 use serde_json::json;
 
-use super::keys::in_days;
+use super::keys::{DAYS_MAX, in_days};
 use super::show::table;
-use super::{Context, keys};
+use super::{Context, keys, number_in};
 use crate::clock;
 use crate::error::{Chain, Exit, Reported};
 
@@ -47,10 +50,13 @@ pub(super) enum Repo {
     /// Show what is in a repository.
     Show {
         #[command(flatten)]
-        common: Common,
-        #[command(flatten)]
-        retired: Retired,
+        reading: Reading,
+        /// Show metadata that retired keys signed, too, with the digests of its releases: as it would be vouched for.
+        #[arg(long, conflicts_with = "root")]
+        accept_retired: bool,
     },
+    /// Check that a repository is whole: signatures, dates, and every byte of every release.
+    Check(Reading),
 }
 
 /// What is done about metadata of retired keys.
@@ -74,20 +80,44 @@ pub(super) struct Common {
     #[arg(long, value_name = "DIR")]
     with: Vec<PathBuf>,
     /// How many days the list of releases is good.
-    #[arg(long, default_value_t = EXPIRES_DAYS_DEFAULT, value_parser = clap::value_parser!(i64).range(1..36_500))]
+    #[arg(long, default_value_t = EXPIRES_DAYS_DEFAULT, value_parser = number_in(1..=DAYS_MAX))]
     expires_days: i64,
     /// How many days appliances take the repository for current without a refresh.
-    #[arg(long, default_value_t = TIMESTAMP_DAYS_DEFAULT, value_parser = clap::value_parser!(i64).range(1..36_500))]
+    #[arg(long, default_value_t = TIMESTAMP_DAYS_DEFAULT, value_parser = number_in(1..=DAYS_MAX))]
     timestamp_days: i64,
 }
 
-/// Why a repository was not changed.
+/// What a command is given that only reads a repository.
+#[derive(Debug, clap::Args)]
+pub(super) struct Reading {
+    /// The directory of the repository.
+    dir: PathBuf,
+    /// The directory of the signing keys: their newest root is what is trusted.
+    #[arg(long, value_name = "DIR", env = "REFIT_KEYS", required_unless_present = "root")]
+    keys: Option<PathBuf>,
+    /// A further directory with keys; may be repeated.
+    #[arg(long, value_name = "DIR")]
+    with: Vec<PathBuf>,
+    /// The root of trust, instead of keys.
+    #[arg(long, value_name = "FILE")]
+    root: Option<PathBuf>,
+}
+
+/// Why a repository was not changed, or not found to be whole.
 #[derive(Debug, thiserror::Error)]
 enum RepoError {
     #[error(transparent)]
     Keys(#[from] KeysError),
     #[error(transparent)]
     Repository(#[from] RepositoryError),
+    #[error("cannot read {}", path.display())]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the repository in {} is not in order: {problems} problems, of which the first is: {first}", dir.display())]
+    Damaged { dir: PathBuf, problems: usize, first: String },
 }
 
 impl Reported for RepoError {
@@ -95,6 +125,8 @@ impl Reported for RepoError {
         match self {
             Self::Keys(_) => "keys_unusable",
             Self::Repository(_) => "repository_unusable",
+            Self::Read { .. } => "file_unreadable",
+            Self::Damaged { .. } => "repository_damaged",
         }
     }
 
@@ -102,29 +134,22 @@ impl Reported for RepoError {
         match self {
             Self::Keys(error) => error.remedy(),
             Self::Repository(error) => error.remedy(),
+            Self::Read { .. } => "check the name and the permissions",
+            Self::Damaged { .. } => {
+                "put files of releases back with `refit repo add` and their packages, roots and later dates with \
+                 `refit repo refresh`"
+            }
         }
     }
 
     fn exit(&self) -> Exit {
         match self {
+            Self::Keys(error) if error.is_disk() => Exit::Disk,
             Self::Keys(_) => Exit::Config,
-            Self::Repository(error) => exit_of(error),
+            Self::Repository(error) => error.class().into(),
+            Self::Read { .. } => Exit::Usage,
+            Self::Damaged { .. } => Exit::Refused,
         }
-    }
-}
-
-/// Returns the exit status of a command that fails with `error`.
-pub(super) fn exit_of(error: &RepositoryError) -> Exit {
-    exit_of_class(error.class())
-}
-
-/// Returns the exit status for this kind of failure.
-pub(super) fn exit_of_class(class: Class) -> Exit {
-    match class {
-        Class::Refused => Exit::Refused,
-        Class::Disk => Exit::Disk,
-        Class::Busy => Exit::TryLater,
-        Class::Internal => Exit::Failed,
     }
 }
 
@@ -136,53 +161,135 @@ pub(super) fn run(context: &Context, repo: &Repo) -> Exit {
 }
 
 fn try_run(context: &Context, repo: &Repo) -> Result<(), RepoError> {
-    let (Repo::Init(common) | Repo::Add { common, .. } | Repo::Refresh { common, .. } | Repo::Show { common, .. }) =
-        repo;
-    let dir = context.path(&common.dir);
-    let keys = keys::open(context, &common.keys, &common.with)?;
-    let terms = Terms {
-        now: clock::now(),
-        expires: in_days(common.expires_days),
-        timestamp_expires: in_days(common.timestamp_days),
-    };
-    let open = |retired: &Retired| -> Result<_, RepositoryError> {
-        let mut repository = Repository::open(&dir)?;
-        let accepted = if retired.accept_retired { Some(repository.accept_retired(&keys)?) } else { None };
-        for RetiredRelease { offer, digest } in accepted.iter().flatten() {
-            let release = format!("{} {} for {}", offer.appliance, offer.version, offer.arch);
-            context.tell(&format!("accepted {release}, which retired keys signed: digest {digest}"));
-        }
-        Ok((repository, accepted))
-    };
-    let (repository, contents, accepted) = match repo {
-        Repo::Init(_) => {
+    match repo {
+        Repo::Init(common) => {
+            let (dir, keys, terms) = common.open(context)?;
             let repository = Repository::init(&dir, &keys, &terms)?;
             let contents = repository.contents(&keys)?;
-            (repository, contents, None)
+            warn(&repository, &contents);
+            show(context, &contents, None, None);
         }
-        Repo::Add { packages, retired, .. } => {
-            let (mut repository, accepted) = open(retired)?;
+        Repo::Add { common, packages, retired } => {
+            let (dir, keys, terms) = common.open(context)?;
+            let (mut repository, accepted) = open(context, &dir, &keys, retired.accept_retired)?;
+            let mut added = Vec::new();
             for package in packages {
-                let offer = repository.add(&context.path(package), &keys, &terms)?;
-                context.tell(&format!("added {} {} for {}", offer.appliance, offer.version, offer.arch));
+                let addition = repository.add(&context.path(package), &keys, &terms)?;
+                let offer = &addition.offer;
+                let release = format!("{} {} for {}", offer.appliance, offer.version, offer.arch);
+                context.tell(&match addition.outcome {
+                    Outcome::Added => format!("added {release}"),
+                    Outcome::Restored => format!("restored {release}: files of it were missing or damaged"),
+                    Outcome::Present => format!("{release} is there already"),
+                });
+                added.push(addition);
             }
             let contents = repository.contents(&keys)?;
-            (repository, contents, accepted)
+            warn(&repository, &contents);
+            show(context, &contents, accepted.as_deref(), Some(&added));
         }
-        Repo::Refresh { retired, .. } => {
-            let (mut repository, accepted) = open(retired)?;
+        Repo::Refresh { common, retired } => {
+            let (dir, keys, terms) = common.open(context)?;
+            let (mut repository, accepted) = open(context, &dir, &keys, retired.accept_retired)?;
             let contents = repository.refresh(&keys, &terms)?;
-            (repository, contents, accepted)
+            warn(&repository, &contents);
+            show(context, &contents, accepted.as_deref(), None);
         }
-        Repo::Show { retired, .. } => {
-            let (repository, accepted) = open(retired)?;
-            let contents = repository.contents(&keys)?;
-            (repository, contents, accepted)
+        Repo::Show { reading, accept_retired } => {
+            let dir = context.path(&reading.dir);
+            match reading.trust(context)? {
+                Trusted::Keys(keys) => {
+                    let (repository, accepted) = open(context, &dir, &keys, *accept_retired)?;
+                    let contents = repository.contents(&keys)?;
+                    warn(&repository, &contents);
+                    show(context, &contents, accepted.as_deref(), None);
+                }
+                Trusted::Root(root) => show(context, &contents(&dir, &root)?, None, None),
+            }
         }
-    };
-    warn(&repository, &contents);
-    show(context, &contents, accepted.as_deref());
+        Repo::Check(reading) => check_all(context, reading)?,
+    }
     Ok(())
+}
+
+impl Common {
+    fn open(&self, context: &Context) -> Result<(PathBuf, Keys, Terms), RepoError> {
+        let terms = Terms {
+            now: clock::now(),
+            expires: in_days(self.expires_days),
+            timestamp_expires: in_days(self.timestamp_days),
+        };
+        Ok((context.path(&self.dir), keys::open(context, &self.keys, &self.with)?, terms))
+    }
+}
+
+/// By what a repository is verified.
+enum Trusted {
+    Keys(Box<Keys>),
+    Root(Vec<u8>),
+}
+
+impl Reading {
+    fn trust(&self, context: &Context) -> Result<Trusted, RepoError> {
+        match (&self.root, &self.keys) {
+            (None, Some(dir)) => Ok(Trusted::Keys(Box::new(keys::open(context, dir, &self.with)?))),
+            (root, _) => {
+                let path = context.path(&root.clone().unwrap_or_default());
+                let root = durable::read_limited(&path, METADATA_BYTES_MAX);
+                Ok(Trusted::Root(root.map_err(|source| RepoError::Read { path, source })?))
+            }
+        }
+    }
+}
+
+/// Opens a repository, and vouches for it if that is wanted. Returns the releases that somebody vouches for.
+fn open(
+    context: &Context,
+    dir: &Path,
+    keys: &Keys,
+    accept_retired: bool,
+) -> Result<(Repository, Option<Vec<RetiredRelease>>), RepoError> {
+    let mut repository = Repository::open(dir)?;
+    let accepted = if accept_retired { Some(repository.accept_retired(keys)?) } else { None };
+    for RetiredRelease { offer, digest } in accepted.iter().flatten() {
+        let release = format!("{} {} for {}", offer.appliance, offer.version, offer.arch);
+        context.tell(&format!("accepted {release}, which retired keys signed: digest {digest}"));
+    }
+    Ok((repository, accepted))
+}
+
+fn check_all(context: &Context, reading: &Reading) -> Result<(), RepoError> {
+    let dir = context.path(&reading.dir);
+    let root = match reading.trust(context)? {
+        Trusted::Keys(keys) => keys.root().to_vec(),
+        Trusted::Root(root) => root,
+    };
+    let bar = if context.is_watched() { ProgressBar::new(1) } else { ProgressBar::hidden() };
+    if let Ok(style) = ProgressStyle::with_template("checking [{wide_bar}] {bytes}/{total_bytes} {bytes_per_sec}") {
+        bar.set_style(style);
+    }
+    let found = check(&dir, &root, clock::now(), &mut |progress| {
+        bar.set_length(progress.bytes_total);
+        bar.set_position(progress.bytes);
+    });
+    bar.finish_and_clear();
+    let found = found?;
+    if context.json {
+        context.print(&json!(found).to_string());
+    }
+    for problem in &found.problems {
+        context.tell(&problem.to_string());
+    }
+    match found.problems.first() {
+        Some(first) => Err(RepoError::Damaged { dir, problems: found.problems.len(), first: first.to_string() }),
+        None => {
+            let releases = &found.contents.releases;
+            let bytes = releases.iter().map(|offer| offer.payload_bytes).sum();
+            let (count, until) = (releases.len(), found.contents.timestamp_expires);
+            context.tell(&format!("in order: {count} releases, {}; refresh it before {until}", HumanBytes(bytes)));
+            Ok(())
+        }
+    }
 }
 
 /// Says on standard error what is no failure now and will be one.
@@ -203,11 +310,14 @@ pub(super) fn warn(repository: &Repository, contents: &Contents) {
     }
 }
 
-fn show(context: &Context, contents: &Contents, accepted: Option<&[RetiredRelease]>) {
+fn show(context: &Context, contents: &Contents, accepted: Option<&[RetiredRelease]>, added: Option<&[Addition]>) {
     if context.json {
         let mut object = json!(contents);
         if let Some(accepted) = accepted {
             object["accepted_retired"] = json!(accepted);
+        }
+        if let Some(added) = added {
+            object["added"] = json!(added);
         }
         return context.print(&object.to_string());
     }

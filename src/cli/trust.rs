@@ -51,7 +51,7 @@ impl Reported for TrustCommandError {
 
     fn exit(&self) -> Exit {
         match self {
-            Self::Trust(error) => super::repo::exit_of_class(error.class()),
+            Self::Trust(error) => error.class().into(),
             Self::Read { .. } => Exit::Usage,
         }
     }

@@ -68,8 +68,8 @@ fn keys_with_a_threshold_an_offline_root_and_a_rotation() {
 fn what_no_keys_can_meet_is_wrong_usage_and_a_disk_that_fails_is_none() {
     let dir = tempfile::tempdir().expect("a directory");
     let at = dir.path();
-    let days = "a number from 1 to 36500 is wanted";
-    let keys = "a number from 1 to 16 is wanted";
+    let days = "a whole number from 1 to 36500 is wanted";
+    let keys = "a whole number from 1 to 16 is wanted";
     let rows: [(&[&str], &str); 7] = [
         (&["init", "keys", "--threshold", "2", "--root-keys", "1"], "a threshold of 2 cannot be met with 1 keys"),
         (&["init", "keys", "--threshold", "0"], keys),
@@ -300,6 +300,126 @@ fn keys_that_cannot_remember_publish_and_say_so() {
     let line = run(&["repo", "refresh", "repo", "--keys", "keys"], at).complains_with(65);
     assert!(line.contains("published.json"), "{line}");
     run(&["repo", "refresh", "repo", "--keys", "keys", "--accept-retired"], at).ends_with(0);
+}
+
+#[test]
+fn an_older_copy_of_the_keys_is_told_and_nothing_is_changed() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let at = dir.path();
+    Release::bare("1.0.0").write(&at.join("one"));
+    Release::bare("1.1.0").write(&at.join("two"));
+    let quietly = |words: &[&str]| run(words, at).ends_with(0);
+    quietly(&["keys", "init", "keys"]);
+    assert!(Command::new("cp").args(["-r", "keys", "stale"]).current_dir(at).status().expect("run cp").success());
+    quietly(&["repo", "init", "repo", "--keys", "keys"]);
+    quietly(&["pack", "one", "--repo", "repo", "--keys", "keys"]);
+    quietly(&["keys", "rotate", "keys"]);
+    quietly(&["repo", "refresh", "repo", "--keys", "keys"]);
+    quietly(&["pack", "two", "-o", "two.refit", "--keys", "stale"]);
+    let files = || {
+        let found =
+            Command::new("sh").args(["-c", "find repo -type f -exec sha256sum {} + | sort"]).current_dir(at).output();
+        String::from_utf8(found.expect("run find").stdout).expect("text")
+    };
+    let before = files();
+    for words in [
+        ["repo", "refresh", "repo", "--keys", "stale"].as_slice(),
+        &["repo", "add", "repo", "two.refit", "--keys", "stale"],
+        &["pack", "two", "--repo", "repo", "--keys", "stale"],
+    ] {
+        let line = run(words, at).complains_with(65);
+        assert!(line.contains("an older copy") && line.contains("root 2") && line.contains("rotated last"), "{line}");
+        assert_eq!(files(), before);
+    }
+    quietly(&["repo", "refresh", "repo", "--keys", "keys"]);
+    quietly(&["repo", "check", "repo", "--root", "stale/1.root.json"]);
+}
+
+#[test]
+fn a_repository_is_checked_and_put_right() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let at = dir.path();
+    Release::bare("1.0.0").write(&at.join("tree"));
+    run(&["keys", "init", "keys"], at).ends_with(0);
+    run(&["repo", "init", "repo", "--keys", "keys"], at).ends_with(0);
+    let packed = ["pack", "tree", "--arch", "any", "--repo", "repo", "-o", "one.refit", "--keys", "keys", "--json"];
+    assert_eq!(object(&run(&packed, at).ends_with(0))["outcome"], "added");
+    fs::copy(at.join("keys/1.root.json"), at.join("root.json")).expect("copy the root");
+    let check = |json: bool| {
+        let mut words = vec!["repo", "check", "repo", "--root", "root.json"];
+        words.extend(json.then_some("--json"));
+        run(&words, at)
+    };
+    let found = check(false).ends_with(0);
+    assert!(found.stdout.starts_with("in order: 1 releases, "), "{}", found.stdout);
+    let found = object(&check(true).ends_with(0));
+    assert_eq!((&found["problems"], &found["versions"]), (&serde_json::json!([]), &serde_json::json!([1, 2, 2, 2])));
+    // Neither takes keys: who has the root may look.
+    let by = |words: &[&str]| object(&run(&[&["repo", "show", "repo", "--json"], words].concat(), at).ends_with(0));
+    assert_eq!(by(&["--root", "root.json"]), by(&["--keys", "keys"]));
+    let line = run(&["repo", "show", "repo"], at).complains_with(64);
+    assert!(line.contains("--keys"), "{line}");
+    let line = run(&["repo", "check", "repo", "--root", "one.refit"], at).complains_with(65);
+    assert!(line.contains("is no root"), "{line}");
+    run(&["repo", "check", "repo", "--root", "nowhere"], at).complains_with(64);
+
+    let add = ["repo", "add", "repo", "one.refit", "--keys", "keys"];
+    let files = at.join("repo/targets");
+    let payload = Command::new("find").arg(&files).args(["-name", "*.payload"]).output().expect("run find").stdout;
+    let payload = std::path::PathBuf::from(String::from_utf8(payload).expect("text").trim_end());
+    let whole = fs::read(&payload).expect("read");
+    fs::remove_file(&payload).expect("remove");
+    let ran = check(false);
+    assert!(ran.stdout.contains(".payload is missing"), "{}", ran.stdout);
+    let line = ran.complains_with(65);
+    assert!(line.contains("1 problems") && line.contains("refit repo add"), "{line}");
+    let objects = check(true).ends_with(65).objects();
+    assert_eq!(objects[0]["problems"][0]["why"], "is missing");
+    assert_eq!(objects[1]["error"]["code"], "repository_damaged");
+    let ran = run(&add, at).ends_with(0);
+    assert!(ran.stdout.starts_with("restored "), "{}", ran.stdout);
+    assert!(fs::read(&payload).expect("it is back") == whole);
+    let ran = run(&add, at).ends_with(0);
+    assert!(ran.stdout.contains("is there already"), "{}", ran.stdout);
+    let shown = object(&run(&[&add[..], &["--json"]].concat(), at).ends_with(0));
+    assert_eq!((&shown["added"][0]["outcome"], &shown["added"][0]["version"]), (&"present".into(), &"1.0.0".into()));
+    assert_eq!(shown["releases"].as_array().map(Vec::len), Some(1));
+    check(false).ends_with(0);
+
+    fs::remove_file(at.join("repo/metadata/timestamp.json")).expect("lose it");
+    for words in [["repo", "refresh"], ["repo", "init"]] {
+        let line = run(&[&words[..], &["repo", "--keys", "keys"]].concat(), at).complains_with(65);
+        assert!(line.contains("timestamp.json is missing") && line.contains("restore metadata/"), "{line}");
+    }
+}
+
+#[test]
+fn slips_are_called_by_their_name() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let at = dir.path();
+    run(&["keys", "init", "keys", "--expires-days", "36500"], at).ends_with(0);
+    fs::create_dir(at.join("empty")).expect("make a directory");
+    Release::bare("1.0.0").write(&at.join("tree"));
+    run(&["pack", "tree", "-o", "one.refit", "--keys", "keys"], at).ends_with(0);
+    nix::unistd::mkfifo(&at.join("pipe"), nix::sys::stat::Mode::S_IRWXU).expect("make a pipe");
+    for (words, code, expected) in [
+        (["pack", "nowhere", "--keys", "keys"].as_slice(), 64, "there is no directory"),
+        (&["pack", "empty", "--keys", "keys"], 65, "has no appliance.toml"),
+        (&["pack", "tree", "-o", "pipe", "--keys", "keys"], 65, "is there and is no file"),
+        (&["inspect", "tree"], 64, "is a directory, and no package"),
+        (&["inspect", "nowhere"], 74, "check the path and its permissions"),
+        (&["inspect", "one.refit", "--root", "one.refit"], 65, "is no root"),
+        (
+            &["pack", "tree", "--keys", "keys", "--expires-days", "36501"],
+            64,
+            "a whole number from 1 to 36500 is wanted",
+        ),
+        (&["pack", "tree", "--keys", "keys", "--expires-days", "0"], 64, "a whole number from 1 to 36500 is wanted"),
+        (&["keys", "init", "x", "--threshold", "many"], 64, "a whole number from 1 to 16 is wanted"),
+    ] {
+        let line = run(words, at).complains_with(code);
+        assert!(line.contains(expected), "{expected:?} is not in: {line}");
+    }
 }
 
 #[test]

@@ -18,8 +18,8 @@ use crate::manifest::{Body, Manifest, Totals};
 use crate::package::{END_BYTES, Package, PackageError, Payload, filling};
 use crate::receive::{FrameTrouble, check_frame};
 use crate::trust::{Loaded, TrustError, load};
-use crate::tuf::MemoryShelf;
 use crate::tuf::document::RootDocument;
+use crate::tuf::{MemoryShelf, TufError};
 
 pub use compare::{Change, Comparison, FileChange, Side, compare};
 
@@ -68,6 +68,28 @@ pub enum InspectError {
         #[source]
         source: io::Error,
     },
+    /// It is a directory.
+    #[error("{} is a directory, and no package", path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The file cannot be read to its end.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// What it was to be verified against is no root.
+    #[error("the root of trust that was given is no root")]
+    NotARoot {
+        /// What is wrong with it.
+        #[source]
+        source: Box<TufError>,
+    },
     /// The bytes are no package.
     #[error(transparent)]
     Package {
@@ -109,11 +131,20 @@ impl Inspection {
 }
 
 impl InspectError {
+    /// Returns the error for a package that is the file at `path`: nobody can send that again.
+    pub(crate) fn in_file(self, path: &Path) -> Self {
+        if let Self::Package { source: PackageError::Input { source } } = self {
+            return Self::Read { path: path.to_owned(), source };
+        }
+        self
+    }
+
     /// Returns what kind of failure it was.
     #[must_use]
     pub fn class(&self) -> Class {
         match self {
-            Self::Open { .. } => Class::Disk,
+            Self::Open { .. } | Self::Read { .. } => Class::Disk,
+            Self::Directory { .. } | Self::NotARoot { .. } => Class::Refused,
             Self::Package { source } => source.class(),
             Self::Trust { source } => source.class(),
             Self::Frame { .. } => Class::Refused,
@@ -126,6 +157,9 @@ impl InspectError {
     pub fn remedy(&self) -> &'static str {
         match self {
             Self::Open { .. } => "check the path and its permissions",
+            Self::Directory { .. } => "name the package: a file that `refit pack` has made",
+            Self::Read { .. } => "check the disk that it lies on, or take another copy",
+            Self::NotARoot { .. } => "name the vendor's root: N.root.json in the directory of the keys",
             Self::Package { source } => source.remedy(),
             Self::Trust { source } => source.remedy(),
             Self::Frame { .. } => "get the package again from its vendor",
@@ -140,9 +174,11 @@ impl InspectError {
 /// # Errors
 /// It is no package, or not as it was signed.
 pub fn inspect(path: &Path, root: Option<&[u8]>, check: bool, now: Timestamp) -> Result<Inspection, InspectError> {
-    let open = |source| InspectError::Open { path: path.to_owned(), source };
-    let file = File::open(path).map_err(open)?;
-    let package_bytes = file.metadata().map_err(open)?.len();
+    inspect_file(path, root, check, now).map_err(|error| error.in_file(path))
+}
+
+fn inspect_file(path: &Path, root: Option<&[u8]>, check: bool, now: Timestamp) -> Result<Inspection, InspectError> {
+    let (file, package_bytes) = open(path)?;
     let package = Package::open_file(BufReader::with_capacity(INPUT_BUFFER_BYTES, file))?;
     let Signed { bytes, manifest, released, loaded, mut payload } = verify(package, root)?;
     if check {
@@ -178,16 +214,27 @@ pub(crate) struct Signed<R> {
     loaded: Loaded,
 }
 
+/// Opens a package. Returns how many bytes it has, if it is a file, too.
+fn open(path: &Path) -> Result<(File, u64), InspectError> {
+    let open = |source| InspectError::Open { path: path.to_owned(), source };
+    let file = File::open(path).map_err(open)?;
+    let metadata = file.metadata().map_err(open)?;
+    if metadata.is_dir() { Err(InspectError::Directory { path: path.to_owned() }) } else { Ok((file, metadata.len())) }
+}
+
 /// Reads a package from a file or a pipe, in one pass, and checks its signatures against `root`.
 pub(crate) fn open_signed(path: &Path, root: &[u8]) -> Result<Signed<BufReader<File>>, InspectError> {
-    let file = File::open(path).map_err(|source| InspectError::Open { path: path.to_owned(), source })?;
+    let (file, _bytes) = open(path)?;
     verify(Package::open(BufReader::with_capacity(INPUT_BUFFER_BYTES, file))?, Some(root))
 }
 
 fn verify<R: Read>(package: Package<R>, root: Option<&[u8]>) -> Result<Signed<R>, InspectError> {
     let own_root = package.metadata().first_root().unwrap_or_default();
     let root_bytes = root.unwrap_or(own_root);
-    let trusted_root = RootDocument::verify_root("root.json", root_bytes).map_err(TrustError::from)?;
+    let trusted_root = RootDocument::verify_root("root.json", root_bytes).map_err(|source| match root {
+        Some(_given) => InspectError::NotARoot { source: Box::new(source) },
+        None => TrustError::from(source).into(),
+    })?;
     let shelf = MemoryShelf(BTreeMap::from([("root".to_owned(), root_bytes.to_vec())]));
     let loaded = load(shelf, &trusted_root, package.metadata())?;
     let bytes = package.manifest().to_vec();

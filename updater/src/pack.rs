@@ -37,6 +37,8 @@ const FRAME_BYTES: u64 = 1 << 20;
 const READ_BYTES: usize = 256 << 10;
 /// A package is for everybody to read: it is signed, not secret.
 const PACKAGE_MODE: u32 = 0o644;
+/// Links that are followed from one to the next to where a package goes: as many as the kernel follows.
+const LINKS_MAX: u32 = 40;
 /// The metadata version of a package whose vendor asks for none: see [`crate::trust`].
 pub const METADATA_VERSION: u64 = 1;
 
@@ -102,11 +104,11 @@ pub struct PackReport {
     pub totals: Totals,
 }
 
-/// Packs the release in `dir` into the package `out`, signed with `keys`.
+/// Packs the release in `dir` into the package `out`, or the file that the link `out` leads to, signed with `keys`.
 ///
 /// # Errors
-/// The directory holds what no release may, is not described by an `appliance.toml`, cannot be read, or the package cannot
-/// be signed or written. `out` is what it was.
+/// The directory holds what no release may, is not described by an `appliance.toml`, cannot be read, `out` is there and no
+/// file, or the package cannot be signed or written. `out` is what it was.
 pub fn pack(
     dir: &Path,
     out: &Path,
@@ -118,6 +120,7 @@ pub fn pack(
     if !options.codec.levels().contains(&level) {
         return Err(PackError::Level { codec: options.codec, level, levels: options.codec.levels() });
     }
+    let out = &destination(out)?;
     let out_dir = match out.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         Some(_) | None => Path::new("."),
@@ -176,6 +179,24 @@ pub fn pack(
         package_bytes,
         totals: manifest.totals(),
     })
+}
+
+/// Returns the file that `out` is, or is to become: a link leads to it, and stays.
+fn destination(out: &Path) -> Result<PathBuf, PackError> {
+    let mut path = out.to_owned();
+    for _ in 0..=LINKS_MAX {
+        match path.symlink_metadata() {
+            Ok(found) if found.is_symlink() => {
+                let target = path.read_link().map_err(PackError::io("read", &path))?;
+                path = path.parent().unwrap_or(Path::new(".")).join(target);
+            }
+            Ok(found) if found.is_file() => return Ok(path),
+            Ok(_other) => return Err(PackError::OutType { path }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(path),
+            Err(error) => return Err(PackError::io("find", &path)(error)),
+        }
+    }
+    Err(PackError::io("find", out)(io::Error::from(rustix::io::Errno::LOOP)))
 }
 
 /// A file that was hashed, and how it was then.

@@ -85,6 +85,12 @@ pub enum PackError {
         /// The directory.
         dir: PathBuf,
     },
+    /// The package would take the place of a device, a pipe, a socket or a directory.
+    #[error("{} is there and is no file", path.display())]
+    OutType {
+        /// The path.
+        path: PathBuf,
+    },
     /// No such level.
     #[error("{codec:?} has no level {level}, but {} to {}", levels.start(), levels.end())]
     Level {
@@ -120,6 +126,7 @@ impl PackError {
             Self::Keys { source } => source.remedy(),
             Self::Changed { .. } => "pack again once nothing writes to the directory",
             Self::OutInside { .. } => "write the package to another directory",
+            Self::OutType { .. } => "name a file, or a name that is not taken; nothing was changed",
             Self::Level { .. } => "choose one of the codec's levels",
             Self::Lost => "try again; if it stays so, report it as a bug of refit",
         }

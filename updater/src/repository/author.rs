@@ -1,43 +1,58 @@
-//! Writing a repository: [`Repository::init`], [`Repository::add`], [`Repository::refresh`].
+//! Writing a repository, [`Repository::init`], [`Repository::add`], [`Repository::refresh`]; and looking at one without
+//! keys, [`contents`], [`check`].
 //!
 //! Files are written so that a web server may serve the directory at any moment: names carry versions and digests, and what
 //! leads to them is replaced last, `timestamp.json` as the very last. The metadata that is there is verified before anything is
 //! signed anew: whoever can write to the directory cannot have the vendor sign what they put there, not even with a key
-//! that was retired. Of a package every byte is read once: what was checked is what is written and signed.
+//! that was retired. What was signed is verified, too, as appliances will, before the first byte of it is written. Of a
+//! package every byte is read once: what was checked is what is written and signed.
+//!
+//! A file gets its name when it is whole. Until then it is called by [`TEMP_PREFIX`], and who opens the repository next, which
+//! nobody can while another has it open, removes what somebody left who was killed.
 
+mod check;
 mod current;
 mod error;
 mod publish;
 #[cfg(test)]
 mod tests;
 
-use std::fs::{File, Permissions};
+use std::collections::BTreeSet;
+use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use serde_json::json;
-use tempfile::NamedTempFile;
+use tempfile::TempDir;
 use tough::schema::RoleType;
 
-use super::{Offer, TARGETS_DIR, offers_of, payload_path};
+use super::{Offer, TARGETS_DIR, payload_path};
 use crate::digest::Digest;
 use crate::durable;
 use crate::inspect::{InspectError, Signed as SignedPackage, check_payload, open_signed};
 use crate::keys::{Keys, KeysError, PublishedError, metadata};
+use crate::manifest::MANIFEST_BYTES_MAX;
 use crate::package::{METADATA_BYTES_MAX, METADATA_DIR};
 use crate::tuf::Target;
 use crate::tuf::document::{Document, RootDocument, SnapshotContent, TargetsContent};
+use check::payload_trouble;
 
-pub use current::RetiredRelease;
+pub use check::{CheckProgress, Checked, Problem, Trouble, check};
+pub use current::{RetiredRelease, contents};
 pub use error::RepositoryError;
 
 /// Bytes of the list of releases, `targets.json`: what appliances and `refit repo` itself read. Some 3,000 releases.
 pub const LIST_BYTES_MAX: u64 = METADATA_BYTES_MAX;
+/// What begins the name of a file or directory in a repository that is not whole yet. Nobody serves it.
+pub const TEMP_PREFIX: &str = ".publishing-";
 /// Held while the directory is changed.
 const LOCK_NAME: &str = ".lock";
+/// There while a repository is made, until its first timestamp is: without one it was never seen by anybody.
+const INIT_NAME: &str = ".init";
 /// A repository is for everybody to read.
 const FILE_MODE: u32 = 0o644;
 /// Targets and snapshot are signed anew by a refresh when they are good for less than this.
@@ -78,6 +93,28 @@ pub struct Contents {
     pub list_bytes: u64,
 }
 
+/// What the repository had of a release that was added.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// Nothing: it is new.
+    Added,
+    /// It was listed, and a file of it was missing or was another: that is as it was signed again.
+    Restored,
+    /// Everything.
+    Present,
+}
+
+/// A release that was added.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Addition {
+    /// What the signed metadata says of it.
+    #[serde(flatten)]
+    pub offer: Offer,
+    /// What there was of it.
+    pub outcome: Outcome,
+}
+
 /// Why a payload was not taken over.
 enum Copying {
     Package(InspectError),
@@ -91,10 +128,10 @@ impl From<InspectError> for Copying {
 }
 
 impl Repository {
-    /// Makes an empty repository in `dir`.
+    /// Makes an empty repository in `dir`, or goes on with one that was begun and never had a timestamp.
     ///
     /// # Errors
-    /// There is one already, the keys cannot sign, or a file operation failed.
+    /// There is one already, or what is left of one; the keys cannot sign, or a file operation failed.
     pub fn init(dir: &Path, keys: &Keys, terms: &Terms) -> Result<Self, RepositoryError> {
         for dir in [dir.to_owned(), dir.join(METADATA_DIR), dir.join(TARGETS_DIR)] {
             durable::create_dirs(&dir).map_err(RepositoryError::io("make", &dir))?;
@@ -103,24 +140,62 @@ impl Repository {
         if repository.metadata_path("timestamp.json").exists() {
             return Err(RepositoryError::Exists { dir: dir.to_owned() });
         }
+        if !is_fresh(dir)? {
+            return Err(RepositoryError::Lost { dir: dir.to_owned() });
+        }
         let signed = repository.sign_first(keys, terms)?;
+        replace(&dir.join(INIT_NAME), b"")?;
         repository.write(keys, &signed)?;
+        repository.remove_marker()?;
         Ok(repository)
     }
 
-    /// Opens the repository in `dir`, and keeps others from changing it.
+    /// Opens the repository in `dir`, keeps others from changing it, and removes what those left who did not come to an end.
     ///
     /// # Errors
-    /// There is none.
+    /// There is none, or it has lost its timestamp.
     pub fn open(dir: &Path) -> Result<Self, RepositoryError> {
         if !dir.join(METADATA_DIR).join("timestamp.json").is_file() {
-            return Err(RepositoryError::None { dir: dir.to_owned() });
+            let dir = dir.to_owned();
+            return Err(if is_fresh(&dir)? { RepositoryError::None { dir } } else { RepositoryError::Lost { dir } });
         }
-        Self::locked(dir)
+        let repository = Self::locked(dir)?;
+        repository.remove_marker()?;
+        Ok(repository)
     }
 
     fn locked(dir: &Path) -> Result<Self, RepositoryError> {
-        Ok(Self { dir: dir.to_owned(), accepted: None, not_remembered: None, _lock: lock(dir)? })
+        let lock = lock(dir)?;
+        // What cannot be removed is in nobody's way: where that matters, the next write fails, too, and says why.
+        drop(remove_leftovers(dir, false));
+        for dir in [METADATA_DIR, TARGETS_DIR].map(|name| dir.join(name)) {
+            drop(remove_leftovers(&dir, true));
+        }
+        Ok(Self { dir: dir.to_owned(), accepted: None, not_remembered: None, _lock: lock })
+    }
+
+    /// Whatever is missing from now on was there.
+    fn remove_marker(&self) -> Result<(), RepositoryError> {
+        let marker = self.dir.join(INIT_NAME);
+        durable::remove_file(&marker).map_err(RepositoryError::io("remove", &marker))
+    }
+
+    /// Makes a directory in the repository for what only goes through it: it is removed with the value, or by whoever opens
+    /// the repository next.
+    ///
+    /// # Errors
+    /// A file operation failed.
+    pub fn scratch(&self) -> Result<TempDir, RepositoryError> {
+        temp().tempdir_in(&self.dir).map_err(RepositoryError::io("make a directory in", &self.dir))
+    }
+
+    /// Checks, as far as it can be told without signing, that these keys may write to it: that its metadata is theirs, and that
+    /// they are not an older copy.
+    ///
+    /// # Errors
+    /// They may not.
+    pub fn check_keys(&self, keys: &Keys) -> Result<(), RepositoryError> {
+        self.current_for(keys).map(drop)
     }
 
     /// Returns what is in it.
@@ -128,18 +203,7 @@ impl Repository {
     /// # Errors
     /// Its metadata is not what `keys` signed.
     pub fn contents(&self, keys: &Keys) -> Result<Contents, RepositoryError> {
-        let current = self.current(keys)?;
-        Ok(Contents {
-            releases: offers_of(&current.targets.content.targets),
-            versions: [
-                current.root_version,
-                current.timestamp_version.get(),
-                current.snapshot.version.get(),
-                current.targets.version.get(),
-            ],
-            timestamp_expires: current.timestamp_expires,
-            list_bytes: current.targets.bytes.len() as u64,
-        })
+        Ok(self.current(keys)?.contents())
     }
 
     /// Returns why what was published last through this value is not remembered beside the keys, if that is so: after the
@@ -149,14 +213,19 @@ impl Repository {
         self.not_remembered.as_ref()
     }
 
-    /// Adds the release of a package, after every byte of it was checked.
+    /// Adds the release of a package, after every byte of it was checked. Of one that is listed already, files that are
+    /// missing or are others are written again.
     ///
     /// # Errors
     /// The package is not in order or not signed by the same vendor, another release has its name, the list of releases is
-    /// full, the keys cannot sign, or a file operation failed: the repository offers what it offered before.
-    pub fn add(&mut self, package: &Path, keys: &Keys, terms: &Terms) -> Result<Offer, RepositoryError> {
-        let current = self.current(keys)?;
-        let refused = |source| RepositoryError::Package { path: package.to_owned(), source: Box::new(source) };
+    /// full, the keys cannot sign or are an older copy, or a file operation failed: the repository offers what it offered
+    /// before.
+    pub fn add(&mut self, package: &Path, keys: &Keys, terms: &Terms) -> Result<Addition, RepositoryError> {
+        let current = self.current_for(keys)?;
+        let refused = |source: InspectError| RepositoryError::Package {
+            path: package.to_owned(),
+            source: Box::new(source.in_file(package)),
+        };
         // The newest root: what keys signed that were retired since is packed again, or not published.
         let found = open_signed(package, keys.root()).map_err(refused)?;
         let SignedPackage { bytes, manifest, released, payload, .. } = found;
@@ -173,46 +242,60 @@ impl Repository {
         let target = metadata::target(&bytes, json!(offer));
         let typed: Target = serde_json::from_value(target.clone())
             .map_err(|source| KeysError::Encode { role: RoleType::Targets, source: Box::new(source) })?;
-        if let Some(taken) = current.targets.content.targets.get(&name) {
-            if taken.hashes != typed.hashes {
-                return Err(RepositoryError::Taken { name });
-            }
-            check_payload(payload, &manifest, |_stored| Ok(())).map_err(refused)?;
-            return Ok(offer);
+        let listed = current.targets.content.targets.get(&name);
+        if listed.is_some_and(|taken| taken.hashes != typed.hashes) {
+            return Err(RepositoryError::Taken { name });
         }
         let path = |found: Option<String>| self.dir.join(found.unwrap_or_else(|| name.clone()));
         let payload_path = path(payload_path(&name, &typed));
         let manifest_path = path(typed.consistent_path(&name).map(|path| format!("{TARGETS_DIR}{path}")));
         let dir = payload_path.parent().unwrap_or(&self.dir);
+        let is_whole = || {
+            durable::read_limited(&manifest_path, MANIFEST_BYTES_MAX).is_ok_and(|found| found == bytes)
+                && payload_trouble(&payload_path, &manifest, &mut |_bytes| {}).is_none()
+        };
+        if listed.is_some() && is_whole() {
+            check_payload(payload, &manifest, |_stored| Ok(())).map_err(refused)?;
+            return Ok(Addition { offer, outcome: Outcome::Present });
+        }
 
         // Until it is found to be in order it lies in what there is of its directory: a refusal leaves nothing.
         let place = dir.ancestors().find(|dir| dir.is_dir()).unwrap_or(&self.dir);
-        let mut temp = NamedTempFile::new_in(place).map_err(RepositoryError::io("make a file in", place))?;
+        let mut temp = temp().tempfile_in(place).map_err(RepositoryError::io("make a file in", place))?;
         let copied = check_payload(payload, &manifest, |stored| temp.write_all(stored).map_err(Copying::Write));
         copied.map_err(|error| match error {
             Copying::Package(source) => refused(source),
             Copying::Write(source) => RepositoryError::io("write", &payload_path)(source),
         })?;
-        let mut targets = self.target_values(&current)?;
-        targets.insert(name.clone(), target);
-        let signed = self.sign_next(keys, terms, &current, Some(targets))?;
+        let signed = if listed.is_some() {
+            None
+        } else {
+            let mut targets = self.target_values(&current)?;
+            targets.insert(name.clone(), target);
+            Some(self.sign_next(keys, terms, &current, Some(targets))?)
+        };
 
         durable::create_dirs(dir).map_err(RepositoryError::io("make", dir))?;
         let readable = temp.as_file().set_permissions(Permissions::from_mode(FILE_MODE));
         let named = readable.and_then(|()| durable::commit_file(temp, &payload_path));
         named.map_err(RepositoryError::io("write", &payload_path))?;
         replace(&manifest_path, &bytes)?;
-        self.write(keys, &signed)?;
-        Ok(offer)
+        match signed {
+            Some(signed) => {
+                self.write(keys, &signed)?;
+                Ok(Addition { offer, outcome: Outcome::Added })
+            }
+            None => Ok(Addition { offer, outcome: Outcome::Restored }),
+        }
     }
 
     /// Signs the timestamp anew, and targets and snapshot when their time comes or the keys changed, and takes newer roots
     /// over from the keys.
     ///
     /// # Errors
-    /// The metadata is not what `keys` signed, the keys cannot sign, or a file operation failed.
+    /// The metadata is not what `keys` signed, the keys cannot sign or are an older copy, or a file operation failed.
     pub fn refresh(&mut self, keys: &Keys, terms: &Terms) -> Result<Contents, RepositoryError> {
-        let current = self.current(keys)?;
+        let current = self.current_for(keys)?;
         let root = self.root_of(keys)?;
         let soon = terms.now.checked_add(SignedDuration::from_hours(24 * RENEW_DAYS)).unwrap_or(Timestamp::MAX);
         let stale = current.targets.expires.min(current.snapshot.expires) <= soon
@@ -244,10 +327,61 @@ fn lock(dir: &Path) -> Result<File, RepositoryError> {
     Ok(file)
 }
 
+/// Returns what makes files and directories that are known for leftovers.
+fn temp() -> tempfile::Builder<'static, 'static> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(TEMP_PREFIX);
+    builder
+}
+
+/// Removes what is called by [`TEMP_PREFIX`] in `dir`, and `below` it.
+fn remove_leftovers(dir: &Path, below: bool) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_name().as_bytes().starts_with(TEMP_PREFIX.as_bytes()) {
+            durable::remove_tree(&entry.path())?;
+        } else if below && entry.file_type()?.is_dir() {
+            remove_leftovers(&entry.path(), below)?;
+        }
+    }
+    Ok(())
+}
+
+/// Returns whether nobody can ever have seen a repository in `dir`: there is nothing of one, or what [`Repository::init`]
+/// left before it wrote the first timestamp.
+fn is_fresh(dir: &Path) -> Result<bool, RepositoryError> {
+    let metadata = names_in(&dir.join(METADATA_DIR))?;
+    let begun =
+        |name: &String| matches!(name.as_str(), "1.targets.json" | "1.snapshot.json") || name.ends_with(".root.json");
+    let is_begun = dir.join(INIT_NAME).exists() && metadata.iter().all(begun);
+    Ok(names_in(&dir.join(TARGETS_DIR))?.is_empty() && (metadata.is_empty() || is_begun))
+}
+
+/// Returns the names in `dir`, which need not exist; what is hidden is on its way, ours or that of a program that copies.
+fn names_in(dir: &Path) -> Result<BTreeSet<String>, RepositoryError> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(BTreeSet::new());
+        }
+        Err(error) => return Err(RepositoryError::io("read", dir)(error)),
+    };
+    let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+    let names: io::Result<BTreeSet<String>> = names.collect();
+    let mut names = names.map_err(RepositoryError::io("read", dir))?;
+    names.retain(|name| !name.starts_with('.'));
+    Ok(names)
+}
+
 fn replace(path: &Path, bytes: &[u8]) -> Result<(), RepositoryError> {
-    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
+    let Some(dir) = path.parent() else {
         return Err(RepositoryError::io("write", path)(io::ErrorKind::InvalidInput.into()));
     };
-    durable::replace_with_mode(dir, &name.to_string_lossy(), bytes, FILE_MODE)
-        .map_err(RepositoryError::io("write", path))
+    let write = || {
+        let mut temp = temp().tempfile_in(dir)?;
+        temp.write_all(bytes)?;
+        temp.as_file().set_permissions(Permissions::from_mode(FILE_MODE))?;
+        durable::commit_file(temp, path)
+    };
+    write().map_err(RepositoryError::io("write", path))
 }

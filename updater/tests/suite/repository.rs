@@ -11,7 +11,9 @@ use refit_updater::digest::Digest;
 use refit_updater::keys::{Keys, Rotation};
 use refit_updater::pack::PackOptions;
 use refit_updater::receive::{Class, ReceiveError, Received};
-use refit_updater::repository::author::{Repository, RepositoryError, Terms};
+use refit_updater::repository::author::{
+    self, Checked, Outcome, Repository, RepositoryError, TEMP_PREFIX, Terms, Trouble, contents,
+};
 use refit_updater::repository::{Answer, Directory, Offer, Server, check};
 use semver::Version;
 
@@ -37,7 +39,7 @@ impl Published {
 
     fn add(&self, version: &str) -> Offer {
         let (path, ..) = self.vendor.pack_file(&self.vendor.tree(version), &options());
-        Repository::open(&self.dir).unwrap().add(&path, &self.vendor.keys, &terms()).unwrap()
+        Repository::open(&self.dir).unwrap().add(&path, &self.vendor.keys, &terms()).unwrap().offer
     }
 
     fn keys_dir(&self) -> PathBuf {
@@ -46,8 +48,13 @@ impl Published {
 
     /// Gives every role a new key. Returns the keys; those of `vendor` are retired.
     fn rotate(&self) -> Keys {
+        self.rotate_roles(&["root", "timestamp", "snapshot", "targets"])
+    }
+
+    /// Makes the next root, with new keys for these roles.
+    fn rotate_roles(&self, roles: &[&'static str]) -> Keys {
         let rotation = Rotation {
-            roles: ["root", "timestamp", "snapshot", "targets"].into(),
+            roles: roles.iter().copied().collect(),
             root_expires: far(),
             root_keys: None,
             root_threshold: None,
@@ -68,6 +75,17 @@ impl Published {
     fn refresh(&self, keys: &Keys) -> Result<Vec<String>, RepositoryError> {
         let contents = Repository::open(&self.dir).unwrap().refresh(keys, &terms())?;
         Ok(contents.releases.into_iter().map(|offer| offer.version.to_string()).collect())
+    }
+
+    fn check(&self) -> Checked {
+        let mut last = None;
+        let found = author::check(&self.dir, self.vendor.keys.root(), now(), &mut |progress| {
+            assert!(last.is_none_or(|last| last <= progress.bytes) && progress.bytes <= progress.bytes_total);
+            last = Some(progress.bytes);
+        });
+        let found = found.unwrap();
+        assert_eq!(last, Some(found.contents.releases.iter().map(|offer| offer.payload_bytes).sum()));
+        found
     }
 
     fn server(&self) -> Counted {
@@ -392,7 +410,7 @@ fn child_publishes_a_release() {
 #[cfg(feature = "fault")]
 fn wherever_publishing_dies_a_rotation_and_a_refresh_go_on() {
     use std::os::unix::process::ExitStatusExt;
-    let mut found = Vec::new();
+    let (mut found, mut left) = (Vec::new(), 0);
     for point in ["temp_synced", "switched"] {
         for nth in 1.. {
             let published = Published::new();
@@ -403,7 +421,9 @@ fn wherever_publishing_dies_a_rotation_and_a_refresh_go_on() {
             let mut child = std::process::Command::new(std::env::current_exe().unwrap());
             child.args(["--exact", "repository::child_publishes_a_release"]).env(VENDOR_VARIABLE, dir);
             let status = child.env("REFIT_FAULT_FILE", dir.join("fault")).output().unwrap().status;
+            left += leftovers(&published.dir).len();
             let releases = published.refresh(&published.rotate()).unwrap();
+            assert_eq!(leftovers(&published.dir), Vec::<PathBuf>::new());
             assert_eq!(versions(&Home::new(&published.vendor), &published.dir), releases);
             found.push(releases.len());
             if status.success() {
@@ -414,6 +434,49 @@ fn wherever_publishing_dies_a_rotation_and_a_refresh_go_on() {
         }
     }
     assert!(found.contains(&1) && found.contains(&2), "old and new: {found:?}");
+    assert!(left > 0, "some of them left what was not whole yet");
+}
+
+/// Not a test by itself: what the child of the test below does.
+#[test]
+#[cfg(feature = "fault")]
+fn child_makes_a_repository() {
+    let Some(dir) = std::env::var_os(VENDOR_VARIABLE).map(PathBuf::from) else { return };
+    let keys = Keys::open(&dir.join("keys")).unwrap();
+    Repository::init(&dir.join("repository"), &keys, &terms()).unwrap();
+}
+
+#[test]
+#[cfg(feature = "fault")]
+fn wherever_an_init_dies_there_is_a_repository_or_the_next_makes_it() {
+    use std::os::unix::process::ExitStatusExt;
+    let (mut made, mut begun) = (0, 0);
+    for point in ["temp_synced", "switched"] {
+        for nth in 1.. {
+            let vendor = Vendor::new();
+            let dir = vendor.dir.path();
+            put(dir, "fault", format!("{point} {nth}").as_bytes(), 0o644);
+            let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+            child.args(["--exact", "repository::child_makes_a_repository"]).env(VENDOR_VARIABLE, dir);
+            let status = child.env("REFIT_FAULT_FILE", dir.join("fault")).output().unwrap().status;
+            let repository = dir.join("repository");
+            match Repository::open(&repository) {
+                Ok(_repository) => made += 1,
+                Err(RepositoryError::None { .. }) => {
+                    begun += 1;
+                    drop(Repository::init(&repository, &vendor.keys, &terms()).unwrap());
+                }
+                Err(error) => panic!("{point} {nth}: {error:?}"),
+            }
+            assert_eq!(versions(&Home::new(&vendor), &repository), Vec::<String>::new());
+            assert_eq!(leftovers(&repository), Vec::<PathBuf>::new());
+            if status.success() {
+                break;
+            }
+            assert_eq!(status.signal(), Some(6), "{point} {nth}");
+        }
+    }
+    assert!(made > 2 && begun > 4, "{made} {begun}");
 }
 
 #[test]
@@ -518,6 +581,234 @@ fn what_may_not_be_published() {
     let error = Repository::init(&published.dir, &published.vendor.keys, &terms()).unwrap_err();
     assert!(matches!(error, RepositoryError::Exists { .. }), "{error}");
     assert!(matches!(Repository::open(other.dir.path()).unwrap_err(), RepositoryError::None { .. }));
+}
+
+#[test]
+fn an_older_copy_of_the_keys_changes_nothing() {
+    for roles in [["root", "timestamp", "snapshot", "targets"].as_slice(), &["targets"], &["timestamp"]] {
+        let published = Published::new();
+        published.add("1.0.0");
+        let stale = published.steal();
+        let keys = published.rotate_roles(roles);
+        published.refresh(&keys).unwrap();
+        let out = published.vendor.out("stale.refit");
+        refit_updater::pack::pack(&published.vendor.tree("1.1.0"), &out, &stale, &options(), &mut |_| {}).unwrap();
+        let before = (snapshot(&published.dir), snapshot(&published.vendor.dir.path().join("stolen")));
+        let mut repository = Repository::open(&published.dir).unwrap();
+        for error in [
+            repository.refresh(&stale, &terms()).unwrap_err(),
+            repository.add(&out, &stale, &terms()).unwrap_err(),
+            repository.check_keys(&stale).unwrap_err(),
+        ] {
+            assert!(matches!(error, RepositoryError::OlderKeys { keys: 1, newest: 2, .. }), "{}", chain(&error));
+            assert_eq!(error.class(), Class::Refused);
+            assert!(error.to_string().contains("an older copy"), "{error}");
+        }
+        drop(repository);
+        assert_eq!((snapshot(&published.dir), snapshot(&published.vendor.dir.path().join("stolen"))), before);
+        assert_eq!(published.refresh(&keys).unwrap(), ["1.0.0"]);
+        assert_eq!(versions(&Home::new(&published.vendor), &published.dir), ["1.0.0"]);
+    }
+}
+
+#[test]
+fn a_copy_of_the_keys_that_missed_only_a_later_date_goes_on() {
+    let published = Published::new();
+    published.add("1.0.0");
+    let (copy, home) = (published.steal(), Home::new(&published.vendor));
+    let keys = published.rotate_roles(&[]);
+    published.refresh(&keys).unwrap();
+    assert_eq!(versions(&home, &published.dir), ["1.0.0"]);
+    Repository::open(&published.dir).unwrap().check_keys(&copy).unwrap();
+    assert_eq!(published.refresh(&copy).unwrap(), ["1.0.0"]);
+    let out = published.vendor.out("copy.refit");
+    refit_updater::pack::pack(&published.vendor.tree("1.1.0"), &out, &copy, &options(), &mut |_| {}).unwrap();
+    Repository::open(&published.dir).unwrap().add(&out, &copy, &terms()).unwrap();
+    assert_eq!(versions(&home, &published.dir), ["1.0.0", "1.1.0"]);
+    assert_eq!(home.trust.root().unwrap(), keys.root(), "the newer root stays");
+    assert_eq!(published.refresh(&keys).unwrap(), ["1.0.0", "1.1.0"]);
+}
+
+#[test]
+fn what_is_left_of_a_repository_is_not_begun_anew() {
+    let published = Published::new();
+    published.add("1.0.0");
+    let (dir, keys) = (&published.dir, &published.vendor.keys);
+    let timestamp = fs::read(dir.join("metadata/timestamp.json")).unwrap();
+    let refused = || {
+        let before = snapshot(dir);
+        for error in [Repository::init(dir, keys, &terms()).unwrap_err(), Repository::open(dir).unwrap_err()] {
+            assert!(matches!(error, RepositoryError::Lost { .. }), "{error:?}");
+            assert!(error.to_string().starts_with("metadata/timestamp.json is missing in"), "{error}");
+            assert!(error.remedy().contains("restore metadata/"), "{}", error.remedy());
+        }
+        assert_eq!(snapshot(dir), before);
+    };
+    fs::remove_file(dir.join("metadata/timestamp.json")).unwrap();
+    refused();
+    put(dir, "metadata/timestamp.json", &timestamp, 0o644);
+    assert_eq!(published.refresh(keys).unwrap(), ["1.0.0"]);
+    // The releases alone were something, too; and so was a repository without any.
+    fs::remove_dir_all(dir.join("metadata")).unwrap();
+    fs::create_dir(dir.join("metadata")).unwrap();
+    refused();
+    let empty = Published::new();
+    fs::remove_file(empty.dir.join("metadata/timestamp.json")).unwrap();
+    let error = Repository::init(&empty.dir, &empty.vendor.keys, &terms()).unwrap_err();
+    assert!(matches!(error, RepositoryError::Lost { .. }), "{error:?}");
+}
+
+#[test]
+fn an_init_that_was_cut_off_goes_on() {
+    let vendor = Vendor::new();
+    for at in ["1.root.json", "1.targets.json", "1.snapshot.json"] {
+        let dir = vendor.dir.path().join(at);
+        // In the way of a file that comes next.
+        let in_the_way = dir.join("metadata").join(at);
+        fs::create_dir_all(&in_the_way).unwrap();
+        put(&dir, ".init", b"", 0o644);
+        let error = Repository::init(&dir, &vendor.keys, &terms()).unwrap_err();
+        assert!(matches!(error, RepositoryError::Io { .. }), "{error:?}");
+        fs::remove_dir(&in_the_way).unwrap();
+        assert!(matches!(Repository::open(&dir).unwrap_err(), RepositoryError::None { .. }), "there is none yet");
+        drop(Repository::init(&dir, &vendor.keys, &terms()).unwrap());
+        assert!(!dir.join(".init").exists());
+        // One that ended between its last two steps is a repository: what it left says nothing from the next command on.
+        put(&dir, ".init", b"", 0o644);
+        drop(Repository::open(&dir).unwrap());
+        fs::remove_file(dir.join("metadata/timestamp.json")).unwrap();
+        let error = Repository::init(&dir, &vendor.keys, &terms()).unwrap_err();
+        assert!(matches!(error, RepositoryError::Lost { .. }), "{error:?}");
+    }
+}
+
+#[test]
+fn what_a_release_lost_is_found_and_put_back() {
+    let published = Published::new();
+    for version in ["1.0.0", "1.1.0"] {
+        let tree = published.vendor.tree(version);
+        put(&tree, "lib/big", &noise(1, 3 << 20), 0o644);
+        let (path, ..) = published.vendor.pack_file(&tree, &options());
+        Repository::open(&published.dir).unwrap().add(&path, &published.vendor.keys, &terms()).unwrap();
+    }
+    let package = published.vendor.out("package.refit"); // that of 1.1.0
+    let files = published.dir.join("targets/shop/1.1.0/x86_64");
+    let ending = |end: &str| {
+        let mut names = fs::read_dir(&files).unwrap().map(|entry| entry.unwrap().path());
+        names.find(|path| path.to_str().unwrap().ends_with(end)).unwrap()
+    };
+    let (payload, manifest) = (ending(".payload"), ending(".manifest.json"));
+    assert_eq!(published.check().problems.len(), 0);
+    let (before, bytes) = (snapshot(&published.dir), fs::read(&payload).unwrap());
+    let altered = |at: usize| {
+        let mut bytes = bytes.clone();
+        bytes[at] ^= 1;
+        bytes
+    };
+    let longer = [&bytes[..], b"x"].concat();
+    let other_manifest = fs::read(&manifest).unwrap().iter().map(u8::to_ascii_uppercase).collect::<Vec<u8>>();
+    let rows: [(&PathBuf, Option<Vec<u8>>, &str); 8] = [
+        (&payload, None, "is missing"),
+        (&payload, Some(bytes[..1000].to_vec()), "has 1000 bytes, "),
+        (&payload, Some(longer), "were signed"),
+        (&payload, Some(altered(0)), "differs from what was signed, in the "),
+        (&payload, Some(altered(bytes.len() - 1)), "differs from what was signed, in the "),
+        (&manifest, None, "is missing"),
+        (&manifest, Some(b"{}".to_vec()), "has 2 bytes, "),
+        (&manifest, Some(other_manifest), "differs from what was signed: "),
+    ];
+    for (path, content, expected) in rows {
+        fs::remove_file(path).unwrap();
+        if let Some(content) = &content {
+            put(path.parent().unwrap(), path.file_name().unwrap().to_str().unwrap(), content, 0o644);
+        }
+        let problems = published.check().problems;
+        let texts: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        let name = path.strip_prefix(&published.dir).unwrap().to_str().unwrap();
+        assert_eq!(texts.len(), 1, "{texts:?}");
+        assert!(texts[0].starts_with(name) && texts[0].contains(expected), "{expected:?} is not in {texts:?}");
+        for expected in [Outcome::Restored, Outcome::Present] {
+            let mut repository = Repository::open(&published.dir).unwrap();
+            let added = repository.add(&package, &published.vendor.keys, &terms()).unwrap();
+            assert_eq!((added.outcome, added.offer.version.to_string().as_str()), (expected, "1.1.0"));
+        }
+        assert_eq!(snapshot(&published.dir), before);
+    }
+    let home = Home::new(&published.vendor);
+    fetch_from(&home, &mut published.server(), "1.1.0").unwrap();
+}
+
+#[test]
+fn a_check_needs_the_root_alone_and_names_every_problem() {
+    let published = Published::new();
+    published.add("1.0.0");
+    let keys = published.rotate();
+    published.refresh(&keys).unwrap();
+    // By the first root as by the newest, and neither writes anything.
+    let before = snapshot(&published.dir);
+    for root in [published.vendor.keys.root(), keys.root()] {
+        let found = author::check(&published.dir, root, now(), &mut |_| {}).unwrap();
+        assert_eq!((found.problems.len(), found.contents.releases.len()), (0, 1));
+        assert_eq!(found.contents, contents(&published.dir, root).unwrap());
+    }
+    assert_eq!(snapshot(&published.dir), before);
+    let late = "2030-01-16T00:00:00Z".parse().unwrap();
+    fs::remove_file(published.dir.join("metadata/1.root.json")).unwrap();
+    for (path, ..) in snapshot(&published.dir.join("targets")).iter().filter(|(path, ..)| path.is_file()) {
+        fs::remove_file(path).unwrap();
+    }
+    let found = author::check(&published.dir, keys.root(), late, &mut |_| {}).unwrap();
+    let found: Vec<_> = found.problems.iter().map(|problem| (problem.path.as_str(), &problem.why)).collect();
+    assert!(
+        matches!(
+            found[..],
+            [
+                ("metadata/1.root.json", Trouble::Missing),
+                ("metadata/timestamp.json", Trouble::Expired(_)),
+                (_, Trouble::Missing),
+                (_, Trouble::Missing)
+            ]
+        ),
+        "{found:?}"
+    );
+    assert!(found[2].0.ends_with(".manifest.json") && found[3].0.ends_with(".payload"), "{found:?}");
+    let stranger = Vendor::new();
+    let error = author::check(&published.dir, stranger.keys.root(), now(), &mut |_| {}).unwrap_err();
+    assert!(matches!(error, RepositoryError::Metadata { .. }), "{error:?}");
+    for error in [
+        author::check(&published.dir, b"{}", now(), &mut |_| {}).unwrap_err(),
+        contents(&published.dir, b"{}").unwrap_err(),
+    ] {
+        assert!(matches!(error, RepositoryError::NotARoot { .. }), "{error:?}");
+    }
+    fs::remove_file(published.dir.join("metadata/3.snapshot.json")).unwrap();
+    let error = contents(&published.dir, keys.root()).unwrap_err();
+    assert_eq!(error.to_string(), format!("metadata/3.snapshot.json is missing in {}", published.dir.display()));
+}
+
+/// Returns what is in `dir` and is not whole.
+fn leftovers(dir: &Path) -> Vec<PathBuf> {
+    let is_left = |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().starts_with(TEMP_PREFIX);
+    snapshot(dir).into_iter().map(|(path, ..)| path).filter(is_left).collect()
+}
+
+#[test]
+fn what_the_dead_left_is_removed_by_the_next() {
+    let published = Published::new();
+    published.add("1.0.0");
+    let before = snapshot(&published.dir);
+    for dir in ["", "metadata/", "targets/", "targets/shop/", "targets/shop/1.0.0/x86_64/"] {
+        put(&published.dir, &format!("{dir}{TEMP_PREFIX}a1b2c3"), b"half", 0o600);
+    }
+    put(&published.dir, &format!("{TEMP_PREFIX}d4e5f6/shop-1.1.0.refit"), b"half", 0o600);
+    assert_eq!(leftovers(&published.dir).len(), 6);
+    let repository = Repository::open(&published.dir).unwrap();
+    assert_eq!(snapshot(&published.dir), before);
+    // What is on its way belongs to whoever has it open, and goes with it.
+    let scratch = repository.scratch().unwrap();
+    assert_eq!(leftovers(&published.dir), [scratch.path()]);
+    drop(scratch);
+    assert_eq!(snapshot(&published.dir), before);
 }
 
 /// Puts the metadata of a package that this vendor packed into `dir`, as if it were a repository's.

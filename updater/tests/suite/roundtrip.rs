@@ -2,10 +2,12 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use refit_updater::inspect::inspect;
+use refit_updater::inspect::{InspectError, inspect};
 use refit_updater::manifest::{Body, Codec};
+use refit_updater::pack::PackError;
 use refit_updater::receive::{Class, ReceiveProgress};
 use refit_updater::release::{StoreError, Trouble};
 use refit_updater::trust::Trust;
@@ -81,6 +83,84 @@ fn packing_twice_makes_the_same_bytes() {
     let out = vendor.out("second.refit");
     refit_updater::pack::pack(&moved, &out, &keys, &options(), &mut |_| {}).unwrap();
     assert!(first == fs::read(&out).unwrap());
+}
+
+#[test]
+fn a_package_takes_the_place_of_a_file_and_of_nothing_else() {
+    let vendor = Vendor::new();
+    let tree = vendor.tree("1.0.0");
+    let dir = vendor.dir.path().join("places");
+    let pack = |name: &str| {
+        let mut is_begun = false;
+        let out = dir.join(name);
+        let done = refit_updater::pack::pack(&tree, &out, &vendor.keys, &options(), &mut |_| is_begun = true);
+        (done, is_begun)
+    };
+    put(&dir, "elsewhere/old.refit", b"an old one", 0o600);
+    fs::create_dir(dir.join("directory")).unwrap();
+    nix::unistd::mkfifo(&dir.join("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let socket = std::os::unix::net::UnixListener::bind(dir.join("socket")).unwrap();
+    for (name, target) in [
+        ("link", "elsewhere/old.refit"),
+        ("dangling", "elsewhere/new.refit"),
+        ("chain", "link"),
+        ("to-pipe", "pipe"),
+        ("loop", "loop"),
+    ] {
+        refit_updater::durable::symlink(Path::new(target), &dir.join(name)).unwrap();
+    }
+    let kinds = || -> Vec<_> {
+        let mut kinds: Vec<_> = fs::read_dir(&dir)
+            .unwrap()
+            .map(|entry| entry.unwrap())
+            .map(|entry| (entry.file_name(), entry.file_type().unwrap()))
+            .collect();
+        kinds.sort_by(|one, other| one.0.cmp(&other.0));
+        kinds
+    };
+    let before = kinds();
+    for name in ["pipe", "socket", "directory", "to-pipe"] {
+        let (done, is_begun) = pack(name);
+        assert!(matches!(done.unwrap_err(), PackError::OutType { .. }), "{name}");
+        assert!(!is_begun, "{name}: refused before any work");
+    }
+    assert!(matches!(pack("loop").0.unwrap_err(), PackError::Io { .. }));
+    assert_eq!(kinds(), before);
+    drop(socket);
+    let package = vendor.package("1.0.0");
+    for (name, file) in [("link", "old"), ("chain", "old"), ("dangling", "new"), ("elsewhere/old.refit", "old")] {
+        let file = dir.join(format!("elsewhere/{file}.refit"));
+        fs::remove_file(&file).ok();
+        put(&dir, "elsewhere/beside", b"", 0o644);
+        pack(name).0.unwrap();
+        assert!(fs::read(&file).unwrap() == package, "{name}");
+        assert_eq!(fs::symlink_metadata(dir.join(name)).unwrap().is_symlink(), !name.contains('/'), "{name}");
+    }
+    // A link from outside the tree into it.
+    refit_updater::durable::symlink(&tree.join("share/out.refit"), &dir.join("inside")).unwrap();
+    assert!(matches!(pack("inside").0.unwrap_err(), PackError::OutInside { .. }));
+}
+
+#[test]
+fn what_is_no_package_and_no_root_is_called_that() {
+    let vendor = Vendor::new();
+    let (path, ..) = vendor.pack_file(&vendor.tree("1.0.0"), &options());
+    let dir = path.parent().unwrap();
+    let error = inspect(dir, None, false, now()).unwrap_err();
+    assert!(matches!(error, InspectError::Directory { .. }), "{error}");
+    let error = inspect(&dir.join("missing"), None, false, now()).unwrap_err();
+    assert!(matches!(error, InspectError::Open { .. }), "{error}");
+    assert_eq!(error.class(), Class::Disk);
+    for root in [&b"{}"[..], &fs::read(&path).unwrap()] {
+        let error = inspect(&path, Some(root), false, now()).unwrap_err();
+        assert!(matches!(error, InspectError::NotARoot { .. }), "{error}");
+        assert!(error.to_string().contains("no root") && error.remedy().contains("root.json"), "{error}");
+    }
+    // A file whose disk fails: there is one that gives an error for every byte from 0 on.
+    let error = inspect(Path::new("/proc/self/mem"), None, false, now()).unwrap_err();
+    assert!(matches!(error, InspectError::Read { .. }), "{error:?}");
+    assert_eq!(error.class(), Class::Disk);
+    assert!(!error.remedy().contains("send"), "{}", error.remedy());
 }
 
 #[test]

@@ -7,17 +7,19 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::num::NonZeroU64;
+use std::path::Path;
 
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
+use tough::schema::{RoleType, Root};
 
-use super::{Repository, RepositoryError};
+use super::{Contents, Repository, RepositoryError};
 use crate::digest::Digest;
 use crate::keys::Keys;
 use crate::package::MANIFEST_NAME;
 use crate::repository::{Directory, Metadata, Offer, offers_of};
-use crate::tuf::document::{Document, SnapshotContent, TargetsContent};
+use crate::tuf::document::{Document, RootDocument, SnapshotContent, TargetsContent};
 use crate::tuf::{Client, Dates, Fetch, MemoryShelf, SameVersion, TufError};
 
 /// The metadata of a repository, verified.
@@ -28,7 +30,23 @@ pub(super) struct Current {
     pub(super) timestamp_expires: Timestamp,
     /// Digest of the timestamp, which leads to everything else.
     pub(super) timestamp: Digest,
-    pub(super) root_version: u64,
+    pub(super) root: RootDocument,
+}
+
+impl Current {
+    pub(super) fn contents(&self) -> Contents {
+        Contents {
+            releases: offers_of(&self.targets.content.targets),
+            versions: [
+                self.root.version.get(),
+                self.timestamp_version.get(),
+                self.snapshot.version.get(),
+                self.targets.version.get(),
+            ],
+            timestamp_expires: self.timestamp_expires,
+            list_bytes: self.targets.bytes.len() as u64,
+        }
+    }
 }
 
 /// A release that retired keys signed.
@@ -43,7 +61,7 @@ pub struct RetiredRelease {
 
 /// Which roots a verification may go on to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Roots {
+pub(super) enum Roots {
     /// Those that the repository has, each signed with the keys of the one before.
     Follow,
     /// None: a retired key signs a next root as well as anything else.
@@ -51,7 +69,7 @@ enum Roots {
 }
 
 /// The metadata of a directory, with or without its roots.
-struct Files(Directory, Roots);
+pub(super) struct Files(pub(super) Directory, pub(super) Roots);
 
 impl Fetch for Files {
     fn metadata(&mut self, name: &str, bytes_max: u64) -> io::Result<Option<Vec<u8>>> {
@@ -83,7 +101,29 @@ impl Repository {
         Ok(offers_of(targets).into_iter().map(release).collect())
     }
 
-    /// Returns the repository's metadata, if it may be signed anew.
+    /// Returns the repository's metadata, if it may be signed anew and `keys` are not an older copy, as far as that can be
+    /// told before they have signed.
+    pub(super) fn current_for(&self, keys: &Keys) -> Result<Current, RepositoryError> {
+        let current = self.current(keys)?;
+        let (own, newest) = (self.root_of(keys)?, &current.root.content);
+        let is_role_theirs = |role: &RoleType| {
+            let ids = |root: &Root| root.roles.get(role).map(|keys| keys.keyids.clone()).unwrap_or_default();
+            let theirs = ids(&own);
+            let shared = ids(newest).into_iter().filter(|id| theirs.contains(id)).count() as u64;
+            newest.roles.get(role).is_some_and(|keys| shared >= keys.threshold.get())
+        };
+        let roles = [RoleType::Timestamp, RoleType::Snapshot, RoleType::Targets];
+        if newest.version > own.version && !roles.iter().all(is_role_theirs) {
+            return Err(self.older_keys(own.version, newest.version));
+        }
+        Ok(current)
+    }
+
+    pub(super) fn older_keys(&self, keys: NonZeroU64, newest: NonZeroU64) -> RepositoryError {
+        RepositoryError::OlderKeys { dir: self.dir.clone(), keys: keys.get(), newest: newest.get() }
+    }
+
+    /// Returns the repository's metadata, if it may be signed anew by the newest of the keys.
     pub(super) fn current(&self, keys: &Keys) -> Result<Current, RepositoryError> {
         let refused = match self.read(keys.root(), Roots::Follow) {
             Ok(current) => return Ok(current),
@@ -96,7 +136,7 @@ impl Repository {
         }
         Err(RepositoryError::Retired {
             dir: self.dir.clone(),
-            signed: retired.root_version,
+            signed: retired.root.version.get(),
             newest: keys.root_version().0,
             source: published.err().map(Box::new),
         })
@@ -110,26 +150,7 @@ impl Repository {
     }
 
     fn read(&self, root: &[u8], roots: Roots) -> Result<Current, RepositoryError> {
-        let refused = |source| RepositoryError::Metadata { dir: self.dir.clone(), source: Box::new(source) };
-        let missing = |name: &str| refused(TufError::Missing { name: name.to_owned() });
-        let shelf = MemoryShelf(BTreeMap::from([("root".to_owned(), root.to_vec())]));
-        let files = Files(Directory(self.dir.clone()), roots);
-        let mut client = Client::new(files, shelf, Dates::Ignored, SameVersion::Keep).map_err(refused)?;
-        client.refresh().map_err(refused)?;
-        let timestamp = client.timestamp().ok_or_else(|| missing("timestamp.json"))?;
-        let targets = client.targets().cloned().ok_or_else(|| missing("targets.json"))?;
-        // Signed by the same keys, and everybody's to take: no appliance would take a list that goes on from this.
-        if targets.content.targets.contains_key(MANIFEST_NAME) {
-            return Err(RepositoryError::PackageMetadata { dir: self.dir.clone() });
-        }
-        Ok(Current {
-            timestamp: Digest::of(&timestamp.bytes),
-            timestamp_version: timestamp.version,
-            timestamp_expires: timestamp.expires,
-            root_version: client.root().version.get(),
-            targets,
-            snapshot: client.snapshot().cloned().ok_or_else(|| missing("snapshot.json"))?,
-        })
+        read(&self.dir, root, roots)
     }
 
     /// Returns the targets as they are written, to be signed again.
@@ -141,4 +162,50 @@ impl Repository {
         let envelope: Value = serde_json::from_slice(&current.targets.bytes).map_err(format)?;
         serde_json::from_value(envelope["signed"]["targets"].clone()).map_err(format)
     }
+}
+
+/// Returns what is in the repository in `dir`, whose metadata `root`, or one that follows it, vouches for. Nothing is locked or
+/// written: of a repository that is published to meanwhile it is what it had before or what it has after.
+///
+/// # Errors
+/// Its metadata is not to be trusted.
+pub fn contents(dir: &Path, root: &[u8]) -> Result<Contents, RepositoryError> {
+    check_root(root)?;
+    Ok(read(dir, root, Roots::Follow)?.contents())
+}
+
+/// Checks that what somebody named is a root at all.
+pub(super) fn check_root(root: &[u8]) -> Result<RootDocument, RepositoryError> {
+    RootDocument::verify_root("root.json", root)
+        .map_err(|source| RepositoryError::NotARoot { source: Box::new(source) })
+}
+
+/// Verifies the metadata in `dir` with `root`.
+pub(super) fn read(dir: &Path, root: &[u8], roots: Roots) -> Result<Current, RepositoryError> {
+    let refused = |source| {
+        let dir = dir.to_owned();
+        if let TufError::Missing { name } = source {
+            return RepositoryError::Incomplete { dir, name };
+        }
+        RepositoryError::Metadata { dir, source: Box::new(source) }
+    };
+    let missing = |name: &str| refused(TufError::Missing { name: name.to_owned() });
+    let shelf = MemoryShelf(BTreeMap::from([("root".to_owned(), root.to_vec())]));
+    let files = Files(Directory(dir.to_owned()), roots);
+    let mut client = Client::new(files, shelf, Dates::Ignored, SameVersion::Keep).map_err(refused)?;
+    client.refresh().map_err(refused)?;
+    let timestamp = client.timestamp().ok_or_else(|| missing("timestamp.json"))?;
+    let targets = client.targets().cloned().ok_or_else(|| missing("targets.json"))?;
+    // Signed by the same keys, and everybody's to take: no appliance would take a list that goes on from this.
+    if targets.content.targets.contains_key(MANIFEST_NAME) {
+        return Err(RepositoryError::PackageMetadata { dir: dir.to_owned() });
+    }
+    Ok(Current {
+        timestamp: Digest::of(&timestamp.bytes),
+        timestamp_version: timestamp.version,
+        timestamp_expires: timestamp.expires,
+        root: client.root().clone(),
+        targets,
+        snapshot: client.snapshot().cloned().ok_or_else(|| missing("snapshot.json"))?,
+    })
 }

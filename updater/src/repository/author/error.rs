@@ -36,6 +36,41 @@ pub enum RepositoryError {
         /// The directory.
         dir: PathBuf,
     },
+    /// There was one: something of it is left, and the file that leads to everything is not.
+    #[error("metadata/timestamp.json is missing in {}, where there was a repository", dir.display())]
+    Lost {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// A file that the metadata which is there leads to is missing.
+    #[error("metadata/{name} is missing in {}", dir.display())]
+    Incomplete {
+        /// The directory.
+        dir: PathBuf,
+        /// The file.
+        name: String,
+    },
+    /// It has a newer root than the keys, and what they sign would not be trusted.
+    #[error(
+        "these keys are an older copy: their newest root is {keys}, the repository in {} has root {newest}, which does not \
+         name them",
+        dir.display()
+    )]
+    OlderKeys {
+        /// The directory.
+        dir: PathBuf,
+        /// The version of the keys' newest root.
+        keys: u64,
+        /// The version of the repository's newest root.
+        newest: u64,
+    },
+    /// What was to be the root of trust is no root.
+    #[error("the root of trust that was given is no root")]
+    NotARoot {
+        /// What is wrong with it.
+        #[source]
+        source: Box<TufError>,
+    },
     /// Its metadata is not what these keys, or those before them, signed.
     #[error("the metadata in {} is not signed by these keys", dir.display())]
     Metadata {
@@ -116,6 +151,10 @@ impl RepositoryError {
             Self::Package { source, .. } => source.class(),
             Self::Exists { .. }
             | Self::None { .. }
+            | Self::Lost { .. }
+            | Self::Incomplete { .. }
+            | Self::OlderKeys { .. }
+            | Self::NotARoot { .. }
             | Self::Metadata { .. }
             | Self::Retired { .. }
             | Self::PackageMetadata { .. }
@@ -132,7 +171,19 @@ impl RepositoryError {
             Self::Io { .. } => "check that the directory can be written and has space",
             Self::Exists { .. } => "add releases with `refit repo add`, or choose another directory",
             Self::None { .. } => "make one with `refit repo init`",
-            Self::Metadata { .. } => "name the keys of this repository, or restore its metadata/ from a backup",
+            Self::Lost { .. } => {
+                "restore metadata/ from a backup or from a copy that a server has: appliances refuse one that begins anew; \
+                 nothing was changed"
+            }
+            Self::Incomplete { .. } => "restore metadata/ from a backup or from a copy that a server has",
+            Self::OlderKeys { .. } => {
+                "name the directory of keys that was rotated last, and replace this copy by it; nothing was changed"
+            }
+            Self::NotARoot { .. } => "name the vendor's root: N.root.json in the directory of the keys",
+            Self::Metadata { .. } => {
+                "name the keys of this repository, refresh it if they were rotated since, or restore its metadata/ from a \
+                 backup"
+            }
             Self::Retired { .. } => {
                 "whoever has a retired key may have written it: restore metadata/ from a copy of your own; or, if it is yours \
                  and another copy of the keys signed it, look at it with `refit repo show --accept-retired` and have it \

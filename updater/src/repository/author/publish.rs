@@ -3,15 +3,18 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::num::NonZeroU64;
 
 use serde_json::Value;
 use tough::schema::RoleType;
 
-use super::current::Current;
+use super::current::{Current, Files, Roots};
 use super::{LIST_BYTES_MAX, Repository, RepositoryError, Terms, replace};
 use crate::digest::Digest;
 use crate::keys::{Keys, metadata};
+use crate::repository::Directory;
+use crate::tuf::{Client, Dates, Fetch, MemoryShelf, SameVersion};
 
 /// Metadata that is signed and not written yet.
 #[derive(Debug)]
@@ -22,6 +25,21 @@ pub(super) struct Signed {
     timestamp: Digest,
     /// Digest of the timestamp that it replaces.
     before: Option<Digest>,
+}
+
+/// The metadata of a repository as it will be: what was signed, over what is there.
+struct Upcoming<'a> {
+    signed: &'a [(String, Vec<u8>)],
+    there: Files,
+}
+
+impl Fetch for Upcoming<'_> {
+    fn metadata(&mut self, name: &str, bytes_max: u64) -> io::Result<Option<Vec<u8>>> {
+        match self.signed.iter().find(|(signed, _)| signed == name) {
+            Some((_, bytes)) => Ok(Some(bytes.clone())),
+            None => self.there.metadata(name, bytes_max),
+        }
+    }
 }
 
 impl Repository {
@@ -76,7 +94,26 @@ impl Repository {
             let (dir, bytes) = (self.dir.clone(), bytes.len() as u64);
             return Err(RepositoryError::Full { dir, name: name.clone(), bytes });
         }
+        self.verify_signed(keys, &files)?;
         Ok(Signed { files, timestamp: digest, before: None })
+    }
+
+    /// Verifies what was signed as appliances will: those that trust the newest root of `keys`, and those that follow the
+    /// repository to a root that is newer still. These keys may be a copy that missed a rotation.
+    fn verify_signed(&self, keys: &Keys, signed: &[(String, Vec<u8>)]) -> Result<(), RepositoryError> {
+        let refused = |source| RepositoryError::Metadata { dir: self.dir.clone(), source: Box::new(source) };
+        for roots in [Roots::Stay, Roots::Follow] {
+            let there = Files(Directory(self.dir.clone()), roots);
+            let shelf = MemoryShelf(BTreeMap::from([("root".to_owned(), keys.root().to_vec())]));
+            let upcoming = Upcoming { signed, there };
+            let mut client = Client::new(upcoming, shelf, Dates::Ignored, SameVersion::Keep).map_err(refused)?;
+            let own = client.root().version;
+            if let Err(error) = client.refresh() {
+                let newest = client.root().version;
+                return Err(if newest > own { self.older_keys(own, newest) } else { refused(error) });
+            }
+        }
+        Ok(())
     }
 
     /// Writes the roots of `keys` and then what was signed, the timestamp last, and remembers it beside the keys.

@@ -66,3 +66,37 @@ fn a_list_that_nobody_would_read_is_not_written() {
     assert!(files() == before, "no payload, no manifest, no metadata");
     repository.refresh(&keys, &terms).unwrap();
 }
+
+#[test]
+fn what_was_signed_is_verified_before_it_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let far: Timestamp = "2100-01-01T00:00:00Z".parse().unwrap();
+    let terms = Terms { now: Timestamp::UNIX_EPOCH, expires: far, timestamp_expires: far };
+    let (own, copy) = (dir.path().join("keys"), dir.path().join("copy"));
+    let keys = Keys::init(&own, far).unwrap();
+    let mut repository = Repository::init(&dir.path().join("repository"), &keys, &terms).unwrap();
+    fs::create_dir(&copy).unwrap();
+    for entry in fs::read_dir(&own).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, copy.join(path.file_name().unwrap())).unwrap();
+    }
+    let rotation = crate::keys::Rotation {
+        roles: ["timestamp"].into(),
+        root_expires: far,
+        root_keys: None,
+        root_threshold: None,
+        root_dir: None,
+        outside: Vec::new(),
+        passphrase: None,
+    };
+    let (keys, _) = keys.rotate(&rotation).unwrap();
+    repository.refresh(&keys, &terms).unwrap();
+    // Whatever was or was not seen of the keys before they signed.
+    let copy = Keys::open(&copy).unwrap();
+    let current = repository.current(&copy).unwrap();
+    for targets in [None, Some(BTreeMap::new())] {
+        let error = repository.sign_next(&copy, &terms, &current, targets).unwrap_err();
+        assert!(matches!(error, RepositoryError::OlderKeys { keys: 1, newest: 2, .. }), "{error:?}");
+    }
+    repository.sign_next(&keys, &terms, &current, None).unwrap();
+}
