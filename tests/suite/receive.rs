@@ -12,7 +12,7 @@ use crate::wait::LIMIT;
 
 #[test]
 fn a_sender_that_falls_silent_makes_room_for_the_next() {
-    let appliance = with_update_key(Appliance::new(&Release::bare("1.0.0")), "receive_timeout = \"1s\"").start();
+    let appliance = with_update_key(Appliance::new(&Release::bare("1.0.0")), "receive_timeout = \"3s\"").start();
     let package = fs::read(Release::bare("1.1.0").package()).expect("read");
     let mut stream = UnixStream::connect(appliance.home().join("run/refit.sock")).expect("connect");
     stream.set_read_timeout(Some(LIMIT)).expect("a socket");
@@ -24,7 +24,7 @@ fn a_sender_that_falls_silent_makes_room_for_the_next() {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).expect("an answer");
     assert!(answer.starts_with("HTTP/1.1 409 "), "{answer}");
-    assert!(answer.contains("\"package_interrupted\"") && answer.contains("bytes came in 1 s"), "{answer}");
+    assert!(answer.contains("\"package_interrupted\"") && answer.contains("bytes came in 3 s"), "{answer}");
     appliance.install(&Release::bare("1.1.0"), &[]).ends_with(0);
     appliance.settled("1.1.0");
 }

@@ -200,7 +200,7 @@ fn a_repository_that_is_elsewhere_is_no_question_of_trust() {
 fn a_server_that_brings_next_to_nothing_is_given_up() {
     let served = tempfile::tempdir().expect("a directory");
     let web = Web::serve_as(served.path(), Manner::Drips);
-    let keys = format!("repository = \"{}\"\nreceive_timeout = \"1s\"", web.url());
+    let keys = format!("repository = \"{}\"\nreceive_timeout = \"3s\"", web.url());
     let appliance = with_update_key(Appliance::new(&Release::bare("1.0.0")), &keys).start();
     let line = appliance.refit(&["check"]).complains_with(75);
     assert!(line.contains("bytes came in"), "{line}");
