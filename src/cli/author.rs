@@ -87,6 +87,8 @@ pub(super) enum AuthorError {
     Repository(#[from] RepositoryError),
     #[error("there is no directory {}", path.display())]
     NoDirectory { path: PathBuf },
+    #[error("{SOURCE_DATE_EPOCH} is {said:?}, which is no time")]
+    NoTime { said: std::ffi::OsString },
     #[error(transparent)]
     Inspect(#[from] InspectError),
     #[error(transparent)]
@@ -105,7 +107,7 @@ impl Reported for AuthorError {
             Self::Keys(_) => "keys_unusable",
             Self::Pack(_) => "not_packed",
             Self::Repository(_) => "repository_unusable",
-            Self::NoDirectory { .. } => "not_packed",
+            Self::NoDirectory { .. } | Self::NoTime { .. } => "not_packed",
             Self::Inspect(_) => "package_refused",
             Self::Config(error) => error.code(),
             Self::Read { .. } => "file_unreadable",
@@ -118,6 +120,7 @@ impl Reported for AuthorError {
             Self::Pack(error) => error.remedy(),
             Self::Repository(error) => error.remedy(),
             Self::NoDirectory { .. } => "name the directory of a release: one with an appliance.toml",
+            Self::NoTime { .. } => "give it in seconds since 1970, or leave it out to pack with the time it is",
             Self::Inspect(error) => error.remedy(),
             Self::Config(error) => error.remedy(),
             Self::Read { .. } => "check the name and the permissions",
@@ -133,18 +136,19 @@ impl Reported for AuthorError {
             Self::Repository(error) => error.class().into(),
             Self::Inspect(InspectError::Directory { .. }) => Exit::Usage,
             Self::Inspect(error) => error.class().into(),
-            Self::NoDirectory { .. } | Self::Read { .. } => Exit::Usage,
+            Self::NoDirectory { .. } | Self::NoTime { .. } | Self::Read { .. } => Exit::Usage,
         }
     }
 }
 
 /// Returns when a release that is packed now was made: what `SOURCE_DATE_EPOCH` says, as other build tools do, so that the
 /// same input gives the same package; or now.
-fn released(context: &Context) -> Timestamp {
+fn released(context: &Context) -> Result<Timestamp, AuthorError> {
     let said = context.process.environment.get(&std::ffi::OsString::from(SOURCE_DATE_EPOCH));
-    let said =
-        said.and_then(|text| text.to_str()?.parse().ok()).and_then(|seconds| Timestamp::from_second(seconds).ok());
-    said.unwrap_or_else(clock::now)
+    let Some(said) = said.filter(|text| !text.is_empty()) else { return Ok(clock::now()) };
+    let seconds = said.to_str().and_then(|text| text.parse().ok());
+    let time = seconds.and_then(|seconds| Timestamp::from_second(seconds).ok());
+    time.ok_or_else(|| AuthorError::NoTime { said: said.clone() })
 }
 
 pub(super) fn pack(context: &Context, pack: &Pack) -> Exit {
@@ -179,7 +183,7 @@ fn try_pack(context: &Context, pack: &Pack) -> Result<(), AuthorError> {
         Some(scratch) => scratch.path().join(&name),
         None => context.path(&pack.out.clone().unwrap_or(name)),
     };
-    let released = released(context);
+    let released = released(context)?;
     let options = PackOptions {
         codec: if pack.codec == "gzip" { Codec::Gzip } else { Codec::Zstd },
         level: pack.level,

@@ -116,7 +116,7 @@ enum RepoError {
         #[source]
         source: io::Error,
     },
-    #[error("the repository in {} is not in order: {problems} problems, of which the first is: {first}", dir.display())]
+    #[error("the repository in {} is not in order: {first} (problem 1 of {problems})", dir.display())]
     Damaged { dir: PathBuf, problems: usize, first: String },
 }
 

@@ -372,7 +372,7 @@ fn a_repository_is_checked_and_put_right() {
     let ran = check(false);
     assert!(ran.stdout.contains(".payload is missing"), "{}", ran.stdout);
     let line = ran.complains_with(65);
-    assert!(line.contains("1 problems") && line.contains("refit repo add"), "{line}");
+    assert!(line.contains("(problem 1 of 1)") && line.contains("refit repo add"), "{line}");
     let objects = check(true).ends_with(65).objects();
     assert_eq!(objects[0]["problems"][0]["why"], "is missing");
     assert_eq!(objects[1]["error"]["code"], "repository_damaged");
@@ -450,12 +450,18 @@ fn the_same_input_and_date_give_the_same_package() {
     let at = dir.path();
     Release::bare("1.0.0").write(&at.join("tree"));
     let keys = Vendor::get().keys();
+    let pack = |name: &str, date: &str| {
+        let mut pack = refit();
+        pack.args(["pack", "tree", "-o", name, "--keys"]).arg(&keys).env("SOURCE_DATE_EPOCH", date);
+        Ran::of(pack.current_dir(at))
+    };
     let mut packages = Vec::new();
     for name in ["one.refit", "other.refit"] {
-        let mut pack = refit();
-        pack.args(["pack", "tree", "-o", name, "--keys"]).arg(&keys).env("SOURCE_DATE_EPOCH", "1900000000");
-        Ran::of(pack.current_dir(at)).ends_with(0);
+        pack(name, "1900000000").ends_with(0);
         packages.push(fs::read(at.join(name)).expect("read"));
     }
     assert!(packages[0] == packages[1]);
+    let line = pack("third.refit", "yesterday").complains_with(64);
+    assert!(line.contains("SOURCE_DATE_EPOCH is \"yesterday\""), "{line}");
+    assert!(!at.join("third.refit").exists());
 }
