@@ -49,7 +49,7 @@ pub(super) async fn status(State(app): State<Shared>) -> Json<Value> {
         "components": components,
         "listeners": listeners,
         "update": update,
-        "repository": app.config.update.repository.as_deref().map(crate::update::shown_address),
+        "repository": app.manager.repository(),
         "trust": trust,
         "faults": app.bus.faults(),
         "time": clock::stamp(),

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use indicatif::HumanBytes;
 use jiff::{SignedDuration, Timestamp};
 use refit_updater::inspect::{Change, Comparison, InspectError, compare, inspect as look_into};
 use refit_updater::keys::KeysError;
@@ -192,11 +192,7 @@ fn try_pack(context: &Context, pack: &Pack) -> Result<(), AuthorError> {
         released,
         metadata_version: pack.metadata_version,
     };
-    // Of one byte until more is known: a bar of none is full.
-    let bar = if context.is_watched() { ProgressBar::new(1) } else { ProgressBar::hidden() };
-    if let Ok(style) = ProgressStyle::with_template("{msg} [{wide_bar}] {bytes}/{total_bytes} {bytes_per_sec}") {
-        bar.set_style(style);
-    }
+    let bar = context.bytes_bar("reading");
     bar.enable_steady_tick(Duration::from_millis(100));
     let report = make_package(&dir, &out, &keys, &options, &mut |progress| {
         bar.set_length(progress.bytes_total);

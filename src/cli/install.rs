@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::StreamExt;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use refit_updater::journal;
 use refit_updater::release::StoreError;
 use refit_updater::{Digest, Store};
@@ -117,7 +117,7 @@ fn approve(install: &Install, version: &Version, release: &Value) -> Result<(), 
 
 /// Has the appliance fetch a release from its repository. Returns its description.
 async fn fetch(context: &Context, client: &Client, install: &Install, version: &Version) -> Result<Value, ClientError> {
-    let bar = progress_bar(context, None, "fetching and verifying");
+    let bar = context.bytes_bar("fetching and verifying");
     let body = json!({ "version": version, "allow_downgrade": install.allow_downgrade, "digest": install.digest });
     let answer = tokio::select! {
         answer = client.post("/api/v1/packages", &body) => answer,
@@ -176,7 +176,10 @@ async fn send(context: &Context, client: &Client, install: &Install, path: &Path
         let chunks = ReaderStream::with_capacity(file, CHUNK_BYTES);
         (chunks.map(move |chunk| chunk.map_err(|error| note(unreadable(error)))).boxed(), Some(metadata.len()))
     };
-    let bar = progress_bar(context, length, "sending and verifying");
+    let bar = context.bytes_bar("sending and verifying");
+    if let Some(length) = length {
+        bar.set_length(length);
+    }
     let counted = bar.clone();
     let body = body.inspect(move |chunk| {
         if let Ok(chunk) = chunk {
@@ -191,18 +194,6 @@ async fn send(context: &Context, client: &Client, install: &Install, path: &Path
     bar.finish_and_clear();
     let broken = broken.lock().unwrap_or_else(PoisonError::into_inner).take();
     answer.map_err(|error| broken.unwrap_or(error))
-}
-
-fn progress_bar(context: &Context, length: Option<u64>, what: &'static str) -> ProgressBar {
-    if !context.is_watched() {
-        return ProgressBar::hidden();
-    }
-    let bar = length.map_or_else(ProgressBar::new_spinner, ProgressBar::new);
-    let template = "{msg} [{wide_bar}] {bytes}/{total_bytes} {bytes_per_sec}";
-    if let Ok(style) = ProgressStyle::with_template(template) {
-        bar.set_style(style);
-    }
-    bar.with_message(what)
 }
 
 fn tell_package(context: &Context, package: &Value) {

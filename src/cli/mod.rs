@@ -29,6 +29,7 @@ use std::sync::OnceLock;
 
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
+use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::component::launch::{self, Launch};
 use crate::component::logs::journal;
@@ -174,6 +175,18 @@ impl Context {
     /// Returns whether somebody watches.
     fn is_watched(&self) -> bool {
         !self.json && io::stderr().is_terminal()
+    }
+
+    /// Returns a bar of bytes for what is being done, which somebody sees who watches. How many there are may be said later.
+    fn bytes_bar(&self, what: &'static str) -> ProgressBar {
+        if !self.is_watched() {
+            return ProgressBar::hidden();
+        }
+        let bar = ProgressBar::no_length();
+        if let Ok(style) = ProgressStyle::with_template("{msg} [{wide_bar}] {bytes}/{total_bytes} {bytes_per_sec}") {
+            bar.set_style(style);
+        }
+        bar.with_message(what)
     }
 
     /// Returns `path` below the working directory.

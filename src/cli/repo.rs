@@ -3,10 +3,11 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use indicatif::HumanBytes;
 use refit_updater::durable;
 use refit_updater::keys::{Keys, KeysError};
 use refit_updater::package::METADATA_BYTES_MAX;
+use refit_updater::repository::Offer;
 use refit_updater::repository::author::{
     Addition, Contents, LIST_BYTES_MAX, Outcome, Repository, RepositoryError, RetiredRelease, Terms, check, contents,
 };
@@ -175,8 +176,7 @@ fn try_run(context: &Context, repo: &Repo) -> Result<(), RepoError> {
             let mut added = Vec::new();
             for package in packages {
                 let addition = repository.add(&context.path(package), &keys, &terms)?;
-                let offer = &addition.offer;
-                let release = format!("{} {} for {}", offer.appliance, offer.version, offer.arch);
+                let release = name_of(&addition.offer);
                 context.tell(&match addition.outcome {
                     Outcome::Added => format!("added {release}"),
                     Outcome::Restored => format!("restored {release}: files of it were missing or damaged"),
@@ -252,10 +252,14 @@ fn open(
     let mut repository = Repository::open(dir)?;
     let accepted = if accept_retired { Some(repository.accept_retired(keys)?) } else { None };
     for RetiredRelease { offer, digest } in accepted.iter().flatten() {
-        let release = format!("{} {} for {}", offer.appliance, offer.version, offer.arch);
+        let release = name_of(offer);
         context.tell(&format!("accepted {release}, which retired keys signed: digest {digest}"));
     }
     Ok((repository, accepted))
+}
+
+fn name_of(offer: &Offer) -> String {
+    format!("{} {} for {}", offer.appliance, offer.version, offer.arch)
 }
 
 fn check_all(context: &Context, reading: &Reading) -> Result<(), RepoError> {
@@ -264,10 +268,7 @@ fn check_all(context: &Context, reading: &Reading) -> Result<(), RepoError> {
         Trusted::Keys(keys) => keys.root().to_vec(),
         Trusted::Root(root) => root,
     };
-    let bar = if context.is_watched() { ProgressBar::new(1) } else { ProgressBar::hidden() };
-    if let Ok(style) = ProgressStyle::with_template("checking [{wide_bar}] {bytes}/{total_bytes} {bytes_per_sec}") {
-        bar.set_style(style);
-    }
+    let bar = context.bytes_bar("checking");
     let found = check(&dir, &root, clock::now(), &mut |progress| {
         bar.set_length(progress.bytes_total);
         bar.set_position(progress.bytes);

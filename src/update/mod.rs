@@ -39,7 +39,6 @@ use crate::tickets::TicketView;
 
 pub use error::UpdateError;
 pub use receiving::PackageView;
-pub(crate) use repository::shown_address;
 pub use repository::{OfferView, RepositoryView};
 
 /// What an update is doing, for status and page.

@@ -50,7 +50,7 @@ pub struct OfferView {
 }
 
 /// Returns the address of a repository as it is shown: without the password that may be in it.
-pub(crate) fn shown_address(address: &str) -> String {
+fn shown_address(address: &str) -> String {
     if let Ok(mut url) = reqwest::Url::parse(address)
         && url.password().is_some()
         && url.set_password(Some("***")).is_ok()
@@ -143,6 +143,11 @@ impl Server for Web {
 }
 
 impl Manager {
+    /// Returns the address of the repository as it is shown, if there is one.
+    pub fn repository(&self) -> Option<String> {
+        self.parts.config.update.repository.as_deref().map(shown_address)
+    }
+
     /// Returns the repository, and what ends all that is asked of it when it is dropped.
     fn place(&self) -> Result<(Place, DropGuard), UpdateError> {
         let update = &self.parts.config.update;
@@ -153,7 +158,7 @@ impl Manager {
 
     /// Returns `error` with the address of the repository, if it is about the way there.
     fn locate(&self, error: UpdateError) -> UpdateError {
-        let address = || self.parts.config.update.repository.as_deref().map(shown_address).unwrap_or_default();
+        let address = || self.repository().unwrap_or_default();
         if let UpdateError::Trust(TrustError::Unreachable { source })
         | UpdateError::Receive(ReceiveError::Trust { source: TrustError::Unreachable { source } }) = error
         {
@@ -186,7 +191,7 @@ impl Manager {
                 let failed_before = journal.failed.get(&offer.version).map(|failed| failed.reason.clone());
                 OfferView { offer, failed_before }
             };
-            let repository = manager.parts.config.update.repository.as_deref().map(shown_address).unwrap_or_default();
+            let repository = manager.repository().unwrap_or_default();
             Ok::<_, UpdateError>(RepositoryView {
                 repository,
                 newer,

@@ -31,7 +31,7 @@ pub fn replace(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
 /// # Errors
 /// Nothing has changed.
 pub fn replace_dispensable(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
-    write_beside(dir, bytes, REPLACE_MODE)?.persist(dir.join(name))?; // nobody ever reads a half
+    write_beside(&tempfile::Builder::new(), dir, bytes, REPLACE_MODE)?.persist(dir.join(name))?; // nobody ever reads a half
     Ok(())
 }
 
@@ -40,12 +40,20 @@ pub fn replace_dispensable(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<(
 /// # Errors
 /// As [`replace`].
 pub fn replace_with_mode(dir: &Path, name: &str, bytes: &[u8], mode: u32) -> io::Result<()> {
-    commit_file(write_beside(dir, bytes, mode)?, &dir.join(name))
+    replace_by(&tempfile::Builder::new(), dir, name, bytes, mode)
+}
+
+/// Does as [`replace_with_mode`], with a file that `temp` names until it is whole.
+///
+/// # Errors
+/// As [`replace`].
+pub fn replace_by(temp: &tempfile::Builder<'_, '_>, dir: &Path, name: &str, bytes: &[u8], mode: u32) -> io::Result<()> {
+    commit_file(write_beside(temp, dir, bytes, mode)?, &dir.join(name))
 }
 
 /// Returns a file in `dir` with this content and a name that nothing reads.
-fn write_beside(dir: &Path, bytes: &[u8], mode: u32) -> io::Result<NamedTempFile> {
-    let mut temp = NamedTempFile::new_in(dir)?; // same file system, or rename is not atomic
+fn write_beside(temp: &tempfile::Builder<'_, '_>, dir: &Path, bytes: &[u8], mode: u32) -> io::Result<NamedTempFile> {
+    let mut temp = temp.tempfile_in(dir)?; // same file system, or rename is not atomic
     temp.write_all(bytes)?;
     temp.as_file().set_permissions(Permissions::from_mode(mode))?;
     Ok(temp)

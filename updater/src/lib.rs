@@ -17,6 +17,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed"))]
 
+mod chain;
 mod class;
 mod codec;
 pub mod config;
@@ -38,6 +39,7 @@ pub mod repository;
 pub mod trust;
 pub mod tuf;
 
+pub use chain::Chain;
 pub use class::Class;
 pub use digest::Digest;
 pub use manifest::Manifest;

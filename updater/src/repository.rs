@@ -106,6 +106,13 @@ pub struct Offer {
 }
 
 impl Offer {
+    /// Returns the release that the target `name` is, if it is one.
+    fn of(name: &str, target: &Target) -> Option<Self> {
+        let offer = Self::deserialize(&target.custom).ok()?;
+        // The name is signed along with what it says, and must agree: the manifest is asked for by it.
+        (offer.target_name() == name).then_some(offer)
+    }
+
     /// Returns the name of the manifest as a target.
     #[must_use]
     pub fn target_name(&self) -> String {
@@ -121,14 +128,7 @@ fn payload_path(name: &str, target: &Target) -> Option<String> {
 
 /// Returns the releases that these targets are, oldest first.
 fn offers_of(targets: &BTreeMap<String, Target>) -> Vec<Offer> {
-    let mut offers: Vec<Offer> = targets
-        .iter()
-        .filter_map(|(name, target)| {
-            let offer = Offer::deserialize(&target.custom).ok()?;
-            // The name is signed along with what it says, and must agree: the manifest is asked for by it.
-            (offer.target_name() == *name).then_some(offer)
-        })
-        .collect();
+    let mut offers: Vec<Offer> = targets.iter().filter_map(|(name, target)| Offer::of(name, target)).collect();
     offers.sort_by(|one, other| (&one.version, &one.arch).cmp(&(&other.version, &other.arch)));
     offers
 }

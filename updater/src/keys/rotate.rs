@@ -177,12 +177,17 @@ impl Maker<'_> {
         }
         for role in roles {
             let (threshold, keys) = (threshold(*role), keyids.len() as u64);
-            let met = NonZeroU64::new(threshold).filter(|threshold| threshold.get() <= keys);
-            let threshold = met.ok_or(KeysError::Threshold { threshold, keys })?;
+            let threshold = threshold_of(threshold, keys)?;
             root.roles.insert(*role, RoleKeys { keyids: keyids.clone(), threshold, _extra: HashMap::new() });
         }
         Ok(())
     }
+}
+
+/// Returns `threshold`, if so many of `keys` can sign.
+fn threshold_of(threshold: u64, keys: u64) -> Result<NonZeroU64, KeysError> {
+    let met = NonZeroU64::new(threshold).filter(|threshold| threshold.get() <= keys);
+    met.ok_or(KeysError::Threshold { threshold, keys })
 }
 
 /// Returns the stems of `count` new keys in `dir`: `root`, or `root-1` and so on. If one is taken, by a key outside or one that
@@ -316,8 +321,7 @@ impl Keys {
             && let Some(role) = root.roles.get_mut(&RoleType::Root)
         {
             let keys = role.keyids.len() as u64;
-            let met = NonZeroU64::new(threshold).filter(|threshold| threshold.get() <= keys);
-            role.threshold = met.ok_or(KeysError::Threshold { threshold, keys })?;
+            role.threshold = threshold_of(threshold, keys)?;
         }
         let used: BTreeSet<Vec<u8>> = root.roles.values().flat_map(|role| &role.keyids).map(|id| id.to_vec()).collect();
         root.keys.retain(|id, _| used.contains(&**id));

@@ -374,14 +374,9 @@ fn names_in(dir: &Path) -> Result<BTreeSet<String>, RepositoryError> {
 }
 
 fn replace(path: &Path, bytes: &[u8]) -> Result<(), RepositoryError> {
-    let Some(dir) = path.parent() else {
+    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(RepositoryError::io("write", path)(io::ErrorKind::InvalidInput.into()));
     };
-    let write = || {
-        let mut temp = temp().tempfile_in(dir)?;
-        temp.write_all(bytes)?;
-        temp.as_file().set_permissions(Permissions::from_mode(FILE_MODE))?;
-        durable::commit_file(temp, path)
-    };
-    write().map_err(RepositoryError::io("write", path))
+    durable::replace_by(&temp(), dir, &name.to_string_lossy(), bytes, FILE_MODE)
+        .map_err(RepositoryError::io("write", path))
 }

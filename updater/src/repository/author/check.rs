@@ -9,11 +9,12 @@ use serde::{Serialize, Serializer};
 
 use super::current::{Current, Roots, check_root, read};
 use super::{Contents, RepositoryError};
+use crate::chain::Chain;
 use crate::digest::Digest;
 use crate::durable;
 use crate::manifest::{Body, MANIFEST_BYTES_MAX, Manifest, ManifestError};
 use crate::package::{METADATA_BYTES_MAX, METADATA_DIR};
-use crate::repository::{Offer, TARGETS_DIR, offers_of, payload_path};
+use crate::repository::{Offer, TARGETS_DIR, payload_path};
 use crate::tuf::document::RootDocument;
 use crate::tuf::{Target, TufError};
 
@@ -48,7 +49,7 @@ pub struct Problem {
 
 impl std::fmt::Display for Problem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {}", self.path, whole_text(&self.why))
+        write!(f, "{} {}", self.path, Chain(&self.why))
     }
 }
 
@@ -98,18 +99,8 @@ pub enum Trouble {
     Root(#[source] TufError),
 }
 
-fn whole_text(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(&format!(": {error}"));
-        source = error.source();
-    }
-    text
-}
-
 fn as_text<S: Serializer>(why: &Trouble, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&whole_text(why))
+    serializer.collect_str(&Chain(why))
 }
 
 /// Checks the repository in `dir`: that `root`, or one that follows it, vouches for its metadata, that nothing is past its
@@ -125,13 +116,13 @@ pub fn check(
 ) -> Result<Checked, RepositoryError> {
     check_root(root)?;
     let current = read(dir, root, Roots::Follow)?;
-    let targets = &current.targets.content.targets;
-    let bytes_total = offers_of(targets).iter().map(|offer| offer.payload_bytes).sum();
+    let contents = current.contents();
+    let bytes_total = contents.releases.iter().map(|offer| offer.payload_bytes).sum();
     let mut problems = check_roots(dir, current.root.version.get());
     problems.extend(expired(&current, now));
     let mut before = 0;
-    for (name, target) in targets {
-        let offer = offers_of(&[(name.clone(), target.clone())].into()).pop();
+    for (name, target) in &current.targets.content.targets {
+        let offer = Offer::of(name, target);
         progress(CheckProgress { bytes: before, bytes_total });
         let mut within = 0;
         problems.extend(check_target(dir, name, target, offer.as_ref(), &mut |bytes| {
@@ -141,7 +132,7 @@ pub fn check(
         before += offer.map_or(0, |offer| offer.payload_bytes);
     }
     progress(CheckProgress { bytes: bytes_total, bytes_total });
-    Ok(Checked { contents: current.contents(), problems })
+    Ok(Checked { contents, problems })
 }
 
 /// Returns what is wrong with the roots up to the newest: an appliance may trust any of them, and goes on from there.
