@@ -9,7 +9,7 @@ use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use axum::Router;
 use axum::body::Body;
@@ -24,6 +24,7 @@ use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use tokio_util::sync::CancellationToken;
 
+use super::body::whole;
 use crate::peers::rights::Caller;
 
 /// Who is at the other end, if the socket says so.
@@ -43,8 +44,8 @@ pub(super) enum End<S> {
 struct Traffic {
     /// Requests being answered.
     under_way: AtomicUsize,
-    /// A request's body was not read to its end: what comes next on the connection is no request.
-    torn: AtomicBool,
+    /// Requests whose bodies were not read to their ends: what comes next on the connection is no request.
+    unread: Arc<AtomicUsize>,
     /// The last write did not get through.
     write_blocked: AtomicBool,
 }
@@ -73,7 +74,9 @@ where
     let io = Watched { read, io: TokioIo::new(socket), traffic: Arc::clone(&traffic) };
     let router = TowerToHyperService::new(router);
     let counted = Arc::clone(&traffic);
-    let service = service_fn(move |request| answer(router.clone(), request, peer.clone(), Arc::clone(&counted)));
+    let stop = stopping.clone();
+    let service =
+        service_fn(move |request| answer(router.clone(), request, peer.clone(), Arc::clone(&counted), stop.clone()));
     let mut connection = http1::Builder::new().serve_connection(io, service);
     let mut stop = pin!(stopping.cancelled());
     let mut told = false;
@@ -86,7 +89,7 @@ where
             if told || stop.as_mut().poll(context).is_pending() {
                 return Poll::Pending;
             }
-            if park.load(Ordering::Acquire) && !traffic.torn.load(Ordering::Acquire) {
+            if park.load(Ordering::Acquire) && traffic.unread.load(Ordering::Acquire) == 0 {
                 return if traffic.is_at_boundary() { Poll::Ready(false) } else { Poll::Pending };
             }
             told = true;
@@ -110,12 +113,13 @@ async fn answer(
     mut request: hyper::Request<Incoming>,
     peer: Option<Peer>,
     traffic: Arc<Traffic>,
+    stopping: CancellationToken,
 ) -> Result<Response, std::convert::Infallible> {
     let counted = Counted::new(&traffic);
     if let Some(peer) = peer {
         request.extensions_mut().insert(peer);
     }
-    let request: Request = request.map(|body| Body::new(Whole { body, ended: false, traffic: Arc::clone(&traffic) }));
+    let request: Request = whole(request, Arc::clone(&traffic.unread), stopping).map(Body::new);
     let response = router.call(request).await?;
     Ok(response.map(|body| Body::new(Answer { body, _counted: counted })))
 }
@@ -133,43 +137,6 @@ impl Counted {
 impl Drop for Counted {
     fn drop(&mut self) {
         self.0.under_way.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-/// A request's body that notices when it is not read to its end.
-struct Whole {
-    body: Incoming,
-    ended: bool,
-    traffic: Arc<Traffic>,
-}
-
-impl HttpBody for Whole {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
-        self.ended |= frame.is_none();
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-impl Drop for Whole {
-    fn drop(&mut self) {
-        if !self.ended && !self.body.is_end_stream() {
-            self.traffic.torn.store(true, Ordering::Release);
-        }
     }
 }
 

@@ -3,6 +3,7 @@
 //! One file per resource. Handlers read what others own and ask the bus and the update manager; they decide nothing.
 
 mod access;
+mod body;
 mod bus;
 mod components;
 mod connection;

@@ -1,8 +1,6 @@
 //! `PUT /api/v1/packages`: a package streams in, is verified and unpacked on the way, and described in the answer. `POST`
 //! fetches one from the repository, `GET /api/v1/repository` says what that offers.
 
-use std::time::Duration;
-
 use axum::Json;
 use axum::extract::{Path, Query, Request, State};
 use axum::http::{StatusCode, header};
@@ -19,8 +17,6 @@ use crate::update::{PackageView, RepositoryView, UpdateError};
 
 /// How much of a package lies between the connection and the unpacking.
 const BETWEEN_BYTES: usize = 1 << 20;
-/// How long the rest of a package that was refused is read, so that the sender gets to read the answer.
-const REST_MAX: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Deserialize)]
 pub(super) struct Options {
@@ -61,19 +57,15 @@ pub(super) async fn receive(
             }
         }
         drop(writer);
-        (broken, body)
+        broken
     };
-    let (result, (broken, mut body)) = tokio::join!(app.manager.receive(reader, total, options.allow_downgrade), feed);
+    let (result, broken) = tokio::join!(app.manager.receive(reader, total, options.allow_downgrade), feed);
     let result = result.map_err(|error| match (error, broken) {
         (UpdateError::Receive(ReceiveError::Package { source: PackageError::Truncated { .. } }), Some(source)) => {
             UpdateError::Receive(PackageError::Input { source }.into())
         }
         (error, _) => error,
     });
-    if result.is_err() {
-        let rest = async { while let Some(Ok(_)) = body.next().await {} };
-        drop(tokio::time::timeout(REST_MAX, rest).await);
-    }
     approved(&app, result, options.digest).await
 }
 

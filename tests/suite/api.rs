@@ -1,6 +1,9 @@
 //! The API from outside: who gets in, packages and updates over HTTP, events across an exec, problems, the page.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 
 use serde_json::{Value, json};
 
@@ -179,6 +182,44 @@ fn what_is_refused_says_why_and_what_to_do() {
     assert_problem(&broken.body(b"{".to_vec()).send(), 400, "bad_request");
     appliance.settled("1.0.0");
     assert!(appliance.history().is_empty());
+}
+
+/// Sends the `head` of a request, and its `body` only when the answer is read; then asks something else on the same connection.
+/// Returns the first line of the answer.
+fn answered_early<S: Read + Write>(stream: S, head: &str, body: &[u8]) -> String {
+    let mut stream = BufReader::new(stream);
+    let mut ask = |request: &str, body: &[u8]| {
+        stream.get_mut().write_all(request.as_bytes()).expect("the head is sent");
+        let mut lines = Vec::new();
+        while lines.last().is_none_or(|line: &String| line != "\r\n") {
+            let mut line = String::new();
+            assert!(stream.read_line(&mut line).expect("an answer") > 0, "closed after {lines:?}");
+            lines.push(line);
+        }
+        let length = lines.iter().find_map(|line| line.strip_prefix("content-length: ")?.trim().parse().ok());
+        stream.read_exact(&mut vec![0; length.expect("a length")]).expect("the answer's body");
+        stream.get_mut().write_all(body).expect("the body is taken, too");
+        lines.swap_remove(0)
+    };
+    let first = ask(head, body);
+    let next = ask("GET /healthz HTTP/1.1\r\nHost: appliance\r\n\r\n", b"");
+    assert_eq!(next, "HTTP/1.1 200 OK\r\n");
+    first
+}
+
+#[test]
+fn who_is_answered_before_everything_was_sent_can_send_the_rest() {
+    let appliance = Appliance::new(&Release::shop("1.0.0")).start();
+    let body = vec![b' '; 8 << 20];
+    let head = |path: &str| format!("{path} HTTP/1.1\r\nHost: appliance\r\nContent-Length: {}\r\n\r\n", body.len());
+    let admin = TcpStream::connect(appliance.address("admin")).expect("connect");
+    admin.set_read_timeout(Some(LIMIT)).expect("set a limit");
+    let answer = answered_early(admin, &head("PUT /api/v1/packages"), &body);
+    assert_eq!(answer, "HTTP/1.1 401 Unauthorized\r\n");
+    let At::Unix(path) = appliance.socket() else { panic!("the socket is a file") };
+    let socket = UnixStream::connect(path).expect("connect");
+    socket.set_read_timeout(Some(LIMIT)).expect("set a limit");
+    assert_eq!(answered_early(socket, &head("PUT /nowhere"), &body), "HTTP/1.1 404 Not Found\r\n");
 }
 
 #[test]
