@@ -48,6 +48,7 @@ pub(super) async fn status(State(app): State<Shared>) -> Json<Value> {
         "bus": { "state": app.bus.state().name() },
         "components": components,
         "listeners": listeners,
+        "receiving": app.manager.reception(),
         "update": update,
         "repository": app.manager.repository(),
         "trust": trust,

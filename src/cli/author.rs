@@ -129,8 +129,8 @@ impl Reported for AuthorError {
 
     fn exit(&self) -> Exit {
         match self {
-            Self::Keys(error) if error.is_disk() => Exit::Disk,
-            Self::Keys(_) | Self::Config(_) => Exit::Config,
+            Self::Keys(error) => error.into(),
+            Self::Config(_) => Exit::Config,
             Self::Pack(PackError::Io { .. }) => Exit::Disk,
             Self::Pack(_) => Exit::Refused,
             Self::Repository(error) => error.class().into(),

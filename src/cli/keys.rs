@@ -143,12 +143,25 @@ impl Reported for KeyCommandError {
 
     fn exit(&self) -> Exit {
         match self {
-            // What the command line says contradicts itself or asks for the impossible, whatever the files hold.
-            Self::Keys(KeysError::Threshold { .. } | KeysError::NotRotated { .. }) | Self::Made { .. } => Exit::Usage,
-            Self::Keys(KeysError::Busy { .. }) => Exit::TryLater,
-            Self::Keys(KeysError::Generate | KeysError::Encode { .. }) => Exit::Failed,
-            Self::Keys(error) if error.is_disk() => Exit::Disk,
-            Self::Keys(_) | Self::Passphrase(_) | Self::NoPassphrase => Exit::Config,
+            Self::Made { .. } => Exit::Usage,
+            Self::Keys(error) => error.into(),
+            Self::Passphrase(_) | Self::NoPassphrase => Exit::Config,
+        }
+    }
+}
+
+impl From<&KeysError> for Exit {
+    fn from(error: &KeysError) -> Self {
+        if matches!(error, KeysError::Threshold { .. } | KeysError::NotRotated { .. }) {
+            Self::Usage // the command line asks for the impossible, whatever the files hold
+        } else if matches!(error, KeysError::Busy { .. }) {
+            Self::TryLater
+        } else if matches!(error, KeysError::Generate | KeysError::Encode { .. }) {
+            Self::Failed
+        } else if error.is_disk() {
+            Self::Disk
+        } else {
+            Self::Config
         }
     }
 }

@@ -145,8 +145,7 @@ impl Reported for RepoError {
 
     fn exit(&self) -> Exit {
         match self {
-            Self::Keys(error) if error.is_disk() => Exit::Disk,
-            Self::Keys(_) => Exit::Config,
+            Self::Keys(error) => error.into(),
             Self::Repository(error) => error.class().into(),
             Self::Read { .. } => Exit::Usage,
             Self::Damaged { .. } => Exit::Refused,

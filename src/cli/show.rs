@@ -66,6 +66,9 @@ pub(super) async fn status(context: &Context) -> Result<Exit, ClientError> {
             cell(&update["step"]),
         ));
     }
+    if let Some(line) = reception(&status["receiving"]) {
+        context.print(&line);
+    }
     for warning in status["trust"]["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str) {
         context.print(&format!("warning: {warning}"));
     }
@@ -88,6 +91,19 @@ pub(super) async fn status(context: &Context) -> Result<Exit, ClientError> {
         ));
     }
     Ok(Exit::Done)
+}
+
+/// Returns what arrives and how far it is.
+fn reception(receiving: &Value) -> Option<String> {
+    let step = receiving["step"].as_str()?;
+    let what = receiving["version"].as_str().map_or("a package".to_owned(), |version| format!("release {version}"));
+    let bytes = |key: &str| receiving[key].as_u64().map(|bytes| indicatif::BinaryBytes(bytes).to_string());
+    let far = match (bytes("received_bytes"), bytes("total_bytes")) {
+        (Some(received), Some(total)) => format!(", {received} of {total}"),
+        (Some(received), None) => format!(", {received}"),
+        (None, _) => String::new(),
+    };
+    Some(format!("receiving {what} since {}: {step}{far}", cell(&receiving["since"])))
 }
 
 /// Prints the table of components.

@@ -38,7 +38,7 @@ use crate::error::Chain;
 use crate::tickets::TicketView;
 
 pub use error::UpdateError;
-pub use receiving::PackageView;
+pub use receiving::{PackageView, Reception};
 pub use repository::{OfferView, RepositoryView};
 
 /// What an update is doing, for status and page.
@@ -117,6 +117,7 @@ pub struct Manager {
     finished: Mutex<Option<Entry>>,
     /// Holding it is receiving a package.
     receiving: Arc<tokio::sync::Semaphore>,
+    reception: Mutex<Option<Reception>>,
     tasks: Mutex<JoinSet<()>>,
     /// Whether this image ends so that the guard selects the release anew.
     gives_way: AtomicBool,
@@ -142,6 +143,7 @@ impl Manager {
             trial_ns: Mutex::new(None),
             tidy: AtomicBool::new(false),
             receiving: Arc::new(tokio::sync::Semaphore::new(1)),
+            reception: Mutex::new(None),
             tasks: Mutex::new(JoinSet::new()),
         };
         if let (State::Trial { .. }, Some(attempt)) = (&manager.parts.journal.state, &manager.parts.journal.attempt) {

@@ -13,7 +13,7 @@ use serde_json::json;
 use tokio::io::AsyncRead;
 use tokio_util::io::SyncIoBridge;
 
-use super::{Manager, UpdateError};
+use super::{Manager, UpdateError, lock};
 use crate::clock;
 use crate::error::Chain;
 
@@ -49,6 +49,23 @@ pub struct PackageView {
     pub failed_before: Option<String>,
 }
 
+/// A reception that is under way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Reception {
+    /// When it began, RFC 3339.
+    pub since: String,
+    /// Where it is: `metadata`, `unpacking`, `syncing`.
+    pub step: &'static str,
+    /// The release that arrives; `None` until its signatures were verified.
+    pub version: Option<Version>,
+    /// The digest of its manifest.
+    pub digest: Option<Digest>,
+    /// Compressed bytes that have arrived and are verified.
+    pub received_bytes: u64,
+    /// How many there will be, where that is known.
+    pub total_bytes: Option<u64>,
+}
+
 /// The difference between two releases, by path.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Changes {
@@ -69,6 +86,43 @@ struct CancelOnDrop(Arc<AtomicBool>);
 impl Drop for CancelOnDrop {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Shows a reception as long as it lives.
+struct Shown(Arc<Manager>);
+
+impl Shown {
+    fn new(manager: &Arc<Manager>, total_bytes: Option<u64>) -> Self {
+        let since = clock::stamp();
+        let reception =
+            Reception { since, step: "metadata", version: None, digest: None, received_bytes: 0, total_bytes };
+        *lock(&manager.reception) = Some(reception);
+        Self(Arc::clone(manager))
+    }
+}
+
+impl Drop for Shown {
+    fn drop(&mut self) {
+        *lock(&self.0.reception) = None;
+    }
+}
+
+impl Reception {
+    fn note(&mut self, progress: &ReceiveProgress) {
+        match progress {
+            ReceiveProgress::Verified { digest, version, bytes_total, .. } => {
+                self.step = "unpacking";
+                self.version = Some(version.clone());
+                self.digest = Some(*digest);
+                self.total_bytes = Some(*bytes_total);
+            }
+            ReceiveProgress::Unpacking { bytes, bytes_total } => {
+                self.received_bytes = *bytes;
+                self.total_bytes = Some(*bytes_total);
+            }
+            ReceiveProgress::Syncing => self.step = "syncing",
+        }
     }
 }
 
@@ -109,13 +163,15 @@ impl Manager {
         allow_downgrade: bool,
     ) -> Result<PackageView, UpdateError> {
         let permit = self.begin_receiving().await?;
+        let shown = Shown::new(self, total_bytes);
         let current = self.journal().state.wanted().clone();
         let policy = self.policy(allow_downgrade);
         let cancel = Arc::new(AtomicBool::new(false));
         let guard = CancelOnDrop(Arc::clone(&cancel));
         let manager = Arc::clone(self);
         let work = move || {
-            let _permit = permit; // held until the work is over, even when nobody waits for it any more
+            // Held until the work is over, even when nobody waits for it any more.
+            let (_permit, _shown) = (permit, shown);
             let mut last = None;
             let mut progress = |progress: ReceiveProgress| manager.tell_received(&progress, total_bytes, &mut last);
             let parts = &manager.parts;
@@ -128,8 +184,16 @@ impl Manager {
         result?
     }
 
+    /// Returns what is being received.
+    pub fn reception(&self) -> Option<Reception> {
+        lock(&self.reception).clone()
+    }
+
     fn tell_received(&self, progress: &ReceiveProgress, total: Option<u64>, last: &mut Option<Instant>) {
         let events = &self.parts.around.estate.events;
+        if let Some(reception) = &mut *lock(&self.reception) {
+            reception.note(progress);
+        }
         match progress {
             ReceiveProgress::Verified { digest, version, bytes_total, installed_bytes } => {
                 let data = json!({

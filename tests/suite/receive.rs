@@ -5,10 +5,12 @@ use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 
+use serde_json::Value;
+
 use crate::appliance::{Appliance, Ran, refit};
 use crate::release::{Release, Vendor};
 use crate::repository::with_update_key;
-use crate::wait::LIMIT;
+use crate::wait::{LIMIT, until};
 
 #[test]
 fn a_sender_that_falls_silent_makes_room_for_the_next() {
@@ -27,6 +29,30 @@ fn a_sender_that_falls_silent_makes_room_for_the_next() {
     assert!(answer.contains("\"package_interrupted\"") && answer.contains("bytes came in 3 s"), "{answer}");
     appliance.install(&Release::bare("1.1.0"), &[]).ends_with(0);
     appliance.settled("1.1.0");
+}
+
+#[test]
+fn what_is_being_received_is_shown() {
+    let appliance = Appliance::new(&Release::bare("1.0.0")).start();
+    assert_eq!(appliance.status()["receiving"], Value::Null);
+    let package = fs::read(Release::bare("1.1.0").package()).expect("read");
+    let mut stream = UnixStream::connect(appliance.home().join("run/refit.sock")).expect("connect");
+    let head = format!("PUT /api/v1/packages HTTP/1.1\r\nHost: appliance\r\nContent-Length: {}\r\n\r\n", package.len());
+    stream.write_all(head.as_bytes()).expect("send");
+    let receiving = |step: &str| {
+        until(LIMIT, &format!("it is at {step}"), || {
+            Some(appliance.status()["receiving"].clone()).filter(|receiving| receiving["step"] == step)
+        })
+    };
+    let unknown = receiving("metadata");
+    assert_eq!((&unknown["version"], &unknown["total_bytes"]), (&Value::Null, &package.len().into()), "{unknown}");
+    stream.write_all(&package[..package.len() - 1]).expect("send");
+    let known = receiving("unpacking");
+    assert_eq!((&known["version"], &known["digest"].is_string()), (&"1.1.0".into(), &true), "{known}");
+    let shown = appliance.refit(&["status"]).ends_with(0).stdout;
+    assert!(shown.contains("\nreceiving release 1.1.0 since 20"), "{shown}");
+    drop(stream);
+    until(LIMIT, "nothing is being received", || appliance.status()["receiving"].is_null().then_some(()));
 }
 
 #[test]

@@ -74,7 +74,7 @@ fn a_home_survives_every_point() {
         let status = run_child(home.dir.path(), None);
         assert!(status.success(), "after {point}");
         let version = Version::new(1, 1, 0);
-        assert_eq!(home.store.versions().unwrap(), [version.clone()]);
+        assert_eq!(home.store.versions().unwrap(), std::slice::from_ref(&version));
         home.assert_whole(&home.store.release(&version).unwrap());
         assert!(home.store.config_dir(&version).join("shop.conf").is_file());
     }
