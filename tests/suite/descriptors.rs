@@ -10,7 +10,7 @@ use crate::wait::{LIMIT, eventually, until};
 /// How many updates and rollbacks.
 const SWITCHES: usize = 50;
 
-/// So many looks in a row that show the same are no moment in between: a connection or a probe lasts far shorter.
+/// So many looks in a row that show the same, and no connection, are no moment in between.
 const LOOKS: u32 = 20;
 
 type Kinds = BTreeMap<String, usize>;
@@ -21,7 +21,8 @@ fn at_rest(pid: i32) -> Kinds {
     until(LIMIT, "the descriptors stay the same", || {
         let now = process::descriptors(pid);
         last = if now == last.0 { (now, last.1 + 1) } else { (now, 0) };
-        (last.1 >= LOOKS).then(|| last.0.clone())
+        // Where everything waits for a processor, a request or a probe lasts for many looks.
+        (last.1 >= LOOKS && process::connections(pid).is_empty()).then(|| last.0.clone())
     })
 }
 

@@ -74,15 +74,31 @@ pub(crate) fn socket_inodes(pid: i32) -> Vec<u64> {
         .collect()
 }
 
+/// The kernel's number of the state `LISTEN`.
+const LISTEN: &str = "0A";
+
+/// Returns the rows of one of the kernel's tables of sockets.
+fn sockets(table: &str) -> Vec<Vec<String>> {
+    let table = fs::read_to_string(format!("/proc/net/{table}")).expect("the kernel lists its sockets");
+    table.lines().skip(1).map(|line| line.split_whitespace().map(str::to_owned).collect()).collect()
+}
+
+/// Returns the inodes of a process's sockets that are connections: over TCP, or accepted from a Unix socket with a name.
+pub(crate) fn connections(pid: i32) -> Vec<u64> {
+    let own = socket_inodes(pid);
+    let inode = |row: &Vec<String>, column: usize| row.get(column)?.parse().ok();
+    let tcp = sockets("tcp").into_iter().filter(|row| row[3] != LISTEN).filter_map(|row| inode(&row, 9));
+    // Of what has a path, a stream that does not listen was accepted.
+    let accepted = |row: &Vec<String>| row.len() == 8 && row[4] == "0001" && row[3] == "00000000";
+    let unix = sockets("unix").into_iter().filter(accepted).filter_map(|row| inode(&row, 6));
+    tcp.chain(unix).filter(|inode| own.contains(inode)).collect()
+}
+
 /// Returns the rows of the kernel's table for the sockets that listen on this port of 127.0.0.1.
 fn listening(port: u16) -> Vec<Vec<String>> {
-    /// The kernel's number of the state `LISTEN`.
-    const LISTEN: &str = "0A";
     let wanted = format!("0100007F:{port:04X}");
-    let table = fs::read_to_string("/proc/net/tcp").expect("the kernel lists its sockets");
-    table
-        .lines()
-        .map(|line| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
+    sockets("tcp")
+        .into_iter()
         .filter(|row| row.get(1) == Some(&wanted) && row.get(3).is_some_and(|state| state == LISTEN))
         .collect()
 }
