@@ -24,7 +24,7 @@ use super::estate::{Descriptors, Estate};
 use super::launch::report_pipe;
 use super::logs::Stream;
 use super::remains::Remains;
-use super::reports::{self, Said};
+use super::reports::{self, Reports, Said};
 use super::signal::{Handle, Stat};
 use super::{limits, output, spawn};
 use crate::bus::Failure;
@@ -195,15 +195,21 @@ impl Instance {
         let socket = descriptors.notify.try_clone()?;
         rustix::io::ioctl_fionbio(&socket, true)?;
         let socket = fd::watch(socket)?;
-        tasks.spawn(reports::read(socket, said_sender, carried.component.clone(), carried.id.clone()));
+        let mut reports = Reports::new(socket, said_sender, carried.component.clone(), carried.id.clone());
         let process = fd::watch(handle.descriptor().try_clone()?)?;
         let reaped = around.reaped.clone();
         let pid = handle.pid();
         let estate = Arc::clone(&around.estate);
         tasks.spawn(async move {
-            let how = wait_end(&process, pid, reaped).await;
+            // Cancel-safe: reading takes whole messages.
+            let how = tokio::select! {
+                how = wait_end(&process, pid, reaped) => how,
+                never = reports.read() => match never {},
+            };
+            reports.rest();
             estate.note_end(pid, &how);
             ended_sender.send_replace(Some(how));
+            match reports.read().await {}
         });
         Ok(Self { carried, said, ended, handle, descriptors, output_done, tasks })
     }

@@ -5,6 +5,7 @@
 //! descriptor store because listeners are not the component's to keep. Noise is said once for each process and does no harm; whoever
 //! sends more than anybody needs is read more slowly, and waits.
 
+use std::convert::Infallible;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -24,6 +25,9 @@ const BURST_MAX: u32 = 200;
 const PAUSE: Duration = Duration::from_millis(10);
 /// The longest watchdog time that a component may set for itself: a year is none.
 const WATCHDOG_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
+
+/// So many are read of a process that has ended: more than the kernel queues, and somebody else may go on.
+const REST_MAX: u32 = 1024;
 
 /// A step that a component announces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -75,30 +79,52 @@ impl Said {
     }
 }
 
-/// Reads what the process `id` of `component` says, for as long as it is wanted.
-pub(super) async fn read(socket: AsyncFd<OwnedFd>, said: watch::Sender<Said>, component: String, id: String) {
-    let mut noise = Noise { component, id, told: Vec::new() };
-    let (mut burst, mut last) = (BURST_MAX, Instant::now());
-    loop {
-        let received = socket.async_io(Interest::READABLE, |socket| notify::receive(socket.as_fd())).await;
-        let notification = match received {
-            Ok(notification) => notification,
-            Err(error) => {
-                noise.tell("unreadable", &format!("its notifications cannot be read any more: {error}"));
-                // Whoever waits for `said` waits for its own limit.
-                return std::future::pending().await;
+/// What is heard of one process.
+pub(super) struct Reports {
+    socket: AsyncFd<OwnedFd>,
+    said: watch::Sender<Said>,
+    noise: Noise,
+}
+
+impl Reports {
+    /// Returns what hears the process `id` of `component` on `socket`, and tells `said`.
+    pub(super) fn new(socket: AsyncFd<OwnedFd>, said: watch::Sender<Said>, component: String, id: String) -> Self {
+        Self { socket, said, noise: Noise { component, id, told: Vec::new() } }
+    }
+
+    /// Reads what it says, for as long as it is wanted. Cancel-safe: what was received was taken.
+    pub(super) async fn read(&mut self) -> Infallible {
+        let Self { socket, said, noise } = self;
+        let (mut burst, mut last) = (BURST_MAX, Instant::now());
+        loop {
+            let received = socket.async_io(Interest::READABLE, |socket| notify::receive(socket.as_fd())).await;
+            let notification = match received {
+                Ok(notification) => notification,
+                Err(error) => {
+                    noise.tell("unreadable", &format!("its notifications cannot be read any more: {error}"));
+                    // Whoever waits for `said` waits for its own limit.
+                    return std::future::pending().await;
+                }
+            };
+            take(&notification, said, noise);
+            let earned = last.elapsed().as_millis() / PAUSE.as_millis();
+            if earned > 0 {
+                burst = burst.saturating_add(u32::try_from(earned).unwrap_or(u32::MAX)).min(BURST_MAX);
+                last = Instant::now();
             }
-        };
-        take(&notification, &said, &mut noise);
-        let earned = last.elapsed().as_millis() / PAUSE.as_millis();
-        if earned > 0 {
-            burst = burst.saturating_add(u32::try_from(earned).unwrap_or(u32::MAX)).min(BURST_MAX);
-            last = Instant::now();
+            burst = burst.saturating_sub(1);
+            if burst == 0 {
+                noise.tell("flood", "it sends more notifications than are read; it has to wait");
+                tokio::time::sleep(PAUSE).await;
+            }
         }
-        burst = burst.saturating_sub(1);
-        if burst == 0 {
-            noise.tell("flood", "it sends more notifications than are read; it has to wait");
-            tokio::time::sleep(PAUSE).await;
+    }
+
+    /// Takes what lies there. A process that has ended said it before: whoever hears of the end is to know it.
+    pub(super) fn rest(&mut self) {
+        for _ in 0..REST_MAX {
+            let Ok(notification) = notify::receive(self.socket.get_ref().as_fd()) else { return };
+            take(&notification, &self.said, &mut self.noise);
         }
     }
 }

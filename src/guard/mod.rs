@@ -293,6 +293,8 @@ impl Guard {
             }
             if let Some(status) = self.reap(&phase) {
                 self.output.copy();
+                // What it said before its end may have come after the last look.
+                self.read_reports(&mut phase);
                 let since = match phase {
                     Phase::Up { since, .. } => since,
                     Phase::Pausing { until } => until,

@@ -203,11 +203,12 @@ async fn live(
             None => ("its connection was closed".to_owned(), Level::Info),
         },
     };
+    // Before the calls fail: whoever hears that one was lost finds the reason among the events.
+    peers.went(peer, &why, level);
     peer.lose(&format!("lost: {why}"));
     peer.ending.cancel();
     peer.out.close();
     drop(tokio::time::timeout(FLUSH_MAX, write(&peer.out, &mut writer)).await);
-    peers.went(peer, &why, level);
 }
 
 /// Returns how the process of a peer ended, if it has.

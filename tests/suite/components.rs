@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::appliance::{Appliance, Ran, component, text};
 use crate::process;
 use crate::release::{REFIT, Release};
-use crate::wait::{LIMIT, until};
+use crate::wait::{LIMIT, eventually, until};
 
 /// A component that behaves as its arguments say: see its own text.
 const ODD: &str = include_str!("components/odd.py");
@@ -109,6 +109,20 @@ fn one_that_says_why_it_failed_is_believed() {
 }
 
 #[test]
+fn a_last_word_is_heard_although_the_end_is_known_at_the_same_time() {
+    let keys = "ready = \"notify\"\nrestart = { policy = \"no\" }";
+    let appliance = Appliance::new(&odd(&["last_word"], keys)).start();
+    let (runtime, odd) = (appliance.runtime_pid(), appliance.component_pid("odd"));
+    // The runtime gets no processor until both have happened.
+    process::send(runtime, Signal::SIGSTOP);
+    fs::write(appliance.home().join("data/go"), "").expect("written");
+    eventually(LIMIT, "the component has ended", || !process::is_alive(odd));
+    process::send(runtime, Signal::SIGCONT);
+    let found = reason(&in_state(&appliance, "failed"));
+    assert!(found.contains("it said why: No space left on device"), "{found}");
+}
+
+#[test]
 fn a_slow_start_that_asks_for_more_time_gets_it() {
     let appliance = Appliance::new(&odd(&["slow", "8"], "ready = \"notify\"\nstart_timeout = \"6s\"")).start();
     let found = of(&appliance);
@@ -139,8 +153,9 @@ fn noise_on_the_notify_socket_is_bounded_reported_and_does_no_harm() {
     let appliance = Appliance::new(&release).start();
     until(LIMIT, "the last word is heard", || (of(&appliance)["status"] == "done").then_some(()));
     assert_eq!(component(&appliance.status(), "calm")["status"], "calm");
-    let log = appliance.log();
     for what in ["more than 4096 bytes", "without KEY=VALUE lines", "MAINPID is not supported", "it has to wait"] {
+        eventually(LIMIT, &format!("{what:?} is said"), || appliance.log().contains(what));
+        let log = appliance.log();
         assert_eq!(log.matches(what).count(), 1, "{what:?} is said once: {log}");
     }
 }
@@ -154,7 +169,9 @@ fn one_that_falls_silent_is_ended_by_its_watchdog_and_started_again() {
     until(LIMIT, "it was started again", || (of(&appliance)["restarts"].as_u64() >= Some(1)).then_some(()));
     assert!(!process::is_alive(first));
     assert_eq!(pid_of_first_line(&data(&appliance, "last-tick")), first, "as long as it gave signs of life it lived");
-    assert!(appliance.log().contains("watchdog: it gave no sign of life for 2 s"), "{}", appliance.log());
+    eventually(LIMIT, "the reason is on the log", || {
+        appliance.log().contains("watchdog: it gave no sign of life for 2 s")
+    });
 }
 
 fn pid_of_first_line(text: &str) -> i32 {
@@ -186,8 +203,9 @@ fn one_that_is_unhealthy_is_reported_or_started_again_as_it_says() {
         fs::write(&bad, "").expect("write the file");
         if again {
             until(LIMIT, "it was started again", || (of(&appliance)["restarts"].as_u64() >= Some(1)).then_some(()));
-            let log = appliance.log();
-            assert!(log.contains("was unhealthy: the health command ended with") && log.contains("the file is there"));
+            for what in ["was unhealthy: the health command ended with", "the file is there"] {
+                eventually(LIMIT, &format!("{what:?} is on the log"), || appliance.log().contains(what));
+            }
         } else {
             let found =
                 until(LIMIT, "it is unhealthy", || Some(of(&appliance)).filter(|found| found["health"] == "unhealthy"));
