@@ -59,6 +59,7 @@ impl Process {
         let (view_sender, view) = watch::channel(View {
             name: component.name.clone(),
             state: State::Stopped,
+            wanted: false,
             pid: None,
             generation: newest,
             health,

@@ -514,6 +514,7 @@ impl Actor {
         let instance = self.current.as_ref();
         self.view.send_modify(|view| {
             view.state = state;
+            view.wanted = self.wanted;
             view.pid = instance.map(Instance::pid);
             view.release = instance.map(|instance| instance.carried.release.clone());
             view.started_at = instance.map(|instance| instance.carried.started_at.clone());

@@ -72,6 +72,8 @@ pub struct View {
     pub reason: Option<String>,
     /// The last output that belongs to the reason.
     pub output: Vec<String>,
+    /// Whether it was started and not stopped since. One that is down all the same has done its work, or failed.
+    pub wanted: bool,
     /// How often it ended without having been asked to, in this process image.
     pub downs: u32,
 }

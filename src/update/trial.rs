@@ -1,7 +1,7 @@
 //! The trial: the new release runs and has to prove healthy before it stays.
 //!
 //! Judged are the components' own health, that none of them ends, and from outside that every listener is really accepted from.
-//! The verdict is journaled before anything follows from it.
+//! What somebody has stopped proves nothing: the trial waits for it. The verdict is journaled before anything follows from it.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,7 +11,7 @@ use refit_updater::journal::{Attempt, Ending};
 use serde_json::json;
 
 use super::{Manager, lock, millis};
-use crate::bus::{Origin, Request};
+use crate::bus::{self, Origin, Request};
 use crate::clock;
 use crate::component::{State, View};
 use crate::error::Chain;
@@ -19,7 +19,7 @@ use crate::handover::listener;
 
 /// How long each listener may take to accept a connection, whatever the load.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
-/// How often the progress of the probation is shown.
+/// How often the progress of the probation is shown, unless a hundredth of it is longer.
 const PROGRESS_EVERY: Duration = Duration::from_millis(250);
 
 impl Manager {
@@ -27,20 +27,17 @@ impl Manager {
     pub(super) async fn watch_trial(self: Arc<Self>, mut attempt: Attempt) {
         let begun = Instant::now();
         let limit = self.parts.config.update.probation;
-        let ends_at = clock::now() + jiff::SignedDuration::try_from(limit).unwrap_or_default();
         let text = format!("watching release {} for {} s", attempt.to, limit.as_secs_f32());
         self.step(&attempt, "probation", &text);
-        if let Some(view) = lock(&self.view).as_mut() {
-            view.probation_ends_at = Some(clock::rfc3339(ends_at));
-        }
         let verdict = loop {
-            let tried = match self.probation(&attempt, begun, limit).await {
-                Ok(()) => self.try_listeners().await,
-                Err(ending) => Err(ending),
-            };
-            // Trying the listeners takes time, too: what was well before must still be.
-            let still = self.parts.components.iter().all(|component| is_well(&component.view().borrow()));
-            if tried.is_err() || still {
+            if let Err(ending) = self.probation(&attempt, limit).await {
+                break Err(ending);
+            }
+            let tried = self.try_listeners().await;
+            // Trying the listeners takes time, too: what was well before must still be, and what was stopped says nothing.
+            let views = self.views();
+            let is_stopped = self.stopped(&views).is_some();
+            if !is_stopped && (tried.is_err() || views.iter().all(is_well)) {
                 break tried;
             }
         };
@@ -63,14 +60,29 @@ impl Manager {
         }
     }
 
+    fn views(&self) -> Vec<View> {
+        self.parts.components.iter().map(|component| component.view().borrow().clone()).collect()
+    }
+
+    /// Returns what somebody has stopped, if anything.
+    fn stopped(&self, views: &[View]) -> Option<String> {
+        if self.parts.bus.state() != bus::State::Running {
+            return Some("the site is stopped".to_owned());
+        }
+        let stopped = views.iter().find(|view| view.state == State::Stopped && !view.wanted)?;
+        Some(format!("component {} is stopped", stopped.name))
+    }
+
     /// Waits until everything has been healthy for `limit`.
     ///
     /// # Errors
     /// What is not healthy.
-    async fn probation(&self, attempt: &Attempt, begun: Instant, limit: Duration) -> Result<(), Ending> {
+    async fn probation(&self, attempt: &Attempt, limit: Duration) -> Result<(), Ending> {
         let patience = limit + self.parts.config.update.start_timeout;
+        let every = PROGRESS_EVERY.max(limit / 100);
+        let mut begun = Instant::now();
         let mut watched: Vec<_> = self.parts.components.iter().map(|component| component.view()).collect();
-        let mut healthy_since = None;
+        let (mut healthy_since, mut told) = (None, None);
         loop {
             let views: Vec<View> = watched.iter_mut().map(|view| view.borrow_and_update().clone()).collect();
             if let Some(ending) = views.iter().find_map(|view| self.trouble(view)) {
@@ -78,12 +90,20 @@ impl Manager {
             }
             let waiting: Vec<&str> =
                 views.iter().filter(|view| !is_well(view)).map(|view| view.name.as_str()).collect();
-            if waiting.is_empty() {
+            let stopped = self.stopped(&views);
+            if let Some(what) = &stopped {
+                (healthy_since, begun) = (None, Instant::now());
+                if stopped != told {
+                    self.show_progress(attempt, 0.0, None, format!("waiting: {what}"));
+                }
+            } else if waiting.is_empty() {
                 let since = *healthy_since.get_or_insert_with(Instant::now);
-                if since.elapsed() >= limit {
+                let done = since.elapsed();
+                if done >= limit {
                     return Ok(());
                 }
-                self.show_progress(attempt, since.elapsed(), limit);
+                let text = format!("healthy for {:.1} of {:.1} s", done.as_secs_f64(), limit.as_secs_f64());
+                self.show_progress(attempt, done.div_duration_f64(limit), Some(limit - done), text);
             } else {
                 healthy_since = None;
                 if begun.elapsed() >= patience {
@@ -93,8 +113,8 @@ impl Manager {
                     return Err(ending);
                 }
             }
-            let left = healthy_since
-                .map_or(PROGRESS_EVERY, |since: Instant| limit.saturating_sub(since.elapsed()).min(PROGRESS_EVERY));
+            told = stopped;
+            let left = healthy_since.map_or(every, |since: Instant| limit.saturating_sub(since.elapsed()).min(every));
             let changes = watched.iter_mut().map(|view| Box::pin(view.changed()));
             // Cancel-safe: both only wait; what has changed is read above. Without components there is nothing to hear of.
             if self.parts.components.is_empty() {
@@ -108,12 +128,14 @@ impl Manager {
         }
     }
 
-    fn show_progress(&self, attempt: &Attempt, done: Duration, of: Duration) {
-        let progress = if of.is_zero() { 1.0 } else { (done.as_secs_f64() / of.as_secs_f64()).min(1.0) };
+    /// Shows how much of the probation is over, from 0 to 1, and how long it is `left`, where that is known.
+    fn show_progress(&self, attempt: &Attempt, progress: f64, left: Option<Duration>, text: String) {
         if let Some(view) = lock(&self.view).as_mut() {
+            let left = left.and_then(|left| jiff::SignedDuration::try_from(left).ok());
             view.progress = progress;
+            view.step.clone_from(&text);
+            view.probation_ends_at = left.map(|left| clock::rfc3339(clock::now() + left));
         }
-        let text = format!("healthy for {:.1} of {:.1} s", done.as_secs_f64(), of.as_secs_f64());
         let data = json!({ "id": attempt.id, "progress": progress, "text": text });
         self.parts.around.estate.events.publish("update.progress", data);
     }
@@ -217,7 +239,7 @@ impl Manager {
 /// Returns whether a component is as it should be in the end.
 fn is_well(view: &View) -> bool {
     match view.state {
-        State::Stopped => true, // ended with 0, or somebody stopped it
+        State::Stopped => view.wanted, // it has done its work
         State::Starting | State::Stopping | State::Backoff | State::Failed => false,
         State::Running => match &view.health {
             crate::component::Health::None | crate::component::Health::Healthy => true,

@@ -19,10 +19,11 @@ type Kinds = BTreeMap<String, usize>;
 fn at_rest(pid: i32) -> Kinds {
     let mut last = (Kinds::new(), 0);
     until(LIMIT, "the descriptors stay the same", || {
-        let now = process::descriptors(pid);
-        last = if now == last.0 { (now, last.1 + 1) } else { (now, 0) };
         // Where everything waits for a processor, a request or a probe lasts for many looks.
-        (last.1 >= LOOKS && process::connections(pid).is_empty()).then(|| last.0.clone())
+        let rests = process::connections(pid).is_empty();
+        let now = process::descriptors(pid);
+        last = if rests && now == last.0 { (now, last.1 + 1) } else { (now, 0) };
+        (last.1 >= LOOKS).then(|| last.0.clone())
     })
 }
 

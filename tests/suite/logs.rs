@@ -51,7 +51,9 @@ fn files(home: &Path) -> Vec<(std::path::PathBuf, u64)> {
     let Ok(dirs) = fs::read_dir(home.join("log")) else { return files };
     for dir in dirs.flatten() {
         for file in fs::read_dir(dir.path()).expect("a component's directory").flatten() {
-            files.push((file.path(), file.metadata().expect("its size").len()));
+            // One that was removed since is none.
+            let Ok(metadata) = file.metadata() else { continue };
+            files.push((file.path(), metadata.len()));
         }
     }
     files.sort();

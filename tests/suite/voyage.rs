@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
+use serde_json::json;
+
 use crate::appliance::{Appliance, component, pid_of, text};
+use crate::http;
 use crate::load::{Load, LoadOptions};
 use crate::process;
 use crate::release::{Release, with_one_byte_changed};
-use crate::wait::LIMIT;
+use crate::wait::{LIMIT, eventually, until};
 
 /// What the shop's clients do in this test.
 fn options() -> LoadOptions {
@@ -155,6 +158,42 @@ fn b089_a_runtime_that_crashes_at_once_is_rolled_back_and_the_shop_survives_it()
     let output = Some("cannot map the session table");
     let appliance = bad_update(&Release::crashing("1.4.0"), &Ending { reason, component: None, output });
     assert!(appliance.log().contains("going back to 1.0.0"), "{}", appliance.log());
+}
+
+/// A component that is unhealthy for nobody and healthy as soon as there is a file `data/well`.
+const HEALTH: &str = "health = { command = [\"python3\", \"lib/health.py\"], interval = \"50ms\", timeout = \"60s\" }";
+const HEALTH_PY: &str =
+    "import os, time\nwhile not os.path.exists(os.environ['REFIT_DATA'] + '/well'):\n    time.sleep(0.02)\n";
+
+#[test]
+fn what_somebody_has_stopped_proves_nothing() {
+    let release = |version| Release::bare(version).part("a", &[], HEALTH).file("lib/health.py", HEALTH_PY);
+    let appliance = Appliance::new(&release("1.0.0"))
+        .local(|text| text.replace("probation = \"300ms\"", "probation = \"10ms\""))
+        .start();
+    let staged = appliance.install(&release("1.1.0"), &["--stage-only", "--json"]).ends_with(0).objects().remove(0);
+    let answer = http::Request::new(&appliance.socket(), "POST", "/api/v1/updates");
+    let answer = answer.json(&json!({ "digest": staged["data"]["digest"] })).send();
+    assert_eq!(answer.status, 202, "{}", answer.text());
+    let step = |expected: &str| {
+        until(LIMIT, &format!("the trial is {expected}"), || {
+            let status = appliance.try_status()?;
+            let on_trial = status["release"]["state"] == "trial";
+            (on_trial && text(&status["update"]["step"]).starts_with(expected)).then_some(())
+        });
+    };
+    let runs = || eventually(LIMIT, "it runs", || appliance.status()["bus"]["state"] == "Running");
+    step("watching release 1.1.0");
+    runs();
+    appliance.refit(&["component", "stop", "a"]).ends_with(0);
+    step("waiting: component a is stopped");
+    appliance.refit(&["component", "start", "a"]).ends_with(0);
+    appliance.refit(&["bus", "request", "stop"]).ends_with(0);
+    step("waiting: the site is stopped");
+    let well = appliance.home().join("data/well");
+    std::fs::write(well, "").expect("written");
+    appliance.refit(&["bus", "request", "start"]).ends_with(0);
+    appliance.settled("1.1.0");
 }
 
 #[test]

@@ -5,11 +5,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use refit::bus::{CancellationToken, OnEnd, Service, ServiceState, State};
+use refit::bus::{CancellationToken, Limits, OnEnd, Service, ServiceState, State};
 use refit::{Failure, Origin, Request};
 use tokio::time::Instant;
 
-use super::probe::{Deed, OK, Site, both, paused, reached};
+use super::probe::{Deed, FAST, OK, Site, both, paused, reached};
 use crate::appliance::Appliance;
 use crate::bus::four;
 use crate::process;
@@ -31,7 +31,8 @@ fn b104_components_start_by_dependency_and_stop_in_exact_reverse() {
         // The priorities say the contrary.
         site.part("d").needs(&["b", "c"]).priority(1).attach();
         for name in ["b", "c"] {
-            site.part(name).needs(&["a"]).priority(10).on("start", Deed::Sleep(Duration::from_millis(200))).attach();
+            let slow = site.part(name).limits(Limits { start: Some(FAST), ..Limits::default() });
+            slow.needs(&["a"]).priority(10).on("start", Deed::Sleep(Duration::from_millis(200))).attach();
         }
         site.part("a").priority(90).attach();
         site.done(Request::Start).await;

@@ -8,6 +8,7 @@ use refit::{Failure, Request};
 use serde_json::{Value, json};
 
 use super::probe::{Deed, OK, Site, both, limited, reached};
+use crate::wait::LIMIT;
 
 #[test]
 fn b001_listeners_of_every_built_in_channel_are_called_by_priority_with_the_argument() {
@@ -257,15 +258,19 @@ fn b012_subscribing_unsubscribing_and_publishing_at_the_same_time_loses_no_call_
                 turns
             });
         }
-        for _ in 0..ROUNDS {
+        // A machine that has little time for this does less of it.
+        let (begun, mut rounds) = (std::time::Instant::now(), 0);
+        while rounds < ROUNDS && begun.elapsed() < LIMIT / 4 {
             let report = site.bus.publish("x", Value::Null).await;
             assert_eq!(report.summary(), None);
+            rounds += 1;
         }
+        assert!(rounds > 100, "{rounds}");
         over.store(true, Ordering::SeqCst);
         while let Some(turns) = tasks.join_next().await {
             assert!(turns.expect("no panic") > 0);
         }
-        assert_eq!((steady.load(Ordering::SeqCst), late.load(Ordering::SeqCst)), (ROUNDS, 0));
+        assert_eq!((steady.load(Ordering::SeqCst), late.load(Ordering::SeqCst)), (rounds, 0));
     });
 }
 

@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use refit::Request;
-use refit::bus::{CancellationToken, ENTER, EXIT, Limits, OnEnd, Progress, START, Service, State};
+use refit::bus::{CancellationToken, ENTER, EXIT, Limits, OnEnd, Progress, START, Service, State, Subscription};
 
-use super::probe::{Deed, FAST, GRACE, LISTENER, OK, Site, both, limited, paused};
+use super::probe::{Deed, FAST, GRACE, LISTENER, OK, Site, both, limited, paused, probe};
 use crate::appliance::{Appliance, Ran, component, refit};
 use crate::bus::four;
 use crate::process;
@@ -40,7 +40,8 @@ fn b023_start_calls_every_listener_and_ends_running() {
 fn b024_running_is_visible_only_after_the_last_start_listener() {
     both(|| async {
         let site = Site::idle().await;
-        site.probe(START, "slow", 50, Deed::Sleep(Duration::from_millis(200)));
+        let slow = probe(&site.journal, "slow", Deed::Sleep(Duration::from_millis(200)));
+        site.bus.subscribe(Subscription::new(START, "slow", slow).limit(FAST));
         let waiting = {
             let bus = site.bus.clone();
             tokio::spawn(async move { bus.wait(&[State::Running]).await })

@@ -60,7 +60,13 @@ fn probe(bus: &Path, journal: &Journal, name: &str, channels: Value, deed: Deed)
     })
 }
 
+/// Who listens and answers, however busy the machine is.
 fn listens(channel: &str, priority: i32) -> Value {
+    json!([{ "channel": channel, "priority": priority, "limit_ms": 20_000 }])
+}
+
+/// Who listens and never answers.
+fn hangs(channel: &str, priority: i32) -> Value {
     json!([{ "channel": channel, "priority": priority, "limit_ms": 300 }])
 }
 
@@ -97,7 +103,7 @@ fn b003_external_all_are_called_although_one_fails_and_good_results_survive() {
     let bus = appliance.bus();
     probe(&bus, &journal, "first", listens("echo", 10), Deed::Answer(json!(1)));
     probe(&bus, &journal, "bad", listens("echo", 20), Deed::Fail("no such thing"));
-    probe(&bus, &journal, "silent", listens("echo", 25), Deed::Hang);
+    probe(&bus, &journal, "silent", hangs("echo", 25), Deed::Hang);
     probe(&bus, &journal, "last", listens("echo", 30), Deed::Answer(json!(3)));
     let answers = appliance.publish("echo", &json!({ "to": "nobody" }));
     let expected = [("first", "ok"), ("bad", "failed"), ("silent", "timeout"), ("last", "ok"), ("one/a", "ok")];
@@ -136,7 +142,7 @@ fn b039_external_every_stop_and_start_listener_is_called_and_one_that_hangs_skip
         ])
     };
     probe(&bus, &journal, "ten", both(10), Deed::Answer(Value::Null));
-    probe(&bus, &journal, "hangs", listens("stop", 20), Deed::Hang);
+    probe(&bus, &journal, "hangs", hangs("stop", 20), Deed::Hang);
     probe(&bus, &journal, "thirty", both(30), Deed::Answer(Value::Null));
     appliance.refit(&["bus", "request", "stop"]).ends_with(0);
     let mut stopped = journal.lines();

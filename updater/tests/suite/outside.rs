@@ -1,7 +1,6 @@
 //! Keys outside: whom they sign for, and the programs that sign with them.
 
-use std::fs::{self, Permissions};
-use std::os::unix::fs::PermissionsExt;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -11,7 +10,7 @@ use tempfile::TempDir;
 use zeroize::Zeroizing;
 
 use crate::keys::{ALL, key_files, rotation, says, try_pack};
-use crate::support::{Home, Vendor, far, put, snapshot};
+use crate::support::{Home, Vendor, far, put, put_program, snapshot};
 
 /// A program that signs with a key of OpenSSL, as a security module would.
 fn device(dir: &Path, kind: &[&str], sign: &str) -> PathBuf {
@@ -21,8 +20,7 @@ fn device(dir: &Path, kind: &[&str], sign: &str) -> PathBuf {
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     assert!(openssl(&["pkey", "-in", "secret.pem", "-pubout", "-out", "device.pem"]).status.success());
     let script = format!("#!/bin/sh\nset -e\ncat >\"$1\"\n{sign}\nrm \"$1\"\n");
-    put(dir, "sign", script.as_bytes(), 0o755);
-    fs::set_permissions(dir.join("sign"), Permissions::from_mode(0o755)).unwrap();
+    put_program(dir, "sign", &script);
     let description = dir.join("device.key.toml");
     put(dir, "device.key.toml", b"public = \"device.pem\"\ncommand = [\"./sign\", \"input\"]\n", 0o644);
     description
@@ -61,8 +59,7 @@ fn a_command_signs_for_a_key_that_never_leaves_its_device() {
 #[test]
 fn a_command_that_fails_or_lies_signs_nothing() {
     fn check(vendor: &Vendor, dir: &Path, script: &str, expected: &str) {
-        put(dir, "sign", format!("#!/bin/sh\n{script}\n").as_bytes(), 0o755);
-        fs::set_permissions(dir.join("sign"), Permissions::from_mode(0o755)).unwrap();
+        put_program(dir, "sign", &format!("#!/bin/sh\n{script}\n"));
         let error = try_pack(vendor, &Keys::open(dir).unwrap(), "1.0.0").unwrap_err();
         assert!(error.contains(expected), "{error}");
     }
