@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::Context;
 use super::client::{Client, ClientError};
+use super::show::unmerged;
 use crate::error::Exit;
 
 /// How long the appliance may be unreachable before following is given up: the guard needs that long in the worst case.
@@ -111,6 +112,16 @@ fn show(context: &Context, event: &Value, shown: &mut Shown) {
                 shown.bar.suspend(|| context.print(&line));
             }
             shown.finished = matches!(step, "committed" | "rolled-back" | "failed");
+        }
+        "update.config" if !context.json => {
+            for file in data["files"].as_array().into_iter().flatten() {
+                let conflict = &file["outcome"]["conflict"];
+                if conflict.is_object() {
+                    let file = json!({ "path": file["path"], "new_default": conflict["new_default"] });
+                    let line = format!("{:<13} {}", "warning", unmerged(&data["version"], &file));
+                    shown.bar.suspend(|| context.print(&line));
+                }
+            }
         }
         "update.progress" => {
             if let Ok(style) = ProgressStyle::with_template("{msg} [{wide_bar}] {percent}%") {

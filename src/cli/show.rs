@@ -72,6 +72,9 @@ pub(super) async fn status(context: &Context) -> Result<Exit, ClientError> {
     for warning in status["trust"]["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str) {
         context.print(&format!("warning: {warning}"));
     }
+    for file in status["config"]["unmerged"].as_array().into_iter().flatten() {
+        context.print(&format!("warning: {}", unmerged(&status["release"]["version"], file)));
+    }
     context.print("");
     components(context, &status["components"]);
     context.print("");
@@ -91,6 +94,17 @@ pub(super) async fn status(context: &Context) -> Result<Exit, ClientError> {
         ));
     }
     Ok(Exit::Done)
+}
+
+/// Returns what an admin should know of a configuration file that was not merged.
+pub(super) fn unmerged(version: &Value, file: &Value) -> String {
+    let dir = format!("config/{}", cell(version));
+    format!(
+        "{dir}/{} is as you left it; the release's default, which changed the same lines, is {dir}/{}: take from it what you need, then \
+         remove it",
+        cell(&file["path"]),
+        cell(&file["new_default"]),
+    )
 }
 
 /// Returns what arrives and how far it is.

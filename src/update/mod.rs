@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use refit_updater::config::{self, MergedFile};
 use refit_updater::history::{self, Entry};
 use refit_updater::journal::{self, Attempt, Ending, Journal, Kind, State};
 use refit_updater::release::Release;
@@ -208,6 +209,14 @@ impl Manager {
     /// The directory cannot be read.
     pub fn releases(&self) -> Result<Vec<Release>, UpdateError> {
         Ok(self.parts.store.releases()?)
+    }
+
+    /// Returns the configuration files of the running release that wait for the admin. Blocks.
+    ///
+    /// # Errors
+    /// The live configuration cannot be read.
+    pub fn unmerged(&self) -> Result<Vec<MergedFile>, UpdateError> {
+        Ok(config::unmerged(&self.parts.store, self.journal().state.wanted())?)
     }
 
     /// Returns the store of releases.

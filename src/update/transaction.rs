@@ -5,10 +5,12 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use refit_updater::config::{self, MergeReport};
 use refit_updater::history::{self, Entry, Outcome};
 use refit_updater::journal::{Attempt, Ending, Event, Journal, Kind, State};
 use refit_updater::release::Release;
 use semver::Version;
+use serde_json::json;
 
 use super::{Manager, UpdateError, error, lock, millis, plan, preflight};
 use crate::bus::{Bus, Origin, Progress, Replacement, Request};
@@ -134,10 +136,24 @@ impl Manager {
             let state = journal.state.clone().next(Event::Admitted(attempt.to.clone()));
             let state = state.map_err(|_| UpdateError::Busy)?;
             self.write(Journal { state, attempt: Some(attempt.clone()), ..journal })?;
-            preflight::merge(store, &attempt.from, &attempt.to, attempt.kind == Kind::Rollback)?;
+            let merged = preflight::merge(store, &attempt.from, &attempt.to, attempt.kind == Kind::Rollback)?;
+            self.tell_merged(&attempt, &merged);
             Ok(release)
         };
         tokio::task::spawn_blocking(work).await.map_err(|source| UpdateError::Worker { source })?
+    }
+
+    /// Tells what became of the configuration, file by file.
+    fn tell_merged(&self, attempt: &Attempt, merged: &MergeReport) {
+        for file in merged.conflicts() {
+            let version = &attempt.to;
+            tracing::warn!(release.to = %version, file.path = file.path, "the admin and the release changed the same lines");
+        }
+        let changed: Vec<_> = merged.files.iter().filter(|file| file.outcome != config::Outcome::Unchanged).collect();
+        if !changed.is_empty() {
+            let data = json!({ "id": attempt.id, "version": attempt.to, "files": changed });
+            self.parts.around.estate.events.publish("update.config", data);
+        }
     }
 
     pub(super) async fn examine(&self, release: Release) -> Result<preflight::Examined, UpdateError> {

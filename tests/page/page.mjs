@@ -265,18 +265,18 @@ async function reloadMidway() {
 }
 
 async function trustWarning() {
-  check(await page.locator("#trust").isHidden(), "nothing is wrong with what is trusted");
+  check(await page.locator("#warnings").isHidden(), "nothing is wrong with what is trusted");
   const root = join(demo.home, "trust", "root.json");
   renameSync(root, `${root}.gone`);
   await page.reload();
-  await visible("#trust li");
-  const warning = await text("#trust li");
+  await visible("#warnings li");
+  const warning = await text("#warnings li");
   check(warning.includes("no root is trusted") && warning.includes("refit trust reset"), `a lost root: ${warning}`);
   await picture("14-trust");
   renameSync(`${root}.gone`, root);
   await page.reload();
   await visible("#page");
-  check(await page.locator("#trust").isHidden(), "with the root back, so is the trust");
+  check(await page.locator("#warnings").isHidden(), "with the root back, so is the trust");
 }
 
 async function signOut() {

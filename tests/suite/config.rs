@@ -4,6 +4,8 @@
 use std::fs;
 use std::path::PathBuf;
 
+use serde_json::json;
+
 use crate::appliance::{Appliance, Ran, refit};
 use crate::http::{At, Request};
 use crate::release::Release;
@@ -46,10 +48,23 @@ fn an_edit_of_the_same_line_wins_over_the_vendors() {
     let appliance = Appliance::new(&Release::shop("1.0.0")).start();
     let edited = read(&appliance, "1.0.0").replace("Welcome to 1.0.0.", "Ahoy.");
     fs::write(live(&appliance, "1.0.0"), edited).expect("edit it");
-    appliance.install(&Release::shop("1.1.0"), &[]).ends_with(0);
+    assert_eq!(appliance.status()["config"]["unmerged"], json!([]));
+    let installed = appliance.install(&Release::shop("1.1.0"), &[]).ends_with(0).stdout;
     let merged = read(&appliance, "1.1.0");
     assert!(merged.contains("greeting = \"Ahoy.\"") && !merged.contains("<<<<"), "{merged}");
     assert!(first_page(&appliance).contains("Ahoy."));
+
+    // The admin hears of it, until it is seen to.
+    let told = "config/1.1.0/shop.toml is as you left it; the release's default, which changed the same lines, is \
+                config/1.1.0/shop.toml.new";
+    assert!(installed.contains(told), "{installed}");
+    let shown = || appliance.refit(&["status"]).ends_with(0).stdout;
+    assert!(shown().contains(&format!("warning: {told}")), "{}", shown());
+    let unmerged = json!([{ "path": "shop.toml", "new_default": "shop.toml.new" }]);
+    assert_eq!(appliance.status()["config"]["unmerged"], unmerged);
+    fs::remove_file(live(&appliance, "1.1.0").with_extension("toml.new")).expect("the default lies there");
+    assert_eq!(appliance.status()["config"]["unmerged"], json!([]));
+    assert!(!shown().contains("warning:"), "{}", shown());
 }
 
 #[test]

@@ -169,6 +169,26 @@ pub fn merge_config(
     Ok(MergeReport { kept_existing: false, files })
 }
 
+/// Returns the files of the live configuration of release `version` that wait for the admin: beside each lies the default that could not be
+/// merged, until somebody removes it.
+///
+/// # Errors
+/// A directory cannot be read.
+pub fn unmerged(store: &Store, version: &Version) -> Result<Vec<MergedFile>, ConfigError> {
+    let live = store.config_dir(version);
+    let defaults = store.release_dir(version).join(DEFAULTS_DIR);
+    let mut files = Vec::new();
+    for new_default in tree::file_names(&live)? {
+        let Some(path) = new_default.strip_suffix(NEW_SUFFIX) else { continue };
+        let is_there = |dir: &Path, name: &str| dir.join(name).symlink_metadata().is_ok();
+        // A release may bring a file of such a name itself.
+        if is_there(&live, path) && is_there(&defaults, path) && !is_there(&defaults, &new_default) {
+            files.push(MergedFile { path: path.to_owned(), outcome: Outcome::Conflict { new_default } });
+        }
+    }
+    Ok(files)
+}
+
 /// Returns the merged tree and what became of each file.
 fn merge_trees(base: &Tree, ours: &Tree, theirs: &Tree) -> (Tree, Vec<MergedFile>) {
     let mut result = Tree { dirs: theirs.dirs.clone(), entries: Default::default() };

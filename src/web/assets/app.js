@@ -432,17 +432,22 @@ function drawHeader() {
   show($("newer-page"), runtime.version !== pageRuntime && !(live && !live.outcome));
 }
 
-/** What keeps updates from being trusted, or will: a role that expires, a clock that is wrong, a damaged memory. */
-function drawTrust() {
-  const warnings = status.trust?.warnings ?? [];
-  keyed($("trust"), warnings, (warning) => warning, (warning) => h("li", {}, h("b", {}, "Trust: "), ...prose(warning)),
-    () => {});
+/** What keeps updates from being trusted, or will (a role that expires, a clock that is wrong, a damaged memory), and what an
+ * update left to the admin. */
+function drawWarnings() {
+  const directory = `config/${status.release.version}`;
+  const unmerged = (status.config?.unmerged ?? []).map(({ path, new_default }) => ["Configuration: ",
+    `\`${directory}/${path}\` is as you left it; the release's default, which changed the same lines, is `
+    + `\`${directory}/${new_default}\`: take from it what you need, then remove it`]);
+  const trust = (status.trust?.warnings ?? []).map((warning) => ["Trust: ", warning]);
+  keyed($("warnings"), [...trust, ...unmerged], ([name, why]) => name + why,
+    ([name, why]) => h("li", {}, h("b", {}, name), ...prose(why)), () => {});
 }
 
 function draw() {
   if (!status) return;
   drawHeader();
-  drawTrust();
+  drawWarnings();
   const mode = live ? "run" : standing();
   for (const name of ["run", "transfer", "package", "drop"]) show($(name), name === mode);
   if (mode === "run") drawRun();

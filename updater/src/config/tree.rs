@@ -16,6 +16,32 @@ const OWNER_DIR_MODE: u32 = 0o700;
 /// Permissions of the configuration's own directory.
 const TOP_MODE: u32 = 0o755;
 
+/// Returns the paths of the files below `dir`, in order; none if there is no such directory.
+pub(super) fn file_names(dir: &Path) -> Result<Vec<String>, ConfigError> {
+    let mut names = Vec::new();
+    let mut dirs = vec![String::new()];
+    while let Some(prefix) = dirs.pop() {
+        let at = dir.join(&prefix);
+        let entries = match fs::read_dir(&at) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(source) => return Err(io_error("read", &at)(source)),
+        };
+        for entry in entries {
+            let entry = entry.map_err(io_error("read", &at))?;
+            let file_name = entry.file_name();
+            let Some(name) = file_name.to_str() else { return Err(ConfigError::Name { path: entry.path() }) };
+            if entry.file_type().map_err(io_error("read", &at))?.is_dir() {
+                dirs.push(format!("{prefix}{name}/"));
+            } else {
+                names.push(format!("{prefix}{name}"));
+            }
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
 /// What lies at a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Entry {
