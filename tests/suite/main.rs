@@ -30,6 +30,7 @@ mod load;
 mod logs;
 mod manager;
 mod model;
+mod owner;
 mod package;
 mod parking;
 mod peers;
