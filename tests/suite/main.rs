@@ -23,6 +23,7 @@ mod descriptors;
 mod embed;
 #[cfg(feature = "fault")]
 mod fault;
+mod full_disk;
 mod hostile;
 mod http;
 mod limits;

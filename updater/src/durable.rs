@@ -15,12 +15,16 @@ use std::path::Path;
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::libc::O_NOFOLLOW;
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
 use tempfile::NamedTempFile;
 
 use crate::fault;
 
 /// Permissions of a file that [`replace`] makes: nothing in a home is anybody else's business unless its owner says so.
 const REPLACE_MODE: u32 = 0o644;
+/// Permissions of a file that holds nothing but blocks.
+const RESERVE_MODE: u32 = 0o600;
 
 /// Replaces `dir/name`: after a power cut it holds the old or the new content, whole.
 ///
@@ -76,6 +80,51 @@ pub fn commit_file(temp: NamedTempFile, path: &Path) -> io::Result<()> {
     temp.persist(path)?; // the commit point
     fault::point("switched");
     sync_dir(parent(path))
+}
+
+/// Replaces `dir/name` as [`replace`] does, with no block that is not there yet: `blocks`, a file of [`reserve`] in the same file
+/// system, is overwritten and gets the name.
+///
+/// # Errors
+/// There is no such file or it is too small; or as [`replace`]. What `blocks` holds is of no use, as before.
+pub fn replace_with_blocks_of(blocks: &Path, dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).custom_flags(O_NOFOLLOW).open(blocks)?;
+    if file.metadata()?.len() < bytes.len() as u64 {
+        return Err(io::ErrorKind::StorageFull.into());
+    }
+    let path = dir.join(name);
+    file.write_all(bytes)?;
+    file.set_len(bytes.len() as u64)?;
+    file.set_permissions(Permissions::from_mode(REPLACE_MODE))?;
+    keep_owner(&file, &path)?;
+    file.sync_all()?; // content before name
+    fault::point("temp_synced");
+    fs::rename(blocks, &path)?; // the commit point
+    fault::point("switched");
+    sync_dir(dir)
+}
+
+/// Makes the file at `path` `bytes` long, with a block of the disk behind each of them. What it holds means nothing, so neither
+/// is synced.
+///
+/// # Errors
+/// It is as long as it was, and not there if it was not.
+pub fn reserve(path: &Path, bytes: u64) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(false).mode(RESERVE_MODE).custom_flags(O_NOFOLLOW);
+    let mut file = options.open(path)?;
+    let had = file.metadata()?.len();
+    let reserved = match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, bytes) {
+        Err(Errno::OPNOTSUPP) => io::copy(&mut io::repeat(0).take(bytes), &mut file).map(drop),
+        result => result.map_err(io::Error::from),
+    };
+    if had == 0 {
+        keep_owner(&file, parent(path))?;
+    }
+    if reserved.is_err() {
+        if had == 0 { fs::remove_file(path)? } else { file.set_len(had)? }
+    }
+    reserved
 }
 
 /// Gives `file` owner and group of what has the name `path` now, or else those of the directory.

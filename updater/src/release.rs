@@ -18,6 +18,7 @@ use crate::durable;
 use crate::fault;
 use crate::manifest::{self, Body, MANIFEST_BYTES_MAX, Manifest, ManifestError, Mode};
 use crate::receive::Received;
+use crate::spare;
 
 pub(crate) use checked::Checked;
 pub use verify::{Problem, Trouble, VerifyProgress, VerifyReport};
@@ -334,7 +335,8 @@ impl Store {
     /// The link is what it was; or, if only the last sync failed, the new one may be lost.
     pub fn point_current(&self, version: &Version) -> Result<(), StoreError> {
         let target = Path::new("releases").join(version.to_string());
-        durable::replace_symlink(&self.home, CURRENT, &target).map_err(io_error("link", &self.home.join(CURRENT)))
+        spare::with_room(&self.home, || durable::replace_symlink(&self.home, CURRENT, &target))
+            .map_err(io_error("link", &self.home.join(CURRENT)))
     }
 
     /// Returns the version that `current` points to.
