@@ -39,6 +39,7 @@ mod process;
 mod receive;
 mod refuse;
 mod release;
+mod repair;
 mod repository;
 mod trust;
 mod vendor;
