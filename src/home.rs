@@ -10,7 +10,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use refit_updater::durable;
+use refit_updater::{durable, spare};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, test_kill_process};
 
@@ -208,10 +208,9 @@ impl HomeLock {
                 Err(error) => return Err(failed(error.into())),
             }
         }
-        file.set_len(0)
-            .and_then(|()| file.rewind())
-            .and_then(|()| file.write_all(format!("{pid}\n").as_bytes()))
-            .map_err(failed)?;
+        let text = format!("{pid}\n");
+        let write = || file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(text.as_bytes()));
+        spare::with_room(home.path(), write).map_err(failed)?;
         Ok(Self { file })
     }
 
@@ -241,7 +240,7 @@ impl PidFile {
         let path = home.pid_file();
         let text = format!("{pid}\n");
         // After a power cut no process has this number any more.
-        durable::replace_dispensable(&home.run(), PID_FILE, text.as_bytes())
+        spare::with_room(home.path(), || durable::replace_dispensable(&home.run(), PID_FILE, text.as_bytes()))
             .map_err(|source| HomeError::Io { path: path.clone(), source })?;
         Ok(Self { path, text })
     }

@@ -1,12 +1,13 @@
 //! `refit pack` and `refit inspect`: packages.
 
-use std::path::PathBuf;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use indicatif::HumanBytes;
 use jiff::{SignedDuration, Timestamp};
 use refit_updater::inspect::{Change, Comparison, InspectError, compare, inspect as look_into};
-use refit_updater::keys::KeysError;
+use refit_updater::keys::{Keys, KeysError};
 use refit_updater::manifest::{Body, Codec, Kind, Totals};
 use refit_updater::pack::{METADATA_VERSION, PackError, PackOptions, PackStep, file_name, pack as make_package};
 use refit_updater::repository::author::{Repository, RepositoryError, Terms};
@@ -97,7 +98,7 @@ pub(super) enum AuthorError {
     Read {
         path: PathBuf,
         #[source]
-        source: std::io::Error,
+        source: io::Error,
     },
 }
 
@@ -173,6 +174,7 @@ fn try_pack(context: &Context, pack: &Pack) -> Result<(), AuthorError> {
     let mut repository = pack.repo.as_ref().map(|dir| Repository::open(&context.path(dir))).transpose()?;
     // What the repository would refuse for its keys is refused before minutes of compressing.
     repository.as_ref().map_or(Ok(()), |repository| repository.check_keys(&keys))?;
+    warn_of_root(&keys, &pack.keys);
     let name = file_name(&config.name, &config.version);
     // What only goes into the repository lies in it until then: it has the space.
     let scratch = match (&repository, &pack.out) {
@@ -233,6 +235,16 @@ fn try_pack(context: &Context, pack: &Pack) -> Result<(), AuthorError> {
         begun.elapsed().as_secs_f32()
     ));
     Ok(())
+}
+
+/// Says on standard error that what is signed is past its date the moment it is made.
+fn warn_of_root(keys: &Keys, dir: &Path) {
+    let (version, expires) = keys.root_version();
+    if expires <= clock::now() {
+        let text =
+            format!("root {version} of these keys expired at {expires}, and with it every package that is signed");
+        drop(writeln!(io::stderr().lock(), "refit: {text}; `refit keys renew {}` makes the next one", dir.display()));
+    }
 }
 
 /// Prints what a release holds: a line for each kind, and what the lines do not say.

@@ -9,6 +9,7 @@ use refit_updater::Store;
 use refit_updater::config::{ConfigError as MergeError, Existing, merge_config};
 use refit_updater::durable;
 use refit_updater::journal::{self, Journal, JournalError};
+use refit_updater::package::Package;
 use refit_updater::receive::{Policy, ReceiveError, Receiver};
 use refit_updater::release::StoreError;
 use refit_updater::trust::{Expired, Trust, TrustError};
@@ -120,6 +121,10 @@ pub(super) struct Made {
     pub(super) version: Version,
     /// The password of the account that was made.
     pub(super) password: String,
+    /// Whether the package's signatures are past their date.
+    pub(super) expired: bool,
+    /// The date of a signed release that the clock is before, if it is, RFC 3339.
+    pub(super) clock_behind: Option<String>,
 }
 
 pub(super) fn init(context: &Context, init: &Init) -> Exit {
@@ -130,10 +135,18 @@ pub(super) fn init(context: &Context, init: &Init) -> Exit {
                 let object = json!({
                     "appliance": made.appliance, "version": made.version, "home": context.home.path(),
                     "user": auth::ADMIN, "password": made.password,
+                    "expired": made.expired, "clock_behind": made.clock_behind,
                 });
                 context.print(&object.to_string());
             }
             context.tell(&format!("{} {} is installed in {home}", made.appliance, made.version));
+            if made.expired {
+                context.tell("note: the package's signatures are past their date");
+            }
+            if let Some(released) = &made.clock_behind {
+                let note = "note: the clock is before the date of a signed release, so no date can be judged: set it";
+                context.tell(&format!("{note} (released {released})"));
+            }
             context.tell(&format!("the page's account is {}, its password {}", auth::ADMIN, made.password));
             context.tell(&format!("start it with `refit run --home {home}`"));
             Exit::Done
@@ -184,13 +197,19 @@ fn fill_home(home: &Home, package: &Path, root: &Path) -> Result<Made, InitError
     let receiver = Receiver { store: &store, trust: &trust, policy: &policy, cancel: &AtomicBool::new(false) };
     let received = receiver.receive_file(file, &mut |_| {})?;
     let config = Config::load(&received.dir, &home.path().join(config::LOCAL_FILE))?;
+    if config.update.expired_offline == Expired::Refuse {
+        let file = File::open(package).map_err(unreadable(package))?;
+        let opened = Package::open_file(file).map_err(ReceiveError::from)?;
+        trust.verify(opened.metadata(), opened.manifest(), Expired::Refuse, policy.now)?;
+    }
+    let (expired, clock_behind) = (received.expired, received.clock_behind.map(clock::rfc3339));
     let version = received.manifest.version().clone();
     // A release that an interrupted `init` left here may go: nothing has run yet.
     store.admit(received, std::slice::from_ref(&version))?;
     merge_config(&store, None, &version, Existing::Replace)?;
     store.point_current(&version)?;
     journal::store(home.path(), &Journal::first(version.clone()))?;
-    Ok(Made { appliance: config.name, version, password })
+    Ok(Made { appliance: config.name, version, password, expired, clock_behind })
 }
 
 pub(super) fn user(context: &Context, user: &User) -> Exit {

@@ -21,6 +21,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use refit_updater::journal::{self, Ending, JournalError, State};
+use refit_updater::spare;
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
 use rustix::pipe::PipeFlags;
 
@@ -135,6 +136,9 @@ pub fn run(given: Given) -> Result<Exit, GuardError> {
         nix::sys::prctl::set_pdeathsig(Signal::SIGTERM)
             .map_err(io::Error::from)
             .map_err(system("watch the parent process"))?;
+    }
+    if let Err(error) = spare::keep(home.path()) {
+        say(&format!("no blocks can be put aside for a full disk: {error}"));
     }
     let _pid_file = PidFile::write(home, std::process::id(), &lock)?;
     let mut guard = Guard::new(given, &lock)?;

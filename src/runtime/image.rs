@@ -152,6 +152,7 @@ pub(super) async fn live(given: &Given, mut inherited: Inheritance) -> Result<En
         trust: disk.trust,
         journal: disk.journal,
         config: Arc::clone(&disk.config),
+        digest: disk.release.digest,
         around: Arc::clone(&around),
         components: components.clone(),
         installed: given.installed.clone(),

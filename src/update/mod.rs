@@ -86,6 +86,8 @@ pub struct Parts {
     pub journal: Journal,
     /// The running release's configuration.
     pub config: Arc<Config>,
+    /// The digest of its manifest, as this image read it when it began.
+    pub digest: Digest,
     /// Where components run.
     pub around: Arc<Surroundings>,
     /// The components.

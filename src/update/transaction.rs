@@ -17,6 +17,24 @@ use crate::bus::{Bus, Origin, Progress, Replacement, Request};
 use crate::clock;
 use crate::error::{Chain, Exit, Reported};
 
+/// A release that has its place.
+pub(super) struct Staged {
+    release: Release,
+    /// How much of it was damaged and is not any more.
+    repaired: usize,
+}
+
+/// Returns what is said of a release that has its place.
+fn staged_text(attempt: &Attempt, repaired: usize) -> String {
+    let to = &attempt.to;
+    match repaired {
+        0 => format!("release {to} is complete on disk"),
+        count => format!(
+            "release {to} was repaired: {count} of its files; a component that runs uses them after `refit component restart NAME`"
+        ),
+    }
+}
+
 impl Manager {
     /// Drives one attempt up to the request that replaces this image, or to its failure.
     pub(super) async fn transact(self: Arc<Self>, mut attempt: Attempt, received: bool, bus: Bus) {
@@ -93,9 +111,10 @@ impl Manager {
         received: bool,
     ) -> Result<Arc<Replacement>, (&'static str, UpdateError)> {
         let begun = std::time::Instant::now();
-        let release = self.clone().stage(attempt.clone(), received).await.map_err(|error| ("staged", error))?;
+        let staged = self.clone().stage(attempt.clone(), received).await.map_err(|error| ("staged", error))?;
+        let Staged { release, repaired } = staged;
         attempt.durations.insert("staging".to_owned(), millis(begun));
-        self.step(attempt, "staged", &format!("release {} is complete on disk", attempt.to));
+        self.step(attempt, "staged", &staged_text(attempt, repaired));
 
         let begun = std::time::Instant::now();
         self.step(attempt, "preflight", &format!("examining release {}", attempt.to));
@@ -114,10 +133,11 @@ impl Manager {
     }
 
     /// Gives the release its place and journals it as the next.
-    pub(super) async fn stage(self: Arc<Self>, attempt: Attempt, received: bool) -> Result<Release, UpdateError> {
+    pub(super) async fn stage(self: Arc<Self>, attempt: Attempt, received: bool) -> Result<Staged, UpdateError> {
         let work = move || {
             let store = &self.parts.store;
             let journal = self.journal();
+            let mut repaired = 0;
             let release = if received {
                 let package =
                     store.received(&attempt.digest)?.ok_or(UpdateError::UnknownPackage { digest: attempt.digest })?;
@@ -125,6 +145,9 @@ impl Manager {
                     self.parts.around.estate.releases_in_use().into_iter().chain([attempt.from.clone()]).collect();
                 let replaceable: Vec<Version> =
                     (!in_use.contains(&attempt.to)).then(|| attempt.to.clone()).into_iter().collect();
+                if attempt.to == attempt.from && attempt.digest == self.parts.digest {
+                    repaired = store.repair(&package)?;
+                }
                 store.admit(package, &replaceable)?
             } else {
                 let report = store.verify(&attempt.to, &mut |_| {})?;
@@ -136,9 +159,10 @@ impl Manager {
             let state = journal.state.clone().next(Event::Admitted(attempt.to.clone()));
             let state = state.map_err(|_| UpdateError::Busy)?;
             self.write(Journal { state, attempt: Some(attempt.clone()), ..journal })?;
-            let merged = preflight::merge(store, &attempt.from, &attempt.to, attempt.kind == Kind::Rollback)?;
+            let as_it_was = attempt.kind == Kind::Rollback || attempt.to == attempt.from;
+            let merged = preflight::merge(store, &attempt.from, &attempt.to, as_it_was)?;
             self.tell_merged(&attempt, &merged);
-            Ok(release)
+            Ok(Staged { release, repaired })
         };
         tokio::task::spawn_blocking(work).await.map_err(|source| UpdateError::Worker { source })?
     }

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::process::{Child, Stdio};
 
 use nix::sys::signal::Signal;
+use refit_updater::durable;
 
 use crate::appliance::{Appliance, end_all, refit};
 use crate::load::LoadOptions;
@@ -63,27 +64,37 @@ fn assert_whole(appliance: &Appliance, point: &str, passage: u32) -> String {
     version
 }
 
+/// Begins to install `release` with these options.
+fn begin_install(appliance: &Appliance, release: &Release, options: &[&str]) -> Child {
+    let mut install = refit();
+    install.arg("install").arg(release.package()).args(options).arg("--home").arg(appliance.home());
+    install.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("start the installation")
+}
+
+/// Cuts the power, and starts the appliance anew.
+fn cut_and_start(appliance: &mut Appliance, mut install: Child) {
+    cut_power(appliance);
+    install.kill().ok(); // it may have noticed by itself
+    install.wait().expect("collect the installation");
+    appliance.run_guard();
+    appliance.wait_running();
+}
+
 /// Cuts the power at each passage of `point`, until an update passes it no more. Returns how often it was cut.
 fn cut_at(point: &str) -> u32 {
     assert!(refit_updater::fault::POINTS.contains(&point), "{point} is no point");
     let mut appliance = Appliance::new(&Release::shop("1.0.0")).start();
-    let package = Release::shop("1.1.0").package();
+    let next = Release::shop("1.1.0");
     for passage in 1..=PASSAGES_MAX {
         arm(&appliance, point, passage);
-        let mut install = refit();
-        install.arg("install").arg(&package).arg("--home").arg(appliance.home());
-        let mut install = install.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("start the installation");
+        let mut install = begin_install(&appliance, &next, &[]);
         if !wait_cut(&appliance, &mut install) {
             install.wait().expect("collect the installation");
             fs::remove_file(fault_file(&appliance)).ok(); // the update did not pass so often
             appliance.settled("1.1.0");
             return passage - 1;
         }
-        cut_power(&mut appliance);
-        install.kill().ok(); // it may have noticed by itself
-        install.wait().expect("collect the installation");
-        appliance.run_guard();
-        appliance.wait_running();
+        cut_and_start(&mut appliance, install);
         let version = assert_whole(&appliance, point, passage);
         if version == "1.1.0" {
             appliance.refit(&["rollback"]).ends_with(0);
@@ -91,6 +102,38 @@ fn cut_at(point: &str) -> u32 {
         }
     }
     panic!("an update passes {point} more than {PASSAGES_MAX} times");
+}
+
+/// A repair that is cut leaves an appliance that serves, and less to repair.
+#[test]
+fn power_cut_while_the_release_that_runs_is_repaired() {
+    // What the shop does without, for it is started with the damage, too.
+    let names = ["share/one.txt", "share/two.txt", "share/three.txt"];
+    let shop = names.iter().fold(Release::shop("1.0.0"), |shop, name| shop.file(name, &format!("this is {name}\n")));
+    let mut appliance = Appliance::new(&shop).start();
+    let release = appliance.home().join("releases/1.0.0");
+    for passage in 1..=PASSAGES_MAX {
+        for name in names {
+            let path = release.join(name);
+            durable::set_owner_write(path.parent().expect("a directory")).expect("make it writable");
+            durable::remove_tree(&path).expect("remove a file");
+        }
+        arm(&appliance, "renamed", passage);
+        let mut install = begin_install(&appliance, &shop, &["--allow-downgrade"]);
+        if !wait_cut(&appliance, &mut install) {
+            assert!(install.wait().expect("collect the installation").success());
+            fs::remove_file(fault_file(&appliance)).ok(); // the repair did not pass so often
+            appliance.settled("1.0.0");
+            appliance.refit(&["verify"]).ends_with(0);
+            assert!(passage > 3, "each of the three files was renamed");
+            return;
+        }
+        cut_and_start(&mut appliance, install);
+        appliance.settled("1.0.0");
+        appliance.install(&shop, &["--allow-downgrade"]).ends_with(0);
+        assert_whole(&appliance, "renamed", passage);
+    }
+    panic!("a repair passes more than {PASSAGES_MAX} renames");
 }
 
 macro_rules! cuts {

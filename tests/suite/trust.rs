@@ -37,6 +37,61 @@ fn an_expired_package_is_installed_or_refused_by_policy() {
 }
 
 #[test]
+fn a_first_package_past_its_date_is_said_or_refused_by_its_own_policy() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let init = |package: &Path, home: &Path, json: bool| {
+        let mut init = refit();
+        init.arg("init").arg(package).arg("--root").arg(Vendor::get().root()).arg("--home").arg(home);
+        Ran::of(if json { init.arg("--json") } else { &mut init })
+    };
+    let package = packed_at(&Release::bare("1.0.0"), dir.path(), "1000000000"); // 2001
+    let ran = init(&package, &dir.path().join("text"), false).ends_with(0);
+    assert!(ran.stdout.contains("the package's signatures are past their date"), "{}", ran.stdout);
+    let made = init(&package, &dir.path().join("json"), true).ends_with(0).objects().remove(0);
+    assert_eq!((&made["expired"], &made["clock_behind"]), (&json!(true), &Value::Null), "{made}");
+    let fresh = init(&Release::bare("1.0.0").package(), &dir.path().join("fresh"), true).ends_with(0);
+    assert_eq!(fresh.objects()[0]["expired"], false);
+
+    let tree = dir.path().join("strict");
+    Release::bare("1.1.0").write(&tree);
+    let description = fs::read_to_string(tree.join("appliance.toml")).expect("read");
+    let strict = format!("{description}\n[update]\nexpired_offline = \"refuse\"\n");
+    fs::write(tree.join("appliance.toml"), strict).expect("write");
+    let pack = |seconds: &str| {
+        let out = dir.path().join(format!("strict-{seconds}.refit"));
+        let mut pack = refit();
+        pack.arg("pack").arg(&tree).arg("-o").arg(&out).arg("--keys").arg(Vendor::get().keys());
+        Ran::of(pack.args(["--level", "1"]).env("SOURCE_DATE_EPOCH", seconds)).ends_with(0);
+        out
+    };
+    let home = dir.path().join("home");
+    let line = init(&pack("1000000000"), &home, false).complains_with(65);
+    assert!(line.contains("metadata expired at 2002-09-09") && line.contains("nothing was changed"), "{line}");
+    assert!(!home.exists());
+    let now = seconds_now();
+    init(&pack(&now), &home, false).ends_with(0);
+}
+
+/// The time, in seconds since 1970.
+fn seconds_now() -> String {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
+    now.as_secs().to_string()
+}
+
+#[test]
+fn a_root_past_its_date_is_said_when_packing() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (keys, tree, out) = (dir.path().join("keys"), dir.path().join("tree"), dir.path().join("out.refit"));
+    let expires = "2020-01-01T00:00:00Z".parse().expect("a time");
+    refit_updater::keys::Keys::init(&keys, expires).expect("make keys");
+    Release::bare("1.0.0").write(&tree);
+    let mut pack = refit();
+    pack.arg("pack").arg(&tree).arg("-o").arg(&out).arg("--keys").arg(&keys);
+    let line = Ran::of(&mut pack).complains_with(0);
+    assert!(line.contains("root 1 of these keys expired at 2020-01-01") && line.contains("keys renew"), "{line}");
+}
+
+#[test]
 fn a_clock_before_the_release_date_is_said_by_status_and_at_receive() {
     let appliance = Appliance::new(&Release::bare("1.0.0")).start();
     let trust = appliance.status()["trust"].clone();

@@ -3,20 +3,28 @@
 //! Content is synced before its name, and the name with its directory, so that after a power cut a name holds the old or
 //! the new content, whole; functions whose result need not outlive one say so. Leftovers of an interrupted operation have
 //! names that nothing reads.
+//!
+//! Whoever works on another account's home, as root does, leaves it to that account: what is replaced keeps owner and group, and
+//! what is new gets those of its directory. Links have no use for an owner, and trees that are unpacked belong to who unpacks.
 #![expect(clippy::disallowed_methods, reason = "the calls that are forbidden elsewhere because they belong here")]
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::Path;
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+use nix::libc::O_NOFOLLOW;
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
 use tempfile::NamedTempFile;
 
 use crate::fault;
 
 /// Permissions of a file that [`replace`] makes: nothing in a home is anybody else's business unless its owner says so.
 const REPLACE_MODE: u32 = 0o644;
+/// Permissions of a file that holds nothing but blocks.
+const RESERVE_MODE: u32 = 0o600;
 
 /// Replaces `dir/name`: after a power cut it holds the old or the new content, whole.
 ///
@@ -31,7 +39,9 @@ pub fn replace(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
 /// # Errors
 /// Nothing has changed.
 pub fn replace_dispensable(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
-    write_beside(&tempfile::Builder::new(), dir, bytes, REPLACE_MODE)?.persist(dir.join(name))?; // nobody ever reads a half
+    let temp = write_beside(&tempfile::Builder::new(), dir, bytes, REPLACE_MODE)?;
+    keep_owner(temp.as_file(), &dir.join(name))?;
+    temp.persist(dir.join(name))?; // nobody ever reads a half
     Ok(())
 }
 
@@ -64,11 +74,77 @@ fn write_beside(temp: &tempfile::Builder<'_, '_>, dir: &Path, bytes: &[u8], mode
 /// # Errors
 /// As [`replace`].
 pub fn commit_file(temp: NamedTempFile, path: &Path) -> io::Result<()> {
+    keep_owner(temp.as_file(), path)?;
     temp.as_file().sync_all()?; // content before name
     fault::point("temp_synced");
     temp.persist(path)?; // the commit point
     fault::point("switched");
     sync_dir(parent(path))
+}
+
+/// Replaces `dir/name` as [`replace`] does, with no block that is not there yet: `blocks`, a file of [`reserve`] in the same file
+/// system, is overwritten and gets the name.
+///
+/// # Errors
+/// There is no such file or it is too small; or as [`replace`]. What `blocks` holds is of no use, as before.
+pub fn replace_with_blocks_of(blocks: &Path, dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).custom_flags(O_NOFOLLOW).open(blocks)?;
+    if file.metadata()?.len() < bytes.len() as u64 {
+        return Err(io::ErrorKind::StorageFull.into());
+    }
+    let path = dir.join(name);
+    file.write_all(bytes)?;
+    file.set_len(bytes.len() as u64)?;
+    file.set_permissions(Permissions::from_mode(REPLACE_MODE))?;
+    keep_owner(&file, &path)?;
+    file.sync_all()?; // content before name
+    fault::point("temp_synced");
+    fs::rename(blocks, &path)?; // the commit point
+    fault::point("switched");
+    sync_dir(dir)
+}
+
+/// Makes the file at `path` `bytes` long, with a block of the disk behind each of them. What it holds means nothing, so neither
+/// is synced.
+///
+/// # Errors
+/// It is as long as it was, and not there if it was not.
+pub fn reserve(path: &Path, bytes: u64) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(false).mode(RESERVE_MODE).custom_flags(O_NOFOLLOW);
+    let mut file = options.open(path)?;
+    let had = file.metadata()?.len();
+    let reserved = match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, bytes) {
+        Err(Errno::OPNOTSUPP) => io::copy(&mut io::repeat(0).take(bytes), &mut file).map(drop),
+        result => result.map_err(io::Error::from),
+    };
+    if had == 0 {
+        keep_owner(&file, parent(path))?;
+    }
+    if reserved.is_err() {
+        if had == 0 { fs::remove_file(path)? } else { file.set_len(had)? }
+    }
+    reserved
+}
+
+/// Gives `file` owner and group of what has the name `path` now, or else those of the directory.
+///
+/// # Errors
+/// They cannot be found out, or not be given by who may give them.
+fn keep_owner(file: &File, path: &Path) -> io::Result<()> {
+    let wanted = match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => fs::symlink_metadata(parent(path))?,
+        found => found?,
+    };
+    let found = file.metadata()?;
+    if (found.uid(), found.gid()) == (wanted.uid(), wanted.gid()) {
+        return Ok(());
+    }
+    match fchown(file, Some(wanted.uid()), Some(wanted.gid())) {
+        // Only root may, and not to an account that its namespace does not know: then it is as it was made.
+        Err(error) if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidInput) => Ok(()),
+        result => result,
+    }
 }
 
 /// Writes a new file, synced, that must not exist yet; its directory is not synced.
@@ -99,6 +175,9 @@ pub fn create_new(path: &Path, mode: u32) -> io::Result<File> {
 pub fn append_line(path: &Path, line: &str) -> io::Result<()> {
     let existed = path.exists();
     let mut file = OpenOptions::new().read(true).append(true).create(true).mode(REPLACE_MODE).open(path)?;
+    if !existed {
+        keep_owner(&file, parent(path))?;
+    }
     let mut whole = Vec::with_capacity(line.len() + 2);
     if let Some(last) = file.metadata()?.len().checked_sub(1) {
         let mut byte = [b'\n'];
@@ -197,7 +276,11 @@ pub fn create_dirs(path: &Path) -> io::Result<()> {
     }
     for dir in missing.into_iter().rev() {
         match fs::create_dir(dir) {
-            Ok(()) => sync_dir(parent(dir))?,
+            Ok(()) => {
+                let directory = OpenOptions::new().read(true).custom_flags(O_NOFOLLOW).open(dir)?;
+                keep_owner(&directory, parent(dir))?;
+                sync_dir(parent(dir))?;
+            }
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => {}
             Err(error) => return Err(error),
         }
@@ -337,6 +420,33 @@ mod tests {
         }
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
         assert!(replace(&dir.path().join("missing"), "file", b"").is_err());
+    }
+
+    /// Only root can make files of another account.
+    #[test]
+    fn owner_and_group_are_kept_and_new_files_have_those_of_their_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let owner = |name: &str| {
+            let found = fs::symlink_metadata(dir.path().join(name)).unwrap();
+            (found.uid(), found.gid())
+        };
+        write_new(&dir.path().join("file"), b"old", 0o600).unwrap();
+        let chown = |name: &str, uid, gid| std::os::unix::fs::chown(dir.path().join(name), Some(uid), Some(gid));
+        if let Err(error) = chown("", 4_711, 4_712).and_then(|()| chown("file", 4_713, 4_714)) {
+            return eprintln!("not tried, this takes root: {error}");
+        }
+        replace_with_mode(dir.path(), "file", b"new", 0o600).unwrap();
+        assert_eq!((owner("file"), mode(&dir.path().join("file"))), ((4_713, 4_714), 0o600));
+        replace_dispensable(dir.path(), "file", b"newer").unwrap();
+        assert_eq!(owner("file"), (4_713, 4_714));
+        replace(dir.path(), "other", b"").unwrap();
+        replace_dispensable(dir.path(), "aid", b"").unwrap();
+        append_line(&dir.path().join("lines"), "one").unwrap();
+        create_dirs(&dir.path().join("deep/er")).unwrap();
+        replace(&dir.path().join("deep/er"), "file", b"").unwrap();
+        for name in ["other", "aid", "lines", "deep", "deep/er", "deep/er/file"] {
+            assert_eq!(owner(name), (4_711, 4_712), "{name}");
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::durable;
 use crate::journal::{Attempt, Ending, Kind};
+use crate::spare;
 
 /// The history's file below the home.
 pub const HISTORY_FILE: &str = "history.jsonl";
@@ -94,7 +95,8 @@ pub fn append(home: &Path, entry: &Entry) -> io::Result<()> {
     if read(home)?.iter().any(|old| old.id == entry.id) {
         return Ok(());
     }
-    durable::append_line(&home.join(HISTORY_FILE), &serde_json::to_string(entry)?)
+    let line = serde_json::to_string(entry)?;
+    spare::with_room(home, || durable::append_line(&home.join(HISTORY_FILE), &line))
 }
 
 /// Returns the entries, oldest first. A line that is no entry (a torn last line after a power cut) is passed over.

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::digest::Digest;
 use crate::durable;
 use crate::history::{Entry, Outcome};
+use crate::spare;
 
 /// The version of the journal's format that this code writes, and the only one that it reads.
 pub const JOURNAL_FORMAT: u32 = 1;
@@ -382,7 +383,7 @@ pub fn load(home: &Path) -> Result<Option<Journal>, JournalError> {
     Ok(Some(Journal { state, attempt, finished, good, failed }))
 }
 
-/// Replaces the journal of the home `home`.
+/// Replaces the journal of the home `home`, also on a full disk: see [`crate::spare`].
 ///
 /// # Errors
 /// As [`durable::replace`]: nothing has changed, or only the last sync failed.
@@ -398,7 +399,7 @@ pub fn store(home: &Path, journal: &Journal) -> Result<(), JournalError> {
     };
     let written = serde_json::to_vec_pretty(&document)
         .map_err(io::Error::from)
-        .and_then(|bytes| durable::replace(home, JOURNAL_FILE, &bytes));
+        .and_then(|bytes| spare::replace(home, JOURNAL_FILE, &bytes));
     written.map_err(|source| JournalError::Write { path, source })
 }
 

@@ -36,6 +36,7 @@ pub mod package;
 pub mod receive;
 pub mod release;
 pub mod repository;
+pub mod spare;
 pub mod trust;
 pub mod tuf;
 

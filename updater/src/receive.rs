@@ -35,7 +35,7 @@ pub(crate) use unpack::{check_frame, is_hole};
 /// Headers and small frames are read in one call.
 const INPUT_BUFFER_BYTES: usize = 64 << 10;
 /// Permissions of the directories that are Refit's own in a release, and of its top.
-const DIR_MODE: u32 = 0o555;
+pub(crate) const DIR_MODE: u32 = 0o555;
 /// Permissions of the installed manifest.
 const MANIFEST_MODE: u32 = 0o444;
 

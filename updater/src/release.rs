@@ -1,9 +1,10 @@
 //! Releases on disk: the layout of a home, admitting, verifying and dropping releases.
 //!
-//! A release is a directory `releases/VERSION` that is never written to again. It got there by one rename of a tree that
-//! was verified and synced before, so what has the name is whole. `current` is a link that the journal decides about.
+//! A release is a directory `releases/VERSION` that is never written to again, unless it is to be repaired. It got there by one
+//! rename of a tree that was verified and synced before, so what has the name is whole. `current` is a link that the journal decides about.
 
 mod checked;
+mod repair;
 mod verify;
 
 use std::collections::HashMap;
@@ -18,6 +19,7 @@ use crate::durable;
 use crate::fault;
 use crate::manifest::{self, Body, MANIFEST_BYTES_MAX, Manifest, ManifestError, Mode};
 use crate::receive::Received;
+use crate::spare;
 
 pub(crate) use checked::Checked;
 pub use verify::{Problem, Trouble, VerifyProgress, VerifyReport};
@@ -111,6 +113,14 @@ pub enum StoreError {
         /// Identity of what was to be admitted.
         offered: Digest,
     },
+    /// The release that runs is damaged, and is not replaced as a whole.
+    #[error("release {version}, which runs, is damaged: {problem}")]
+    Damaged {
+        /// The version.
+        version: Version,
+        /// The first thing that is wrong.
+        problem: Problem,
+    },
     /// The release that runs is not dropped.
     #[error("release {version} is the current one")]
     IsCurrent {
@@ -133,7 +143,9 @@ impl StoreError {
             Self::Io { .. } => "free space or check the disk and its permissions, then try again",
             Self::NoHome { .. } => "name the right directory with --home, or make a home there first",
             Self::Unknown { .. } => "see `refit releases` for what is installed",
-            Self::Manifest { .. } | Self::Misplaced { .. } => "install the release again from its package",
+            Self::Manifest { .. } | Self::Misplaced { .. } | Self::Damaged { .. } => {
+                "install the release again from its package"
+            }
             Self::Occupied { .. } => "give the new package a version of its own",
             Self::IsCurrent { .. } => "update or roll back to another release first",
             Self::CurrentIsNoLink { .. } => "remove it; refit makes the link again at its next start",
@@ -263,7 +275,8 @@ impl Store {
     /// Gives a received package its place and name in `releases/`.
     ///
     /// The same release may be there already: it is verified, and kept when it is whole. Another one of the same version,
-    /// or a damaged one, is replaced only when its version is in `replaceable`.
+    /// or a damaged one, is replaced only when its version is in `replaceable`; a damaged copy of the very same release always,
+    /// unless it runs, for then it takes [`Store::repair`].
     ///
     /// # Errors
     /// Another release has the version, or a file operation failed; the release that was there still is, or, after a
@@ -274,13 +287,15 @@ impl Store {
         if fs::symlink_metadata(&dir).is_ok() {
             let installed = read_manifest(&dir).map(|(digest, _)| digest);
             let same = installed.as_ref().is_ok_and(|digest| *digest == received.digest);
-            if same && self.verify(&version, &mut |_| {})?.problems.is_empty() {
-                self.discard(&received.dir)?;
-                return self.release(&version);
-            }
-            // A damaged copy of the very same release may always be replaced by a whole one, unless it runs.
-            let repairs = same && self.current()?.as_ref() != Some(&version);
-            if !repairs && !replaceable.contains(&version) {
+            if same {
+                let Some(problem) = self.verify(&version, &mut |_| {})?.problems.into_iter().next() else {
+                    self.discard(&received.dir)?;
+                    return self.release(&version);
+                };
+                if self.current()?.as_ref() == Some(&version) && !replaceable.contains(&version) {
+                    return Err(StoreError::Damaged { version, problem });
+                }
+            } else if !replaceable.contains(&version) {
                 return Err(StoreError::Occupied { version, installed: installed?, offered: received.digest });
             }
             self.discard(&dir)?;
@@ -334,7 +349,8 @@ impl Store {
     /// The link is what it was; or, if only the last sync failed, the new one may be lost.
     pub fn point_current(&self, version: &Version) -> Result<(), StoreError> {
         let target = Path::new("releases").join(version.to_string());
-        durable::replace_symlink(&self.home, CURRENT, &target).map_err(io_error("link", &self.home.join(CURRENT)))
+        spare::with_room(&self.home, || durable::replace_symlink(&self.home, CURRENT, &target))
+            .map_err(io_error("link", &self.home.join(CURRENT)))
     }
 
     /// Returns the version that `current` points to.

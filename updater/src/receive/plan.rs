@@ -46,6 +46,19 @@ struct Kept {
     looks: Metadata,
 }
 
+impl Kept {
+    /// Whether a file with the permissions `mode` can be another name of this one. What its manifest says is not enough: somebody
+    /// may have changed the permissions, which is no change of the content, and a name has no permissions of its own.
+    fn can_link(&self, mode: Mode) -> bool {
+        self.place.mode == mode && has_mode(&self.looks, mode)
+    }
+}
+
+/// Returns whether a file has exactly these permissions; set-id and sticky bits are none of a release.
+fn has_mode(looks: &Metadata, mode: Mode) -> bool {
+    looks.mode() & 0o7777 == mode.bits()
+}
+
 /// Returns the file at `place`, if it holds the content `digest`.
 fn check(place: &Place, digest: Digest, size: u64, checked: &Checked) -> Option<Kept> {
     let looks = fs::symlink_metadata(&place.path).ok()?;
@@ -117,7 +130,11 @@ impl Plan {
                 let wanted = content.files.first().map(|(mode, _)| *mode);
                 let mut places = index.get(digest)?.clone();
                 // One that can be linked before one that must be copied.
-                places.sort_by_key(|place| Some(place.mode) != wanted);
+                let can_link = |place: &Place| {
+                    Some(place.mode) == wanted
+                        && fs::symlink_metadata(&place.path).is_ok_and(|looks| has_mode(&looks, place.mode))
+                };
+                places.sort_by_cached_key(|place| !can_link(place));
                 Some((*digest, content.size, places))
             })
             .collect();
@@ -255,9 +272,10 @@ impl Content {
     /// Makes the files of a content that needs nothing from the payload; `None`, and no file, if the kept one is gone.
     fn make(&self, digest: Digest, tree: &Path) -> Result<Option<Made>, ReceiveError> {
         let mut made = Made::default();
-        let Some(Kept { place, looks }) = &self.kept else { return self.create(tree).map(|_empty| Some(made)) };
+        let Some(kept) = &self.kept else { return self.create(tree).map(|_empty| Some(made)) };
+        let Kept { place, looks } = kept;
         for (mode, paths) in &self.files {
-            if *mode == place.mode && link_all(&place.path, tree, paths).is_ok() {
+            if kept.can_link(*mode) && link_all(&place.path, tree, paths).is_ok() {
                 made.linked_bytes += self.size * paths.len() as u64;
                 continue;
             }
@@ -277,9 +295,9 @@ impl Content {
         }
         if !looks_like(looks, &place.path) {
             // It was replaced meanwhile; or only looks so: overlayfs gives a file another inode when it gets another name.
-            for path in self.files.iter().filter_map(|(_, paths)| paths.first()) {
+            for (mode, path) in self.files.iter().filter_map(|(mode, paths)| Some((*mode, paths.first()?))) {
                 let path = tree.join(path);
-                is_whole(&path, digest, self.size).map_err(ReceiveError::disk("share", &path))?;
+                is_whole(&path, digest, self.size, mode).map_err(ReceiveError::disk("share", &path))?;
             }
         }
         Ok(Some(made))
@@ -323,7 +341,7 @@ impl Content {
     }
 
     fn can_link(&self, mode: Mode) -> bool {
-        self.kept.as_ref().is_some_and(|kept| kept.place.mode == mode)
+        self.kept.as_ref().is_some_and(|kept| kept.can_link(mode))
     }
 
     /// Creates the content's files, with their size and permissions and nothing in them, and returns them open.
@@ -347,13 +365,15 @@ impl Content {
 /// Returns whether the file at `path` looks as it did when it was checked. Its time of change is another since it has
 /// another name.
 fn looks_like(looks: &Metadata, path: &Path) -> bool {
-    let of = |found: &Metadata| (found.dev(), found.ino(), found.len(), found.mtime(), found.mtime_nsec());
+    let of =
+        |found: &Metadata| (found.dev(), found.ino(), found.mode(), found.len(), found.mtime(), found.mtime_nsec());
     fs::symlink_metadata(path).is_ok_and(|found| of(&found) == of(looks))
 }
 
-/// Makes sure that the file at `path` holds the content `digest`.
-fn is_whole(path: &Path, digest: Digest, size: u64) -> io::Result<()> {
-    if File::open(path).and_then(Digest::of_reader)? == (digest, size) {
+/// Makes sure that the file at `path` holds the content `digest` and has the permissions `mode`.
+fn is_whole(path: &Path, digest: Digest, size: u64, mode: Mode) -> io::Result<()> {
+    let file = File::open(path)?;
+    if has_mode(&file.metadata()?, mode) && Digest::of_reader(file)? == (digest, size) {
         Ok(())
     } else {
         Err(io::Error::other("it changed after it was checked"))

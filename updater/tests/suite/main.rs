@@ -17,6 +17,7 @@ mod outside;
 mod policy;
 mod publishing;
 mod reading;
+mod repair;
 mod repository;
 mod roundtrip;
 mod sharing;

@@ -5,11 +5,11 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use refit_updater::Store;
 use refit_updater::manifest::Body;
 use refit_updater::receive::Receiver;
 use refit_updater::release::{Release, Trouble};
 use refit_updater::trust::Trust;
+use refit_updater::{Digest, Store};
 use semver::Version;
 use serde_json::{Value, json};
 
@@ -193,6 +193,53 @@ fn a_kept_file_with_other_permissions_is_copied_and_counts_as_written() {
     let received = home.receive(&vendor.pack(&tree, &options())).unwrap();
     assert_eq!(received.linked_bytes, CONFIG_BYTES);
     assert_eq!(received.written_bytes, received.manifest.installed_bytes() - CONFIG_BYTES);
+    home.assert_whole(&home.store.admit(received, &[]).unwrap());
+}
+
+/// A name has no permissions of its own: a file that somebody changed the permissions of is not given another one.
+#[test]
+fn a_kept_file_whose_permissions_were_changed_is_copied() {
+    for bits in [0o777, 0o400, 0o2444, 0o4555] {
+        let vendor = Vendor::new();
+        let mut home = Home::new(&vendor);
+        let first = home.install(&vendor.package("1.0.0"));
+        home.policy.current = Some(first.version.clone());
+        fs::set_permissions(first.dir.join(LIBRARY), Permissions::from_mode(bits)).unwrap();
+        let received = home.receive(&vendor.package("1.1.0")).unwrap();
+        assert_eq!(received.linked_bytes, CONFIG_BYTES, "{bits:o}");
+        let second = home.store.admit(received, &[]).unwrap();
+        home.assert_whole(&second);
+
+        // The same when the altered file is one whose content is known without reading it.
+        let mut known = records(&home);
+        let mut record = looks(&first.dir.join(LIBRARY));
+        record["sha256"] = json!(Digest::of(b"a library that stays the same"));
+        known["files"].as_array_mut().unwrap().push(record);
+        put(&home.dir.path().join("releases"), ".checked.json", known.to_string().as_bytes(), 0o644);
+        home.store.remove(&second.version).unwrap();
+        let received = home.receive(&vendor.package("1.2.0")).unwrap();
+        assert_eq!(received.linked_bytes, CONFIG_BYTES, "{bits:o}");
+        home.assert_whole(&home.store.admit(received, &[]).unwrap());
+        // What one release was spoilt by stays with it.
+        let report = home.store.verify(&first.version, &mut |_| {}).unwrap();
+        assert_eq!((report.problems.len(), report.problems[0].what), (1, Trouble::Mode), "{bits:o}");
+    }
+}
+
+/// A whole file of an older release is shared before a spoilt one of a newer release is copied.
+#[test]
+fn a_kept_file_that_can_be_shared_comes_before_one_that_cannot() {
+    let vendor = Vendor::new();
+    let mut home = Home::new(&vendor);
+    home.policy.current = Some(home.install(&vendor.package("1.0.0")).version);
+    let second = home.install(&vendor.package("1.1.0"));
+    home.policy.current = Some(second.version.clone());
+    let (path, lib) = (second.dir.join(LIBRARY), second.dir.join("lib"));
+    fs::set_permissions(&lib, Permissions::from_mode(0o755)).unwrap();
+    put(&lib, "libshop.so", b"a library that stays the same", 0o777);
+    assert_eq!(fs::metadata(path).unwrap().nlink(), 1);
+    let received = home.receive(&vendor.package("1.2.0")).unwrap();
+    assert_eq!(received.linked_bytes, LIBRARY_BYTES + CONFIG_BYTES);
     home.assert_whole(&home.store.admit(received, &[]).unwrap());
 }
 

@@ -1,0 +1,120 @@
+//! A disk that a release on trial fills: the previous release serves, at once and after every start, while it is full.
+//!
+//! The home lies on a small file system in memory, which is mounted in a child of this test: root may mount, and in a user
+//! namespace of its own everybody, where the machine allows it.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::process::Command;
+
+use nix::sys::signal::Signal;
+use refit_updater::spare::{SPARE_BYTES, SPARE_FILE};
+
+use crate::appliance::{Appliance, end_all, text};
+use crate::load::LoadOptions;
+use crate::process;
+use crate::release::Release;
+use crate::wait::{LIMIT, eventually};
+
+/// Says that this process may mount.
+const VARIABLE: &str = "SUITE_FULL_DISK";
+/// The test that the child is.
+const CHILD: &str = "full_disk::child_serves_from_a_full_disk";
+/// What the child prints last.
+const DONE: &str = "the appliance serves";
+
+/// Moves the home of `appliance` to a file system of its own.
+fn onto_a_small_disk(appliance: &Appliance) {
+    let script = "mv \"$1\" \"$1.away\" && mkdir \"$1\" && mount -t tmpfs -o size=64m tmpfs \"$1\" && \
+                  cp -a \"$1.away/.\" \"$1\" && chmod -R u+w \"$1.away\" && rm -r \"$1.away\"";
+    let status = Command::new("sh").args(["-c", script, "sh"]).arg(appliance.home()).status().expect("run sh");
+    assert!(status.success(), "{status}");
+}
+
+/// Takes every byte that is left.
+fn fill(appliance: &Appliance) {
+    let path = appliance.home().join("data/more");
+    let mut file = OpenOptions::new().append(true).create(true).open(path).expect("open");
+    while file.write_all(&[1; 1 << 16]).is_ok() {}
+    while file.write_all(&[1]).is_ok() {}
+}
+
+/// Ends every process at once, and starts anew.
+fn cut_power(appliance: &mut Appliance) {
+    process::send(appliance.guard_pid(), Signal::SIGSTOP);
+    end_all(appliance.home());
+    appliance.kill_guard();
+    fill(appliance);
+    appliance.run_guard();
+    appliance.wait_running();
+}
+
+fn assert_serves(appliance: &Appliance, version: &str) {
+    appliance.settled(version);
+    let load = appliance.load(LoadOptions::default());
+    load.wait_for_version(version, LIMIT).expect("the shop answers");
+    load.finish().assert_clean();
+}
+
+/// Not a test by itself: what the child of the next one does.
+#[test]
+fn child_serves_from_a_full_disk() {
+    if std::env::var_os(VARIABLE).is_none() {
+        return;
+    }
+    let appliance = Appliance::new(&Release::shop("1.0.0"));
+    onto_a_small_disk(&appliance);
+    let mut appliance = appliance.start();
+    appliance.install(&Release::shop("1.1.0"), &[]).ends_with(0);
+    appliance.settled("1.1.0");
+
+    let fills = "command = [\"sh\", \"-c\", \"cat /dev/zero > $REFIT_DATA/full; exit 3\"]";
+    let line = appliance.install(&Release::shop("1.2.0").component("filler", fills), &[]).complains_with(70);
+    assert!(line.contains("rolled back to 1.1.0"), "{line}");
+    fill(&appliance);
+    assert_serves(&appliance, "1.1.0");
+    let newest = appliance.history().first().expect("an entry").clone();
+    assert_eq!((text(&newest["outcome"]), text(&newest["to"])), ("rolled-back".into(), "1.2.0".into()));
+    cut_power(&mut appliance);
+    assert_serves(&appliance, "1.1.0");
+
+    appliance.refit(&["rollback"]).ends_with(0);
+    fill(&appliance);
+    assert_serves(&appliance, "1.0.0");
+    cut_power(&mut appliance);
+    assert_serves(&appliance, "1.0.0");
+
+    for name in ["full", "more"] {
+        fs::remove_file(appliance.home().join("data").join(name)).expect("make room");
+    }
+    appliance.install(&Release::shop("1.3.0"), &[]).ends_with(0);
+    assert_serves(&appliance, "1.3.0");
+    eventually(LIMIT, "blocks are put aside again", || {
+        fs::metadata(appliance.home().join(SPARE_FILE)).is_ok_and(|spare| spare.len() == SPARE_BYTES)
+    });
+    process::send(appliance.guard_pid(), Signal::SIGSTOP);
+    end_all(appliance.home());
+    appliance.kill_guard();
+    // Of the file system only the mount point is left for whoever removes the directory.
+    assert!(Command::new("umount").arg("-l").arg(appliance.home()).status().expect("run umount").success());
+    eprintln!("{DONE}");
+}
+
+#[test]
+fn a_release_that_fills_the_disk_on_trial_ends_in_the_previous_one() {
+    let program = std::env::current_exe().expect("this program");
+    let mut child = Command::new("unshare");
+    child.args(["--map-root-user", "--mount", "sh", "-c"]);
+    // Whether anything may be mounted shows before the child begins.
+    child.arg("dir=$(mktemp -d) && mount -t tmpfs tmpfs \"$dir\" && umount \"$dir\" && rmdir \"$dir\" || exit 99; exec \"$@\"");
+    child.arg("sh").arg(program).args(["--exact", CHILD, "--nocapture"]).env(VARIABLE, "1");
+    let output = match child.output() {
+        Ok(output) => output,
+        Err(error) => return eprintln!("not tried, there is no unshare here: {error}"),
+    };
+    let text = String::from_utf8_lossy(&output.stderr);
+    if output.status.code() == Some(99) || text.contains("unshare failed") {
+        return eprintln!("not tried, this machine lets nobody mount: {text}");
+    }
+    assert!(output.status.success() && text.contains(DONE), "{text}{}", String::from_utf8_lossy(&output.stdout));
+}
