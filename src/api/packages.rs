@@ -1,6 +1,8 @@
 //! `PUT /api/v1/packages`: a package streams in, is verified and unpacked on the way, and described in the answer. `POST`
 //! fetches one from the repository, `GET /api/v1/repository` says what that offers.
 
+use std::pin::pin;
+
 use axum::Json;
 use axum::extract::{Path, Query, Request, State};
 use axum::http::{StatusCode, header};
@@ -59,7 +61,17 @@ pub(super) async fn receive(
         drop(writer);
         broken
     };
-    let (result, broken) = tokio::join!(app.manager.receive(reader, total, options.allow_downgrade), feed);
+    let (mut received, feed) = (pin!(app.manager.receive(reader, total, options.allow_downgrade)), pin!(feed));
+    // Cancel-safe: what is dropped is a body that nobody wants any more, whether or not more of it comes.
+    let (result, broken) = tokio::select! {
+        biased;
+        broken = feed => (None, broken),
+        result = &mut received => (Some(result), None),
+    };
+    let result = match result {
+        Some(result) => result,
+        None => received.await,
+    };
     let result = result.map_err(|error| match (error, broken) {
         (UpdateError::Receive(ReceiveError::Package { source: PackageError::Truncated { .. } }), Some(source)) => {
             UpdateError::Receive(PackageError::Input { source }.into())

@@ -5,13 +5,14 @@ use std::time::{Duration, Instant};
 
 use indicatif::HumanBytes;
 use jiff::{SignedDuration, Timestamp};
-use refit_updater::inspect::{Change, Comparison, InspectError, compare, inspect as look_into};
+use refit_updater::inspect::{Change, Comparison, InspectError, compare, inspect_open as look_into};
 use refit_updater::keys::KeysError;
 use refit_updater::manifest::{Body, Codec, Kind, Totals};
 use refit_updater::pack::{METADATA_VERSION, PackError, PackOptions, PackStep, file_name, pack as make_package};
 use refit_updater::repository::author::{Repository, RepositoryError, Terms};
 use serde_json::json;
 
+use super::input::Input;
 use super::keys::{DAYS_MAX, in_days};
 use super::{Context, number_in};
 use crate::clock;
@@ -62,7 +63,7 @@ pub(super) struct Pack {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Inspect {
-    /// The package; of two, the one that is installed.
+    /// The package, a file, a pipe, or `-` for standard input; of two, the one that is installed.
     #[arg(value_name = "FILE")]
     file: PathBuf,
     /// The package that comes: what it changes is shown, and what of it must be transferred.
@@ -282,7 +283,15 @@ fn try_inspect(context: &Context, inspect: &Inspect) -> Result<(), AuthorError> 
         }
         None => None,
     };
-    let look = |path| look_into(&context.path(path), root.as_deref(), inspect.check, clock::now());
+    let look = |path| {
+        let input = Input::new(context, path);
+        let opened = input.open().map_err(|source| {
+            let path = input.path().to_owned();
+            let is_dir = source.kind() == std::io::ErrorKind::IsADirectory;
+            if is_dir { InspectError::Directory { path }.into() } else { AuthorError::Read { path, source } }
+        })?;
+        Ok::<_, AuthorError>(look_into(opened, input.path(), root.as_deref(), inspect.check, clock::now())?)
+    };
     let found = look(&inspect.file)?;
     if let Some(new) = &inspect.new {
         print_comparison(context, &compare(&found, &look(new)?));

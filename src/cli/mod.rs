@@ -8,6 +8,7 @@ mod config;
 mod demo;
 mod follow;
 mod inhibit;
+mod input;
 mod install;
 mod keys;
 mod logs;
@@ -295,7 +296,10 @@ fn online(context: &Context, work: impl Future<Output = Result<Exit, client::Cli
             return context.complain(&line, "system_refused", "check the limits of the system", Exit::Failed);
         }
     };
-    match runtime.block_on(work) {
+    let ended = runtime.block_on(work);
+    // A read of a pipe into which nobody writes any more, or yet, holds nobody who has the answer.
+    runtime.shutdown_background();
+    match ended {
         Ok(exit) => exit,
         Err(error) => context.fail(&error),
     }

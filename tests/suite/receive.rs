@@ -1,7 +1,7 @@
 //! Packages that arrive in circumstances: senders that fall silent, releases that are there already or damaged.
 
-use std::fs::{self, Permissions};
-use std::io::{Read, Write};
+use std::fs::{self, File, Permissions};
+use std::io::{self, PipeReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 
@@ -11,6 +11,61 @@ use crate::appliance::{Appliance, Ran, refit};
 use crate::release::{Release, Vendor};
 use crate::repository::with_update_key;
 use crate::wait::{LIMIT, until};
+
+/// Returns a pipe into which somebody writes these bytes, and closes it.
+fn piped(bytes: Vec<u8>) -> PipeReader {
+    let (reader, mut writer) = io::pipe().expect("a pipe");
+    // One that is not read to its end breaks.
+    std::thread::spawn(move || writer.write_all(&bytes).ok());
+    reader
+}
+
+#[test]
+fn a_package_may_come_through_a_pipe() {
+    let first = Release::bare("1.0.0");
+    let appliance = Appliance::new(&first).start();
+    let read = |version: &str| fs::read(Release::bare(version).package()).expect("read");
+    for (version, name) in [("1.1.0", "-"), ("1.2.0", "/dev/stdin")] {
+        let ran = appliance.run(refit().args(["install", name]).stdin(piped(read(version)))).ends_with(0);
+        assert!(ran.stdout.contains(&format!("-> {version}:")), "{}", ran.stdout);
+        appliance.settled(version);
+    }
+    let fifo = appliance.scratch().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).expect("make a pipe");
+    let (writing, bytes) = (fifo.clone(), read("1.3.0"));
+    let writer = std::thread::spawn(move || fs::write(writing, bytes).expect("it is read"));
+    appliance.install_package(&fifo, &[]).ends_with(0);
+    writer.join().expect("no panic");
+    appliance.settled("1.3.0");
+    let file = File::open(Release::bare("1.4.0").package()).expect("open");
+    appliance.run(refit().args(["install", "-"]).stdin(file)).ends_with(0);
+    appliance.settled("1.4.0");
+
+    let home = appliance.scratch().join("second");
+    let mut init = refit();
+    init.args(["init", "-", "--root"]).arg(Vendor::get().root()).arg("--home").arg(&home);
+    Ran::of(init.stdin(piped(read("1.0.0")))).ends_with(0);
+    let inspect = |word: &str| {
+        let mut inspect = refit();
+        inspect.args(["inspect", "--json", word]).stdin(piped(read("1.0.0")));
+        Ran::of(&mut inspect).ends_with(0).objects().remove(0)
+    };
+    let from_file = inspect(first.package().to_str().expect("text"));
+    assert_eq!(from_file["package_bytes"], read("1.0.0").len(), "{from_file}");
+    assert_eq!((inspect("-"), inspect("/dev/stdin")), (from_file.clone(), from_file));
+}
+
+#[test]
+fn what_is_refused_from_a_pipe_is_refused_while_somebody_holds_it_open() {
+    let appliance = Appliance::new(&Release::bare("1.0.0")).start();
+    let (reader, mut writer) = io::pipe().expect("a pipe");
+    writer.write_all(&[7; 5000]).expect("a pipe has room for it");
+    let line = appliance.run(refit().args(["install", "-"]).stdin(reader)).complains_with(65);
+    assert!(line.contains("this is no package of refit"), "{line}");
+    drop(writer);
+    let line = appliance.run(refit().args(["install", "-"]).stdin(piped(Vec::new()))).complains_with(65);
+    assert!(line.contains("ends early") || line.contains("no package of refit"), "{line}");
+}
 
 #[test]
 fn a_sender_that_falls_silent_makes_room_for_the_next() {
