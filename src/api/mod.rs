@@ -15,12 +15,14 @@ mod packages;
 mod server;
 mod session;
 mod status;
+mod understood;
 mod updates;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::middleware::from_fn;
 use axum::routing::{delete, get, post, put};
 use tokio_util::sync::CancellationToken;
 
@@ -87,5 +89,6 @@ fn routes(app: Shared) -> Router {
         .route("/metrics", get(metrics::metrics))
         .merge(crate::web::routes())
         .fallback(|| async { Problem::missing("there is nothing at this address") })
+        .layer(from_fn(understood::or_problem))
         .with_state(app)
 }

@@ -13,6 +13,7 @@ use refit_updater::receive::ReceiveError;
 use serde::Deserialize;
 use tokio::io::AsyncWriteExt;
 
+use super::understood::Sent;
 use super::{Problem, Shared};
 use crate::update::line::alive;
 use crate::update::{PackageView, RepositoryView, UpdateError};
@@ -21,6 +22,7 @@ use crate::update::{PackageView, RepositoryView, UpdateError};
 const BETWEEN_BYTES: usize = 1 << 20;
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Options {
     #[serde(default)]
     allow_downgrade: bool,
@@ -30,6 +32,7 @@ pub(super) struct Options {
 
 /// A release of the repository.
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Wanted {
     version: semver::Version,
     #[serde(default)]
@@ -84,9 +87,8 @@ pub(super) async fn receive(
 /// `POST /api/v1/packages`: fetches a release from the repository.
 pub(super) async fn fetch(
     State(app): State<Shared>,
-    wanted: Result<Json<Wanted>, axum::extract::rejection::JsonRejection>,
+    Sent(wanted): Sent<Wanted>,
 ) -> Result<(StatusCode, Json<PackageView>), Problem> {
-    let Json(wanted) = wanted.map_err(|error| Problem::usage(error.body_text()))?;
     let result = app.manager.fetch(wanted.version, wanted.allow_downgrade).await;
     approved(&app, result, wanted.digest).await
 }
