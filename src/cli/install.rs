@@ -21,7 +21,7 @@ use super::Context;
 use super::client::{Client, ClientError};
 use super::follow::{follow, read_events};
 use super::input::Input;
-use super::show::{cell, table};
+use super::show::{cell, short, table};
 use crate::error::{Exit, Reported};
 
 /// How much of a package is read at once.
@@ -251,11 +251,13 @@ pub(super) async fn check(context: &Context) -> Result<Exit, ClientError> {
         .flatten()
         .rev()
         .map(|release| {
-            let keys = ["version", "released", "payload_bytes", "requires", "failed_before"];
-            keys.map(|key| cell(&release[key])).to_vec()
+            let [version, released, bytes, requires, digest, failed] =
+                ["version", "released", "payload_bytes", "requires", "digest", "failed_before"]
+                    .map(|key| cell(&release[key]));
+            vec![version, released, bytes, requires, short(&digest), failed]
         })
         .collect();
-    table(context, &["RELEASE", "MADE", "BYTES", "REQUIRES", "FAILED HERE"], &rows);
+    table(context, &["RELEASE", "MADE", "BYTES", "REQUIRES", "DIGEST", "FAILED HERE"], &rows);
     context.print("");
     let newest = found["releases"].as_array().and_then(|list| list.last()).unwrap_or(&Value::Null);
     context.print(&match (found["newer"].as_str(), newest["failed_before"].as_str()) {

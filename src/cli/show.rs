@@ -15,6 +15,11 @@ pub(super) fn cell(value: &Value) -> String {
     }
 }
 
+/// Returns as much of a digest as people compare at a glance.
+pub(super) fn short(digest: &str) -> String {
+    digest.chars().take(12).collect()
+}
+
 /// Prints `rows` under `head`, the columns as wide as they need to be.
 pub(super) fn table(context: &Context, head: &[&str], rows: &[Vec<String>]) {
     let mut widths: Vec<usize> = head.iter().map(|name| name.len()).collect();
@@ -157,12 +162,11 @@ pub(super) async fn releases(context: &Context) -> Result<Exit, ClientError> {
         .into_iter()
         .flatten()
         .map(|row| {
-            let digest: String = cell(&row["digest"]).chars().take(12).collect();
             vec![
                 cell(&row["version"]),
                 cell(&row["state"]),
                 cell(&row["installed_bytes"]),
-                digest,
+                short(&cell(&row["digest"])),
                 cell(&row["reason"]),
             ]
         })

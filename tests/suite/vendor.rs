@@ -205,7 +205,8 @@ fn a_repository_is_made_filled_shown_and_refreshed() {
     repo(&["repo", "add", "repo", package.to_str().expect("text")]).ends_with(0);
     Release::bare("1.1.0").write(&at.join("tree"));
     let packed = repo(&["pack", "tree", "--repo", "repo", "--json"]).ends_with(0);
-    assert_eq!(object(&packed)["report"]["version"], "1.1.0");
+    let report = &object(&packed)["report"];
+    assert_eq!(report["version"], "1.1.0");
     assert_eq!(names(at), ["repo", "tree"], "no package is left beside it");
     assert_eq!(names(&at.join("repo")), [".lock", "metadata", "targets"]);
 
@@ -213,6 +214,14 @@ fn a_repository_is_made_filled_shown_and_refreshed() {
     let versions: Vec<&Value> =
         shown["releases"].as_array().expect("a list").iter().map(|release| &release["version"]).collect();
     assert_eq!(versions, ["1.0.0", "1.1.0"]);
+    let root = Vendor::get().root();
+    let checked =
+        object(&repo(&["repo", "check", "repo", "--json", "--root", root.to_str().expect("text")]).ends_with(0));
+    for releases in [&shown["releases"], &checked["releases"]] {
+        assert_eq!(releases[1]["digest"], report["digest"]);
+    }
+    let digest = report["digest"].as_str().expect("a digest");
+    assert!(repo(&["repo", "show", "repo"]).ends_with(0).stdout.contains(&digest[..12]));
     assert_eq!(shown["versions"], serde_json::json!([1, 3, 3, 3]));
     let refreshed = object(&repo(&["repo", "refresh", "repo", "--json"]).ends_with(0));
     assert_eq!(refreshed["versions"], serde_json::json!([1, 4, 3, 3]));
