@@ -23,7 +23,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::middleware::from_fn;
-use axum::routing::{delete, get, post, put};
+use axum::routing::{delete, get, post};
 use tokio_util::sync::CancellationToken;
 
 use crate::bus::Bus;
@@ -77,7 +77,7 @@ fn routes(app: Shared) -> Router {
         .route("/bus/publications", post(bus::publish))
         .route("/bus/requests", post(bus::request))
         .route("/bus/requests/{id}", get(bus::ticket))
-        .route("/packages", put(packages::receive).post(packages::fetch))
+        .route("/packages", get(packages::list).put(packages::receive).post(packages::fetch))
         .route("/packages/{digest}", delete(packages::discard))
         .route("/repository", get(packages::check))
         .route("/updates", post(updates::update))

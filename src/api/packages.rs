@@ -1,5 +1,5 @@
 //! `PUT /api/v1/packages`: a package streams in, is verified and unpacked on the way, and described in the answer. `POST`
-//! fetches one from the repository, `GET /api/v1/repository` says what that offers.
+//! fetches one from the repository, `GET` lists what was received and waits; `GET /api/v1/repository` says what that offers.
 
 use std::pin::pin;
 
@@ -11,6 +11,7 @@ use refit_updater::Digest;
 use refit_updater::package::PackageError;
 use refit_updater::receive::ReceiveError;
 use serde::Deserialize;
+use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 
 use super::understood::Sent;
@@ -38,6 +39,11 @@ pub(super) struct Wanted {
     #[serde(default)]
     allow_downgrade: bool,
     digest: Option<Digest>,
+}
+
+/// `GET /api/v1/packages`: what was received and waits to be installed.
+pub(super) async fn list(State(app): State<Shared>) -> Json<Value> {
+    Json(json!({ "packages": app.manager.staged() }))
 }
 
 pub(super) async fn receive(

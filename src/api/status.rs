@@ -49,6 +49,7 @@ pub(super) async fn status(State(app): State<Shared>) -> Json<Value> {
         "components": components,
         "listeners": listeners,
         "receiving": app.manager.reception(),
+        "staged": app.manager.staged(),
         "update": update,
         "repository": app.manager.repository(),
         "trust": trust,
@@ -107,7 +108,7 @@ pub(super) async fn releases(State(app): State<Shared>) -> Result<Json<Value>, P
             })
         })
         .collect();
-    Ok(Json(json!({ "releases": list })))
+    Ok(Json(json!({ "releases": list, "staged": app.manager.staged() })))
 }
 
 /// Returns when a release was unpacked: its manifest is the last file that is written.

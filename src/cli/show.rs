@@ -15,6 +15,11 @@ pub(super) fn cell(value: &Value) -> String {
     }
 }
 
+/// Returns the elements of a list; of anything else, none.
+fn list(value: &Value) -> impl Iterator<Item = &Value> {
+    value.as_array().into_iter().flatten()
+}
+
 /// Returns as much of a digest as people compare at a glance.
 pub(super) fn short(digest: &str) -> String {
     digest.chars().take(12).collect()
@@ -73,6 +78,14 @@ pub(super) async fn status(context: &Context) -> Result<Exit, ClientError> {
     }
     if let Some(line) = reception(&status["receiving"]) {
         context.print(&line);
+    }
+    for package in list(&status["staged"]) {
+        context.print(&format!(
+            "release {} is staged since {}: refit install {}",
+            cell(&package["version"]),
+            cell(&package["received_at"]),
+            cell(&package["digest"]),
+        ));
     }
     for warning in status["trust"]["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str) {
         context.print(&format!("warning: {warning}"));
@@ -172,6 +185,13 @@ pub(super) async fn releases(context: &Context) -> Result<Exit, ClientError> {
         })
         .collect();
     table(context, &["RELEASE", "STATE", "BYTES", "DIGEST", "WHY"], &rows);
+    let staged: Vec<Vec<String>> = list(&releases["staged"])
+        .map(|row| ["version", "received_at", "installed_bytes", "digest"].map(|key| cell(&row[key])).to_vec())
+        .collect();
+    if !staged.is_empty() {
+        context.print("");
+        table(context, &["STAGED", "RECEIVED", "BYTES", "DIGEST"], &staged);
+    }
     Ok(Exit::Done)
 }
 

@@ -8,9 +8,10 @@ use std::os::unix::net::UnixStream;
 use serde_json::Value;
 
 use crate::appliance::{Appliance, Ran, refit};
+use crate::http::Request;
 use crate::release::{Release, Vendor};
 use crate::repository::with_update_key;
-use crate::wait::{LIMIT, until};
+use crate::wait::{LIMIT, eventually, until};
 
 /// Returns a pipe into which somebody writes these bytes, and closes it.
 fn piped(bytes: Vec<u8>) -> PipeReader {
@@ -137,6 +138,49 @@ fn a_package_that_was_staged_is_installed_by_its_digest() {
     assert!(line.contains("no package with the digest"), "{line}");
     appliance.refit(&["install", &digest]).ends_with(0);
     appliance.settled("1.1.0");
+}
+
+/// Returns what waits in staging, which everybody who lists it agrees on.
+fn staged(appliance: &Appliance) -> Vec<Value> {
+    let listed = Request::new(&appliance.socket(), "GET", "/api/v1/packages").send().json()["packages"].clone();
+    let releases = appliance.refit(&["releases", "--json"]).ends_with(0).objects().remove(0);
+    assert_eq!((&appliance.status()["staged"], &releases["staged"]), (&listed, &listed));
+    let text = appliance.refit(&["status"]).ends_with(0).stdout + &appliance.refit(&["releases"]).ends_with(0).stdout;
+    let staged = listed.as_array().expect("a list").clone();
+    for package in &staged {
+        let digest = package["digest"].as_str().expect("a digest");
+        assert_eq!(text.matches(digest).count(), 2, "status and releases say how to install it: {text}");
+    }
+    staged
+}
+
+#[test]
+fn what_was_staged_is_listed_until_it_is_installed_or_gone() {
+    let appliance = Appliance::new(&Release::bare("1.0.0")).start();
+    assert_eq!(staged(&appliance), [] as [Value; 0]);
+    for version in ["1.1.0", "1.2.0", "1.1.0"] {
+        appliance.install(&Release::bare(version), &["--stage-only"]).ends_with(0);
+    }
+    let waiting = staged(&appliance);
+    let versions: Vec<&Value> = waiting.iter().map(|package| &package["version"]).collect();
+    assert_eq!(versions, ["1.2.0", "1.1.0"]);
+    assert!(waiting.iter().all(|package| package["received_at"].is_string() && package["installed_bytes"].is_u64()));
+    let path = format!("/api/v1/packages/{}", waiting[0]["digest"].as_str().expect("a digest"));
+    assert_eq!(Request::new(&appliance.socket(), "DELETE", &path).send().status, 204);
+    assert_eq!(staged(&appliance), waiting[1..]);
+    appliance.refit(&["bus", "request", "restart"]).ends_with(0);
+    eventually(LIMIT, "another image runs", || {
+        let status = appliance.settled("1.0.0");
+        status["runtime"]["generation"] == 2
+    });
+    assert_eq!(staged(&appliance), [] as [Value; 0], "staging is emptied at every start");
+    let package =
+        appliance.install(&Release::bare("1.1.0"), &["--stage-only", "--json"]).ends_with(0).objects().remove(0);
+    let digest = package["data"]["digest"].as_str().expect("a digest").to_owned();
+    assert_eq!(staged(&appliance).len(), 1);
+    appliance.refit(&["install", &digest]).ends_with(0);
+    appliance.settled("1.1.0");
+    assert_eq!(staged(&appliance), [] as [Value; 0]);
 }
 
 #[test]
