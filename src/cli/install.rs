@@ -155,7 +155,7 @@ async fn send(context: &Context, client: &Client, install: &Install, input: &Inp
         url.push_str(&format!("&digest={digest}"));
     }
     let request = client.request(Method::PUT, &url).header(header::CONTENT_TYPE, "application/octet-stream");
-    let is_url = install.what.starts_with("http://") || install.what.starts_with("https://");
+    let is_url = is_url(&install.what);
     // Why the package could not be read to its end: what the client says of it then is that its connection broke.
     let broken = Arc::new(Mutex::new(None));
     let breaks = Arc::clone(&broken);
@@ -195,6 +195,12 @@ async fn send(context: &Context, client: &Client, install: &Install, input: &Inp
     bar.finish_and_clear();
     let broken = broken.lock().unwrap_or_else(PoisonError::into_inner).take();
     answer.map_err(|error| broken.unwrap_or(error))
+}
+
+/// Returns whether `what` is the URL of a package. The case of a scheme says nothing (RFC 3986, 3.1).
+fn is_url(what: &str) -> bool {
+    let scheme = what.split_once("://").map_or("", |(scheme, _)| scheme);
+    scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https")
 }
 
 /// Returns how many bytes are still to be read of a file; only a regular one says.

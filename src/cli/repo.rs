@@ -172,9 +172,14 @@ fn try_run(context: &Context, repo: &Repo) -> Result<(), RepoError> {
         Repo::Add { common, packages, retired } => {
             let (dir, keys, terms) = common.open(context)?;
             let (mut repository, accepted) = open(context, &dir, &keys, retired.accept_retired)?;
+            let packages: Vec<PathBuf> = packages.iter().map(|package| context.path(package)).collect();
+            // One that is not there is known before the first of them changes anything.
+            for path in &packages {
+                path.metadata().map_err(|source| RepoError::Read { path: path.clone(), source })?;
+            }
             let mut added = Vec::new();
-            for package in packages {
-                let addition = repository.add(&context.path(package), &keys, &terms)?;
+            for package in &packages {
+                let addition = repository.add(package, &keys, &terms)?;
                 let release = name_of(&addition.offer);
                 context.tell(&match addition.outcome {
                     Outcome::Added => format!("added {release}"),

@@ -4,6 +4,7 @@ use std::fs::{self, File, Permissions};
 use std::io::{self, PipeReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
+use std::process::Stdio;
 
 use serde_json::Value;
 
@@ -181,6 +182,24 @@ fn what_was_staged_is_listed_until_it_is_installed_or_gone() {
     appliance.refit(&["install", &digest]).ends_with(0);
     appliance.settled("1.1.0");
     assert_eq!(staged(&appliance), [] as [Value; 0]);
+}
+
+#[test]
+fn who_follows_an_update_is_told_that_the_appliance_is_silent() {
+    let appliance = Appliance::new(&Release::bare("1.0.0"));
+    let mut appliance = appliance.local(|text| text.replace("300ms", "10m")).start();
+    let said = appliance.scratch().join("said");
+    let mut install = refit();
+    install.arg("install").arg(Release::bare("1.1.0").package()).arg("--home").arg(appliance.home());
+    install.stdout(Stdio::null()).stderr(File::create(&said).expect("make a file"));
+    let mut install = install.spawn().expect("start refit");
+    eventually(LIMIT, "the release is on trial", || appliance.status()["update"]["phase"] == "probation");
+    appliance.kill_guard();
+    let line = until(LIMIT, "it is said", || fs::read_to_string(&said).ok().filter(|line| line.ends_with('\n')));
+    install.kill().expect("end it");
+    install.wait().expect("collect it");
+    assert!(line.starts_with("refit: the appliance does not answer; it is waited for 1"), "{line}");
+    assert_eq!(line.lines().count(), 1, "{line}");
 }
 
 #[test]

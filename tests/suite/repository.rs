@@ -236,6 +236,10 @@ fn a_url_that_breaks_off_is_not_the_appliances_fault() {
     let url = format!("{}/next.refit", web.url());
     let line = appliance.refit(&["install", &url]).complains_with(75);
     assert!(line.contains(&format!("cannot fetch {url}")), "{line}");
+    // What is not there is not there later, either; the case of a scheme says nothing.
+    let url = format!("{}/nowhere.refit", web.url().replace("http://", "HTTP://"));
+    let line = appliance.refit(&["install", &url]).complains_with(64);
+    assert!(line.contains(&format!("cannot fetch {url}")) && line.contains("404"), "{line}");
     assert_eq!(appliance.status()["release"]["version"], "1.0.0");
 }
 
