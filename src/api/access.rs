@@ -25,6 +25,10 @@ pub(super) const COOKIE: &str = "refit_session";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Who(pub(super) String);
 
+/// Marks a request that came over the Unix socket, where no browser is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Local;
+
 /// Returns the answer to somebody who is not known.
 pub(super) fn unknown(refusal: Refusal) -> Problem {
     match refusal {
@@ -114,6 +118,7 @@ pub(super) async fn trust_socket(State(app): State<Shared>, mut request: Request
     if let Some(problem) = forbidden(&app, &owner, request.method(), request.uri().path()) {
         return problem.into_response();
     }
+    request.extensions_mut().insert(Local);
     request.extensions_mut().insert(Who(owner.origin()));
     request.extensions_mut().insert(owner);
     next.run(request).await
@@ -128,7 +133,7 @@ fn not_known(refusal: &Refused) -> Problem {
 /// Returns why a component may not change this; what it asks of the bus is looked at where it is asked.
 fn forbidden(app: &Shared, owner: &Owner, method: &Method, path: &str) -> Option<Problem> {
     let component = owner.component_name()?;
-    if method == Method::GET || method == Method::HEAD {
+    if only_reads(method) {
         return None;
     }
     if let Err(refusal) = app.peers.may_ask(component) {
@@ -163,9 +168,14 @@ fn refuse(app: &Shared, owner: &Owner, what: &str, reason: &str) -> Problem {
     Problem::new(StatusCode::FORBIDDEN, "not_permitted", Exit::Usage, detail, remedy)
 }
 
+/// HEAD is GET without the body (RFC 9110, 9.3.2).
+fn only_reads(method: &Method) -> bool {
+    method == Method::GET || method == Method::HEAD
+}
+
 /// A browser says where a request comes from; one that changes something must come from our own page.
 fn is_foreign(request: &Request) -> bool {
-    request.method() != Method::GET
+    !only_reads(request.method())
         && request.headers().get("sec-fetch-site").is_some_and(|site| site != "same-origin" && site != "none")
 }
 
@@ -174,7 +184,7 @@ fn is_open(request: &Request) -> bool {
     if path == "/api/v1/session" {
         return request.method() == Method::POST;
     }
-    request.method() == Method::GET && !path.starts_with("/api/") && path != "/metrics"
+    only_reads(request.method()) && !path.starts_with("/api/") && path != "/metrics"
 }
 
 async fn account(app: &Shared, headers: &axum::http::HeaderMap) -> Result<String, Refusal> {

@@ -5,10 +5,13 @@ use std::time::Duration;
 use axum::extract::{Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::{Extension, Json};
+use refit_updater::Digest;
+use semver::Version;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::access::{self, Who};
+use super::understood::Sent;
 use super::{Problem, Shared};
 use crate::bus::{self, Ask};
 use crate::desk::{Asking, Wanted};
@@ -20,13 +23,22 @@ use crate::tickets::TicketView;
 /// The longest time that one call waits for a ticket's outcome.
 const WAIT_MAX: Duration = Duration::from_secs(60);
 
+/// What somebody asks: [`Wanted`], and nothing that is not understood.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Asked {
+    request: String,
+    digest: Option<Digest>,
+    version: Option<Version>,
+}
+
 pub(super) async fn request(
     State(app): State<Shared>,
     Extension(who): Extension<Who>,
     Extension(owner): Extension<Owner>,
-    wanted: Result<Json<Wanted>, axum::extract::rejection::JsonRejection>,
+    Sent(asked): Sent<Asked>,
 ) -> Result<Accepted, Problem> {
-    let Json(wanted) = wanted.map_err(|error| Problem::usage(error.body_text()))?;
+    let wanted = Wanted { request: asked.request, digest: asked.digest, version: asked.version };
     let forbidden = Ask::from_name(&wanted.request).and_then(|ask| access::forbidden_request(&app, &owner, ask));
     if let Some(problem) = forbidden {
         return Err(problem);
@@ -56,6 +68,7 @@ pub(super) async fn show(State(app): State<Shared>) -> Json<Value> {
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Publication {
     channel: String,
     #[serde(default)]
@@ -65,9 +78,8 @@ pub(super) struct Publication {
 /// Publishes, and returns what each listener answered.
 pub(super) async fn publish(
     State(app): State<Shared>,
-    publication: Result<Json<Publication>, axum::extract::rejection::JsonRejection>,
+    Sent(Publication { channel, argument }): Sent<Publication>,
 ) -> Result<Json<Value>, Problem> {
-    let Json(Publication { channel, argument }) = publication.map_err(|error| Problem::usage(error.body_text()))?;
     if peers::is_reserved(&channel) {
         let detail = format!("nobody publishes on {channel:?} from outside");
         let remedy = "make a request instead, or use a channel of the appliance's own";

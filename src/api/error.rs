@@ -7,6 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::desk::AskError;
 use crate::error::{Chain, Exit, Reported};
+use crate::update::UpdateError;
+
+/// The type of an answer that is a problem.
+pub(super) const PROBLEM: &str = "application/problem+json";
 
 /// An answer that says what failed, why, and what to do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,6 +66,9 @@ impl Problem {
     pub(super) fn asking(error: &AskError) -> Self {
         match error {
             AskError::Unknown { .. } | AskError::Nowhere | AskError::Forward => Self::usage(error.to_string()),
+            AskError::Update(error @ UpdateError::Runs { .. }) => {
+                Self { status: StatusCode::CONFLICT.as_u16(), ..Self::of(error) }
+            }
             AskError::Update(error) => Self::of(error),
         }
     }
@@ -81,6 +88,6 @@ impl Problem {
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        (status, [(header::CONTENT_TYPE, "application/problem+json")], Json(self)).into_response()
+        (status, [(header::CONTENT_TYPE, PROBLEM)], Json(self)).into_response()
     }
 }

@@ -15,13 +15,15 @@ mod packages;
 mod server;
 mod session;
 mod status;
+mod understood;
 mod updates;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::routing::{delete, get, post, put};
+use axum::middleware::from_fn;
+use axum::routing::{delete, get, post};
 use tokio_util::sync::CancellationToken;
 
 use crate::bus::Bus;
@@ -75,7 +77,7 @@ fn routes(app: Shared) -> Router {
         .route("/bus/publications", post(bus::publish))
         .route("/bus/requests", post(bus::request))
         .route("/bus/requests/{id}", get(bus::ticket))
-        .route("/packages", put(packages::receive).post(packages::fetch))
+        .route("/packages", get(packages::list).put(packages::receive).post(packages::fetch))
         .route("/packages/{digest}", delete(packages::discard))
         .route("/repository", get(packages::check))
         .route("/updates", post(updates::update))
@@ -87,5 +89,6 @@ fn routes(app: Shared) -> Router {
         .route("/metrics", get(metrics::metrics))
         .merge(crate::web::routes())
         .fallback(|| async { Problem::missing("there is nothing at this address") })
+        .layer(from_fn(understood::or_problem))
         .with_state(app)
 }

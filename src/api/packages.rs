@@ -1,5 +1,7 @@
 //! `PUT /api/v1/packages`: a package streams in, is verified and unpacked on the way, and described in the answer. `POST`
-//! fetches one from the repository, `GET /api/v1/repository` says what that offers.
+//! fetches one from the repository, `GET` lists what was received and waits; `GET /api/v1/repository` says what that offers.
+
+use std::pin::pin;
 
 use axum::Json;
 use axum::extract::{Path, Query, Request, State};
@@ -9,8 +11,10 @@ use refit_updater::Digest;
 use refit_updater::package::PackageError;
 use refit_updater::receive::ReceiveError;
 use serde::Deserialize;
+use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 
+use super::understood::Sent;
 use super::{Problem, Shared};
 use crate::update::line::alive;
 use crate::update::{PackageView, RepositoryView, UpdateError};
@@ -19,6 +23,7 @@ use crate::update::{PackageView, RepositoryView, UpdateError};
 const BETWEEN_BYTES: usize = 1 << 20;
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Options {
     #[serde(default)]
     allow_downgrade: bool,
@@ -28,11 +33,17 @@ pub(super) struct Options {
 
 /// A release of the repository.
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Wanted {
     version: semver::Version,
     #[serde(default)]
     allow_downgrade: bool,
     digest: Option<Digest>,
+}
+
+/// `GET /api/v1/packages`: what was received and waits to be installed.
+pub(super) async fn list(State(app): State<Shared>) -> Json<Value> {
+    Json(json!({ "packages": app.manager.staged() }))
 }
 
 pub(super) async fn receive(
@@ -59,7 +70,17 @@ pub(super) async fn receive(
         drop(writer);
         broken
     };
-    let (result, broken) = tokio::join!(app.manager.receive(reader, total, options.allow_downgrade), feed);
+    let (mut received, feed) = (pin!(app.manager.receive(reader, total, options.allow_downgrade)), pin!(feed));
+    // Cancel-safe: what is dropped is a body that nobody wants any more, whether or not more of it comes.
+    let (result, broken) = tokio::select! {
+        biased;
+        broken = feed => (None, broken),
+        result = &mut received => (Some(result), None),
+    };
+    let result = match result {
+        Some(result) => result,
+        None => received.await,
+    };
     let result = result.map_err(|error| match (error, broken) {
         (UpdateError::Receive(ReceiveError::Package { source: PackageError::Truncated { .. } }), Some(source)) => {
             UpdateError::Receive(PackageError::Input { source }.into())
@@ -72,9 +93,8 @@ pub(super) async fn receive(
 /// `POST /api/v1/packages`: fetches a release from the repository.
 pub(super) async fn fetch(
     State(app): State<Shared>,
-    wanted: Result<Json<Wanted>, axum::extract::rejection::JsonRejection>,
+    Sent(wanted): Sent<Wanted>,
 ) -> Result<(StatusCode, Json<PackageView>), Problem> {
-    let Json(wanted) = wanted.map_err(|error| Problem::usage(error.body_text()))?;
     let result = app.manager.fetch(wanted.version, wanted.allow_downgrade).await;
     approved(&app, result, wanted.digest).await
 }

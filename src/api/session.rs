@@ -7,19 +7,17 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::json;
 
+use super::understood::Sent;
 use super::{Problem, Shared, access};
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Login {
     user: Option<String>,
     password: String,
 }
 
-pub(super) async fn begin(
-    State(app): State<Shared>,
-    login: Result<Json<Login>, axum::extract::rejection::JsonRejection>,
-) -> Result<Response, Problem> {
-    let Json(login) = login.map_err(|error| Problem::usage(error.body_text()))?;
+pub(super) async fn begin(State(app): State<Shared>, Sent(login): Sent<Login>) -> Result<Response, Problem> {
     let user = login.user.unwrap_or_else(|| crate::auth::ADMIN.to_owned());
     let user = access::check(&app, user, login.password).await.map_err(access::refused)?;
     let token = app.around.estate.sessions.begin(&user);

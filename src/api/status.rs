@@ -51,6 +51,7 @@ pub(super) async fn status(State(app): State<Shared>) -> Json<Value> {
         "components": components,
         "listeners": listeners,
         "receiving": app.manager.reception(),
+        "staged": app.manager.staged(),
         "update": update,
         "repository": app.manager.repository(),
         "trust": trust,
@@ -133,7 +134,7 @@ pub(super) async fn releases(State(app): State<Shared>) -> Result<Json<Value>, P
             })
         })
         .collect();
-    Ok(Json(json!({ "releases": list })))
+    Ok(Json(json!({ "releases": list, "staged": app.manager.staged() })))
 }
 
 /// Returns when a release was unpacked: its manifest is the last file that is written.
@@ -154,8 +155,9 @@ pub(super) async fn history(State(app): State<Shared>) -> Result<Json<Value>, Pr
 
 /// 200 when the appliance serves, 503 otherwise. While one process image takes over from another it goes on serving.
 pub(super) async fn healthz(State(app): State<Shared>) -> impl IntoResponse {
-    let state = app.bus.state();
+    // In this order: whoever had not run yet a moment ago either takes over, or runs now.
     let takes_over = app.around.estate.generation() > 1 && !app.bus.ran();
+    let state = app.bus.state();
     if state == bus::State::Running || app.bus.is_replacing() || takes_over {
         (StatusCode::OK, "ok\n".to_owned())
     } else {

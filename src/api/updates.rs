@@ -1,38 +1,52 @@
 //! `POST /api/v1/updates` and `POST /api/v1/rollback`: going to another release.
 
+use axum::Extension;
 use axum::extract::State;
-use axum::{Extension, Json};
+use refit_updater::Digest;
+use semver::Version;
+use serde::Deserialize;
 
 use super::access::Who;
 use super::bus::{Accepted, accepted};
+use super::understood::{Sent, SentOrNot};
 use super::{Problem, Shared};
 use crate::bus::Ask;
 use crate::desk::{AskError, Asking, Wanted};
 
-type Parsed = Result<Json<Wanted>, axum::extract::rejection::JsonRejection>;
 type Answer = Result<Accepted, Problem>;
 
-pub(super) async fn update(State(app): State<Shared>, Extension(who): Extension<Who>, wanted: Parsed) -> Answer {
-    let Json(wanted) = wanted.map_err(|error| Problem::usage(error.body_text()))?;
-    begin(&app, wanted, Ask::Update, &who).map_err(|error| Problem::asking(&error))
+/// Where somebody wants to go.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Destination {
+    digest: Option<Digest>,
+    version: Option<Version>,
 }
 
+pub(super) async fn update(
+    State(app): State<Shared>,
+    Extension(who): Extension<Who>,
+    Sent(destination): Sent<Destination>,
+) -> Answer {
+    begin(&app, destination, Ask::Update, &who).map_err(|error| Problem::asking(&error))
+}
+
+/// A body is optional: no body is the previous release.
 pub(super) async fn rollback(
     State(app): State<Shared>,
     Extension(who): Extension<Who>,
-    body: axum::body::Bytes,
+    SentOrNot(destination): SentOrNot<Destination>,
 ) -> Answer {
-    // A body is optional: no body is the previous release.
-    let wanted = if body.is_empty() {
-        Wanted::default()
-    } else {
-        serde_json::from_slice(&body).map_err(|error| Problem::usage(error.to_string()))?
-    };
-    begin(&app, wanted, Ask::Rollback, &who).map_err(|error| Problem::asking(&error))
+    begin(&app, destination, Ask::Rollback, &who).map_err(|error| Problem::asking(&error))
 }
 
 /// Makes the request `ask` for `who`.
-fn begin(app: &Shared, wanted: Wanted, ask: Ask, who: &Who) -> Result<Accepted, AskError> {
-    let wanted = Wanted { request: ask.name().to_owned(), ..wanted };
+fn begin(
+    app: &Shared,
+    Destination { digest, version }: Destination,
+    ask: Ask,
+    who: &Who,
+) -> Result<Accepted, AskError> {
+    let wanted = Wanted { request: ask.name().to_owned(), digest, version };
     app.desk.ask(wanted, &who.0).map(|asked| accepted(&asked.ticket))
 }

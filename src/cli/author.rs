@@ -6,19 +6,51 @@ use std::time::{Duration, Instant};
 
 use indicatif::HumanBytes;
 use jiff::{SignedDuration, Timestamp};
-use refit_updater::inspect::{Change, Comparison, InspectError, compare, inspect as look_into};
+use refit_updater::inspect::{Change, Comparison, InspectError, compare, inspect_open as look_into};
 use refit_updater::keys::{Keys, KeysError};
-use refit_updater::manifest::{Body, Codec, Kind, Totals};
+use refit_updater::manifest::{ARCH_ANY, Body, Codec, Kind, Totals};
 use refit_updater::pack::{METADATA_VERSION, PackError, PackOptions, PackStep, file_name, pack as make_package};
 use refit_updater::repository::author::{Repository, RepositoryError, Terms};
 use serde_json::json;
 
+use super::input::Input;
 use super::keys::{DAYS_MAX, in_days};
 use super::{Context, number_in};
 use crate::clock;
 use crate::config::{self, Config, ConfigError, Programs};
 use crate::error::{Exit, Reported};
 
+/// The machines that Linux runs on, as `std::env::consts::ARCH` names them: an appliance compares a package's with that.
+const MACHINES: [&str; 20] = [
+    "x86_64",
+    "aarch64",
+    "arm",
+    "x86",
+    "riscv64",
+    "riscv32",
+    "loongarch64",
+    "loongarch32",
+    "powerpc64",
+    "powerpc",
+    "s390x",
+    "mips64",
+    "mips64r6",
+    "mips",
+    "mips32r6",
+    "sparc64",
+    "sparc",
+    "m68k",
+    "csky",
+    "hexagon",
+];
+/// What else they are called.
+const OTHER_NAMES: [(&[&str], &str); 5] = [
+    (&["amd64", "x64", "x86-64"], "x86_64"),
+    (&["arm64"], "aarch64"),
+    (&["armhf", "armel", "armv6l", "armv7", "armv7l"], "arm"),
+    (&["i386", "i486", "i586", "i686"], "x86"),
+    (&["ppc64", "ppc64le", "ppc64el"], "powerpc64"),
+];
 /// How long a package's signatures are good when nobody says.
 const EXPIRES_DAYS_DEFAULT: i64 = 365;
 /// The variable with the time that reproducible builds take for now, in seconds since 1970.
@@ -49,7 +81,7 @@ pub(super) struct Pack {
     #[arg(long)]
     level: Option<i32>,
     /// The machine it is for; `any` for releases without machine code.
-    #[arg(long, default_value = std::env::consts::ARCH)]
+    #[arg(long, default_value = std::env::consts::ARCH, value_parser = machine)]
     arch: String,
     /// How many days its signatures are good.
     #[arg(long, default_value_t = EXPIRES_DAYS_DEFAULT, value_parser = number_in(1..=DAYS_MAX))]
@@ -63,7 +95,7 @@ pub(super) struct Pack {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Inspect {
-    /// The package; of two, the one that is installed.
+    /// The package, a file, a pipe, or `-` for standard input; of two, the one that is installed.
     #[arg(value_name = "FILE")]
     file: PathBuf,
     /// The package that comes: what it changes is shown, and what of it must be transferred.
@@ -75,6 +107,18 @@ pub(super) struct Inspect {
     /// Decode and check every byte.
     #[arg(long)]
     check: bool,
+}
+
+/// Returns the machine that is called `name`, if it is one that Refit's own name for it may be: see `std::env::consts::ARCH`.
+fn machine(name: &str) -> Result<String, String> {
+    if name == ARCH_ANY || MACHINES.contains(&name) {
+        return Ok(name.to_owned());
+    }
+    let other = OTHER_NAMES.iter().find(|(others, _)| others.contains(&name)).map(|(_, machine)| machine);
+    Err(match other {
+        Some(machine) => format!("it is called {machine} here"),
+        None => format!("use one of {ARCH_ANY}, {}", MACHINES.join(", ")),
+    })
 }
 
 /// Why nothing was made or shown.
@@ -294,7 +338,15 @@ fn try_inspect(context: &Context, inspect: &Inspect) -> Result<(), AuthorError> 
         }
         None => None,
     };
-    let look = |path| look_into(&context.path(path), root.as_deref(), inspect.check, clock::now());
+    let look = |path| {
+        let input = Input::new(context, path);
+        let opened = input.open().map_err(|source| {
+            let path = input.path().to_owned();
+            let is_dir = source.kind() == std::io::ErrorKind::IsADirectory;
+            if is_dir { InspectError::Directory { path }.into() } else { AuthorError::Read { path, source } }
+        })?;
+        Ok::<_, AuthorError>(look_into(opened, input.path(), root.as_deref(), inspect.check, clock::now())?)
+    };
     let found = look(&inspect.file)?;
     if let Some(new) = &inspect.new {
         print_comparison(context, &compare(&found, &look(new)?));

@@ -70,7 +70,10 @@ pub(super) async fn main(context: &Context, bus: &Bus) -> Result<Exit, ClientErr
             }
             if request == "exit" {
                 // Nobody is left to answer when it is done; that nobody answers is the outcome.
-                return wait_for_the_end(&client).await;
+                wait_for_the_end(&client).await;
+                let mut ticket = answer["ticket"].clone();
+                (ticket["state"], ticket["exit"]) = (json!("done"), json!(Exit::Done.code()));
+                return Ok(follow::conclude(context, &ticket));
             }
             follow::wait(context, &client, id).await
         }
@@ -108,12 +111,9 @@ async fn publish(
     Ok(if good { Exit::Done } else { Exit::Failed })
 }
 
-async fn wait_for_the_end(client: &Client) -> Result<Exit, ClientError> {
-    loop {
-        match client.get("/api/v1/status").await {
-            Err(ClientError::Unavailable { .. }) => return Ok(Exit::Done),
-            Ok(_) | Err(_) => tokio::time::sleep(TRY_AGAIN).await,
-        }
+async fn wait_for_the_end(client: &Client) {
+    while !matches!(client.get("/api/v1/status").await, Err(ClientError::Unavailable { .. })) {
+        tokio::time::sleep(TRY_AGAIN).await;
     }
 }
 

@@ -1,10 +1,12 @@
 //! The API from the command line: HTTP over the appliance's Unix socket.
 
 use std::error::Error;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use reqwest::{Method, RequestBuilder, Response};
+use nix::unistd::{Uid, User};
+use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde_json::Value;
 
 use crate::api::Problem;
@@ -22,6 +24,17 @@ pub(super) enum ClientError {
     Unavailable {
         /// The socket.
         socket: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// This account may not use the socket.
+    #[error("this account may not use {}", socket.display())]
+    Forbidden {
+        /// The socket.
+        socket: PathBuf,
+        /// Which account may.
+        remedy: String,
         /// Why.
         #[source]
         source: std::io::Error,
@@ -86,6 +99,7 @@ impl Reported for ClientError {
     fn code(&self) -> &str {
         match self {
             Self::Unavailable { .. } => "no_running_appliance",
+            Self::Forbidden { .. } => "socket_forbidden",
             Self::Broken { .. } => "connection_broken",
             Self::Client { .. } | Self::Answer { .. } => "internal",
             Self::Refused { problem } => &problem.code,
@@ -98,6 +112,7 @@ impl Reported for ClientError {
     fn remedy(&self) -> &str {
         match self {
             Self::Unavailable { .. } => "start it with `refit run`, or name its directory with --home",
+            Self::Forbidden { remedy, .. } => remedy,
             Self::Broken { .. } => "see `refit status`, then try again",
             Self::Client { .. } => "check the limits of the system",
             Self::Refused { problem } => &problem.remedy,
@@ -110,11 +125,12 @@ impl Reported for ClientError {
 
     fn exit(&self) -> Exit {
         match self {
-            Self::Unavailable { .. } => Exit::Unavailable,
+            Self::Unavailable { .. } | Self::Forbidden { .. } => Exit::Unavailable,
             Self::Broken { .. } | Self::Client { .. } | Self::Answer { .. } => Exit::Failed,
             Self::Refused { problem } => Exit::from_code(i32::from(problem.exit)),
             Self::File { .. } => Exit::Usage,
             Self::NotApproved { .. } => Exit::Refused,
+            Self::Fetch { source, .. } if source.status().is_some_and(is_final) => Exit::Usage,
             Self::Fetch { .. } => Exit::TryLater,
         }
     }
@@ -178,9 +194,29 @@ impl Client {
 
     fn failed(&self, source: reqwest::Error) -> ClientError {
         match refused(&source) {
+            Some(source) if source.kind() == std::io::ErrorKind::PermissionDenied => {
+                ClientError::Forbidden { socket: self.socket.clone(), remedy: who_may(&self.socket), source }
+            }
             Some(source) => ClientError::Unavailable { socket: self.socket.clone(), source },
             None => ClientError::Broken { source: source.without_url() },
         }
+    }
+}
+
+/// Returns whether a server that answers so has nothing at the address that was named, now or later: as with a file that is not
+/// there.
+fn is_final(status: StatusCode) -> bool {
+    let later = [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_EARLY, StatusCode::TOO_MANY_REQUESTS];
+    status.is_client_error() && !later.contains(&status)
+}
+
+/// Returns which account may use `socket`: that of whoever runs the appliance, as far as it can be seen from here.
+fn who_may(socket: &Path) -> String {
+    let owner = socket.ancestors().find_map(|path| Some(path.metadata().ok()?.uid()));
+    let user = owner.and_then(|uid| User::from_uid(Uid::from_raw(uid)).ok().flatten());
+    match user.map(|user| user.name).filter(|name| name != "root") {
+        Some(name) => format!("run it as {name}, which owns the appliance, or as root (`sudo -u {name} refit ...`)"),
+        None => "run it as root, or as the account that runs the appliance (`sudo refit ...`)".to_owned(),
     }
 }
 

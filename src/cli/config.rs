@@ -36,6 +36,8 @@ enum CheckError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Config(#[from] ConfigError),
+    #[error("there is no directory {}", path.display())]
+    NoDirectory { path: PathBuf },
 }
 
 impl Reported for CheckError {
@@ -45,6 +47,7 @@ impl Reported for CheckError {
             Self::Journal(_) => "journal_unusable",
             Self::Store(_) => "release_unusable",
             Self::Config(error) => error.code(),
+            Self::NoDirectory { .. } => "file_unreadable",
         }
     }
 
@@ -54,6 +57,7 @@ impl Reported for CheckError {
             Self::Journal(error) => error.remedy(),
             Self::Store(error) => error.remedy(),
             Self::Config(error) => error.remedy(),
+            Self::NoDirectory { .. } => "name the directory of a release: one with an appliance.toml",
         }
     }
 
@@ -64,6 +68,7 @@ impl Reported for CheckError {
             Self::Journal(JournalError::Read { .. } | JournalError::Write { .. }) => Exit::Disk,
             Self::Store(_) => Exit::Failed,
             Self::Config(error) => error.exit(),
+            Self::NoDirectory { .. } => Exit::Usage,
         }
     }
 }
@@ -92,15 +97,20 @@ pub(super) fn main(context: &Context, config: &Config) -> Exit {
             let detail = format!("{count} {} in the configuration", if count == 1 { "mistake" } else { "mistakes" });
             context.complain(&detail, error.code(), error.remedy(), error.exit())
         }
-        CheckError::Home(_) | CheckError::Journal(_) | CheckError::Store(_) | CheckError::Config(_) => {
-            context.fail(&error)
-        }
+        CheckError::Home(_)
+        | CheckError::Journal(_)
+        | CheckError::Store(_)
+        | CheckError::Config(_)
+        | CheckError::NoDirectory { .. } => context.fail(&error),
     }
 }
 
 fn check(context: &Context, dir: Option<&PathBuf>, local: Option<&PathBuf>) -> Result<(), CheckError> {
     if let Some(dir) = dir {
         let dir = context.path(dir);
+        if !dir.is_dir() {
+            return Err(CheckError::NoDirectory { path: dir });
+        }
         let local = local.map_or_else(|| dir.join(config::NO_LOCAL_FILE), |local| context.path(local));
         config::Config::load_with_programs(&Programs::anywhere(&dir), &local)?;
         return Ok(());

@@ -25,6 +25,7 @@ use serde_json::json;
 
 use super::Context;
 use super::client::Client;
+use super::input::Input;
 use super::setup::{self, Made};
 use crate::auth;
 use crate::clock;
@@ -204,7 +205,7 @@ fn make(home: &Home, program: &Path) -> Result<Made, DemoError> {
     pack(&dir, &hostile, &keys, &options, &mut |_| {})?;
     change_one_byte(&hostile, offer)?;
     let first = packages.join("shop-1.0.0.refit");
-    let made = setup::make_home(home, &first, &home.path().join("keys").join("1.root.json"))?;
+    let made = setup::make_home(home, &Input::file(first), &home.path().join("keys").join("1.root.json"))?;
     drop(held);
     make_repository(home, &packages.join("shop-1.1.0.refit"), &keys)?;
     Ok(made)

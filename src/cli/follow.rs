@@ -1,5 +1,6 @@
 //! Following an update to its end, across the exec that breaks every connection.
 
+use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,49 @@ const UNREACHABLE_MAX: Duration = Duration::from_secs(120);
 /// The pause before the next try; a local socket costs little.
 const TRY_AGAIN: Duration = Duration::from_millis(50);
 
+/// A silence that people are told of: replacing the runtime takes less.
+const SILENCE_TOLD: Duration = Duration::from_secs(3);
+
+/// For how long the appliance has not answered.
+#[derive(Default)]
+struct Silence {
+    since: Option<Instant>,
+    /// What the bar said before.
+    interrupted: Option<String>,
+}
+
+impl Silence {
+    /// Returns `error` when it has lasted too long. Before that people are told, on `bar` or, where there is none to be seen, in a
+    /// line on standard error, once.
+    fn goes_on(&mut self, bar: &ProgressBar, error: ClientError) -> Result<(), ClientError> {
+        let lasted = self.since.get_or_insert_with(Instant::now).elapsed();
+        let Some(left) = UNREACHABLE_MAX.checked_sub(lasted).filter(|left| !left.is_zero()) else {
+            bar.finish_and_clear();
+            return Err(error);
+        };
+        if lasted < SILENCE_TOLD {
+            return Ok(());
+        }
+        let text = format!("the appliance does not answer; it is waited for {} s more", left.as_secs());
+        if self.interrupted.is_none() {
+            self.interrupted = Some(bar.message());
+            if bar.is_hidden() {
+                drop(writeln!(io::stderr().lock(), "refit: {text}")); // as in `Context::print`
+            }
+        }
+        bar.set_message(text);
+        Ok(())
+    }
+
+    /// It answers.
+    fn is_over(&mut self, bar: &ProgressBar) {
+        if let Some(message) = self.interrupted.take() {
+            bar.set_message(message);
+        }
+        self.since = None;
+    }
+}
+
 /// What is shown of an update.
 struct Shown {
     bar: ProgressBar,
@@ -31,15 +75,12 @@ pub(super) async fn follow(context: &Context, client: &Client, id: &str) -> Resu
     let bar = if context.is_watched() { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
     bar.enable_steady_tick(Duration::from_millis(100));
     let mut shown = Shown { bar, last_event: 0, finished: false };
-    let mut unreachable_since: Option<Instant> = None;
+    let mut silence = Silence::default();
     loop {
         match listen(context, client, id, &mut shown).await {
-            Ok(()) => unreachable_since = None,
+            Ok(()) => silence.is_over(&shown.bar),
             Err(error @ (ClientError::Unavailable { .. } | ClientError::Broken { .. })) => {
-                let since = *unreachable_since.get_or_insert_with(Instant::now);
-                if since.elapsed() >= UNREACHABLE_MAX {
-                    return Err(error);
-                }
+                silence.goes_on(&shown.bar, error)?;
             }
             Err(error) => return Err(error),
         }
@@ -154,24 +195,20 @@ pub(super) fn conclude(context: &Context, ticket: &Value) -> Exit {
     let request = ticket["request"].as_str().unwrap_or("request");
     let reason = ticket["reason"].as_str().unwrap_or("no reason was given");
     let line = format!("the {request} {state}: {reason}; see `refit history --json` for the last output");
-    use std::io::Write;
-    drop(writeln!(std::io::stderr().lock(), "refit: {line}"));
+    drop(writeln!(io::stderr().lock(), "refit: {line}"));
     let code = ticket["exit"].as_i64().and_then(|code| i32::try_from(code).ok());
     code.map_or(Exit::Failed, Exit::from_code)
 }
 
 /// Waits for the outcome of a ticket without showing steps.
 pub(super) async fn wait(context: &Context, client: &Client, id: &str) -> Result<Exit, ClientError> {
-    let mut unreachable_since: Option<Instant> = None;
+    let (mut silence, hidden) = (Silence::default(), ProgressBar::hidden());
     loop {
         match client.get(&format!("/api/v1/bus/requests/{id}?wait_ms=10000")).await {
             Ok(answer) if answer["ticket"]["state"] != "accepted" => return Ok(conclude(context, &answer["ticket"])),
-            Ok(_) => unreachable_since = None,
+            Ok(_) => silence.is_over(&hidden),
             Err(error @ (ClientError::Unavailable { .. } | ClientError::Broken { .. })) => {
-                let since = *unreachable_since.get_or_insert_with(Instant::now);
-                if since.elapsed() >= UNREACHABLE_MAX {
-                    return Err(error);
-                }
+                silence.goes_on(&hidden, error)?;
             }
             Err(error) => return Err(error),
         }

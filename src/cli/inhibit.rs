@@ -49,6 +49,7 @@ impl Reported for InhibitError {
 
     fn exit(&self) -> Exit {
         match self {
+            Self::Hold { source, .. } if source.kind() == io::ErrorKind::NotFound => Exit::Unavailable,
             Self::Hold { .. } => Exit::Disk,
             Self::Run { .. } => Exit::Usage,
         }

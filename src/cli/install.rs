@@ -1,5 +1,7 @@
 //! `refit install`, `refit check`, `refit rollback`, `refit verify`.
 
+use std::fs::File;
+use std::io::{self, Seek};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,7 +20,8 @@ use tokio_util::io::ReaderStream;
 use super::Context;
 use super::client::{Client, ClientError};
 use super::follow::{follow, read_events};
-use super::show::{cell, table};
+use super::input::Input;
+use super::show::{cell, short, table};
 use crate::error::{Exit, Reported};
 
 /// How much of a package is read at once.
@@ -26,8 +29,8 @@ const CHUNK_BYTES: usize = 256 << 10;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Install {
-    /// A package file, its URL, the version of a release, an installed one or one of the repository, or the digest of a
-    /// package that was staged.
+    /// A package: a file, a pipe, `-` for standard input, or its URL; the version of a release, an installed one or one of the
+    /// repository; or the digest of a package that was staged.
     #[arg(value_name = "PATH|URL|VERSION|DIGEST")]
     what: String,
     /// Verify and unpack only; install later with the digest that is printed.
@@ -55,7 +58,8 @@ pub(super) struct Verify {
 
 pub(super) async fn install(context: &Context, install: &Install) -> Result<Exit, ClientError> {
     let client = Client::new(&context.home)?;
-    let path = context.path(Path::new(&install.what));
+    let input = Input::new(context, Path::new(&install.what));
+    let path = input.path();
     let version = Version::parse(&install.what).ok().filter(|_| !path.exists());
     // Asked before anything is sent: an upload into nowhere helps nobody.
     let status = client.get("/api/v1/status").await?;
@@ -83,7 +87,7 @@ pub(super) async fn install(context: &Context, install: &Install) -> Result<Exit
         (None, version) => {
             let package = match version {
                 Some(version) => fetch(context, &client, install, &version).await?,
-                None => send(context, &client, install, &path).await?,
+                None => send(context, &client, install, &input).await?,
             };
             tell_package(context, &package);
             if install.stage_only {
@@ -145,19 +149,19 @@ async fn show_fetched<T>(client: &Client, bar: &ProgressBar) -> T {
 }
 
 /// Streams the package to the appliance. Returns its description.
-async fn send(context: &Context, client: &Client, install: &Install, path: &PathBuf) -> Result<Value, ClientError> {
+async fn send(context: &Context, client: &Client, install: &Install, input: &Input) -> Result<Value, ClientError> {
     let mut url = format!("/api/v1/packages?allow_downgrade={}", install.allow_downgrade);
     if let Some(digest) = install.digest {
         url.push_str(&format!("&digest={digest}"));
     }
     let request = client.request(Method::PUT, &url).header(header::CONTENT_TYPE, "application/octet-stream");
-    let is_url = install.what.starts_with("http://") || install.what.starts_with("https://");
+    let is_url = is_url(&install.what);
     // Why the package could not be read to its end: what the client says of it then is that its connection broke.
     let broken = Arc::new(Mutex::new(None));
     let breaks = Arc::clone(&broken);
     let note = move |error: ClientError| {
         breaks.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-        std::io::Error::other("the package cannot be read")
+        io::Error::other("the package cannot be read")
     };
     let (body, length) = if is_url {
         let url = install.what.clone();
@@ -166,15 +170,12 @@ async fn send(context: &Context, client: &Client, install: &Install, path: &Path
         let length = answer.content_length();
         (answer.bytes_stream().map(move |chunk| chunk.map_err(|error| note(fetch(error)))).boxed(), length)
     } else {
-        let (file, path) = (path, path.clone());
+        let path = input.path().to_owned();
         let unreadable = move |source| ClientError::File { path: path.clone(), source };
-        let file = tokio::fs::File::open(file).await.map_err(&unreadable)?;
-        let metadata = file.metadata().await.map_err(&unreadable)?;
-        if metadata.is_dir() {
-            return Err(unreadable(std::io::Error::from(std::io::ErrorKind::IsADirectory)));
-        }
-        let chunks = ReaderStream::with_capacity(file, CHUNK_BYTES);
-        (chunks.map(move |chunk| chunk.map_err(|error| note(unreadable(error)))).boxed(), Some(metadata.len()))
+        let mut file = input.open().map_err(&unreadable)?;
+        let length = bytes_left(&mut file).map_err(&unreadable)?;
+        let chunks = ReaderStream::with_capacity(tokio::fs::File::from_std(file), CHUNK_BYTES);
+        (chunks.map(move |chunk| chunk.map_err(|error| note(unreadable(error)))).boxed(), length)
     };
     let bar = context.bytes_bar("sending and verifying");
     if let Some(length) = length {
@@ -194,6 +195,21 @@ async fn send(context: &Context, client: &Client, install: &Install, path: &Path
     bar.finish_and_clear();
     let broken = broken.lock().unwrap_or_else(PoisonError::into_inner).take();
     answer.map_err(|error| broken.unwrap_or(error))
+}
+
+/// Returns whether `what` is the URL of a package. The case of a scheme says nothing (RFC 3986, 3.1).
+fn is_url(what: &str) -> bool {
+    let scheme = what.split_once("://").map_or("", |(scheme, _)| scheme);
+    scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https")
+}
+
+/// Returns how many bytes are still to be read of a file; only a regular one says.
+fn bytes_left(file: &mut File) -> io::Result<Option<u64>> {
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Ok(None);
+    }
+    Ok(Some(metadata.len().saturating_sub(file.stream_position()?)))
 }
 
 fn tell_package(context: &Context, package: &Value) {
@@ -241,11 +257,13 @@ pub(super) async fn check(context: &Context) -> Result<Exit, ClientError> {
         .flatten()
         .rev()
         .map(|release| {
-            let keys = ["version", "released", "payload_bytes", "requires", "failed_before"];
-            keys.map(|key| cell(&release[key])).to_vec()
+            let [version, released, bytes, requires, digest, failed] =
+                ["version", "released", "payload_bytes", "requires", "digest", "failed_before"]
+                    .map(|key| cell(&release[key]));
+            vec![version, released, bytes, requires, short(&digest), failed]
         })
         .collect();
-    table(context, &["RELEASE", "MADE", "BYTES", "REQUIRES", "FAILED HERE"], &rows);
+    table(context, &["RELEASE", "MADE", "BYTES", "REQUIRES", "DIGEST", "FAILED HERE"], &rows);
     context.print("");
     let newest = found["releases"].as_array().and_then(|list| list.last()).unwrap_or(&Value::Null);
     context.print(&match (found["newer"].as_str(), newest["failed_before"].as_str()) {

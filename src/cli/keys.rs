@@ -152,8 +152,9 @@ impl Reported for KeyCommandError {
 
 impl From<&KeysError> for Exit {
     fn from(error: &KeysError) -> Self {
-        if matches!(error, KeysError::Threshold { .. } | KeysError::NotRotated { .. }) {
-            Self::Usage // the command line asks for the impossible, whatever the files hold
+        let is_missing = matches!(error, KeysError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound);
+        if is_missing || matches!(error, KeysError::Threshold { .. } | KeysError::NotRotated { .. }) {
+            Self::Usage // the command line names what is not there, or asks for the impossible, whatever the files hold
         } else if matches!(error, KeysError::Busy { .. }) {
             Self::TryLater
         } else if matches!(error, KeysError::Generate | KeysError::Encode { .. }) {

@@ -8,6 +8,7 @@ mod config;
 mod demo;
 mod follow;
 mod inhibit;
+mod input;
 mod install;
 mod keys;
 mod logs;
@@ -27,8 +28,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::OnceLock;
 
-use clap::error::ErrorKind;
-use clap::{Parser, Subcommand};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{CommandFactory, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::component::launch::{self, Launch};
@@ -228,7 +229,7 @@ impl Context {
 pub fn main(process: Process) -> Exit {
     let cli = match Cli::try_parse_from(&process.arguments) {
         Ok(cli) => cli,
-        Err(error) => return not_understood(&error),
+        Err(error) => return not_understood(without_hidden(error)),
     };
     let home = Home::new(&process.cwd, &cli.home);
     let context = Context { home, json: cli.json, process, unwritten: OnceLock::new() };
@@ -273,8 +274,26 @@ where
     }
 }
 
+/// Returns `error` without the hidden commands among those that it proposes.
+fn without_hidden(mut error: clap::Error) -> clap::Error {
+    let command = Cli::command();
+    let is_hidden = |name: &String| command.find_subcommand(name).is_some_and(clap::Command::is_hide_set);
+    match error.remove(ContextKind::SuggestedSubcommand) {
+        Some(ContextValue::Strings(names)) => {
+            let shown: Vec<String> = names.into_iter().filter(|name| !is_hidden(name)).collect();
+            if !shown.is_empty() {
+                error.insert(ContextKind::SuggestedSubcommand, ContextValue::Strings(shown));
+            }
+        }
+        Some(ContextValue::String(name)) if is_hidden(&name) => {}
+        Some(value) => drop(error.insert(ContextKind::SuggestedSubcommand, value)),
+        None => {}
+    }
+    error
+}
+
 /// Prints the help that was asked for, or one line that says what is wrong with the command line.
-fn not_understood(error: &clap::Error) -> Exit {
+fn not_understood(error: clap::Error) -> Exit {
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand || !error.use_stderr() {
         drop(error.print()); // as in `Context::print`
         return if error.use_stderr() { Exit::Usage } else { Exit::Done };
@@ -295,7 +314,10 @@ fn online(context: &Context, work: impl Future<Output = Result<Exit, client::Cli
             return context.complain(&line, "system_refused", "check the limits of the system", Exit::Failed);
         }
     };
-    match runtime.block_on(work) {
+    let ended = runtime.block_on(work);
+    // A read of a pipe into which nobody writes any more, or yet, holds nobody who has the answer.
+    runtime.shutdown_background();
+    match ended {
         Ok(exit) => exit,
         Err(error) => context.fail(&error),
     }

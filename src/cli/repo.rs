@@ -7,14 +7,14 @@ use indicatif::HumanBytes;
 use refit_updater::durable;
 use refit_updater::keys::{Keys, KeysError};
 use refit_updater::package::METADATA_BYTES_MAX;
-use refit_updater::repository::Offer;
 use refit_updater::repository::author::{
-    Addition, Contents, LIST_BYTES_MAX, Outcome, Repository, RepositoryError, RetiredRelease, Terms, check, contents,
+    Addition, Contents, LIST_BYTES_MAX, Outcome, Repository, RepositoryError, Terms, check, contents,
 };
+use refit_updater::repository::{Listed, Offer};
 use serde_json::json;
 
 use super::keys::{DAYS_MAX, in_days};
-use super::show::table;
+use super::show::{short, table};
 use super::{Context, keys, number_in};
 use crate::clock;
 use crate::error::{Chain, Exit, Reported};
@@ -172,9 +172,14 @@ fn try_run(context: &Context, repo: &Repo) -> Result<(), RepoError> {
         Repo::Add { common, packages, retired } => {
             let (dir, keys, terms) = common.open(context)?;
             let (mut repository, accepted) = open(context, &dir, &keys, retired.accept_retired)?;
+            let packages: Vec<PathBuf> = packages.iter().map(|package| context.path(package)).collect();
+            // One that is not there is known before the first of them changes anything.
+            for path in &packages {
+                path.metadata().map_err(|source| RepoError::Read { path: path.clone(), source })?;
+            }
             let mut added = Vec::new();
-            for package in packages {
-                let addition = repository.add(&context.path(package), &keys, &terms)?;
+            for package in &packages {
+                let addition = repository.add(package, &keys, &terms)?;
                 let release = name_of(&addition.offer);
                 context.tell(&match addition.outcome {
                     Outcome::Added => format!("added {release}"),
@@ -247,11 +252,11 @@ fn open(
     dir: &Path,
     keys: &Keys,
     accept_retired: bool,
-) -> Result<(Repository, Option<Vec<RetiredRelease>>), RepoError> {
+) -> Result<(Repository, Option<Vec<Listed>>), RepoError> {
     let mut repository = Repository::open(dir)?;
     let accepted = if accept_retired { Some(repository.accept_retired(keys)?) } else { None };
-    for RetiredRelease { offer, digest } in accepted.iter().flatten() {
-        let release = name_of(offer);
+    for Listed { offer, digest } in accepted.iter().flatten() {
+        let (release, digest) = (name_of(offer), digest.map_or_else(|| "-".to_owned(), |digest| digest.to_string()));
         context.tell(&format!("accepted {release}, which retired keys signed: digest {digest}"));
     }
     Ok((repository, accepted))
@@ -284,7 +289,7 @@ fn check_all(context: &Context, reading: &Reading) -> Result<(), RepoError> {
         Some(first) => Err(RepoError::Damaged { dir, problems: found.problems.len(), first: first.to_string() }),
         None => {
             let releases = &found.contents.releases;
-            let bytes = releases.iter().map(|offer| offer.payload_bytes).sum();
+            let bytes = releases.iter().map(|release| release.offer.payload_bytes).sum();
             let (count, until) = (releases.len(), found.contents.timestamp_expires);
             context.tell(&format!("in order: {count} releases, {}; refresh it before {until}", HumanBytes(bytes)));
             Ok(())
@@ -310,7 +315,7 @@ pub(super) fn warn(repository: &Repository, contents: &Contents) {
     }
 }
 
-fn show(context: &Context, contents: &Contents, accepted: Option<&[RetiredRelease]>, added: Option<&[Addition]>) {
+fn show(context: &Context, contents: &Contents, accepted: Option<&[Listed]>, added: Option<&[Addition]>) {
     if context.json {
         let mut object = json!(contents);
         if let Some(accepted) = accepted {
@@ -324,13 +329,14 @@ fn show(context: &Context, contents: &Contents, accepted: Option<&[RetiredReleas
     let rows: Vec<Vec<String>> = contents
         .releases
         .iter()
-        .map(|offer| {
+        .map(|Listed { offer, digest }| {
             let made = offer.released.map_or_else(|| "-".to_owned(), |released| released.to_string());
             let bytes = HumanBytes(offer.payload_bytes).to_string();
-            vec![offer.appliance.clone(), offer.version.to_string(), offer.arch.clone(), bytes, made]
+            let digest = short(&digest.map_or_else(|| "-".to_owned(), |digest| digest.to_string()));
+            vec![offer.appliance.clone(), offer.version.to_string(), offer.arch.clone(), bytes, digest, made]
         })
         .collect();
-    table(context, &["APPLIANCE", "RELEASE", "MACHINE", "PAYLOAD", "MADE"], &rows);
+    table(context, &["APPLIANCE", "RELEASE", "MACHINE", "PAYLOAD", "DIGEST", "MADE"], &rows);
     let [root, timestamp, snapshot, targets] = contents.versions;
     context.print(&format!("root {root}, timestamp {timestamp}, snapshot {snapshot}, targets {targets}"));
     context.print(&format!("refresh it before {}", contents.timestamp_expires));

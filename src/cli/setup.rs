@@ -1,6 +1,5 @@
 //! `refit init` and `refit user`: a home and who may use its page.
 
-use std::fs::File;
 use std::io::{self, BufRead};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -9,7 +8,6 @@ use refit_updater::Store;
 use refit_updater::config::{ConfigError as MergeError, Existing, merge_config};
 use refit_updater::durable;
 use refit_updater::journal::{self, Journal, JournalError};
-use refit_updater::package::Package;
 use refit_updater::receive::{Policy, ReceiveError, Receiver};
 use refit_updater::release::StoreError;
 use refit_updater::trust::{Expired, Trust, TrustError};
@@ -17,6 +15,7 @@ use semver::Version;
 use serde_json::json;
 
 use super::Context;
+use super::input::Input;
 use crate::auth::{self, AuthError};
 use crate::clock;
 use crate::config::{self, Config, ConfigError};
@@ -25,7 +24,7 @@ use crate::home::Home;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Init {
-    /// The package of the first release.
+    /// The package of the first release: a file, a pipe, or `-` for standard input.
     package: PathBuf,
     /// The vendor's root of trust, `1.root.json` of `refit keys init`.
     #[arg(long)]
@@ -128,7 +127,7 @@ pub(super) struct Made {
 }
 
 pub(super) fn init(context: &Context, init: &Init) -> Exit {
-    match make_home(&context.home, &context.path(&init.package), &context.path(&init.root)) {
+    match make_home(&context.home, &Input::new(context, &init.package), &context.path(&init.root)) {
         Ok(made) => {
             let home = context.home.path().display();
             if context.json {
@@ -155,8 +154,8 @@ pub(super) fn init(context: &Context, init: &Init) -> Exit {
     }
 }
 
-/// Makes a home and installs the package at `package` as its first release. What fails leaves nothing where there was nothing.
-pub(super) fn make_home(home: &Home, package: &Path, root: &Path) -> Result<Made, InitError> {
+/// Makes a home and installs `package` as its first release. What fails leaves nothing where there was nothing.
+pub(super) fn make_home(home: &Home, package: &Input, root: &Path) -> Result<Made, InitError> {
     if journal::exists(home.path()) {
         return Err(InitError::Installed { home: home.path().to_owned() });
     }
@@ -174,13 +173,13 @@ pub(super) fn make_home(home: &Home, package: &Path, root: &Path) -> Result<Made
     made
 }
 
-fn fill_home(home: &Home, package: &Path, root: &Path) -> Result<Made, InitError> {
+fn fill_home(home: &Home, package: &Input, root: &Path) -> Result<Made, InitError> {
     let unreadable = |path: &Path| {
         let path = path.to_owned();
         move |source| InitError::Read { path, source }
     };
     let root_bytes = std::fs::read(root).map_err(unreadable(root))?;
-    let file = File::open(package).map_err(unreadable(package))?;
+    let file = package.open().map_err(unreadable(package.path()))?;
     let store = Store::init(home.path())?;
     let trust = Trust::install_root(home.path(), &root_bytes)?;
     // Before the package arrives: hashing a password and unpacking each take what memory a small machine has to spare.
@@ -197,12 +196,16 @@ fn fill_home(home: &Home, package: &Path, root: &Path) -> Result<Made, InitError
     let receiver = Receiver { store: &store, trust: &trust, policy: &policy, cancel: &AtomicBool::new(false) };
     let received = receiver.receive_file(file, &mut |_| {})?;
     let config = Config::load(&received.dir, &home.path().join(config::LOCAL_FILE))?;
+    // Its own policy comes with it.
     if config.update.expired_offline == Expired::Refuse {
-        let file = File::open(package).map_err(unreadable(package))?;
-        let opened = Package::open_file(file).map_err(ReceiveError::from)?;
-        trust.verify(opened.metadata(), opened.manifest(), Expired::Refuse, policy.now)?;
+        if let Some(seen) = received.clock_behind {
+            return Err(ReceiveError::from(TrustError::ClockWentBack { now: policy.now, seen }).into());
+        }
+        if let Some((role, at)) = received.expired {
+            return Err(ReceiveError::from(TrustError::Expired { role, at }).into());
+        }
     }
-    let (expired, clock_behind) = (received.expired, received.clock_behind.map(clock::rfc3339));
+    let (expired, clock_behind) = (received.expired.is_some(), received.clock_behind.map(clock::rfc3339));
     let version = received.manifest.version().clone();
     // A release that an interrupted `init` left here may go: nothing has run yet.
     store.admit(received, std::slice::from_ref(&version))?;

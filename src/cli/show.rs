@@ -15,6 +15,16 @@ pub(super) fn cell(value: &Value) -> String {
     }
 }
 
+/// Returns the elements of a list; of anything else, none.
+fn list(value: &Value) -> impl Iterator<Item = &Value> {
+    value.as_array().into_iter().flatten()
+}
+
+/// Returns as much of a digest as people compare at a glance.
+pub(super) fn short(digest: &str) -> String {
+    digest.chars().take(12).collect()
+}
+
 /// Prints `rows` under `head`, the columns as wide as they need to be.
 pub(super) fn table(context: &Context, head: &[&str], rows: &[Vec<String>]) {
     let mut widths: Vec<usize> = head.iter().map(|name| name.len()).collect();
@@ -68,6 +78,14 @@ pub(super) async fn status(context: &Context) -> Result<Exit, ClientError> {
     }
     if let Some(line) = reception(&status["receiving"]) {
         context.print(&line);
+    }
+    for package in list(&status["staged"]) {
+        context.print(&format!(
+            "release {} is staged since {}: refit install {}",
+            cell(&package["version"]),
+            cell(&package["received_at"]),
+            cell(&package["digest"]),
+        ));
     }
     for warning in status["trust"]["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str) {
         context.print(&format!("warning: {warning}"));
@@ -171,17 +189,23 @@ pub(super) async fn releases(context: &Context) -> Result<Exit, ClientError> {
         .into_iter()
         .flatten()
         .map(|row| {
-            let digest: String = cell(&row["digest"]).chars().take(12).collect();
             vec![
                 cell(&row["version"]),
                 cell(&row["state"]),
                 cell(&row["installed_bytes"]),
-                digest,
+                short(&cell(&row["digest"])),
                 cell(&row["reason"]),
             ]
         })
         .collect();
     table(context, &["RELEASE", "STATE", "BYTES", "DIGEST", "WHY"], &rows);
+    let staged: Vec<Vec<String>> = list(&releases["staged"])
+        .map(|row| ["version", "received_at", "installed_bytes", "digest"].map(|key| cell(&row[key])).to_vec())
+        .collect();
+    if !staged.is_empty() {
+        context.print("");
+        table(context, &["STAGED", "RECEIVED", "BYTES", "DIGEST"], &staged);
+    }
     Ok(Exit::Done)
 }
 

@@ -39,7 +39,7 @@ use crate::error::Chain;
 use crate::tickets::TicketView;
 
 pub use error::UpdateError;
-pub use receiving::{PackageView, Reception};
+pub use receiving::{PackageView, Reception, Staged};
 pub use repository::{OfferView, RepositoryView};
 
 /// What an update is doing, for status and page.
@@ -121,6 +121,8 @@ pub struct Manager {
     /// Holding it is receiving a package.
     receiving: Arc<tokio::sync::Semaphore>,
     reception: Mutex<Option<Reception>>,
+    /// What was received since this image emptied staging; some of it may have gone from there.
+    staged: Mutex<Vec<Staged>>,
     tasks: Mutex<JoinSet<()>>,
     /// Whether this image ends so that the guard selects the release anew.
     gives_way: AtomicBool,
@@ -147,6 +149,7 @@ impl Manager {
             tidy: AtomicBool::new(false),
             receiving: Arc::new(tokio::sync::Semaphore::new(1)),
             reception: Mutex::new(None),
+            staged: Mutex::default(),
             tasks: Mutex::new(JoinSet::new()),
         };
         if let (State::Trial { .. }, Some(attempt)) = (&manager.parts.journal.state, &manager.parts.journal.attempt) {

@@ -1,5 +1,6 @@
 //! Receiving a package while it streams in: verified and unpacked into staging, or refused.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -64,6 +65,24 @@ pub struct Reception {
     pub received_bytes: u64,
     /// How many there will be, where that is known.
     pub total_bytes: Option<u64>,
+}
+
+/// A package that was received and waits in staging, until it is installed, discarded, or this process image ends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Staged {
+    /// The digest of its manifest: what an update is asked for by.
+    pub digest: Digest,
+    /// The release in it.
+    pub version: Version,
+    /// When it had been received, RFC 3339.
+    pub received_at: String,
+    /// Bytes of its compressed contents.
+    pub packed_bytes: u64,
+    /// Bytes of the release on disk.
+    pub installed_bytes: u64,
+    /// Where it lies.
+    #[serde(skip)]
+    dir: PathBuf,
 }
 
 /// The difference between two releases, by path.
@@ -224,6 +243,7 @@ impl Manager {
             tracing::warn!(release.version = %from, error = %Chain(error), "cannot tell what a package changes");
         });
         let version = received.manifest.version().clone();
+        self.note_staged(&received);
         PackageView {
             digest: received.digest,
             appliance: received.manifest.appliance().to_owned(),
@@ -233,11 +253,31 @@ impl Manager {
             written_bytes: received.written_bytes,
             linked_bytes: received.linked_bytes,
             changes: running.ok().map(|running| changes(&running.manifest, &received.manifest)),
-            expired: received.expired,
+            expired: received.expired.is_some(),
             clock_behind: received.clock_behind.map(clock::rfc3339),
             failed_before: journal.failed.get(&version).map(|failed| failed.reason.clone()),
             version,
         }
+    }
+
+    fn note_staged(&self, received: &Received) {
+        let mut staged = lock(&self.staged);
+        staged.retain(|other| other.digest != received.digest);
+        staged.push(Staged {
+            digest: received.digest,
+            version: received.manifest.version().clone(),
+            received_at: clock::stamp(),
+            packed_bytes: received.manifest.payload_bytes(),
+            installed_bytes: received.manifest.installed_bytes(),
+            dir: received.dir.clone(),
+        });
+    }
+
+    /// Returns what was received and waits, in the order in which it came.
+    pub fn staged(&self) -> Vec<Staged> {
+        let mut staged = lock(&self.staged);
+        staged.retain(|package| package.dir.is_dir());
+        staged.clone()
     }
 
     /// Drops a package that was received and not installed. Blocks.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use refit_updater::package::PackageError;
 use refit_updater::receive::{ReceiveError, Receiver};
-use refit_updater::repository::{Answer, Directory, Offer, Server, check};
+use refit_updater::repository::{Answer, Directory, Listed, Server, check};
 use refit_updater::trust::{TrustError, TrustStatus};
 use reqwest::{StatusCode, header, redirect};
 use semver::Version;
@@ -42,9 +42,9 @@ pub struct RepositoryView {
 /// A release of the repository.
 #[derive(Debug, Clone, Serialize)]
 pub struct OfferView {
-    /// What the repository says of it.
+    /// What the repository says of it, with its digest.
     #[serde(flatten)]
-    pub offer: Offer,
+    pub listed: Listed,
     /// Why it failed here before.
     pub failed_before: Option<String>,
 }
@@ -185,11 +185,11 @@ impl Manager {
             let journal = manager.journal();
             let current = journal.state.wanted().clone();
             let is_newer = |version: &Version| version.cmp_precedence(&current).is_gt();
-            let mut newer = releases.iter().map(|offer| &offer.version);
+            let mut newer = releases.iter().map(|listed| &listed.offer.version);
             let newer = newer.rfind(|version| is_newer(version) && !journal.failed.contains_key(version)).cloned();
-            let view = |offer: Offer| {
-                let failed_before = journal.failed.get(&offer.version).map(|failed| failed.reason.clone());
-                OfferView { offer, failed_before }
+            let view = |listed: Listed| {
+                let failed_before = journal.failed.get(&listed.offer.version).map(|failed| failed.reason.clone());
+                OfferView { listed, failed_before }
             };
             let repository = manager.repository().unwrap_or_default();
             Ok::<_, UpdateError>(RepositoryView {

@@ -175,13 +175,73 @@ fn what_is_refused_says_why_and_what_to_do() {
     let nobodys = json!({ "digest": "0".repeat(64) });
     assert_problem(&asked(&appliance, "POST", "/api/v1/updates").json(&nobodys).send(), 404, "package_unknown");
     let runs = json!({ "version": "1.0.0" });
-    assert!(asked(&appliance, "POST", "/api/v1/updates").json(&runs).send().status >= 400);
+    assert_problem(&asked(&appliance, "POST", "/api/v1/updates").json(&runs).send(), 409, "release_runs");
+    let runs = json!({ "request": "update", "version": "1.0.0" });
+    assert_problem(&asked(&appliance, "POST", "/api/v1/bus/requests").json(&runs).send(), 409, "release_runs");
     assert_problem(&asked(&appliance, "POST", "/api/v1/rollback").send(), 404, "no_previous_release");
     assert_problem(&asked(&appliance, "GET", "/api/v1/nowhere").send(), 404, "not_found");
     let broken = asked(&appliance, "POST", "/api/v1/updates").header("Content-Type", "application/json");
     assert_problem(&broken.body(b"{".to_vec()).send(), 400, "bad_request");
     appliance.settled("1.0.0");
     assert!(appliance.history().is_empty());
+}
+
+#[test]
+fn what_is_not_understood_is_a_problem_that_names_it() {
+    let appliance = Appliance::new(&Release::shop("1.0.0").channels(&["news"])).start();
+    for (method, path, allowed) in [
+        ("GET", "/api/v1/rollback", "POST"),
+        ("DELETE", "/api/v1/status", "GET,HEAD"),
+        ("POST", "/healthz", "GET,HEAD"),
+        ("PUT", "/", "GET,HEAD"),
+    ] {
+        let answer = asked(&appliance, method, path).send();
+        let problem = assert_problem(&answer, 405, "method_not_allowed");
+        assert!(text(&problem["detail"]).contains(&format!("{method} {path}")), "{problem}");
+        assert_eq!(answer.header("allow"), allowed, "{method} {path}");
+    }
+    for (method, path, named) in [
+        ("GET", "events?after=x", "after"),
+        ("GET", "components/shop/logs?n=x", "n: "),
+        ("GET", "bus/requests/1?wait_ms=x", "wait_ms"),
+        ("PUT", "packages?digest=zz", "digest"),
+        ("PUT", "packages?allow_downgrade=maybe", "allow_downgrade"),
+        ("PUT", "packages?alow_downgrade=true", "`alow_downgrade`"),
+        ("DELETE", "packages/zz", "digest"),
+    ] {
+        let answer = asked(&appliance, method, &format!("/api/v1/{path}")).send();
+        let problem = assert_problem(&answer, 400, "bad_request");
+        assert!(text(&problem["detail"]).contains(named), "{path}: {problem}");
+    }
+    for (path, body) in [
+        ("rollback", json!({ "wrong": "1.0.0" })),
+        ("updates", json!({ "version": "1.1.0", "wrong": true })),
+        ("packages", json!({ "version": "1.1.0", "wrong": true })),
+        ("bus/requests", json!({ "request": "reload", "wrong": 1 })),
+        ("bus/publications", json!({ "channel": "news", "wrong": 1 })),
+        ("session", json!({ "password": appliance.password(), "wrong": 1 })),
+    ] {
+        let path = format!("/api/v1/{path}");
+        for request in [asked(&appliance, "POST", &path), Request::new(&appliance.socket(), "POST", &path)] {
+            let problem = assert_problem(&request.json(&body).send(), 400, "bad_request");
+            assert!(text(&problem["detail"]).contains("`wrong`"), "{path}: {problem}");
+        }
+    }
+    assert_eq!(appliance.settled("1.0.0")["bus"]["state"], "Running");
+    assert!(appliance.history().is_empty());
+}
+
+#[test]
+fn json_needs_no_content_type_where_there_are_no_browsers() {
+    let appliance = Appliance::new(&Release::shop("1.0.0")).start();
+    let reload = |request: Request| {
+        let form = request.header("Content-Type", "application/x-www-form-urlencoded");
+        form.body(b"{\"request\": \"reload\"}".to_vec()).send()
+    };
+    assert_eq!(reload(Request::new(&appliance.socket(), "POST", "/api/v1/bus/requests")).status, 202);
+    let problem = reload(asked(&appliance, "POST", "/api/v1/bus/requests"));
+    let problem = assert_problem(&problem, 400, "bad_request");
+    assert!(text(&problem["detail"]).contains("application/json"), "{problem}");
 }
 
 /// Sends the `head` of a request, and its `body` only when the answer is read; then asks something else on the same connection.
@@ -337,6 +397,10 @@ fn the_page_and_the_health_need_no_password() {
     assert!(!page.text().contains("http://") && !page.text().contains("https://"), "nothing comes from elsewhere");
     let health = Request::new(&admin, "GET", "/healthz").send();
     assert_eq!((health.status, health.text().as_str()), (200, "ok\n"));
+    for (path, status) in [("/", 200), ("/healthz", 200), ("/api/v1/status", 401), ("/metrics", 401)] {
+        let head = Request::new(&admin, "HEAD", path).send();
+        assert_eq!((head.status, head.body.len()), (status, 0), "{path}");
+    }
     let metrics = asked(&appliance, "GET", "/metrics").send();
     assert!(metrics.status == 200 && metrics.text().contains("# TYPE"), "{}", metrics.text());
 }

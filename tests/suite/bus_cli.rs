@@ -59,6 +59,9 @@ fn a_request_without_waiting_gives_the_ticket() {
     assert_eq!(ticket["ticket"]["request"], "reload", "{ticket}");
     let already = appliance.refit(&["bus", "request", "start", "--json"]).ends_with(0).objects().remove(0);
     assert_eq!(already["ticket"]["state"], "already", "{already}");
+    let exit = appliance.refit(&["bus", "request", "exit", "--json"]).ends_with(0).objects().remove(0);
+    let ticket = &exit["ticket"];
+    assert_eq!((&ticket["request"], &ticket["state"], &ticket["exit"]), (&json!("exit"), &json!("done"), &json!(0)));
 }
 
 /// A `refit bus watch` that writes into a file.

@@ -1,16 +1,73 @@
 //! Packages that arrive in circumstances: senders that fall silent, releases that are there already or damaged.
 
-use std::fs::{self, Permissions};
-use std::io::{Read, Write};
+use std::fs::{self, File, Permissions};
+use std::io::{self, PipeReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
+use std::process::Stdio;
 
 use serde_json::Value;
 
 use crate::appliance::{Appliance, Ran, refit};
+use crate::http::Request;
 use crate::release::{Release, Vendor};
 use crate::repository::with_update_key;
-use crate::wait::{LIMIT, until};
+use crate::wait::{LIMIT, eventually, until};
+
+/// Returns a pipe into which somebody writes these bytes, and closes it.
+fn piped(bytes: Vec<u8>) -> PipeReader {
+    let (reader, mut writer) = io::pipe().expect("a pipe");
+    // One that is not read to its end breaks.
+    std::thread::spawn(move || writer.write_all(&bytes).ok());
+    reader
+}
+
+#[test]
+fn a_package_may_come_through_a_pipe() {
+    let first = Release::bare("1.0.0");
+    let appliance = Appliance::new(&first).start();
+    let read = |version: &str| fs::read(Release::bare(version).package()).expect("read");
+    for (version, name) in [("1.1.0", "-"), ("1.2.0", "/dev/stdin")] {
+        let ran = appliance.run(refit().args(["install", name]).stdin(piped(read(version)))).ends_with(0);
+        assert!(ran.stdout.contains(&format!("-> {version}:")), "{}", ran.stdout);
+        appliance.settled(version);
+    }
+    let fifo = appliance.scratch().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).expect("make a pipe");
+    let (writing, bytes) = (fifo.clone(), read("1.3.0"));
+    let writer = std::thread::spawn(move || fs::write(writing, bytes).expect("it is read"));
+    appliance.install_package(&fifo, &[]).ends_with(0);
+    writer.join().expect("no panic");
+    appliance.settled("1.3.0");
+    let file = File::open(Release::bare("1.4.0").package()).expect("open");
+    appliance.run(refit().args(["install", "-"]).stdin(file)).ends_with(0);
+    appliance.settled("1.4.0");
+
+    let home = appliance.scratch().join("second");
+    let mut init = refit();
+    init.args(["init", "-", "--root"]).arg(Vendor::get().root()).arg("--home").arg(&home);
+    Ran::of(init.stdin(piped(read("1.0.0")))).ends_with(0);
+    let inspect = |word: &str| {
+        let mut inspect = refit();
+        inspect.args(["inspect", "--json", word]).stdin(piped(read("1.0.0")));
+        Ran::of(&mut inspect).ends_with(0).objects().remove(0)
+    };
+    let from_file = inspect(first.package().to_str().expect("text"));
+    assert_eq!(from_file["package_bytes"], read("1.0.0").len(), "{from_file}");
+    assert_eq!((inspect("-"), inspect("/dev/stdin")), (from_file.clone(), from_file));
+}
+
+#[test]
+fn what_is_refused_from_a_pipe_is_refused_while_somebody_holds_it_open() {
+    let appliance = Appliance::new(&Release::bare("1.0.0")).start();
+    let (reader, mut writer) = io::pipe().expect("a pipe");
+    writer.write_all(&[7; 5000]).expect("a pipe has room for it");
+    let line = appliance.run(refit().args(["install", "-"]).stdin(reader)).complains_with(65);
+    assert!(line.contains("this is no package of refit"), "{line}");
+    drop(writer);
+    let line = appliance.run(refit().args(["install", "-"]).stdin(piped(Vec::new()))).complains_with(65);
+    assert!(line.contains("ends early") || line.contains("no package of refit"), "{line}");
+}
 
 #[test]
 fn a_sender_that_falls_silent_makes_room_for_the_next() {
@@ -82,6 +139,67 @@ fn a_package_that_was_staged_is_installed_by_its_digest() {
     assert!(line.contains("no package with the digest"), "{line}");
     appliance.refit(&["install", &digest]).ends_with(0);
     appliance.settled("1.1.0");
+}
+
+/// Returns what waits in staging, which everybody who lists it agrees on.
+fn staged(appliance: &Appliance) -> Vec<Value> {
+    let listed = Request::new(&appliance.socket(), "GET", "/api/v1/packages").send().json()["packages"].clone();
+    let releases = appliance.refit(&["releases", "--json"]).ends_with(0).objects().remove(0);
+    assert_eq!((&appliance.status()["staged"], &releases["staged"]), (&listed, &listed));
+    let text = appliance.refit(&["status"]).ends_with(0).stdout + &appliance.refit(&["releases"]).ends_with(0).stdout;
+    let staged = listed.as_array().expect("a list").clone();
+    for package in &staged {
+        let digest = package["digest"].as_str().expect("a digest");
+        assert_eq!(text.matches(digest).count(), 2, "status and releases say how to install it: {text}");
+    }
+    staged
+}
+
+#[test]
+fn what_was_staged_is_listed_until_it_is_installed_or_gone() {
+    let appliance = Appliance::new(&Release::bare("1.0.0")).start();
+    assert_eq!(staged(&appliance), [] as [Value; 0]);
+    for version in ["1.1.0", "1.2.0", "1.1.0"] {
+        appliance.install(&Release::bare(version), &["--stage-only"]).ends_with(0);
+    }
+    let waiting = staged(&appliance);
+    let versions: Vec<&Value> = waiting.iter().map(|package| &package["version"]).collect();
+    assert_eq!(versions, ["1.2.0", "1.1.0"]);
+    assert!(waiting.iter().all(|package| package["received_at"].is_string() && package["installed_bytes"].is_u64()));
+    let path = format!("/api/v1/packages/{}", waiting[0]["digest"].as_str().expect("a digest"));
+    assert_eq!(Request::new(&appliance.socket(), "DELETE", &path).send().status, 204);
+    assert_eq!(staged(&appliance), waiting[1..]);
+    appliance.refit(&["bus", "request", "restart"]).ends_with(0);
+    eventually(LIMIT, "another image runs", || {
+        let status = appliance.settled("1.0.0");
+        status["runtime"]["generation"] == 2
+    });
+    assert_eq!(staged(&appliance), [] as [Value; 0], "staging is emptied at every start");
+    let package =
+        appliance.install(&Release::bare("1.1.0"), &["--stage-only", "--json"]).ends_with(0).objects().remove(0);
+    let digest = package["data"]["digest"].as_str().expect("a digest").to_owned();
+    assert_eq!(staged(&appliance).len(), 1);
+    appliance.refit(&["install", &digest]).ends_with(0);
+    appliance.settled("1.1.0");
+    assert_eq!(staged(&appliance), [] as [Value; 0]);
+}
+
+#[test]
+fn who_follows_an_update_is_told_that_the_appliance_is_silent() {
+    let appliance = Appliance::new(&Release::bare("1.0.0"));
+    let mut appliance = appliance.local(|text| text.replace("300ms", "10m")).start();
+    let said = appliance.scratch().join("said");
+    let mut install = refit();
+    install.arg("install").arg(Release::bare("1.1.0").package()).arg("--home").arg(appliance.home());
+    install.stdout(Stdio::null()).stderr(File::create(&said).expect("make a file"));
+    let mut install = install.spawn().expect("start refit");
+    eventually(LIMIT, "the release is on trial", || appliance.status()["update"]["phase"] == "probation");
+    appliance.kill_guard();
+    let line = until(LIMIT, "it is said", || fs::read_to_string(&said).ok().filter(|line| line.ends_with('\n')));
+    install.kill().expect("end it");
+    install.wait().expect("collect it");
+    assert!(line.starts_with("refit: the appliance does not answer; it is waited for 1"), "{line}");
+    assert_eq!(line.lines().count(), 1, "{line}");
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::SystemTime;
@@ -68,6 +69,7 @@ fn a_home_that_is_not_there() {
     let home = dir.path().join("nowhere");
     let line = run(&home).complains_with(78);
     assert!(line.contains("there is no home") && line.contains(home.to_str().expect("text")), "{line}");
+    Ran::of(refit().args(["bus", "inhibit", "--home"]).arg(&home).args(["--", "true"])).complains_with(69);
     assert!(!home.exists());
 }
 
@@ -183,7 +185,7 @@ fn packages_that_are_refused() {
         (&foreign, &["lighthouse", "shop"]),
         (&stranger, &["trust"]),
         (&forged, &["sign"]),
-        (&older, &["0.9.0", "1.0.0", "allow a downgrade"]),
+        (&older, &["0.9.0", "1.0.0", "--allow-downgrade"]),
     ] {
         let line = refused(&appliance, refit().arg("install").arg(package), 65);
         for word in words {
@@ -207,6 +209,10 @@ fn words_that_are_no_command() {
         let line = Ran::of(refit().args(words)).complains_with(64);
         assert!(line.starts_with("refit: ") && line.ends_with("; see `refit --help`"), "{line}");
     }
+    let line = Ran::of(refit().arg("lunch")).complains_with(64);
+    assert!(!line.contains("launch"), "what is hidden is not proposed: {line}");
+    let line = Ran::of(refit().arg("instal")).complains_with(64);
+    assert!(line.contains("'install'"), "{line}");
     let help = Ran::of(&mut refit()).ends_with(64);
     assert!(help.stderr.contains("Usage: refit"), "without a word there is the help: {}", help.stderr);
 }
@@ -224,6 +230,28 @@ fn commands_for_an_appliance_that_does_not_run() {
         assert!(line.contains("no running appliance") && line.contains("refit run"), "{line}");
     }
     assert!(before == snapshot(appliance.home()), "nothing was changed");
+}
+
+#[test]
+fn an_account_that_may_not_use_the_socket_is_told_which_one_may() {
+    let appliance = Appliance::new(&Release::bare("1.0.0")).start();
+    let mut command = refit();
+    if nix::unistd::geteuid().is_root() {
+        // Somebody else must get as far as the socket, and to a program.
+        for dir in [appliance.scratch(), appliance.home(), &appliance.home().join("run")] {
+            fs::set_permissions(dir, PermissionsExt::from_mode(0o755)).expect("set its mode");
+        }
+        let program = appliance.scratch().join("refit");
+        fs::copy(crate::release::REFIT, &program).expect("copy the program");
+        command = Command::new(program);
+        command.env_clear().uid(65534).gid(65534).current_dir("/");
+    } else {
+        fs::set_permissions(appliance.home().join("run/refit.sock"), PermissionsExt::from_mode(0o000)).expect("chmod");
+    }
+    let line = appliance.run(command.arg("status")).complains_with(69);
+    assert!(line.contains("may not use") && line.contains("Permission denied"), "{line}");
+    let owner = nix::unistd::User::from_uid(nix::unistd::geteuid()).ok().flatten().expect("an account").name;
+    assert!(line.contains(&format!("run it as {owner}")) && !line.contains("refit run"), "{line}");
 }
 
 #[test]

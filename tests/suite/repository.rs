@@ -60,9 +60,13 @@ fn a_release_comes_from_a_web_server_in_the_parts_that_are_missing() {
     let payload_bytes = checked["releases"][1]["payload_bytes"].as_u64().expect("a number");
     let text = appliance.refit(&["check"]).ends_with(0).stdout;
     assert!(text.contains("refit install 1.1.0"), "{text}");
+    // What a script approves is what `install` compares.
+    let digest = checked["releases"][1]["digest"].as_str().expect("a digest");
+    assert!(text.contains(&digest[..12]) && !text.contains(digest), "{text}");
+    appliance.refit(&["install", "1.1.0", "--digest", &"1".repeat(64)]).complains_with(65);
 
     web.asked();
-    appliance.refit(&["install", "1.1.0"]).ends_with(0);
+    appliance.refit(&["install", "1.1.0", "--digest", digest]).ends_with(0);
     appliance.settled("1.1.0");
     appliance.refit(&["verify"]).ends_with(0);
     let fetched: u64 = web.asked().iter().filter(|(path, _)| path.ends_with("payload")).map(|(_, bytes)| bytes).sum();
@@ -232,6 +236,10 @@ fn a_url_that_breaks_off_is_not_the_appliances_fault() {
     let url = format!("{}/next.refit", web.url());
     let line = appliance.refit(&["install", &url]).complains_with(75);
     assert!(line.contains(&format!("cannot fetch {url}")), "{line}");
+    // What is not there is not there later, either; the case of a scheme says nothing.
+    let url = format!("{}/nowhere.refit", web.url().replace("http://", "HTTP://"));
+    let line = appliance.refit(&["install", &url]).complains_with(64);
+    assert!(line.contains(&format!("cannot fetch {url}")) && line.contains("404"), "{line}");
     assert_eq!(appliance.status()["release"]["version"], "1.0.0");
 }
 

@@ -1,6 +1,7 @@
 //! The vendor's commands: keys, repositories, and what they refuse.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -95,7 +96,7 @@ fn what_no_keys_can_meet_is_wrong_usage_and_a_disk_that_fails_is_none() {
     assert!(line.contains("cannot write") && line.contains("free space"), "{line}");
     assert_eq!(names(&at.join("keys")), before);
     run(&["keys", "rotate", "keys"], at).ends_with(0);
-    run(&["keys", "show", "nowhere"], at).complains_with(78);
+    run(&["keys", "show", "nowhere"], at).complains_with(64);
 }
 
 #[test]
@@ -204,7 +205,8 @@ fn a_repository_is_made_filled_shown_and_refreshed() {
     repo(&["repo", "add", "repo", package.to_str().expect("text")]).ends_with(0);
     Release::bare("1.1.0").write(&at.join("tree"));
     let packed = repo(&["pack", "tree", "--repo", "repo", "--json"]).ends_with(0);
-    assert_eq!(object(&packed)["report"]["version"], "1.1.0");
+    let report = &object(&packed)["report"];
+    assert_eq!(report["version"], "1.1.0");
     assert_eq!(names(at), ["repo", "tree"], "no package is left beside it");
     assert_eq!(names(&at.join("repo")), [".lock", "metadata", "targets"]);
 
@@ -212,6 +214,14 @@ fn a_repository_is_made_filled_shown_and_refreshed() {
     let versions: Vec<&Value> =
         shown["releases"].as_array().expect("a list").iter().map(|release| &release["version"]).collect();
     assert_eq!(versions, ["1.0.0", "1.1.0"]);
+    let root = Vendor::get().root();
+    let checked =
+        object(&repo(&["repo", "check", "repo", "--json", "--root", root.to_str().expect("text")]).ends_with(0));
+    for releases in [&shown["releases"], &checked["releases"]] {
+        assert_eq!(releases[1]["digest"], report["digest"]);
+    }
+    let digest = report["digest"].as_str().expect("a digest");
+    assert!(repo(&["repo", "show", "repo"]).ends_with(0).stdout.contains(&digest[..12]));
     assert_eq!(shown["versions"], serde_json::json!([1, 3, 3, 3]));
     let refreshed = object(&repo(&["repo", "refresh", "repo", "--json"]).ends_with(0));
     assert_eq!(refreshed["versions"], serde_json::json!([1, 4, 3, 3]));
@@ -400,13 +410,22 @@ fn slips_are_called_by_their_name() {
     fs::create_dir(at.join("empty")).expect("make a directory");
     Release::bare("1.0.0").write(&at.join("tree"));
     run(&["pack", "tree", "-o", "one.refit", "--keys", "keys"], at).ends_with(0);
+    run(&["repo", "init", "repo", "--keys", "keys"], at).ends_with(0);
+    Release::bare("1.0.0").file("lib/text", "").write(&at.join("set-gid"));
+    fs::set_permissions(at.join("set-gid/lib"), PermissionsExt::from_mode(0o2755)).expect("set its mode");
     nix::unistd::mkfifo(&at.join("pipe"), nix::sys::stat::Mode::S_IRWXU).expect("make a pipe");
     for (words, code, expected) in [
         (["pack", "nowhere", "--keys", "keys"].as_slice(), 64, "there is no directory"),
         (&["pack", "empty", "--keys", "keys"], 65, "has no appliance.toml"),
         (&["pack", "tree", "-o", "pipe", "--keys", "keys"], 65, "is there and is no file"),
         (&["inspect", "tree"], 64, "is a directory, and no package"),
-        (&["inspect", "nowhere"], 74, "check the path and its permissions"),
+        (&["inspect", "nowhere"], 64, "No such file"),
+        (&["inspect", "one.refit", "nowhere"], 64, "No such file"),
+        (&["repo", "add", "repo", "one.refit", "nowhere", "--keys", "keys"], 64, "No such file"),
+        (&["config", "check", "nowhere"], 64, "there is no directory"),
+        (&["pack", "set-gid", "--keys", "keys"], 65, "chmod u-s,g-s,-t"),
+        (&["pack", "tree", "--keys", "keys", "--arch", "amd64"], 64, "it is called x86_64 here"),
+        (&["pack", "tree", "--keys", "keys", "--arch", "bogus"], 64, "use one of any, x86_64, aarch64"),
         (&["inspect", "one.refit", "--root", "one.refit"], 65, "is no root"),
         (
             &["pack", "tree", "--keys", "keys", "--expires-days", "36501"],

@@ -15,7 +15,7 @@ use crate::class::Class;
 use crate::codec::Decoder;
 use crate::digest::Digest;
 use crate::manifest::{Body, Manifest, Totals};
-use crate::package::{END_BYTES, Package, PackageError, Payload, filling};
+use crate::package::{END_BYTES, Package, PackageError, Payload, entry_bytes, filling};
 use crate::receive::{FrameTrouble, check_frame};
 use crate::trust::{Loaded, TrustError, load};
 use crate::tuf::document::RootDocument;
@@ -174,12 +174,27 @@ impl InspectError {
 /// # Errors
 /// It is no package, or not as it was signed.
 pub fn inspect(path: &Path, root: Option<&[u8]>, check: bool, now: Timestamp) -> Result<Inspection, InspectError> {
-    inspect_file(path, root, check, now).map_err(|error| error.in_file(path))
+    inspect_open(open(path)?, path, root, check, now)
 }
 
-fn inspect_file(path: &Path, root: Option<&[u8]>, check: bool, now: Timestamp) -> Result<Inspection, InspectError> {
-    let (file, package_bytes) = open(path)?;
+/// Does as [`inspect`] with a package that is open: a file, or a pipe, which is read to its end. `path` is what messages call
+/// it.
+///
+/// # Errors
+/// As there.
+pub fn inspect_open(
+    file: File,
+    path: &Path,
+    root: Option<&[u8]>,
+    check: bool,
+    now: Timestamp,
+) -> Result<Inspection, InspectError> {
+    inspect_file(file, root, check, now).map_err(|error| error.in_file(path))
+}
+
+fn inspect_file(file: File, root: Option<&[u8]>, check: bool, now: Timestamp) -> Result<Inspection, InspectError> {
     let package = Package::open_file(BufReader::with_capacity(INPUT_BUFFER_BYTES, file))?;
+    let before_payload = package.bytes_before_payload();
     let Signed { bytes, manifest, released, loaded, mut payload } = verify(package, root)?;
     if check {
         check_payload(payload, &manifest, |_stored| Ok::<_, InspectError>(()))?;
@@ -190,7 +205,7 @@ fn inspect_file(path: &Path, root: Option<&[u8]>, check: bool, now: Timestamp) -
     let (expires, role) = loaded.first_expiry();
     Ok(Inspection {
         digest: Digest::of(&bytes),
-        package_bytes,
+        package_bytes: before_payload + entry_bytes(manifest.payload_bytes()) + END_BYTES,
         trusted: root.is_some(),
         checked: check,
         root_version: loaded.root.version.get(),
@@ -214,17 +229,16 @@ pub(crate) struct Signed<R> {
     loaded: Loaded,
 }
 
-/// Opens a package. Returns how many bytes it has, if it is a file, too.
-fn open(path: &Path) -> Result<(File, u64), InspectError> {
+fn open(path: &Path) -> Result<File, InspectError> {
     let open = |source| InspectError::Open { path: path.to_owned(), source };
     let file = File::open(path).map_err(open)?;
     let metadata = file.metadata().map_err(open)?;
-    if metadata.is_dir() { Err(InspectError::Directory { path: path.to_owned() }) } else { Ok((file, metadata.len())) }
+    if metadata.is_dir() { Err(InspectError::Directory { path: path.to_owned() }) } else { Ok(file) }
 }
 
 /// Reads a package from a file or a pipe, in one pass, and checks its signatures against `root`.
 pub(crate) fn open_signed(path: &Path, root: &[u8]) -> Result<Signed<BufReader<File>>, InspectError> {
-    let (file, _bytes) = open(path)?;
+    let file = open(path)?;
     verify(Package::open(BufReader::with_capacity(INPUT_BUFFER_BYTES, file))?, Some(root))
 }
 

@@ -327,6 +327,12 @@ impl<R: Read> Package<R> {
         &self.manifest
     }
 
+    /// Returns how many bytes of the package lie before the entry of the payload.
+    pub(crate) fn bytes_before_payload(&self) -> u64 {
+        let metadata = self.metadata.roots.values().chain(self.metadata.files.values());
+        metadata.chain([&self.manifest]).map(|bytes| entry_bytes(bytes.len() as u64)).sum()
+    }
+
     /// Goes on to the payload, which must have the length that the manifest says.
     ///
     /// # Errors
@@ -477,6 +483,11 @@ pub(crate) fn header(name: &str, bytes: u64) -> io::Result<[u8; BLOCK_BYTES]> {
     header.set_entry_type(tar::EntryType::Regular);
     header.set_cksum();
     Ok(*header.as_bytes())
+}
+
+/// Returns how many bytes of a package an entry with `bytes` takes: its header, its content, and what fills up its last block.
+pub(crate) fn entry_bytes(bytes: u64) -> u64 {
+    BLOCK_BYTES as u64 + bytes + filling(bytes) as u64
 }
 
 /// Returns how many bytes fill up the last block of an entry with `bytes`.

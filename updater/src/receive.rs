@@ -19,6 +19,7 @@ use std::thread;
 use jiff::Timestamp;
 use semver::Version;
 use serde::Serialize;
+use tough::schema::RoleType;
 
 use crate::digest::Digest;
 use crate::durable;
@@ -122,8 +123,8 @@ pub struct Received {
     pub manifest: Manifest,
     /// Where it lies.
     pub dir: PathBuf,
-    /// Whether some of its metadata is past its date.
-    pub expired: bool,
+    /// The role whose metadata was the first to be past its date, if some is, and the date.
+    pub expired: Option<(RoleType, Timestamp)>,
     /// The date of a signed release that the clock is before, if it is.
     pub clock_behind: Option<Timestamp>,
     /// Bytes it shares with kept releases.
@@ -136,7 +137,7 @@ impl Received {
     /// Returns what was received at an earlier time.
     pub(crate) fn again(digest: Digest, manifest: Manifest, dir: PathBuf) -> Self {
         let linked_bytes = manifest.installed_bytes();
-        Self { digest, manifest, dir, expired: false, clock_behind: None, linked_bytes, written_bytes: 0 }
+        Self { digest, manifest, dir, expired: None, clock_behind: None, linked_bytes, written_bytes: 0 }
     }
 }
 

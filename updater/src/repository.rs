@@ -18,6 +18,7 @@ use jiff::Timestamp;
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
+use crate::digest::Digest;
 use crate::manifest::{ARCH_ANY, MANIFEST_BYTES_MAX};
 use crate::package::{MANIFEST_NAME, METADATA_DIR, Payload};
 use crate::receive::{Policy, ReceiveError, ReceiveProgress, Received, Receiver};
@@ -120,6 +121,17 @@ impl Offer {
     }
 }
 
+/// A release that a repository lists.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Listed {
+    /// What the signed metadata says of it.
+    #[serde(flatten)]
+    pub offer: Offer,
+    /// The digest of its manifest, the identity of the release, as `refit inspect` shows that of a package; `None` if the
+    /// metadata has only one of another kind.
+    pub digest: Option<Digest>,
+}
+
 /// Returns the path of the payload that belongs to the manifest `target`, called `name`.
 fn payload_path(name: &str, target: &Target) -> Option<String> {
     let manifest = target.consistent_path(name)?;
@@ -127,28 +139,33 @@ fn payload_path(name: &str, target: &Target) -> Option<String> {
 }
 
 /// Returns the releases that these targets are, oldest first.
-fn offers_of(targets: &BTreeMap<String, Target>) -> Vec<Offer> {
-    let mut offers: Vec<Offer> = targets.iter().filter_map(|(name, target)| Offer::of(name, target)).collect();
-    offers.sort_by(|one, other| (&one.version, &one.arch).cmp(&(&other.version, &other.arch)));
-    offers
+fn listed(targets: &BTreeMap<String, Target>) -> Vec<Listed> {
+    let listed = |(name, target): (&String, &Target)| {
+        let digest = target.hashes.get("sha256").and_then(|digest| digest.parse().ok());
+        Some(Listed { offer: Offer::of(name, target)?, digest })
+    };
+    let mut releases: Vec<Listed> = targets.iter().filter_map(listed).collect();
+    releases
+        .sort_by(|one, other| (&one.offer.version, &one.offer.arch).cmp(&(&other.offer.version, &other.offer.arch)));
+    releases
 }
 
 /// Asks a repository for the releases that are for this appliance and machine, oldest first, whatever runs.
 ///
 /// # Errors
 /// The repository cannot be read or is not to be trusted. Newer metadata that was accepted is remembered.
-pub fn check(server: &mut impl Server, trust: &Trust, policy: &Policy) -> Result<Vec<Offer>, TrustError> {
+pub fn check(server: &mut impl Server, trust: &Trust, policy: &Policy) -> Result<Vec<Listed>, TrustError> {
     let catalogue = trust.refresh(Metadata(server), policy.now)?;
     Ok(suitable(&catalogue, policy))
 }
 
-fn suitable(catalogue: &Catalogue, policy: &Policy) -> Vec<Offer> {
-    let mut offers = offers_of(catalogue.targets());
-    offers.retain(|offer| {
+fn suitable(catalogue: &Catalogue, policy: &Policy) -> Vec<Listed> {
+    let mut releases = listed(catalogue.targets());
+    releases.retain(|Listed { offer, .. }| {
         let is_model = policy.appliance.as_ref().is_none_or(|appliance| *appliance == offer.appliance);
         is_model && (offer.arch == policy.arch || offer.arch == ARCH_ANY)
     });
-    offers
+    releases
 }
 
 impl Receiver<'_> {
@@ -166,9 +183,9 @@ impl Receiver<'_> {
     ) -> Result<Received, ReceiveError> {
         let Self { trust, policy, .. } = self;
         let catalogue = trust.refresh(Metadata(server), policy.now)?;
-        let offer = suitable(&catalogue, policy).into_iter().rfind(|offer| offer.version == *version);
-        let offer = offer.ok_or_else(|| ReceiveError::NotOffered { version: version.clone() })?;
-        let name = offer.target_name();
+        let found = suitable(&catalogue, policy).into_iter().rfind(|listed| listed.offer.version == *version);
+        let found = found.ok_or_else(|| ReceiveError::NotOffered { version: version.clone() })?;
+        let name = found.offer.target_name();
         let target = catalogue.targets().get(&name).ok_or(TrustError::NoTarget)?;
         let unlisted = || TrustError::from(TufError::NoDigest { name: name.clone() });
         let path = format!("{TARGETS_DIR}{}", target.consistent_path(&name).ok_or_else(unlisted)?);

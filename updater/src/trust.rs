@@ -28,6 +28,7 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use tough::schema::RoleType;
 
 use crate::digest::Digest;
 use crate::durable;
@@ -69,7 +70,7 @@ pub struct VerifiedManifest {
     bytes: Vec<u8>,
     digest: Digest,
     manifest: Manifest,
-    expired: bool,
+    expired: Option<(RoleType, Timestamp)>,
     clock_behind: Option<Timestamp>,
     remember: Remember,
 }
@@ -93,9 +94,9 @@ impl VerifiedManifest {
         self.digest
     }
 
-    /// Returns whether some of the metadata is past its date.
+    /// Returns the role whose metadata was the first to be past its date, if some is, and the date.
     #[must_use]
-    pub fn expired(&self) -> bool {
+    pub fn expired(&self) -> Option<(RoleType, Timestamp)> {
         self.expired
     }
 
@@ -239,13 +240,13 @@ impl Trust {
         let (manifest, released) = loaded.manifest(bytes)?;
         let clock_behind = self.released()?.max(released).filter(|date| *date > now);
         let (first_at, first_role) = loaded.first_expiry();
-        let is_expired = first_at <= now;
+        let past = (first_at <= now).then_some((first_role, first_at));
         if expired == Expired::Refuse {
             if let Some(seen) = seen.time.max(clock_behind).filter(|seen| *seen > now) {
                 return Err(TrustError::ClockWentBack { now, seen });
             }
-            if is_expired {
-                return Err(TrustError::Expired { role: first_role, at: first_at });
+            if let Some((role, at)) = past {
+                return Err(TrustError::Expired { role, at });
             }
         }
         seen.time = seen.time.max(Some(now));
@@ -260,7 +261,7 @@ impl Trust {
             bytes: bytes.to_vec(),
             digest: Digest::of(bytes),
             manifest,
-            expired: is_expired,
+            expired: past,
             clock_behind,
             remember: Remember {
                 source: Source::Packages,
@@ -336,7 +337,7 @@ impl Trust {
             bytes: bytes.to_vec(),
             digest: Digest::of(bytes),
             manifest,
-            expired: false,
+            expired: None,
             clock_behind,
             remember: Remember { source: Source::Repository, root: None, seen },
         })

@@ -121,7 +121,7 @@ impl PackError {
             Self::NoDescription { .. } => "name the directory of a release: one with an appliance.toml",
             Self::Description { .. } => "give it an [appliance] section with name and version",
             Self::Name { .. } | Self::Type { .. } => "remove it from the directory, or rename it",
-            Self::Mode { .. } => "take the bits away with chmod",
+            Self::Mode { .. } => "take them away with `chmod u-s,g-s,-t`: a number leaves those of a directory",
             Self::Manifest { .. } => "change the directory so that every appliance can unpack it",
             Self::Keys { source } => source.remedy(),
             Self::Changed { .. } => "pack again once nothing writes to the directory",

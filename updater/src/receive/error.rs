@@ -208,7 +208,9 @@ impl ReceiveError {
             Self::OtherAppliance { .. } | Self::OtherArch { .. } => {
                 "choose the package made for this appliance; nothing was changed"
             }
-            Self::NotNewer { .. } => "choose a newer package, or allow a downgrade; nothing was changed",
+            Self::NotNewer { .. } => {
+                "choose a newer package, or allow a downgrade (--allow-downgrade); nothing was changed"
+            }
             Self::RequiresNewer { .. } => "install the release it asks for first; nothing was changed",
             Self::NotOffered { .. } => "ask what there is with `refit check`; nothing was changed",
             Self::NoSpace { .. } | Self::NoInodes { .. } => {

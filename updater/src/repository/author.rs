@@ -30,7 +30,7 @@ use serde_json::json;
 use tempfile::TempDir;
 use tough::schema::RoleType;
 
-use super::{Offer, TARGETS_DIR, payload_path};
+use super::{Listed, Offer, TARGETS_DIR, payload_path};
 use crate::digest::Digest;
 use crate::durable;
 use crate::inspect::{InspectError, Signed as SignedPackage, check_payload, open_signed};
@@ -42,7 +42,7 @@ use crate::tuf::document::{Document, RootDocument, SnapshotContent, TargetsConte
 use check::payload_trouble;
 
 pub use check::{CheckProgress, Checked, Problem, Trouble, check};
-pub use current::{RetiredRelease, contents};
+pub use current::contents;
 pub use error::RepositoryError;
 
 /// Bytes of the list of releases, `targets.json`: what appliances and `refit repo` itself read. Some 3,000 releases.
@@ -84,7 +84,7 @@ pub struct Repository {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Contents {
     /// The releases, oldest first.
-    pub releases: Vec<Offer>,
+    pub releases: Vec<Listed>,
     /// Versions of root, timestamp, snapshot and targets.
     pub versions: [u64; 4],
     /// When the timestamp expires.
@@ -111,6 +111,8 @@ pub struct Addition {
     /// What the signed metadata says of it.
     #[serde(flatten)]
     pub offer: Offer,
+    /// The digest of its manifest.
+    pub digest: Digest,
     /// What there was of it.
     pub outcome: Outcome,
 }
@@ -238,7 +240,7 @@ impl Repository {
             payload_bytes: manifest.payload_bytes(),
             installed_bytes: manifest.installed_bytes(),
         };
-        let name = offer.target_name();
+        let (name, digest) = (offer.target_name(), Digest::of(&bytes));
         let target = metadata::target(&bytes, json!(offer));
         let typed: Target = serde_json::from_value(target.clone())
             .map_err(|source| KeysError::Encode { role: RoleType::Targets, source: Box::new(source) })?;
@@ -256,7 +258,7 @@ impl Repository {
         };
         if listed.is_some() && is_whole() {
             check_payload(payload, &manifest, |_stored| Ok(())).map_err(refused)?;
-            return Ok(Addition { offer, outcome: Outcome::Present });
+            return Ok(Addition { offer, digest, outcome: Outcome::Present });
         }
 
         // Until it is found to be in order it lies in what there is of its directory: a refusal leaves nothing.
@@ -283,9 +285,9 @@ impl Repository {
         match signed {
             Some(signed) => {
                 self.write(keys, &signed)?;
-                Ok(Addition { offer, outcome: Outcome::Added })
+                Ok(Addition { offer, digest, outcome: Outcome::Added })
             }
-            None => Ok(Addition { offer, outcome: Outcome::Restored }),
+            None => Ok(Addition { offer, digest, outcome: Outcome::Restored }),
         }
     }
 

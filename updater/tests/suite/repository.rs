@@ -70,7 +70,7 @@ impl Published {
 
     pub(crate) fn refresh(&self, keys: &Keys) -> Result<Vec<String>, RepositoryError> {
         let contents = Repository::open(&self.dir).unwrap().refresh(keys, &terms())?;
-        Ok(contents.releases.into_iter().map(|offer| offer.version.to_string()).collect())
+        Ok(contents.releases.into_iter().map(|release| release.offer.version.to_string()).collect())
     }
 
     pub(crate) fn check(&self) -> Checked {
@@ -80,7 +80,7 @@ impl Published {
             last = Some(progress.bytes);
         });
         let found = found.unwrap();
-        assert_eq!(last, Some(found.contents.releases.iter().map(|offer| offer.payload_bytes).sum()));
+        assert_eq!(last, Some(found.contents.releases.iter().map(|release| release.offer.payload_bytes).sum()));
         found
     }
 
@@ -134,7 +134,7 @@ pub(crate) fn fetch_from(home: &Home, server: &mut impl Server, version: &str) -
 
 pub(crate) fn versions(home: &Home, dir: &Path) -> Vec<String> {
     let offers = check(&mut Directory(dir.to_owned()), &home.trust, &home.policy).unwrap();
-    offers.into_iter().map(|offer| offer.version.to_string()).collect()
+    offers.into_iter().map(|release| release.offer.version.to_string()).collect()
 }
 
 #[test]

@@ -33,7 +33,7 @@ fn a_release_arrives_as_it_was_packed() {
         let received = home.receiver(&cancel).receive(&package[..], &mut |step| steps.push(step)).unwrap();
         assert!(matches!(steps[0], ReceiveProgress::Verified { .. }));
         assert_eq!(steps.last(), Some(&ReceiveProgress::Syncing));
-        assert_eq!((received.digest, received.expired, received.linked_bytes), (report.digest, false, 0));
+        assert_eq!((received.digest, received.expired, received.linked_bytes), (report.digest, None, 0));
         let again = home.store.received(&received.digest).unwrap().unwrap();
         assert_eq!(again.manifest, received.manifest);
         let release = home.store.admit(received, &[]).unwrap();

@@ -117,7 +117,7 @@ pub fn check(
     check_root(root)?;
     let current = read(dir, root, Roots::Follow)?;
     let contents = current.contents();
-    let bytes_total = contents.releases.iter().map(|offer| offer.payload_bytes).sum();
+    let bytes_total = contents.releases.iter().map(|release| release.offer.payload_bytes).sum();
     let mut problems = check_roots(dir, current.root.version.get());
     problems.extend(expired(&current, now));
     let mut before = 0;

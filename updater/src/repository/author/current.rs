@@ -10,7 +10,6 @@ use std::num::NonZeroU64;
 use std::path::Path;
 
 use jiff::Timestamp;
-use serde::Serialize;
 use serde_json::Value;
 use tough::schema::{RoleType, Root};
 
@@ -18,7 +17,7 @@ use super::{Contents, Repository, RepositoryError};
 use crate::digest::Digest;
 use crate::keys::Keys;
 use crate::package::MANIFEST_NAME;
-use crate::repository::{Directory, Metadata, Offer, offers_of};
+use crate::repository::{Directory, Listed, Metadata, listed};
 use crate::tuf::document::{Document, RootDocument, SnapshotContent, TargetsContent};
 use crate::tuf::{Client, Dates, Fetch, MemoryShelf, SameVersion, TufError};
 
@@ -36,7 +35,7 @@ pub(super) struct Current {
 impl Current {
     pub(super) fn contents(&self) -> Contents {
         Contents {
-            releases: offers_of(&self.targets.content.targets),
+            releases: listed(&self.targets.content.targets),
             versions: [
                 self.root.version.get(),
                 self.timestamp_version.get(),
@@ -47,16 +46,6 @@ impl Current {
             list_bytes: self.targets.bytes.len() as u64,
         }
     }
-}
-
-/// A release that retired keys signed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct RetiredRelease {
-    /// What the signed metadata says of it.
-    #[serde(flatten)]
-    pub offer: Offer,
-    /// The digest of its manifest, as `refit inspect` shows that of a package.
-    pub digest: String,
 }
 
 /// Which roots a verification may go on to.
@@ -86,7 +75,7 @@ impl Repository {
     ///
     /// # Errors
     /// No keys of this chain of roots signed the metadata.
-    pub fn accept_retired(&mut self, keys: &Keys) -> Result<Vec<RetiredRelease>, RepositoryError> {
+    pub fn accept_retired(&mut self, keys: &Keys) -> Result<Vec<Listed>, RepositoryError> {
         match self.current(keys) {
             Ok(_ours) => return Ok(Vec::new()),
             Err(RepositoryError::Retired { .. }) => {}
@@ -95,10 +84,7 @@ impl Repository {
         let Some(retired) = self.read_retired(keys) else { return Ok(Vec::new()) };
         // These bytes and no others: what is written to the directory from now on was never shown to anybody.
         self.accepted = Some(retired.timestamp);
-        let targets = &retired.targets.content.targets;
-        let digest = |offer: &Offer| targets.get(&offer.target_name())?.hashes.get("sha256").cloned();
-        let release = |offer| RetiredRelease { digest: digest(&offer).unwrap_or_default(), offer };
-        Ok(offers_of(targets).into_iter().map(release).collect())
+        Ok(listed(&retired.targets.content.targets))
     }
 
     /// Returns the repository's metadata, if it may be signed anew and `keys` are not an older copy, as far as that can be
