@@ -350,7 +350,6 @@ impl Engine {
         }
         if self.shared.standing().goal == Goal::Running {
             if faults.is_empty() {
-                self.shared.has_run();
                 self.shared.enter(State::Running);
             } else {
                 self.shared.start_failed(&faults);

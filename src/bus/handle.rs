@@ -227,7 +227,7 @@ impl Bus {
 
     /// Returns whether the site was ever running in this process image.
     pub fn ran(&self) -> bool {
-        self.shared.ran.load(Ordering::Relaxed)
+        self.shared.ran()
     }
 
     /// Returns whether this process image is on its way to be replaced.

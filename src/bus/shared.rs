@@ -1,6 +1,6 @@
 //! What the handles and the engine share: where the site stands, who asked, what failed, who waits.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -157,6 +157,8 @@ struct Core {
     faults: Vec<Fault>,
     asked_to_exit: bool,
     requests: u64,
+    /// Whether the site was ever running in this process image.
+    ran: bool,
 }
 
 /// What is shared.
@@ -172,7 +174,6 @@ pub(super) struct Shared {
     pub(super) hooks: OnceLock<Arc<dyn Hooks>>,
     pub(super) hurry: CancellationToken,
     pub(super) publications: AtomicU64,
-    pub(super) ran: AtomicBool,
 }
 
 impl Shared {
@@ -186,6 +187,7 @@ impl Shared {
                 faults: Vec::new(),
                 asked_to_exit: false,
                 requests: 0,
+                ran: false,
             }),
             options,
             state: watch::channel(State::Initial).0,
@@ -196,7 +198,6 @@ impl Shared {
             hooks: OnceLock::new(),
             hurry: CancellationToken::new(),
             publications: AtomicU64::new(0),
-            ran: AtomicBool::new(false),
         }
     }
 
@@ -220,6 +221,11 @@ impl Shared {
 
     pub(super) fn is_replacing(&self) -> bool {
         self.core().replacement.is_some()
+    }
+
+    /// Returns whether the site was ever running; whoever hears that it was finds a state that came then or later.
+    pub(super) fn ran(&self) -> bool {
+        self.core().ran
     }
 
     pub(super) fn asked_to_exit(&self) -> bool {
@@ -286,6 +292,7 @@ impl Shared {
         let faults = {
             let mut core = self.core();
             core.standing.state = state;
+            core.ran |= state == State::Running;
             self.state.send_replace(state);
             let (there, elsewhere) = core.waiters.drain(..).partition(|waiter| waiter.states.contains(&state));
             core.waiters = if state == State::Exited { Vec::new() } else { elsewhere };
@@ -432,12 +439,5 @@ impl Core {
                 pending.resolve(Progress::Failed(cause.clone()));
             }
         }
-    }
-}
-
-impl Shared {
-    /// Records that the site ran.
-    pub(super) fn has_run(&self) {
-        self.ran.store(true, Ordering::Relaxed);
     }
 }
