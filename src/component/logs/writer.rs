@@ -173,13 +173,15 @@ impl Writer {
 
     /// Has the thread write what is queued and end, and waits for it, at most `limit`. Blocks.
     pub(super) fn close(&self, limit: Duration) {
-        self.shared.lock().closed = true;
+        let mut queue = self.shared.lock();
+        queue.closed = true;
         self.shared.changed.notify_all();
-        self.settle(limit);
-        let ended = {
-            let queue = self.shared.lock();
-            !queue.busy && queue.lines.is_empty() && queue.dropped.is_empty()
-        };
+        // What was dropped is said last of all.
+        let unwritten = |queue: &mut Queue| queue.busy || !queue.lines.is_empty() || !queue.dropped.is_empty();
+        let waited = self.shared.changed.wait_timeout_while(queue, limit, unwritten);
+        let (queue, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+        let ended = !waited.timed_out();
+        drop(queue);
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         // One that hangs in a write ends with the process.
         if let (true, Some(thread)) = (ended, thread)
