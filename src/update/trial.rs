@@ -29,8 +29,9 @@ impl Manager {
         let limit = self.parts.config.update.probation;
         let text = format!("watching release {} for {} s", attempt.to, limit.as_secs_f32());
         self.step(&attempt, "probation", &text);
+        let mut waited_from = begun;
         let verdict = loop {
-            if let Err(ending) = self.probation(&attempt, limit).await {
+            if let Err(ending) = self.probation(&attempt, &mut waited_from, limit).await {
                 break Err(ending);
             }
             let tried = self.try_listeners().await;
@@ -73,14 +74,13 @@ impl Manager {
         Some(format!("component {} is stopped", stopped.name))
     }
 
-    /// Waits until everything has been healthy for `limit`.
+    /// Waits until everything has been healthy for `limit`. Patience counts from `waited_from`, which what is stopped moves.
     ///
     /// # Errors
     /// What is not healthy.
-    async fn probation(&self, attempt: &Attempt, limit: Duration) -> Result<(), Ending> {
+    async fn probation(&self, attempt: &Attempt, waited_from: &mut Instant, limit: Duration) -> Result<(), Ending> {
         let patience = limit + self.parts.config.update.start_timeout;
         let every = PROGRESS_EVERY.max(limit / 100);
-        let mut begun = Instant::now();
         let mut watched: Vec<_> = self.parts.components.iter().map(|component| component.view()).collect();
         let (mut healthy_since, mut told) = (None, None);
         loop {
@@ -92,7 +92,7 @@ impl Manager {
                 views.iter().filter(|view| !is_well(view)).map(|view| view.name.as_str()).collect();
             let stopped = self.stopped(&views);
             if let Some(what) = &stopped {
-                (healthy_since, begun) = (None, Instant::now());
+                (healthy_since, *waited_from) = (None, Instant::now());
                 if stopped != told {
                     self.show_progress(attempt, 0.0, None, format!("waiting: {what}"));
                 }
@@ -106,7 +106,7 @@ impl Manager {
                 self.show_progress(attempt, done.div_duration_f64(limit), Some(limit - done), text);
             } else {
                 healthy_since = None;
-                if begun.elapsed() >= patience {
+                if waited_from.elapsed() >= patience {
                     let text = format!("{} did not become healthy in time", waiting.join(", "));
                     let mut ending = Self::ending("probation", text);
                     ending.component = waiting.first().map(|name| (*name).to_owned());
