@@ -26,7 +26,7 @@ const WAIT_MAX: Duration = Duration::from_secs(60);
 /// What somebody asks: [`Wanted`], and nothing that is not understood.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Asked {
+pub(super) struct Posted {
     request: String,
     digest: Option<Digest>,
     version: Option<Version>,
@@ -36,9 +36,9 @@ pub(super) async fn request(
     State(app): State<Shared>,
     Extension(who): Extension<Who>,
     Extension(owner): Extension<Owner>,
-    Sent(asked): Sent<Asked>,
+    Sent(Posted { request, digest, version }): Sent<Posted>,
 ) -> Result<Accepted, Problem> {
-    let wanted = Wanted { request: asked.request, digest: asked.digest, version: asked.version };
+    let wanted = Wanted { request, digest, version };
     let forbidden = Ask::from_name(&wanted.request).and_then(|ask| access::forbidden_request(&app, &owner, ask));
     if let Some(problem) = forbidden {
         return Err(problem);

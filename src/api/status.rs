@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
-use refit_updater::config::{MergedFile, Outcome};
+use refit_updater::config::Unmerged;
 use refit_updater::history;
 use refit_updater::journal;
 use serde_json::{Value, json};
@@ -62,26 +62,13 @@ pub(super) async fn status(State(app): State<Shared>) -> Json<Value> {
 }
 
 /// Returns the configuration files that wait for the admin, each with the default that could not be merged.
-async fn unmerged(app: &Shared) -> Vec<Value> {
+async fn unmerged(app: &Shared) -> Vec<Unmerged> {
     let manager = std::sync::Arc::clone(&app.manager);
     let found = tokio::task::spawn_blocking(move || manager.unmerged()).await;
-    let files = match found.unwrap_or_else(|source| Err(UpdateError::Worker { source })) {
-        Ok(files) => files,
-        Err(error) => {
-            tracing::warn!(error = %crate::error::Chain(&error), "cannot look for configuration that was not merged");
-            Vec::new()
-        }
-    };
-    let unmerged = |file: MergedFile| match file.outcome {
-        Outcome::Conflict { new_default } => Some(json!({ "path": file.path, "new_default": new_default })),
-        Outcome::Unchanged
-        | Outcome::Updated
-        | Outcome::KeptAdmin
-        | Outcome::Merged
-        | Outcome::Added
-        | Outcome::Removed => None,
-    };
-    files.into_iter().filter_map(unmerged).collect()
+    found.unwrap_or_else(|source| Err(UpdateError::Worker { source })).unwrap_or_else(|error| {
+        tracing::warn!(error = %crate::error::Chain(&error), "cannot look for configuration that was not merged");
+        Vec::new()
+    })
 }
 
 /// Returns how long what is trusted is good. A trust that is damaged is a warning, too: the appliance runs on without.

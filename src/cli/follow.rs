@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::Context;
 use super::client::{Client, ClientError};
-use super::show::unmerged;
+use super::show::{list, unmerged};
 use crate::error::Exit;
 
 /// How long the appliance may be unreachable before following is given up: the guard needs that long in the worst case.
@@ -155,11 +155,10 @@ fn show(context: &Context, event: &Value, shown: &mut Shown) {
             shown.finished = matches!(step, "committed" | "rolled-back" | "failed");
         }
         "update.config" if !context.json => {
-            for file in data["files"].as_array().into_iter().flatten() {
-                let conflict = &file["outcome"]["conflict"];
-                if conflict.is_object() {
-                    let file = json!({ "path": file["path"], "new_default": conflict["new_default"] });
-                    let line = format!("{:<13} {}", "warning", unmerged(&data["version"], &file));
+            for file in list(&data["files"]) {
+                let new_default = &file["outcome"]["conflict"]["new_default"];
+                if new_default.is_string() {
+                    let line = format!("{:<13} {}", "warning", unmerged(&data["version"], &file["path"], new_default));
                     shown.bar.suspend(|| context.print(&line));
                 }
             }

@@ -212,6 +212,11 @@ fn bytes_left(file: &mut File) -> io::Result<Option<u64>> {
     Ok(Some(metadata.len().saturating_sub(file.stream_position()?)))
 }
 
+/// Returns what is said of a clock that is before `released`, the date of a signed release.
+pub(super) fn clock_behind(released: &str) -> String {
+    format!("the clock is before the date of a signed release, so no date can be judged: set it (released {released})")
+}
+
 fn tell_package(context: &Context, package: &Value) {
     if context.json {
         return context.print(&json!({ "event": "package.received", "data": package }).to_string());
@@ -239,8 +244,7 @@ fn tell_package(context: &Context, package: &Value) {
         context.print(&format!("{:<13} its signatures are past their date", "note"));
     }
     if let Some(released) = package["clock_behind"].as_str() {
-        let note = "the clock is before the date of a signed release, so no date can be judged: set it";
-        context.print(&format!("{:<13} {note} (released {released})", "note"));
+        context.print(&format!("{:<13} {}", "note", clock_behind(released)));
     }
     context.print(&format!("{:<13} {}", "digest", text("digest")));
 }

@@ -16,6 +16,7 @@ use serde_json::json;
 
 use super::Context;
 use super::input::Input;
+use super::install::clock_behind;
 use crate::auth::{self, AuthError};
 use crate::clock;
 use crate::config::{self, Config, ConfigError};
@@ -143,8 +144,7 @@ pub(super) fn init(context: &Context, init: &Init) -> Exit {
                 context.tell("note: the package's signatures are past their date");
             }
             if let Some(released) = &made.clock_behind {
-                let note = "note: the clock is before the date of a signed release, so no date can be judged: set it";
-                context.tell(&format!("{note} (released {released})"));
+                context.tell(&format!("note: {}", clock_behind(released)));
             }
             context.tell(&format!("the page's account is {}, its password {}", auth::ADMIN, made.password));
             context.tell(&format!("start it with `refit run --home {home}`"));

@@ -16,7 +16,7 @@ pub(super) fn cell(value: &Value) -> String {
 }
 
 /// Returns the elements of a list; of anything else, none.
-fn list(value: &Value) -> impl Iterator<Item = &Value> {
+pub(super) fn list(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
 }
 
@@ -87,23 +87,22 @@ pub(super) async fn status(context: &Context) -> Result<Exit, ClientError> {
             cell(&package["digest"]),
         ));
     }
-    for warning in status["trust"]["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+    for warning in list(&status["trust"]["warnings"]).filter_map(Value::as_str) {
         context.print(&format!("warning: {warning}"));
     }
-    for file in status["config"]["unmerged"].as_array().into_iter().flatten() {
-        context.print(&format!("warning: {}", unmerged(&status["release"]["version"], file)));
+    for file in list(&status["config"]["unmerged"]) {
+        context.print(&format!(
+            "warning: {}",
+            unmerged(&status["release"]["version"], &file["path"], &file["new_default"])
+        ));
     }
     context.print("");
     components(context, &status["components"]);
     context.print("");
-    let rows: Vec<Vec<String>> = status["listeners"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .map(|row| vec![cell(&row["name"]), cell(&row["address"])])
-        .collect();
+    let rows: Vec<Vec<String>> =
+        list(&status["listeners"]).map(|row| vec![cell(&row["name"]), cell(&row["address"])]).collect();
     table(context, &["LISTENER", "ADDRESS"], &rows);
-    for fault in status["faults"].as_array().into_iter().flatten() {
+    for fault in list(&status["faults"]) {
         context.print(&format!(
             "fault: {} {}: {}",
             cell(&fault["component"]),
@@ -115,13 +114,13 @@ pub(super) async fn status(context: &Context) -> Result<Exit, ClientError> {
 }
 
 /// Returns what an admin should know of a configuration file that was not merged.
-pub(super) fn unmerged(version: &Value, file: &Value) -> String {
+pub(super) fn unmerged(version: &Value, path: &Value, new_default: &Value) -> String {
     let dir = format!("config/{}", cell(version));
     format!(
         "{dir}/{} is as you left it; the release's default, which changed the same lines, is {dir}/{}: take from it what you need, then \
          remove it",
-        cell(&file["path"]),
-        cell(&file["new_default"]),
+        cell(path),
+        cell(new_default),
     )
 }
 
@@ -140,10 +139,7 @@ fn reception(receiving: &Value) -> Option<String> {
 
 /// Prints the table of components.
 pub(super) fn components(context: &Context, components: &Value) {
-    let rows: Vec<Vec<String>> = components
-        .as_array()
-        .into_iter()
-        .flatten()
+    let rows: Vec<Vec<String>> = list(components)
         .map(|row| {
             let about = if row["reason"].is_null() { &row["status"] } else { &row["reason"] };
             let peers = row["peers"].as_array().map_or(0, Vec::len).to_string();
@@ -155,7 +151,7 @@ pub(super) fn components(context: &Context, components: &Value) {
         })
         .collect();
     table(context, &["COMPONENT", "STATE", "HEALTH", "PID", "GEN", "HANDOVER", "RELEASE", "PEERS", "SAYS"], &rows);
-    for row in components.as_array().into_iter().flatten() {
+    for row in list(components) {
         let limits: Vec<String> = row["limits"].as_object().into_iter().flatten().map(limit).collect();
         if !limits.is_empty() {
             context.print(&format!("limits of {}: {}", cell(&row["name"]), limits.join(", ")));
@@ -184,10 +180,7 @@ pub(super) async fn releases(context: &Context) -> Result<Exit, ClientError> {
         context.print(&releases.to_string());
         return Ok(Exit::Done);
     }
-    let rows: Vec<Vec<String>> = releases["releases"]
-        .as_array()
-        .into_iter()
-        .flatten()
+    let rows: Vec<Vec<String>> = list(&releases["releases"])
         .map(|row| {
             vec![
                 cell(&row["version"]),
@@ -215,10 +208,7 @@ pub(super) async fn history(context: &Context) -> Result<Exit, ClientError> {
         context.print(&history.to_string());
         return Ok(Exit::Done);
     }
-    let rows: Vec<Vec<String>> = history["history"]
-        .as_array()
-        .into_iter()
-        .flatten()
+    let rows: Vec<Vec<String>> = list(&history["history"])
         .map(|row| {
             vec![
                 cell(&row["at"]),

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use refit_updater::config::{self, MergedFile};
+use refit_updater::config::{self, Unmerged};
 use refit_updater::history::{self, Entry};
 use refit_updater::journal::{self, Attempt, Ending, Journal, Kind, State};
 use refit_updater::release::Release;
@@ -220,7 +220,7 @@ impl Manager {
     ///
     /// # Errors
     /// The live configuration cannot be read.
-    pub fn unmerged(&self) -> Result<Vec<MergedFile>, UpdateError> {
+    pub fn unmerged(&self) -> Result<Vec<Unmerged>, UpdateError> {
         Ok(config::unmerged(&self.parts.store, self.journal().state.wanted())?)
     }
 

@@ -18,14 +18,14 @@ use crate::clock;
 use crate::error::{Chain, Exit, Reported};
 
 /// A release that has its place.
-pub(super) struct Staged {
+pub(super) struct Admitted {
     release: Release,
     /// How much of it was damaged and is not any more.
     repaired: usize,
 }
 
 /// Returns what is said of a release that has its place.
-fn staged_text(attempt: &Attempt, repaired: usize) -> String {
+fn admitted_text(attempt: &Attempt, repaired: usize) -> String {
     let to = &attempt.to;
     match repaired {
         0 => format!("release {to} is complete on disk"),
@@ -111,10 +111,10 @@ impl Manager {
         received: bool,
     ) -> Result<Arc<Replacement>, (&'static str, UpdateError)> {
         let begun = std::time::Instant::now();
-        let staged = self.clone().stage(attempt.clone(), received).await.map_err(|error| ("staged", error))?;
-        let Staged { release, repaired } = staged;
+        let admitted = self.clone().stage(attempt.clone(), received).await.map_err(|error| ("staged", error))?;
+        let Admitted { release, repaired } = admitted;
         attempt.durations.insert("staging".to_owned(), millis(begun));
-        self.step(attempt, "staged", &staged_text(attempt, repaired));
+        self.step(attempt, "staged", &admitted_text(attempt, repaired));
 
         let begun = std::time::Instant::now();
         self.step(attempt, "preflight", &format!("examining release {}", attempt.to));
@@ -133,7 +133,7 @@ impl Manager {
     }
 
     /// Gives the release its place and journals it as the next.
-    pub(super) async fn stage(self: Arc<Self>, attempt: Attempt, received: bool) -> Result<Staged, UpdateError> {
+    pub(super) async fn stage(self: Arc<Self>, attempt: Attempt, received: bool) -> Result<Admitted, UpdateError> {
         let work = move || {
             let store = &self.parts.store;
             let journal = self.journal();
@@ -162,7 +162,7 @@ impl Manager {
             let as_it_was = attempt.kind == Kind::Rollback || attempt.to == attempt.from;
             let merged = preflight::merge(store, &attempt.from, &attempt.to, as_it_was)?;
             self.tell_merged(&attempt, &merged);
-            Ok(Staged { release, repaired })
+            Ok(Admitted { release, repaired })
         };
         tokio::task::spawn_blocking(work).await.map_err(|source| UpdateError::Worker { source })?
     }

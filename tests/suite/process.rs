@@ -2,10 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -63,16 +61,6 @@ pub(crate) fn descriptors(pid: i32) -> BTreeMap<String, usize> {
         *kinds.entry(kind).or_default() += 1;
     }
     kinds
-}
-
-/// Puts a script there that can be executed at once. Another process writes it: what another thread starts just now would hold
-/// its descriptor for a moment, and a file that somebody writes to cannot be executed.
-pub(crate) fn put_program(path: &Path, script: &str) {
-    let mut shell = Command::new("sh");
-    shell.args(["-ec", "rm -f \"$0\"; cat >\"$0\"; chmod 755 \"$0\""]).arg(path).stdin(Stdio::piped());
-    let mut shell = shell.spawn().expect("start a shell");
-    shell.stdin.take().expect("a pipe").write_all(script.as_bytes()).expect("it reads");
-    assert!(shell.wait().expect("it ends").success(), "{}", path.display());
 }
 
 /// Returns the inodes of the sockets that a process holds.

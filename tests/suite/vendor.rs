@@ -5,11 +5,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
-use refit_fixtures::tools::missing;
+use refit_fixtures::tools::{missing, put_program};
 use serde_json::Value;
 
 use crate::appliance::{Appliance, Ran, refit};
-use crate::process;
 use crate::release::{Release, Vendor};
 
 fn run(words: &[&str], dir: &Path) -> Ran {
@@ -154,7 +153,7 @@ fn a_command_signs() {
     openssl(&["genpkey", "-algorithm", "EC", "-pkeyopt", curve, "-out", "module.pem"]);
     openssl(&["pkey", "-in", "module.pem", "-pubout", "-out", "keys/module.pem"]);
     let script = "#!/bin/sh\nexec openssl dgst -sha256 -sign ../module.pem\n";
-    process::put_program(&at.join("keys/sign"), script);
+    put_program(&at.join("keys/sign"), script);
     fs::write(at.join("keys/module.key.toml"), "public = \"module.pem\"\ncommand = [\"./sign\"]\n").expect("write");
     let module = "targets=keys/module.key.toml";
     let shown = object(&run(&["keys", "init", "keys", "--external", module, "--json"], at).ends_with(0));

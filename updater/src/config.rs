@@ -73,6 +73,15 @@ pub enum Outcome {
     Removed,
 }
 
+/// A file of a live configuration that waits for the admin.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Unmerged {
+    /// Path below the configuration.
+    pub path: String,
+    /// Where the new default lies, below the configuration.
+    pub new_default: String,
+}
+
 /// What to do with a configuration that the release has already, from an earlier time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Existing {
@@ -174,7 +183,7 @@ pub fn merge_config(
 ///
 /// # Errors
 /// A directory cannot be read.
-pub fn unmerged(store: &Store, version: &Version) -> Result<Vec<MergedFile>, ConfigError> {
+pub fn unmerged(store: &Store, version: &Version) -> Result<Vec<Unmerged>, ConfigError> {
     let live = store.config_dir(version);
     let defaults = store.release_dir(version).join(DEFAULTS_DIR);
     let mut files = Vec::new();
@@ -183,7 +192,7 @@ pub fn unmerged(store: &Store, version: &Version) -> Result<Vec<MergedFile>, Con
         let is_there = |dir: &Path, name: &str| dir.join(name).symlink_metadata().is_ok();
         // A release may bring a file of such a name itself.
         if is_there(&live, path) && is_there(&defaults, path) && !is_there(&defaults, &new_default) {
-            files.push(MergedFile { path: path.to_owned(), outcome: Outcome::Conflict { new_default } });
+            files.push(Unmerged { path: path.to_owned(), new_default });
         }
     }
     Ok(files)

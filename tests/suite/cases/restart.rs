@@ -10,6 +10,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::{User, geteuid};
 use refit::bus::{EXIT, Progress, Replacement, STOP, State};
 use refit::{Origin, Request};
+use refit_fixtures::tools::put_program;
 
 use super::probe::{OK, Site, both, paused};
 use crate::appliance::Appliance;
@@ -102,7 +103,7 @@ fn b085_a_restart_that_cannot_work_is_refused_before_anything_stops() {
     fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).expect("opened");
     fs::rename(&program, &aside).expect("moved aside");
     refused("is not an executable file");
-    process::put_program(&program, "#!/bin/sh\necho the library libmast.so is missing\nexit 1\n");
+    put_program(&program, "#!/bin/sh\necho the library libmast.so is missing\nexit 1\n");
     refused("libmast.so is missing");
     fs::rename(&aside, &program).expect("moved back");
     appliance.refit(&["bus", "request", "restart"]).ends_with(0);

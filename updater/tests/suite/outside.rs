@@ -4,13 +4,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use refit_fixtures::tools::missing;
+use refit_fixtures::tools::{missing, put_program};
 use refit_updater::keys::{KeyRole, KeyStatus, Keys, Rotation, Setup, role_named};
 use tempfile::TempDir;
 use zeroize::Zeroizing;
 
 use crate::keys::{ALL, key_files, rotation, says, try_pack};
-use crate::support::{Home, Vendor, far, put, put_program, snapshot};
+use crate::support::{Home, Vendor, far, put, snapshot};
 
 /// A program that signs with a key of OpenSSL, as a security module would.
 fn device(dir: &Path, kind: &[&str], sign: &str) -> PathBuf {
@@ -20,7 +20,7 @@ fn device(dir: &Path, kind: &[&str], sign: &str) -> PathBuf {
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     assert!(openssl(&["pkey", "-in", "secret.pem", "-pubout", "-out", "device.pem"]).status.success());
     let script = format!("#!/bin/sh\nset -e\ncat >\"$1\"\n{sign}\nrm \"$1\"\n");
-    put_program(dir, "sign", &script);
+    put_program(&dir.join("sign"), &script);
     let description = dir.join("device.key.toml");
     put(dir, "device.key.toml", b"public = \"device.pem\"\ncommand = [\"./sign\", \"input\"]\n", 0o644);
     description
@@ -59,7 +59,7 @@ fn a_command_signs_for_a_key_that_never_leaves_its_device() {
 #[test]
 fn a_command_that_fails_or_lies_signs_nothing() {
     fn check(vendor: &Vendor, dir: &Path, script: &str, expected: &str) {
-        put_program(dir, "sign", &format!("#!/bin/sh\n{script}\n"));
+        put_program(&dir.join("sign"), &format!("#!/bin/sh\n{script}\n"));
         let error = try_pack(vendor, &Keys::open(dir).unwrap(), "1.0.0").unwrap_err();
         assert!(error.contains(expected), "{error}");
     }

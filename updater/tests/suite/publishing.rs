@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use std::thread;
 
 use refit_updater::digest::Digest;
-use refit_updater::keys::{Keys, Rotation};
+use refit_updater::keys::Keys;
 use refit_updater::receive::Class;
 use refit_updater::repository::author::{self, Outcome, Repository, RepositoryError, TEMP_PREFIX, Trouble, contents};
 
+use crate::keys::{ALL, rotation};
 use crate::repository::{Published, copy, fetch_from, terms, versions};
-use crate::support::{Home, Vendor, chain, far, noise, now, options, put, snapshot};
+use crate::support::{Home, Vendor, chain, noise, now, options, put, snapshot};
 
 /// Packs 6.6.6 with stolen keys and adds it to the repository in `dir`, which they still fit.
 fn add_with(vendor: &Vendor, stolen: &Keys, dir: &Path) {
@@ -53,16 +54,7 @@ fn what_a_retired_key_signed_is_not_signed_anew() {
         assert_eq!(snapshot(&published.dir), before);
     }
     // A next root that the stolen root key signed leads nowhere, either.
-    let fake = Rotation {
-        roles: ["root", "timestamp", "snapshot", "targets"].into(),
-        root_expires: far(),
-        root_keys: None,
-        root_threshold: None,
-        root_dir: None,
-        outside: Vec::new(),
-        passphrase: None,
-    };
-    let (fake, _) = stolen.rotate(&fake).unwrap();
+    let (fake, _) = stolen.rotate(&rotation(&ALL)).unwrap();
     Repository::open(&forged).unwrap().refresh(&fake, &terms()).unwrap();
     fs::remove_dir_all(&published.dir).unwrap();
     copy(&forged, &published.dir);

@@ -6,13 +6,14 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use refit_updater::keys::{Keys, Rotation};
+use refit_updater::keys::Keys;
 use refit_updater::pack::PackOptions;
 use refit_updater::receive::{ReceiveError, Received};
 use refit_updater::repository::author::{self, Checked, Repository, RepositoryError, Terms};
 use refit_updater::repository::{Answer, Directory, Offer, Server, check};
 use semver::Version;
 
+use crate::keys::{ALL, rotation};
 use crate::support::{Home, Vendor, chain, far, noise, now, options, put, snapshot};
 
 pub(crate) fn terms() -> Terms {
@@ -44,21 +45,12 @@ impl Published {
 
     /// Gives every role a new key. Returns the keys; those of `vendor` are retired.
     pub(crate) fn rotate(&self) -> Keys {
-        self.rotate_roles(&["root", "timestamp", "snapshot", "targets"])
+        self.rotate_roles(&ALL)
     }
 
     /// Makes the next root, with new keys for these roles.
     pub(crate) fn rotate_roles(&self, roles: &[&'static str]) -> Keys {
-        let rotation = Rotation {
-            roles: roles.iter().copied().collect(),
-            root_expires: far(),
-            root_keys: None,
-            root_threshold: None,
-            root_dir: None,
-            outside: Vec::new(),
-            passphrase: None,
-        };
-        Keys::open(&self.keys_dir()).unwrap().rotate(&rotation).unwrap().0
+        Keys::open(&self.keys_dir()).unwrap().rotate(&rotation(roles)).unwrap().0
     }
 
     /// Copies the keys, as somebody who steals them.

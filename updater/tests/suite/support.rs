@@ -2,10 +2,9 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, Permissions};
-use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Output};
 use std::sync::atomic::AtomicBool;
 
 use jiff::Timestamp;
@@ -63,16 +62,6 @@ pub(crate) fn put(dir: &Path, name: &str, bytes: &[u8], mode: u32) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     fs::remove_file(&path).ok();
     durable::write_new(&path, bytes, mode).unwrap();
-}
-
-/// Puts a script there that can be executed at once. Another process writes it: what another thread starts just now would hold
-/// its descriptor for a moment, and a file that somebody writes to cannot be executed.
-pub(crate) fn put_program(dir: &Path, name: &str, script: &str) {
-    let mut shell = Command::new("sh");
-    shell.args(["-ec", "rm -f \"$0\"; cat >\"$0\"; chmod 755 \"$0\"", name]).current_dir(dir).stdin(Stdio::piped());
-    let mut shell = shell.spawn().unwrap();
-    shell.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
-    assert!(shell.wait().unwrap().success());
 }
 
 /// Somebody who makes packages.

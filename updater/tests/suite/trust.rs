@@ -2,12 +2,13 @@
 
 use std::fs;
 
-use refit_updater::keys::Rotation;
+use refit_updater::keys::Keys;
 use refit_updater::pack::PackOptions;
 use refit_updater::receive::{Class, ReceiveError};
 use refit_updater::trust::Trust;
 
-use crate::support::{Home, Vendor, chain, far, now, options, put};
+use crate::keys::rotation;
+use crate::support::{Home, Vendor, chain, now, options, put};
 
 /// A home that has accepted a package whose metadata has version 2.
 fn accepted(vendor: &Vendor) -> Home {
@@ -69,17 +70,8 @@ fn an_older_root_beside_newer_metadata_is_told() {
     let vendor = Vendor::new();
     let home = Home::new(&vendor);
     let first = fs::read(home.dir.path().join("trust/root.json")).unwrap();
-    let rotation = Rotation {
-        roles: ["targets"].into(),
-        root_expires: far(),
-        root_keys: None,
-        root_threshold: None,
-        root_dir: None,
-        outside: Vec::new(),
-        passphrase: None,
-    };
-    let (keys, _) =
-        refit_updater::keys::Keys::open(&vendor.dir.path().join("keys")).unwrap().rotate(&rotation).unwrap();
+    let keys = Keys::open(&vendor.dir.path().join("keys")).unwrap();
+    let (keys, _) = keys.rotate(&rotation(&["targets"])).unwrap();
     let vendor = Vendor { keys, ..vendor };
     home.receive(&vendor.package("1.0.0")).unwrap();
     put(&home.dir.path().join("trust"), "root.json", &first, 0o644);
