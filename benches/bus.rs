@@ -16,8 +16,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use refit::Request;
-use refit::error::Chain;
+use refit_base::Chain;
 use serde_json::json;
+
 use support::ancestor::{self, Ancestor, Blocked};
 use support::crowd::{Crowd, Program};
 use support::embedded::{self, Embedded};

@@ -14,8 +14,9 @@ use std::process::{Command, ExitCode, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use refit::error::Chain;
+use refit_base::Chain;
 use serde_json::{Value, json};
+
 use support::appliance::{Appliance, Handover, VERSIONS};
 use support::load::{KEPT, LOOK_PERIOD, Load, NEW_PER_SECOND, Report, SLOW, Watch};
 use support::site::REFIT;

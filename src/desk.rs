@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use refit_base::{Chain, Exit, Reported};
 use refit_updater::Digest;
 use refit_updater::journal::Kind;
 use semver::Version;
@@ -10,7 +11,6 @@ use serde_json::json;
 
 use crate::bus::{Ask, Bus, Level, Origin, Progress, Request, Ticket};
 use crate::component::Estate;
-use crate::error::{Chain, Exit, Reported};
 use crate::tickets::TicketView;
 use crate::update::{Manager, Target, UpdateError};
 

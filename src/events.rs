@@ -7,11 +7,10 @@
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use refit_base::clock;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::watch;
-
-use crate::clock;
 
 /// How many events are kept: several updates' worth.
 pub const EVENTS_MAX: usize = 1024;

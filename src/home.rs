@@ -10,11 +10,10 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use refit_base::{Exit, Reported};
 use refit_updater::{durable, spare};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, test_kill_process};
-
-use crate::error::{Exit, Reported};
 
 /// How long a new guard waits for a runtime whose guard is gone: it stops its components first, within their deadlines.
 pub const ORPHAN_WAIT_MAX: Duration = Duration::from_secs(60);

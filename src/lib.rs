@@ -12,20 +12,18 @@
 //! - [`peers`]: other processes on the bus, each with the rights of its component;
 //! - [`update`]: the transaction from a package to a release that proved good, or back;
 //! - [`api`] and [`web`]: the same HTTP for the page, for scripts and for the commands;
-//! - [`auth`], [`config`], [`desk`], [`events`], [`tickets`], [`home`], [`clock`], [`error`]: what they share.
+//! - [`auth`], [`config`], [`desk`], [`events`], [`tickets`], [`home`]: what they share.
 //!
-//! Packages, trust, releases on disk and the journal are the crate `refit-updater`.
+//! Errors, exit statuses and the clock are the crate `refit-base`. Packages, trust, releases on disk and the journal are the crate `refit-updater`.
 #![deny(unsafe_code)]
 
 pub mod api;
 pub mod auth;
 pub mod bus;
 pub mod cli;
-pub mod clock;
 pub mod component;
 pub mod config;
 pub mod desk;
-pub mod error;
 pub mod events;
 pub mod guard;
 pub mod handover;

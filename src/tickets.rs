@@ -3,10 +3,9 @@
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use refit_base::Exit;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
-
-use crate::error::Exit;
 
 /// How many tickets are kept: the last hundred requests.
 pub const TICKETS_MAX: usize = 100;

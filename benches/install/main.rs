@@ -20,7 +20,7 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
-use refit::error::Chain;
+use refit_base::Chain;
 use refit_updater::durable::remove_tree;
 use serde_json::{Value, json};
 

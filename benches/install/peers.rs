@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use refit::error::Chain;
+use refit_base::Chain;
 use refit_updater::durable;
 use tempfile::TempDir;
 

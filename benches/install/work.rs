@@ -194,7 +194,7 @@ fn install(dir: &Path, home: &str, version: &Version) -> Result<(), BenchError> 
         current: None,
         allow_downgrade: false,
         expired: Expired::Warn,
-        now: refit::clock::now(),
+        now: refit_base::clock::now(),
     };
     let file = File::open(package(dir, version)).map_err(failed("open the package"))?;
     let receiver = Receiver { store: &store, trust: &trust, policy: &policy, cancel: &AtomicBool::new(false) };

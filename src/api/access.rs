@@ -8,13 +8,13 @@ use axum::http::{Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
+use refit_base::Exit;
 
 use super::connection::Peer;
 use super::{Problem, Shared};
 use crate::auth::Refusal;
 use crate::bus::Ask;
 use crate::desk;
-use crate::error::Exit;
 use crate::peers::Refusal as Refused;
 use crate::peers::rights::Owner;
 
@@ -126,7 +126,7 @@ pub(super) async fn trust_socket(State(app): State<Shared>, mut request: Request
 
 fn not_known(refusal: &Refused) -> Problem {
     let (_, code) = refusal.code();
-    let detail = crate::error::Chain(refusal).to_string();
+    let detail = refit_base::Chain(refusal).to_string();
     Problem::new(StatusCode::FORBIDDEN, code, Exit::Usage, detail, refusal.remedy())
 }
 

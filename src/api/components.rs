@@ -5,11 +5,11 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
+use refit_base::Exit;
 use serde_json::{Value, json};
 
 use super::{Problem, Shared};
 use crate::component::{Health, Process, View};
-use crate::error::Exit;
 use crate::peers::PeerView;
 
 /// Returns what is shown of a component.

@@ -3,10 +3,10 @@
 use axum::Json;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use refit_base::{Chain, Exit, Reported};
 use serde::{Deserialize, Serialize};
 
 use crate::desk::AskError;
-use crate::error::{Chain, Exit, Reported};
 use crate::update::UpdateError;
 
 /// The type of an answer that is a problem.

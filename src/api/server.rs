@@ -12,6 +12,7 @@ use axum::Router;
 use axum::middleware::from_fn_with_state;
 use axum::serve::Listener;
 use bytes::Bytes;
+use refit_base::clock::monotonic_ns;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -19,7 +20,6 @@ use tokio_util::sync::CancellationToken;
 use super::connection::{self, End, Peer};
 use super::{App, access, routes};
 use crate::bus::{self, Bus, Call, Failure, StopReason, Subscription, Work};
-use crate::clock::monotonic_ns;
 use crate::handover::carry::Carry;
 use crate::peers::rights::Caller;
 

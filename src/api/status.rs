@@ -4,6 +4,8 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
+use refit_base::Reported;
+use refit_base::clock;
 use refit_updater::config::Unmerged;
 use refit_updater::history;
 use refit_updater::journal;
@@ -12,8 +14,6 @@ use serde_json::{Value, json};
 use super::components::views;
 use super::{Problem, Shared};
 use crate::bus;
-use crate::clock;
-use crate::error::Reported;
 use crate::update::UpdateError;
 
 pub(super) async fn status(State(app): State<Shared>) -> Json<Value> {
@@ -66,7 +66,7 @@ async fn unmerged(app: &Shared) -> Vec<Unmerged> {
     let manager = std::sync::Arc::clone(&app.manager);
     let found = tokio::task::spawn_blocking(move || manager.unmerged()).await;
     found.unwrap_or_else(|source| Err(UpdateError::Worker { source })).unwrap_or_else(|error| {
-        tracing::warn!(error = %crate::error::Chain(&error), "cannot look for configuration that was not merged");
+        tracing::warn!(error = %refit_base::Chain(&error), "cannot look for configuration that was not merged");
         Vec::new()
     })
 }
@@ -78,7 +78,7 @@ async fn trust(app: &Shared) -> Value {
     match found.unwrap_or_else(|source| Err(UpdateError::Worker { source })) {
         Ok(status) => json!(status),
         Err(error) => {
-            let warning = format!("{}: {}", crate::error::Chain(&error), error.remedy());
+            let warning = format!("{}: {}", refit_base::Chain(&error), error.remedy());
             json!({ "roles": [], "warnings": [warning], "warning": warning })
         }
     }

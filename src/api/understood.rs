@@ -5,12 +5,12 @@ use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use refit_base::Exit;
 use serde::de::DeserializeOwned;
 
 use super::access::Local;
 use super::error::PROBLEM;
 use super::{Problem, Shared};
-use crate::error::Exit;
 
 /// Bytes of what the HTTP library says of a request that it refuses: a sentence.
 const SENTENCE_BYTES_MAX: usize = 4 << 10;

@@ -11,12 +11,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use argon2::{Algorithm, Argon2, Params, PasswordHash, PasswordHasher, PasswordVerifier, Version};
+use refit_base::clock;
+use refit_base::{Exit, Reported};
 use refit_updater::durable;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::clock;
-use crate::error::{Exit, Reported};
 use crate::home::Home;
 
 /// The account that every appliance begins with.

@@ -36,7 +36,7 @@ impl Failure {
 
     /// Returns the failure that an error is: its whole chain of causes.
     pub fn from_error(error: &dyn std::error::Error) -> Self {
-        Self::new(crate::error::Chain(error).to_string())
+        Self::new(refit_base::Chain(error).to_string())
     }
 }
 

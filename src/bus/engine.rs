@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use refit_base::Exit;
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -24,7 +25,6 @@ use super::registry::{ENTER, EXIT, Entry, RELOAD, START, STOP};
 use super::request::{Origin, Progress, Replacement, Request};
 use super::shared::{BusEvent, Fault, Hooks, Options, Shared};
 use super::state::{Goal, State};
-use crate::error::Exit;
 
 /// How long the log's listeners have for what still waits when everything else is done.
 const LAST_WORDS_MAX: Duration = Duration::from_secs(1);

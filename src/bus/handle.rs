@@ -195,7 +195,7 @@ impl Bus {
 
     /// Says that something failed, with all its causes.
     pub fn log_error(&self, text: &str, error: &dyn std::error::Error) {
-        self.log(Level::Error, format!("{text}: {}", crate::error::Chain(error)));
+        self.log(Level::Error, format!("{text}: {}", refit_base::Chain(error)));
     }
 
     /// Returns what became of the log's entries.

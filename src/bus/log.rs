@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use refit_base::clock;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -18,7 +19,6 @@ use super::crew::Crew;
 use super::publication::{Round, call_for, plain};
 use super::registry::{self, Registry};
 use super::state::State;
-use crate::clock;
 
 /// How many entries may wait for one listener: a life of the site with room to spare.
 const QUEUE_MAX: usize = 1024;

@@ -4,6 +4,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use refit_base::clock;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -16,7 +17,6 @@ use super::publication::Report;
 use super::registry::Registry;
 use super::request::{Origin, Progress, Replacement, Request, Ticket};
 use super::state::{Goal, State};
-use crate::clock;
 
 /// How many faults are kept: the first ones say what went wrong.
 const FAULTS_MAX: usize = 100;

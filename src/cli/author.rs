@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use indicatif::HumanBytes;
 use jiff::{SignedDuration, Timestamp};
+use refit_base::clock;
+use refit_base::{Exit, Reported};
 use refit_updater::inspect::{Change, Comparison, InspectError, compare, inspect_open as look_into};
 use refit_updater::keys::{Keys, KeysError};
 use refit_updater::manifest::{ARCH_ANY, Body, Codec, Kind, Totals};
@@ -16,9 +18,7 @@ use serde_json::json;
 use super::input::Input;
 use super::keys::{DAYS_MAX, in_days};
 use super::{Context, number_in};
-use crate::clock;
 use crate::config::{self, Config, ConfigError, Programs};
-use crate::error::{Exit, Reported};
 
 /// The machines that Linux runs on, as `std::env::consts::ARCH` names them: an appliance compares a package's with that.
 const MACHINES: [&str; 20] = [
@@ -174,7 +174,7 @@ impl Reported for AuthorError {
 
     fn exit(&self) -> Exit {
         match self {
-            Self::Keys(error) => error.into(),
+            Self::Keys(error) => super::keys::exit_of(error),
             Self::Config(_) => Exit::Config,
             Self::Pack(PackError::Io { .. }) => Exit::Disk,
             Self::Pack(_) => Exit::Refused,

@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 use std::time::Duration;
 
+use refit_base::Exit;
 use serde_json::{Value, json};
 
 use super::Context;
@@ -10,7 +11,6 @@ use super::client::{Client, ClientError};
 use super::follow::{self, read_events};
 use super::show::{cell, table};
 use super::timeline::Timeline;
-use crate::error::Exit;
 
 /// The pause before a broken stream is opened again.
 const TRY_AGAIN: Duration = Duration::from_millis(200);

@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::unistd::{Uid, User};
+use refit_base::{Exit, Reported};
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde_json::Value;
 
 use crate::api::Problem;
-use crate::error::{Exit, Reported};
 use crate::home::Home;
 
 /// How long an appliance may take to accept a connection: it does so even while it replaces itself.

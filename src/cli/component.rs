@@ -1,12 +1,12 @@
 //! `refit component`: one component.
 
+use refit_base::Exit;
 use serde_json::json;
 
 use super::Context;
 use super::client::{Client, ClientError};
 use super::logs;
 use super::show::{self, cell};
-use crate::error::Exit;
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Component {

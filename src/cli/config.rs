@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
+use refit_base::{Exit, Reported};
 use refit_updater::Store;
 use refit_updater::journal::{self, JournalError};
 use refit_updater::release::StoreError;
@@ -10,7 +11,6 @@ use serde_json::json;
 
 use super::Context;
 use crate::config::{self, ConfigError, Programs};
-use crate::error::{Exit, Reported};
 use crate::home::HomeError;
 
 #[derive(Debug, clap::Subcommand)]

@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 use nix::sys::signal::{SigSet, Signal};
+use refit_base::clock;
+use refit_base::{Chain, Exit};
 use refit_updater::durable::{self, remove_tree};
 use refit_updater::inspect::inspect;
 use refit_updater::journal;
@@ -28,9 +30,7 @@ use super::client::Client;
 use super::input::Input;
 use super::setup::{self, Made};
 use crate::auth;
-use crate::clock;
 use crate::config::LOCAL_FILE;
-use crate::error::{Chain, Exit};
 use crate::handover::listener::bind;
 use crate::home::Home;
 
@@ -192,7 +192,7 @@ fn make(home: &Home, program: &Path) -> Result<Made, DemoError> {
         level: Some(1), // made to be used once, here
         arch: std::env::consts::ARCH.to_owned(),
         expires: expiry(),
-        released: crate::clock::now(),
+        released: refit_base::clock::now(),
         metadata_version: METADATA_VERSION,
     };
     for version in ["1.0.0", "1.1.0", "1.2.0", "1.3.0", "1.4.0"] {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use indicatif::{ProgressBar, ProgressStyle};
+use refit_base::Exit;
 use reqwest::Method;
 use reqwest::header;
 use serde_json::{Value, json};
@@ -13,7 +14,6 @@ use serde_json::{Value, json};
 use super::Context;
 use super::client::{Client, ClientError};
 use super::show::{list, unmerged};
-use crate::error::Exit;
 
 /// How long the appliance may be unreachable before following is given up: the guard needs that long in the worst case.
 const UNREACHABLE_MAX: Duration = Duration::from_secs(120);

@@ -5,8 +5,9 @@ use std::io;
 use std::path::PathBuf;
 use std::process::Command;
 
+use refit_base::{Exit, Reported};
+
 use super::Context;
-use crate::error::{Exit, Reported};
 use crate::runtime::Inhibitor;
 
 /// Why a command could not be run under the inhibitor.

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::StreamExt;
 use indicatif::ProgressBar;
+use refit_base::{Exit, Reported};
 use refit_updater::journal;
 use refit_updater::release::StoreError;
 use refit_updater::{Digest, Store};
@@ -22,7 +23,6 @@ use super::client::{Client, ClientError};
 use super::follow::{follow, read_events};
 use super::input::Input;
 use super::show::{cell, short, table};
-use crate::error::{Exit, Reported};
 
 /// How much of a package is read at once.
 const CHUNK_BYTES: usize = 256 << 10;

@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
+use refit_base::clock;
+use refit_base::{Exit, Reported};
 use refit_updater::keys::{self, KeyRole, KeyStatus, Keys as SigningKeys, KeysError, Rotated, Rotation, Setup};
 use serde_json::json;
 use zeroize::Zeroizing;
 
 use super::{Context, number_in, passphrase};
-use crate::clock;
-use crate::error::{Exit, Reported};
 
 /// How long a root is good when nobody says: rotating it is work.
 const ROOT_EXPIRES_DAYS_DEFAULT: i64 = 10 * 365;
@@ -144,26 +144,25 @@ impl Reported for KeyCommandError {
     fn exit(&self) -> Exit {
         match self {
             Self::Made { .. } => Exit::Usage,
-            Self::Keys(error) => error.into(),
+            Self::Keys(error) => exit_of(error),
             Self::Passphrase(_) | Self::NoPassphrase => Exit::Config,
         }
     }
 }
 
-impl From<&KeysError> for Exit {
-    fn from(error: &KeysError) -> Self {
-        let is_missing = matches!(error, KeysError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound);
-        if is_missing || matches!(error, KeysError::Threshold { .. } | KeysError::NotRotated { .. }) {
-            Self::Usage // the command line names what is not there, or asks for the impossible, whatever the files hold
-        } else if matches!(error, KeysError::Busy { .. }) {
-            Self::TryLater
-        } else if matches!(error, KeysError::Generate | KeysError::Encode { .. }) {
-            Self::Failed
-        } else if error.is_disk() {
-            Self::Disk
-        } else {
-            Self::Config
-        }
+/// Returns the exit status of a command that fails with `error`.
+pub(super) fn exit_of(error: &KeysError) -> Exit {
+    let is_missing = matches!(error, KeysError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound);
+    if is_missing || matches!(error, KeysError::Threshold { .. } | KeysError::NotRotated { .. }) {
+        Exit::Usage // the command line names what is not there, or asks for the impossible, whatever the files hold
+    } else if matches!(error, KeysError::Busy { .. }) {
+        Exit::TryLater
+    } else if matches!(error, KeysError::Generate | KeysError::Encode { .. }) {
+        Exit::Failed
+    } else if error.is_disk() {
+        Exit::Disk
+    } else {
+        Exit::Config
     }
 }
 

@@ -5,13 +5,13 @@ use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
+use refit_base::Exit;
 use reqwest::{Method, Response, header};
 use serde_json::Value;
 
 use super::Context;
 use super::client::{Client, ClientError};
 use crate::api::CURSOR;
-use crate::error::Exit;
 
 /// The pause before a stream that ended is asked for again: the image that replaces itself takes less.
 const TRY_AGAIN: Duration = Duration::from_millis(50);

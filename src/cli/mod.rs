@@ -31,10 +31,10 @@ use std::sync::OnceLock;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
+use refit_base::{Chain, Exit, Reported};
 
 use crate::component::launch::{self, Launch};
 use crate::component::logs::journal;
-use crate::error::{Chain, Exit, Reported};
 use crate::guard;
 use crate::handover::inherit::Announcement;
 use crate::home::Home;

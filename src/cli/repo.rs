@@ -4,6 +4,8 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use indicatif::HumanBytes;
+use refit_base::clock;
+use refit_base::{Chain, Exit, Reported};
 use refit_updater::durable;
 use refit_updater::keys::{Keys, KeysError};
 use refit_updater::package::METADATA_BYTES_MAX;
@@ -16,8 +18,6 @@ use serde_json::json;
 use super::keys::{DAYS_MAX, in_days};
 use super::show::{short, table};
 use super::{Context, keys, number_in};
-use crate::clock;
-use crate::error::{Chain, Exit, Reported};
 
 /// How long targets and snapshot are good when nobody says.
 const EXPIRES_DAYS_DEFAULT: i64 = 365;
@@ -145,7 +145,7 @@ impl Reported for RepoError {
 
     fn exit(&self) -> Exit {
         match self {
-            Self::Keys(error) => error.into(),
+            Self::Keys(error) => super::keys::exit_of(error),
             Self::Repository(error) => error.class().into(),
             Self::Read { .. } => Exit::Usage,
             Self::Damaged { .. } => Exit::Refused,

@@ -4,6 +4,8 @@ use std::io::{self, BufRead};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
+use refit_base::clock;
+use refit_base::{Exit, Reported};
 use refit_updater::Store;
 use refit_updater::config::{ConfigError as MergeError, Existing, merge_config};
 use refit_updater::durable;
@@ -18,9 +20,7 @@ use super::Context;
 use super::input::Input;
 use super::install::clock_behind;
 use crate::auth::{self, AuthError};
-use crate::clock;
 use crate::config::{self, Config, ConfigError};
-use crate::error::{Exit, Reported};
 use crate::home::Home;
 
 #[derive(Debug, clap::Args)]

@@ -1,10 +1,10 @@
 //! `refit status`, `releases`, `history`: how things are.
 
+use refit_base::Exit;
 use serde_json::Value;
 
 use super::Context;
 use super::client::{Client, ClientError};
-use crate::error::Exit;
 
 /// Returns what JSON says, as a table cell.
 pub(super) fn cell(value: &Value) -> String {

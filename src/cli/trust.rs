@@ -2,13 +2,13 @@
 
 use std::path::PathBuf;
 
+use refit_base::clock;
+use refit_base::{Exit, Reported};
 use refit_updater::trust::{Trust as Trusted, TrustError};
 use serde_json::json;
 
 use super::Context;
 use super::show::table;
-use crate::clock;
-use crate::error::{Exit, Reported};
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Trust {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use refit_base::Chain;
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
@@ -15,7 +16,6 @@ use super::remains::Remains;
 use super::signal::Stat;
 use super::spawn;
 use crate::config::{Component, Health, Probe};
-use crate::error::Chain;
 use crate::handover::carry::CarriedLimit;
 
 /// How much of an answer explains a failure.

@@ -14,8 +14,8 @@ use std::process::Command;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid, setgid, setgroups, setsid, setuid};
+use refit_base::Exit;
 
-use crate::error::Exit;
 use crate::handover::inherit::VARIABLES;
 use crate::handover::{exec, fd};
 

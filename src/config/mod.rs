@@ -15,12 +15,12 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use refit_base::{Exit, Reported};
 use refit_updater::trust::Expired;
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
 use crate::bus::Ask;
-use crate::error::{Exit, Reported};
 
 pub use programs::Programs;
 pub use spawn::{Limits, ReloadSignal, Spawn};

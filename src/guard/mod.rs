@@ -20,14 +20,14 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
+use refit_base::clock;
+use refit_base::{Chain, Exit, Reported};
 use refit_updater::journal::{self, Ending, JournalError, State};
 use refit_updater::spare;
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
 use rustix::pipe::PipeFlags;
 
-use crate::clock;
 use crate::component::cgroup;
-use crate::error::{Chain, Exit, Reported};
 use crate::handover::carry::Reaped;
 use crate::handover::{Named, names, notify};
 use crate::home::{Home, HomeError, HomeLock, PidFile};

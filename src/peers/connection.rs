@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use refit_base::Chain;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
@@ -17,7 +18,6 @@ use super::rights::{Caller, Owner, is_ending};
 use super::server::Peers;
 use super::verbs::{self, Listening};
 use crate::bus::Level;
-use crate::error::Chain;
 
 /// What a connection said that is no hello.
 enum NotMet {

@@ -99,7 +99,7 @@ impl Peer {
             owner,
             pid,
             uid,
-            since: crate::clock::stamp(),
+            since: refit_base::clock::stamp(),
             out: Outgoing::default(),
             channels: Mutex::default(),
             budget: Mutex::new(Budget {

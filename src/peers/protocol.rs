@@ -1,12 +1,12 @@
 //! The messages of the protocol, version 1, and every reason to refuse one. `docs/formats/bus-protocol.md` is its text.
 
+use refit_base::Chain;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 
 use super::limits;
 use crate::bus::{Level, State};
 use crate::desk::{AskError, Wanted};
-use crate::error::Chain;
 
 /// The version of the protocol.
 pub const PROTOCOL: u32 = 1;
@@ -222,7 +222,7 @@ impl Refusal {
             Self::Ended => (-32009, "ended"),
             Self::UnknownTicket { .. } => (-32010, "unknown_ticket"),
             Self::NotPublished { .. } => (-32011, "not_published"),
-            Self::Ask(error) => (-32012, crate::error::Reported::code(error)),
+            Self::Ask(error) => (-32012, refit_base::Reported::code(error)),
             Self::LongAnswer => (-32013, "long_answer"),
         }
     }
@@ -254,7 +254,7 @@ impl Refusal {
             Self::Ended => "connect again: the next runtime may be there",
             Self::UnknownTicket { .. } => "see the history for what became of it",
             Self::NotPublished { .. } => "publish outside of a listener",
-            Self::Ask(error) => crate::error::Reported::remedy(error),
+            Self::Ask(error) => refit_base::Reported::remedy(error),
             Self::LongAnswer => "ask for less",
         }
     }

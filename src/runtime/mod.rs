@@ -17,14 +17,14 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use refit_base::clock;
+use refit_base::{Chain, Exit, Reported};
 use refit_updater::Store;
 use refit_updater::journal::{self, Ending, State};
 use semver::Version;
 
-use crate::clock;
 use crate::component::fingerprint;
 use crate::config::{self, Config, Programs};
-use crate::error::{Chain, Exit, Reported};
 use crate::handover::exec::{self, Plan};
 use crate::handover::inherit::{Announcement, Inheritance};
 use crate::home::Home;
@@ -86,7 +86,7 @@ pub fn main(given: &Given) -> Exit {
         let (program, label, descriptors) = match end {
             Ok(End::Exit(exit)) => return exit,
             Ok(End::Replace { program, label, descriptors }) => (program, label, descriptors),
-            Err(error) => return say(&crate::error::message(&error, &error), error.exit()),
+            Err(error) => return say(&refit_base::message(&error), error.exit()),
         };
         // The guard keeps what follows this line: the output of the next image.
         say(&format!("{EXECUTING}{}", program.display()), Exit::Done);
@@ -137,7 +137,7 @@ fn say(text: &str, exit: Exit) -> Exit {
 pub fn check(home: &Home, version: &Version, search: Option<&OsStr>) -> Exit {
     match try_check(home, version, search) {
         Ok(()) => Exit::Done,
-        Err(error) => say(&crate::error::message(&error, &error), error.exit()),
+        Err(error) => say(&refit_base::message(&error), error.exit()),
     }
 }
 

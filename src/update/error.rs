@@ -3,16 +3,17 @@
 use std::error::Error;
 use std::io;
 
+use refit_base::Class;
+use refit_base::{Exit, Reported};
 use refit_updater::Digest;
 use refit_updater::config::ConfigError as MergeError;
 use refit_updater::journal::JournalError;
-use refit_updater::receive::{Class, ReceiveError};
+use refit_updater::receive::ReceiveError;
 use refit_updater::release::StoreError;
 use refit_updater::trust::TrustError;
 use semver::Version;
 
 use crate::config::ConfigError;
-use crate::error::{Exit, Reported};
 use crate::handover::listener::BindError;
 
 /// What the update manager refuses or fails at.
@@ -287,7 +288,7 @@ impl Reported for UpdateError {
 
 /// Returns the causes of `error` on one line, for the history.
 pub(super) fn reason(error: &dyn Error) -> String {
-    crate::error::Chain(error).to_string()
+    refit_base::Chain(error).to_string()
 }
 
 /// Returns whether the cause of `error` is a disk that takes no more.

@@ -20,6 +20,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use refit_base::Chain;
+use refit_base::clock;
 use refit_updater::config::{self, Unmerged};
 use refit_updater::history::{self, Entry};
 use refit_updater::journal::{self, Attempt, Ending, Journal, Kind, State};
@@ -32,10 +34,8 @@ use serde_json::json;
 use tokio::task::JoinSet;
 
 use crate::bus::{Bus, Fault, Replacement};
-use crate::clock;
 use crate::component::{Process, Surroundings, fingerprint};
 use crate::config::Config;
-use crate::error::Chain;
 use crate::tickets::TicketView;
 
 pub use error::UpdateError;

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use refit_base::Chain;
+use refit_base::clock;
 use refit_updater::Digest;
 use refit_updater::manifest::{Body, Manifest};
 use refit_updater::receive::{Policy, ReceiveError, ReceiveProgress, Received, Receiver};
@@ -15,8 +17,6 @@ use tokio::io::AsyncRead;
 use tokio_util::io::SyncIoBridge;
 
 use super::{Manager, UpdateError, lock};
-use crate::clock;
-use crate::error::Chain;
 
 /// How often the progress of a package is published.
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use refit_base::clock;
 use refit_updater::package::PackageError;
 use refit_updater::receive::{ReceiveError, Receiver};
 use refit_updater::repository::{Answer, Directory, Listed, Server, check};
@@ -21,7 +22,6 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::line::alive;
 use super::receiving::{PackageView, Progress};
 use super::{Manager, UpdateError};
-use crate::clock;
 
 /// How long a connection may take to come about.
 const CONNECT_MAX: Duration = Duration::from_secs(15);

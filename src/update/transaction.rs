@@ -5,6 +5,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use refit_base::clock;
+use refit_base::{Chain, Exit, Reported};
 use refit_updater::config::{self, MergeReport};
 use refit_updater::history::{self, Entry, Outcome};
 use refit_updater::journal::{Attempt, Ending, Event, Journal, Kind, State};
@@ -14,8 +16,6 @@ use serde_json::json;
 
 use super::{Manager, UpdateError, error, lock, millis, plan, preflight};
 use crate::bus::{Bus, Origin, Progress, Replacement, Request};
-use crate::clock;
-use crate::error::{Chain, Exit, Reported};
 
 /// A release that has its place.
 pub(super) struct Admitted {

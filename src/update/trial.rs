@@ -7,14 +7,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use refit_base::Chain;
+use refit_base::clock;
 use refit_updater::journal::{Attempt, Ending};
 use serde_json::json;
 
 use super::{Manager, lock, millis};
 use crate::bus::{self, Origin, Request};
-use crate::clock;
 use crate::component::{State, View};
-use crate::error::Chain;
 use crate::handover::listener;
 
 /// How long each listener may take to accept a connection, whatever the load.

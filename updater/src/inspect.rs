@@ -9,9 +9,9 @@ use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
+use refit_base::Class;
 use serde::Serialize;
 
-use crate::class::Class;
 use crate::codec::Decoder;
 use crate::digest::Digest;
 use crate::manifest::{Body, Manifest, Totals};

@@ -17,8 +17,6 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed"))]
 
-mod chain;
-mod class;
 mod codec;
 pub mod config;
 pub mod digest;
@@ -40,8 +38,6 @@ pub mod spare;
 pub mod trust;
 pub mod tuf;
 
-pub use chain::Chain;
-pub use class::Class;
 pub use digest::Digest;
 pub use manifest::Manifest;
 pub use receive::Receiver;

@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 use std::io::{self, Read, Seek};
 use std::ops::Range;
 
-use crate::class::Class;
+use refit_base::Class;
+
 use crate::manifest::{MANIFEST_BYTES_MAX, PAYLOAD_BYTES_MAX};
 
 /// The unit of a tar.

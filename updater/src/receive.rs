@@ -29,7 +29,6 @@ use crate::package::{Package, PackageError, Payload};
 use crate::release::Store;
 use crate::trust::{Expired, Trust, VerifiedManifest};
 
-pub use crate::class::Class;
 pub use error::{FrameTrouble, ReceiveError};
 pub(crate) use unpack::{check_frame, is_hole};
 

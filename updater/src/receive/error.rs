@@ -3,9 +3,9 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use refit_base::Class;
 use semver::Version;
 
-use crate::class::Class;
 use crate::package::PackageError;
 use crate::release::StoreError;
 use crate::trust::TrustError;

@@ -4,9 +4,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
+use refit_base::Class;
 use tough::schema::RoleType;
 
-use crate::class::Class;
 use crate::digest::Digest;
 use crate::manifest::ManifestError;
 use crate::tuf::TufError;

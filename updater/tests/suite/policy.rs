@@ -4,7 +4,8 @@ use jiff::Timestamp;
 use refit_updater::Manifest;
 use refit_updater::manifest::{ARCH_ANY, About, Codec};
 use refit_updater::pack::PackOptions;
-use refit_updater::receive::{Class, Policy};
+use refit_base::Class;
+use refit_updater::receive::Policy;
 use refit_updater::trust::Expired;
 use semver::Version;
 

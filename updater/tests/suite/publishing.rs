@@ -5,9 +5,9 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::thread;
 
+use refit_base::Class;
 use refit_updater::digest::Digest;
 use refit_updater::keys::Keys;
-use refit_updater::receive::Class;
 use refit_updater::repository::author::{self, Outcome, Repository, RepositoryError, TEMP_PREFIX, Trouble, contents};
 
 use crate::keys::{ALL, rotation};

@@ -11,7 +11,8 @@ use std::process::{Command, Output};
 use std::sync::atomic::AtomicBool;
 
 use nix::sys::resource::{Resource, setrlimit};
-use refit_updater::receive::{Class, ReceiveError, ReceiveProgress};
+use refit_base::Class;
+use refit_updater::receive::{ReceiveError, ReceiveProgress};
 
 use crate::support::{Home, Vendor, goes_on_as, in_namespace, noise, options, put};
 

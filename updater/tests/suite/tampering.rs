@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use refit_updater::receive::Class;
+use refit_base::Class;
 
 use crate::support::{Home, Vendor, chain, noise, options, put};
 

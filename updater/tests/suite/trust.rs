@@ -4,7 +4,8 @@ use std::fs;
 
 use refit_updater::keys::Keys;
 use refit_updater::pack::PackOptions;
-use refit_updater::receive::{Class, ReceiveError};
+use refit_base::Class;
+use refit_updater::receive::ReceiveError;
 use refit_updater::trust::Trust;
 
 use crate::keys::rotation;

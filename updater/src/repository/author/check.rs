@@ -5,11 +5,11 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use jiff::Timestamp;
+use refit_base::Chain;
 use serde::{Serialize, Serializer};
 
 use super::current::{Current, Roots, check_root, read};
 use super::{Contents, RepositoryError};
-use crate::chain::Chain;
 use crate::digest::Digest;
 use crate::durable;
 use crate::manifest::{Body, MANIFEST_BYTES_MAX, Manifest, ManifestError};

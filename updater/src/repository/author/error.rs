@@ -3,8 +3,9 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use refit_base::Class;
+
 use super::LIST_BYTES_MAX;
-use crate::class::Class;
 use crate::inspect::InspectError;
 use crate::keys::{KeysError, PublishedError};
 use crate::tuf::TufError;

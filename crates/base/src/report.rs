@@ -1,13 +1,11 @@
 //! What a failure looks like to a person, a script and a program.
 //!
-//! [`Exit`] is the exit status, fixed by the command-line contract; [`Reported`] is what every error at a boundary can say
-//! about itself; [`Chain`] joins the causes of an error into one line, only for readers.
+//! [`Exit`] is the exit status, fixed by the command-line contract; [`Class`] is the part of it that a library can tell;
+//! [`Reported`] is what every error at a boundary can say about itself.
 
 use std::error::Error;
 
-use refit_updater::Class;
-
-pub use refit_updater::Chain;
+use crate::Chain;
 
 /// The exit statuses of every `refit` command (the numbers of sysexits).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +58,19 @@ impl Exit {
     }
 }
 
+/// What kind of failure it was; decides the exit status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// The package is refused: trying it again changes nothing.
+    Refused,
+    /// The disk is full or failing.
+    Disk,
+    /// It was cancelled, or its bytes stopped coming: it may be tried again.
+    Busy,
+    /// The machine or this program failed.
+    Internal,
+}
+
 impl From<Class> for Exit {
     fn from(class: Class) -> Self {
         match class {
@@ -82,9 +93,9 @@ pub trait Reported: Error {
 }
 
 /// Returns the whole message for a person: what failed, why, and what to do.
-pub fn message(error: &dyn Reported, as_error: &dyn Error) -> String {
+pub fn message(error: &(impl Reported + 'static)) -> String {
     let remedy = error.remedy();
-    if remedy.is_empty() { format!("{}", Chain(as_error)) } else { format!("{}; {remedy}", Chain(as_error)) }
+    if remedy.is_empty() { Chain(error).to_string() } else { format!("{}; {remedy}", Chain(error)) }
 }
 
 #[cfg(test)]

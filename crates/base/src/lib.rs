@@ -1,0 +1,23 @@
+//! What every crate of Refit stands on.
+//!
+//! - [`Exit`] is the exit status of a command, fixed by the command-line contract;
+//! - [`Reported`] is what an error at a boundary says about itself: a code, a remedy and an exit status;
+//! - [`Chain`] joins an error and its causes into one line for readers;
+//! - [`FileError`] is a file operation that failed, with the file's name;
+//! - [`clock`] is the only place that reads the clocks;
+//! - [`lock`] takes a mutex, poisoned or not.
+//!
+//! The crate knows no file format, no network and no process, and stays light: everything depends on it.
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed"))]
+
+mod chain;
+pub mod clock;
+mod file_error;
+mod lock;
+mod report;
+
+pub use chain::Chain;
+pub use file_error::{FileError, file_error};
+pub use lock::lock;
+pub use report::{Class, Exit, Reported, message};
