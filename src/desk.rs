@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use refit_base::{Chain, Exit, Reported};
+use refit_bus::{Ask, Bus, Level, Origin, Progress, Request, Ticket};
 use refit_updater::Digest;
 use refit_updater::journal::Kind;
 use semver::Version;
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::bus::{Ask, Bus, Level, Origin, Progress, Request, Ticket};
 use crate::component::Estate;
 use crate::tickets::TicketView;
 use crate::update::{Manager, Target, UpdateError};

@@ -6,7 +6,6 @@
 //! - [`cli`]: the commands; they talk to a running appliance through its API;
 //! - [`guard`]: the parent process, which keeps descriptors, starts the runtime and decides the release;
 //! - [`runtime`]: everything put together for one release, in one process image after the other;
-//! - [`bus`]: the states of the site, who may ask for which, and the order of starts and stops;
 //! - [`component`]: the programs that the appliance is made of;
 //! - [`handover`]: how descriptors and state get from one process image to the next;
 //! - [`peers`]: other processes on the bus, each with the rights of its component;
@@ -14,12 +13,12 @@
 //! - [`api`] and [`web`]: the same HTTP for the page, for scripts and for the commands;
 //! - [`auth`], [`config`], [`desk`], [`events`], [`tickets`], [`home`]: what they share.
 //!
-//! Errors, exit statuses and the clock are the crate `refit-base`. Packages, trust, releases on disk and the journal are the crate `refit-updater`.
+//! The bus is the crate `refit-bus`, which this one re-exports as [`bus`]. Packages, trust, releases on disk and the journal
+//! are the crate `refit-updater`; errors, exit statuses and the clock are `refit-base`.
 #![deny(unsafe_code)]
 
 pub mod api;
 pub mod auth;
-pub mod bus;
 pub mod cli;
 pub mod component;
 pub mod config;
@@ -34,4 +33,5 @@ pub mod tickets;
 pub mod update;
 pub mod web;
 
-pub use bus::{Bus, Component, Failure, Fault, Origin, Progress, Request, State, Ticket};
+pub use refit_bus as bus;
+pub use refit_bus::{Bus, Component, Failure, Fault, Origin, Progress, Request, State, Ticket};

@@ -9,11 +9,11 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use refit_base::Exit;
+use refit_bus::Ask;
 
 use super::connection::Peer;
 use super::{Problem, Shared};
 use crate::auth::Refusal;
-use crate::bus::Ask;
 use crate::desk;
 use crate::peers::Refusal as Refused;
 use crate::peers::rights::Owner;

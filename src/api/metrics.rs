@@ -18,7 +18,7 @@ pub(super) async fn metrics(State(app): State<Shared>) -> impl IntoResponse {
             let _ = writeln!(text, "{name}{labels} {value}");
         }
     };
-    let running = app.bus.state() == crate::bus::State::Running;
+    let running = app.bus.state() == refit_bus::State::Running;
     family("refit_running", "1 while the appliance serves.", vec![(String::new(), f64::from(u8::from(running)))]);
     family(
         "refit_release_info",

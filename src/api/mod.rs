@@ -24,9 +24,9 @@ use std::sync::Arc;
 use axum::Router;
 use axum::middleware::from_fn;
 use axum::routing::{delete, get, post};
+use refit_bus::Bus;
 use tokio_util::sync::CancellationToken;
 
-use crate::bus::Bus;
 use crate::component::{Process, Surroundings};
 use crate::config::Config;
 use crate::desk::Desk;

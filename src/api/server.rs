@@ -13,13 +13,13 @@ use axum::middleware::from_fn_with_state;
 use axum::serve::Listener;
 use bytes::Bytes;
 use refit_base::clock::monotonic_ns;
+use refit_bus::{self as bus, Bus, Call, Failure, StopReason, Subscription, Work};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::connection::{self, End, Peer};
 use super::{App, access, routes};
-use crate::bus::{self, Bus, Call, Failure, StopReason, Subscription, Work};
 use crate::handover::carry::Carry;
 use crate::peers::rights::Caller;
 

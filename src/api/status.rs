@@ -6,6 +6,7 @@ use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use refit_base::Reported;
 use refit_base::clock;
+use refit_bus as bus;
 use refit_updater::config::Unmerged;
 use refit_updater::history;
 use refit_updater::journal;
@@ -13,7 +14,6 @@ use serde_json::{Value, json};
 
 use super::components::views;
 use super::{Problem, Shared};
-use crate::bus;
 use crate::update::UpdateError;
 
 pub(super) async fn status(State(app): State<Shared>) -> Json<Value> {

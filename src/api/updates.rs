@@ -2,6 +2,7 @@
 
 use axum::Extension;
 use axum::extract::State;
+use refit_bus::Ask;
 use refit_updater::Digest;
 use semver::Version;
 use serde::Deserialize;
@@ -10,7 +11,6 @@ use super::access::Who;
 use super::bus::{Accepted, accepted};
 use super::understood::{Sent, SentOrNot};
 use super::{Problem, Shared};
-use crate::bus::Ask;
 use crate::desk::{AskError, Asking, Wanted};
 
 type Answer = Result<Accepted, Problem>;

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use refit_bus::{self as bus, Act, Failure, Limits, Order, Phase, StopReason};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -14,7 +15,6 @@ use super::health;
 use super::instance::{Instance, Surroundings};
 use super::supervise::{Actor, Ask, Asked};
 use super::view::{State, View};
-use crate::bus::{self, Act, Failure, Limits, Order, Phase, StopReason};
 use crate::config::Component;
 use crate::handover::carry::{CarriedInstance, Role};
 

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use command_fds::{CommandFdExt, FdMapping};
 use refit_base::clock;
+use refit_bus::Failure;
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 use tokio::io::unix::AsyncFd;
 use tokio::net::unix::pipe;
@@ -28,7 +29,6 @@ use super::remains::Remains;
 use super::reports::{self, Reports, Said};
 use super::signal::{Handle, Stat};
 use super::{limits, output, spawn};
-use crate::bus::Failure;
 use crate::config::{Component, ReloadSignal};
 use crate::handover::carry::{CarriedInstance, Role};
 use crate::handover::fd::{self, FIRST};

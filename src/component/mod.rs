@@ -31,7 +31,9 @@ pub use instance::Surroundings;
 pub use logs::{LogLine, Logs, Stream};
 pub use view::{Announced, State, View};
 
-use crate::{bus, config};
+use refit_bus as bus;
+
+use crate::config;
 
 /// Returns a component's place in the order of the bus.
 pub fn order(component: &config::Component) -> bus::Order {

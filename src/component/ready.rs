@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use refit_bus::Failure;
+
 use super::instance::{Instance, Surroundings};
 use super::reports;
-use crate::bus::Failure;
 use crate::config::Component;
 
 /// Waits until the process serves, as `ready` defines it, or its time is over. A

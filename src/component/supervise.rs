@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
+use refit_bus::Failure;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -17,7 +18,6 @@ use super::health;
 use super::instance::{Instance, Stopped, Surroundings, end_of};
 use super::ready::wait_ready;
 use super::view::{Announced, State, View};
-use crate::bus::Failure;
 use crate::config::{Component, Handover, RestartPolicy};
 use crate::handover::carry::Role;
 

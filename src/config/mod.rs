@@ -16,11 +16,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use refit_base::{Exit, Reported};
+use refit_bus::Ask;
 use refit_updater::trust::Expired;
 use semver::Version;
 use serde::{Deserialize, Serialize};
-
-use crate::bus::Ask;
 
 pub use programs::Programs;
 pub use spawn::{Limits, ReloadSignal, Spawn};

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use refit_base::Chain;
+use refit_bus::Level;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
@@ -17,7 +18,6 @@ use super::protocol::{Hello, Message, PROTOCOL, Refusal, Verb, answer, notificat
 use super::rights::{Caller, Owner, is_ending};
 use super::server::Peers;
 use super::verbs::{self, Listening};
-use crate::bus::Level;
 
 /// What a connection said that is no hello.
 enum NotMet {

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use refit_bus::{self as bus, Call, Failure, Listener, Work};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::{Semaphore, oneshot};
@@ -14,7 +15,6 @@ use super::limits::{Bucket, CALLS_MAX, LOGS, MISTAKES, REQUESTS, WORK_MAX};
 use super::line::{NotSent, Outgoing};
 use super::protocol::{Broken, notification};
 use super::rights::Owner;
-use crate::bus::{self, Call, Failure, Listener, Work};
 
 /// What everybody may see of a peer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

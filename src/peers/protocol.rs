@@ -1,11 +1,11 @@
 //! The messages of the protocol, version 1, and every reason to refuse one. `docs/formats/bus-protocol.md` is its text.
 
 use refit_base::Chain;
+use refit_bus::{Level, State};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 
 use super::limits;
-use crate::bus::{Level, State};
 use crate::desk::{AskError, Wanted};
 
 /// The version of the protocol.

@@ -8,11 +8,11 @@
 use std::fs;
 
 use nix::unistd::{Uid, User, geteuid};
+use refit_bus::Ask;
 use sha2::{Digest, Sha256};
 
 use super::limits::PARENTS_MAX;
 use super::protocol::Refusal;
-use crate::bus::Ask;
 use crate::component::Estate;
 use crate::config::Config;
 use crate::handover::carry::CarriedInstance;

@@ -7,6 +7,7 @@ use std::os::unix::net::UnixListener;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use refit_bus::{self as bus, Bus, Call, Failure, Level, State, StopReason, Subscription, Work};
 use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
@@ -20,7 +21,6 @@ use super::peer::{Peer, PeerView};
 use super::protocol::{Refusal, notification, shortened};
 use super::rights::Owner;
 use super::{DOWN, UP, connection};
-use crate::bus::{self, Bus, Call, Failure, Level, State, StopReason, Subscription, Work};
 use crate::component::Estate;
 use crate::config::Config;
 use crate::desk::Asking;

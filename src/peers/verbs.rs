@@ -3,6 +3,7 @@
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use refit_bus::{self as bus, Ask, Level, Order, PRIORITY_DEFAULT, State, Subscription, WaitError};
 use serde_json::{Value, json};
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -13,7 +14,6 @@ use super::line::NotSent;
 use super::peer::{External, Peer, Place};
 use super::protocol::{LogLine, Publish, Refusal, Subscribe, Verb, Wait, answer, notification, shortened};
 use super::server::Peers;
-use crate::bus::{self, Ask, Level, Order, PRIORITY_DEFAULT, State, Subscription, WaitError};
 use crate::desk::{self, Wanted};
 use crate::tickets::TicketView;
 

@@ -3,11 +3,11 @@
 use std::io;
 
 use refit_base::{Exit, Reported};
+use refit_bus::AttachError;
 use refit_updater::journal::JournalError;
 use refit_updater::release::StoreError;
 use refit_updater::trust::TrustError;
 
-use crate::bus::AttachError;
 use crate::config::ConfigError;
 use crate::handover::listener::BindError;
 use crate::handover::unix::SocketError;

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
+use refit_bus::{self as bus, AfterFailure, Bus, BusEvent, Decision, Fault, Hooks, Level, LogEntry, Subscription};
 use serde_json::{Value, json};
 
-use crate::bus::{self, AfterFailure, Bus, BusEvent, Decision, Fault, Hooks, Level, LogEntry, Subscription};
 use crate::events::Events;
 use crate::peers::Peers;
 use crate::update::Manager;

@@ -6,9 +6,9 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use refit_bus::{self as bus, Bus, Call, Failure, Level, Listener, Phase, Subscription, Work};
 use serde_json::Value;
 
-use crate::bus::{self, Bus, Call, Failure, Level, Listener, Phase, Subscription, Work};
 use crate::config::{self, Config};
 use crate::home::Home;
 

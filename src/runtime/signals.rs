@@ -3,10 +3,10 @@
 use std::io;
 use std::sync::Arc;
 
+use refit_bus::{Bus, Origin, Request};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::bus::{Bus, Origin, Request};
 use crate::component::Logs;
 use crate::update::Manager;
 

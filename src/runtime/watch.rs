@@ -12,10 +12,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use refit_bus::{Bus, Level, Origin};
 use rustix::fs::{FlockOperation, flock};
 use tokio::sync::mpsc;
 
-use crate::bus::{Bus, Level, Origin};
 use crate::events::Events;
 use crate::home::Home;
 use crate::update::Manager;

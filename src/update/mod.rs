@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use refit_base::Chain;
 use refit_base::clock;
+use refit_bus::{Bus, Fault, Replacement};
 use refit_updater::config::{self, Unmerged};
 use refit_updater::history::{self, Entry};
 use refit_updater::journal::{self, Attempt, Ending, Journal, Kind, State};
@@ -33,7 +34,6 @@ use serde::Serialize;
 use serde_json::json;
 use tokio::task::JoinSet;
 
-use crate::bus::{Bus, Fault, Replacement};
 use crate::component::{Process, Surroundings, fingerprint};
 use crate::config::Config;
 use crate::tickets::TicketView;
@@ -347,17 +347,17 @@ impl Manager {
 
     fn running_bus(&self) -> Result<&Bus, UpdateError> {
         match self.parts.bus.state() {
-            crate::bus::State::Running if !self.tidy.load(Ordering::Acquire) => {
+            refit_bus::State::Running if !self.tidy.load(Ordering::Acquire) => {
                 Err(UpdateError::NotRunning { state: "Starting" })
             }
-            crate::bus::State::Running => Ok(&self.parts.bus),
-            state @ (crate::bus::State::Initial
-            | crate::bus::State::Entering
-            | crate::bus::State::Idle
-            | crate::bus::State::Starting
-            | crate::bus::State::Stopping
-            | crate::bus::State::Exiting
-            | crate::bus::State::Exited) => Err(UpdateError::NotRunning { state: state.name() }),
+            refit_bus::State::Running => Ok(&self.parts.bus),
+            state @ (refit_bus::State::Initial
+            | refit_bus::State::Entering
+            | refit_bus::State::Idle
+            | refit_bus::State::Starting
+            | refit_bus::State::Stopping
+            | refit_bus::State::Exiting
+            | refit_bus::State::Exited) => Err(UpdateError::NotRunning { state: state.name() }),
         }
     }
 

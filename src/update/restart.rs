@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use refit_bus::{Bus, Level, Origin, Replacement, Request, Ticket};
+
 use super::{Manager, UpdateError, preflight};
-use crate::bus::{Bus, Level, Origin, Replacement, Request, Ticket};
 
 impl Manager {
     /// Asks for the replacement of this image by a new one of the same release, in which every component stays. First the

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use refit_base::clock;
 use refit_base::{Chain, Exit, Reported};
+use refit_bus::{Bus, Origin, Progress, Replacement, Request};
 use refit_updater::config::{self, MergeReport};
 use refit_updater::history::{self, Entry, Outcome};
 use refit_updater::journal::{Attempt, Ending, Event, Journal, Kind, State};
@@ -15,7 +16,6 @@ use semver::Version;
 use serde_json::json;
 
 use super::{Manager, UpdateError, error, lock, millis, plan, preflight};
-use crate::bus::{Bus, Origin, Progress, Replacement, Request};
 
 /// A release that has its place.
 pub(super) struct Admitted {

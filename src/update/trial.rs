@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 
 use refit_base::Chain;
 use refit_base::clock;
+use refit_bus::{self as bus, Origin, Request};
 use refit_updater::journal::{Attempt, Ending};
 use serde_json::json;
 
 use super::{Manager, lock, millis};
-use crate::bus::{self, Origin, Request};
 use crate::component::{State, View};
 use crate::handover::listener;
 

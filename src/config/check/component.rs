@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use refit_bus as bus;
 use toml::Spanned;
 
 use super::names::{Kind, Reference};
 use super::{At, Checker, Source, at, one_of};
-use crate::bus;
 use crate::config::raw::{RawComponent, RawHealth, RawRestart};
 use crate::config::{Component, Handover, Health, HealthAction, Probe, Ready, Restart, RestartPolicy, value};
 

@@ -9,8 +9,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 use std::time::Duration;
 
-use super::call::Listener;
-use super::order::{Cycle, Order, Row, waves};
+use crate::call::Listener;
+use crate::order::{Cycle, Order, Row, waves};
 
 /// The channels of the site's own life, in the order of a life, and the one of what happens.
 pub const BUILT_IN: [&str; 6] = [ENTER, START, STOP, EXIT, RELOAD, LOG];
@@ -36,12 +36,12 @@ const BEGIN_WAIT_MAX: Duration = Duration::from_secs(1);
 /// A listener on a channel.
 #[derive(Clone)]
 pub struct Subscription {
-    pub(super) channel: String,
-    pub(super) name: String,
-    pub(super) group: Option<String>,
-    pub(super) order: Order,
-    pub(super) limit: Option<Duration>,
-    pub(super) listener: Arc<dyn Listener>,
+    pub(crate) channel: String,
+    pub(crate) name: String,
+    pub(crate) group: Option<String>,
+    pub(crate) order: Order,
+    pub(crate) limit: Option<Duration>,
+    pub(crate) listener: Arc<dyn Listener>,
     joined: bool,
 }
 
@@ -111,35 +111,35 @@ pub enum AttachError {
 }
 
 /// A listener with its place.
-pub(super) struct Entry {
-    pub(super) name: String,
-    pub(super) group: Option<String>,
-    pub(super) order: Order,
-    pub(super) limit: Option<Duration>,
-    pub(super) listener: Arc<dyn Listener>,
+pub(crate) struct Entry {
+    pub(crate) name: String,
+    pub(crate) group: Option<String>,
+    pub(crate) order: Order,
+    pub(crate) limit: Option<Duration>,
+    pub(crate) listener: Arc<dyn Listener>,
     /// Whether it counts as started without having been called: until the first start that calls it.
     joined: AtomicBool,
     gate: Gate,
 }
 
 impl Entry {
-    pub(super) fn row(&self) -> Row<'_> {
+    pub(crate) fn row(&self) -> Row<'_> {
         Row { name: &self.name, group: self.group.as_deref(), order: &self.order }
     }
 
     /// Returns whether it counts as started without having been called.
-    pub(super) fn has_joined(&self) -> bool {
+    pub(crate) fn has_joined(&self) -> bool {
         self.joined.load(Ordering::Relaxed)
     }
 
     /// Records that a start is about to call it: from now on only that says whether it started.
-    pub(super) fn is_to_start(&self) {
+    pub(crate) fn is_to_start(&self) {
         self.joined.store(false, Ordering::Relaxed);
     }
 
     /// Begins a call: returns what `begin` does with the listener, or `None` if it was removed. One that was replaced meanwhile
     /// is called as what it was replaced by: who is subscribed all the time misses no call.
-    pub(super) fn begin<T>(&self, begin: impl FnOnce(&Arc<dyn Listener>) -> T) -> Option<T> {
+    pub(crate) fn begin<T>(&self, begin: impl FnOnce(&Arc<dyn Listener>) -> T) -> Option<T> {
         let mut replaced_by: Option<Arc<Self>> = None;
         loop {
             let entry = replaced_by.as_deref().unwrap_or(self);
@@ -216,12 +216,12 @@ impl Gate {
 }
 
 /// The listeners of a channel when a publication begins.
-pub(super) struct Snapshot {
-    pub(super) entries: Vec<Arc<Entry>>,
+pub(crate) struct Snapshot {
+    pub(crate) entries: Vec<Arc<Entry>>,
     /// Whether the channel was declared, or somebody ever listened there.
-    pub(super) known: bool,
+    pub(crate) known: bool,
     /// Whether this is the first time that an unknown name is seen.
-    pub(super) first: bool,
+    pub(crate) first: bool,
 }
 
 #[derive(Default)]
@@ -233,20 +233,20 @@ struct Channels {
 }
 
 /// All channels.
-pub(super) struct Registry(Mutex<Channels>);
+pub(crate) struct Registry(Mutex<Channels>);
 
 impl Registry {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let declared = BUILT_IN.into_iter().map(str::to_owned).collect();
         Self(Mutex::new(Channels { declared, ..Channels::default() }))
     }
 
-    pub(super) fn declare(&self, channel: &str) {
+    pub(crate) fn declare(&self, channel: &str) {
         lock(&self.0).declared.insert(channel.to_owned());
     }
 
     /// Returns every known channel with the names of its listeners.
-    pub(super) fn channels(&self) -> BTreeMap<String, Vec<String>> {
+    pub(crate) fn channels(&self) -> BTreeMap<String, Vec<String>> {
         let channels = lock(&self.0);
         let mut all: BTreeMap<String, Vec<String>> =
             channels.declared.iter().map(|name| (name.clone(), Vec::new())).collect();
@@ -257,13 +257,13 @@ impl Registry {
     }
 
     /// Returns whether anybody ever declared `channel` or subscribed to it.
-    pub(super) fn knows(&self, channel: &str) -> bool {
+    pub(crate) fn knows(&self, channel: &str) -> bool {
         let channels = lock(&self.0);
         channels.declared.contains(channel) || channels.entries.contains_key(channel)
     }
 
     /// Adds a listener. One of the same name on the same channel is replaced, and takes its new place in the order.
-    pub(super) fn add(&self, subscription: Subscription) {
+    pub(crate) fn add(&self, subscription: Subscription) {
         let Subscription { channel, name, group, order, limit, listener, joined } = subscription;
         let joined = AtomicBool::new(joined);
         let entry = Arc::new(Entry { name, group, order, limit, listener, joined, gate: Gate::default() });
@@ -284,7 +284,7 @@ impl Registry {
     }
 
     /// Removes a listener; one that is not there is no error. No call of it begins after the return.
-    pub(super) fn remove(&self, channel: &str, name: &str) -> bool {
+    pub(crate) fn remove(&self, channel: &str, name: &str) -> bool {
         let removed = {
             let mut channels = lock(&self.0);
             let Some(entries) = channels.entries.get_mut(channel) else { return false };
@@ -296,7 +296,7 @@ impl Registry {
     }
 
     /// Adds the listeners of a component, or none of them.
-    pub(super) fn attach(&self, name: &str, subscriptions: Vec<Subscription>) -> Result<(), AttachError> {
+    pub(crate) fn attach(&self, name: &str, subscriptions: Vec<Subscription>) -> Result<(), AttachError> {
         {
             let mut channels = lock(&self.0);
             if channels.components.contains(name) {
@@ -317,7 +317,7 @@ impl Registry {
     }
 
     /// Removes every listener of this name, on every channel.
-    pub(super) fn detach(&self, name: &str) {
+    pub(crate) fn detach(&self, name: &str) {
         let names: Vec<String> = {
             let mut channels = lock(&self.0);
             channels.components.remove(name);
@@ -329,14 +329,14 @@ impl Registry {
     }
 
     /// Removes every listener.
-    pub(super) fn clear(&self) {
+    pub(crate) fn clear(&self) {
         let entries = std::mem::take(&mut lock(&self.0).entries);
         for entry in entries.into_values().flatten() {
             entry.gate.close(Closed::Removed);
         }
     }
 
-    pub(super) fn snapshot(&self, channel: &str) -> Snapshot {
+    pub(crate) fn snapshot(&self, channel: &str) -> Snapshot {
         let mut channels = lock(&self.0);
         let entries = channels.entries.get(channel).cloned();
         let known = entries.is_some() || channels.declared.contains(channel);

@@ -64,7 +64,7 @@ pub fn waves(rows: &[Row<'_>]) -> Result<Vec<Vec<usize>>, Cycle> {
 }
 
 /// Returns the indices of `rows` in waves; those that wait for each other come last, by priority.
-pub(super) fn waves_of_any(rows: &[Row<'_>]) -> Vec<Vec<usize>> {
+pub(crate) fn waves_of_any(rows: &[Row<'_>]) -> Vec<Vec<usize>> {
     let (mut waves, stuck) = sort(rows);
     waves.extend(by_priority(rows, stuck));
     waves

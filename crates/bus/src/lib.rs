@@ -10,6 +10,10 @@
 //! The subjects: `state` and `machine` are the pure part, `shared` what handles and engine share, `registry` who listens
 //! where, `order` in which order, `publication` how they are called, `log` the lossy channel for people, `crew` the tasks that
 //! the bus owns, `service` components that are a task.
+//!
+//! The crate knows no HTTP, no TLS and no package: it is for any daemon that wants to start, reload and stop in order.
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed"))]
 
 mod call;
 mod component;

@@ -14,17 +14,17 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::call::{Call, Phase, Purpose};
-use super::component::{Failure, StopReason};
-use super::crew::{Crew, Foreman};
-use super::handle::Bus;
-use super::log::Level;
-use super::order::{Order, Row, waves_of_any};
-use super::publication::{Answer, Outcome, Round, answer, call_for, in_waves, plain};
-use super::registry::{ENTER, EXIT, Entry, RELOAD, START, STOP};
-use super::request::{Origin, Progress, Replacement, Request};
-use super::shared::{BusEvent, Fault, Hooks, Options, Shared};
-use super::state::{Goal, State};
+use crate::call::{Call, Phase, Purpose};
+use crate::component::{Failure, StopReason};
+use crate::crew::{Crew, Foreman};
+use crate::handle::Bus;
+use crate::log::Level;
+use crate::order::{Order, Row, waves_of_any};
+use crate::publication::{Answer, Outcome, Round, answer, call_for, in_waves, plain};
+use crate::registry::{ENTER, EXIT, Entry, RELOAD, START, STOP};
+use crate::request::{Origin, Progress, Replacement, Request};
+use crate::shared::{BusEvent, Fault, Hooks, Options, Shared};
+use crate::state::{Goal, State};
 
 /// How long the log's listeners have for what still waits when everything else is done.
 const LAST_WORDS_MAX: Duration = Duration::from_secs(1);

@@ -9,8 +9,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use super::call::{self, Purpose};
-use super::machine::Ask;
+use crate::call::{self, Purpose};
+use crate::machine::Ask;
 
 /// What is asked.
 #[derive(Debug, Clone)]
@@ -50,7 +50,7 @@ impl Request {
         self.ask().name()
     }
 
-    pub(super) fn into_replacement(self) -> Option<Arc<Replacement>> {
+    pub(crate) fn into_replacement(self) -> Option<Arc<Replacement>> {
         match self {
             Self::Restart(replacement) | Self::Update(replacement) | Self::Rollback(replacement) => Some(replacement),
             Self::Start | Self::Stop | Self::Reload | Self::Exit => None,
@@ -115,12 +115,12 @@ pub struct Ticket {
 
 impl Ticket {
     /// Returns a ticket on what `progress` will say.
-    pub(super) const fn new(number: u64, merged_with: Option<u64>, progress: watch::Receiver<Progress>) -> Self {
+    pub(crate) const fn new(number: u64, merged_with: Option<u64>, progress: watch::Receiver<Progress>) -> Self {
         Self { number, merged_with, progress }
     }
 
     /// Returns a ticket whose outcome is known.
-    pub(super) fn settled(number: u64, progress: Progress) -> Self {
+    pub(crate) fn settled(number: u64, progress: Progress) -> Self {
         Self { number, merged_with: None, progress: watch::channel(progress).1 }
     }
 

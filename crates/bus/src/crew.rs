@@ -9,14 +9,14 @@ use tokio::sync::mpsc;
 use tokio::task::{Id, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use super::component::Failure;
-use super::publication::panicked;
+use crate::component::Failure;
+use crate::publication::panicked;
 
 /// How many tasks may wait to be started: they do so only until the bus runs.
 const WAITING_MAX: usize = 4096;
 
 /// What a task does.
-pub(super) type Job = Pin<Box<dyn Future<Output = Result<(), Failure>> + Send>>;
+pub(crate) type Job = Pin<Box<dyn Future<Output = Result<(), Failure>> + Send>>;
 
 struct Named {
     name: String,
@@ -25,7 +25,7 @@ struct Named {
 
 /// Where tasks are given.
 #[derive(Clone)]
-pub(super) struct Crew(mpsc::Sender<Named>);
+pub(crate) struct Crew(mpsc::Sender<Named>);
 
 /// Why a task was not taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -34,32 +34,32 @@ pub struct NotTaken;
 
 impl Crew {
     /// Returns where tasks are given, and who starts them.
-    pub(super) fn new() -> (Self, Foreman) {
+    pub(crate) fn new() -> (Self, Foreman) {
         let (sender, receiver) = mpsc::channel(WAITING_MAX);
         (Self(sender), Foreman { waiting: receiver, closing: CancellationToken::new() })
     }
 
     /// Starts a task, now or as soon as the bus runs.
-    pub(super) fn take(&self, name: String, job: Job) -> Result<(), NotTaken> {
+    pub(crate) fn take(&self, name: String, job: Job) -> Result<(), NotTaken> {
         self.0.try_send(Named { name, job }).map_err(|_| NotTaken)
     }
 }
 
 /// Who starts the tasks and sees them end.
-pub(super) struct Foreman {
+pub(crate) struct Foreman {
     waiting: mpsc::Receiver<Named>,
     closing: CancellationToken,
 }
 
 impl Foreman {
     /// Returns what ends the work: nothing more is taken, and what runs has a time limit from then on.
-    pub(super) fn closing(&self) -> CancellationToken {
+    pub(crate) fn closing(&self) -> CancellationToken {
         self.closing.clone()
     }
 
     /// Works until it is closed. Calls `failed` for every task that failed or panicked. Returns the names of those that did not
     /// end within `limit` of the closing; they are aborted.
-    pub(super) async fn work(mut self, limit: Duration, failed: impl Fn(&str, Failure) + Send) -> Vec<String> {
+    pub(crate) async fn work(mut self, limit: Duration, failed: impl Fn(&str, Failure) + Send) -> Vec<String> {
         let mut tasks = JoinSet::new();
         let mut names: HashMap<Id, String> = HashMap::new();
         let ended = |joined, names: &mut HashMap<Id, String>| {

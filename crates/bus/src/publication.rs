@@ -12,10 +12,10 @@ use serde_json::Value;
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use super::call::{self, Call, Purpose, Work};
-use super::component::Failure;
-use super::order::waves_of_any;
-use super::registry::Entry;
+use crate::call::{self, Call, Purpose, Work};
+use crate::component::Failure;
+use crate::order::waves_of_any;
+use crate::registry::Entry;
 
 /// How many publications may lead to one another, each inside a listener of the one before: a circle ends here.
 pub const DEPTH_MAX: u32 = 8;
@@ -120,7 +120,7 @@ impl Report {
 }
 
 /// Returns `entries` in waves.
-pub(super) fn in_waves(entries: &[Arc<Entry>]) -> Vec<Vec<Arc<Entry>>> {
+pub(crate) fn in_waves(entries: &[Arc<Entry>]) -> Vec<Vec<Arc<Entry>>> {
     let rows: Vec<_> = entries.iter().map(|entry| entry.row()).collect();
     waves_of_any(&rows)
         .into_iter()
@@ -140,7 +140,7 @@ struct End {
 }
 
 /// Calls under way, each known by its place in a wave.
-pub(super) struct Round {
+pub(crate) struct Round {
     tasks: JoinSet<End>,
     places: HashMap<Id, usize>,
     late: HashSet<usize>,
@@ -152,13 +152,13 @@ pub(super) struct Round {
 
 impl Round {
     /// Returns a round without calls. `grace` is how long a cancelled call may go on.
-    pub(super) fn new(grace: Duration) -> Self {
+    pub(crate) fn new(grace: Duration) -> Self {
         let (tasks, places, late) = (JoinSet::new(), HashMap::new(), HashSet::new());
         Self { tasks, places, late, grace, begun: Instant::now(), held_at: tokio::time::Instant::now() }
     }
 
     /// Begins a call for the one at `place`.
-    pub(super) fn begin(&mut self, place: usize, entry: Arc<Entry>, call: Call, purpose: Purpose) {
+    pub(crate) fn begin(&mut self, place: usize, entry: Arc<Entry>, call: Call, purpose: Purpose) {
         let grace = self.grace;
         let depth = call.depth;
         let patience = call.limit.saturating_add(grace).saturating_add(HELD_MAX);
@@ -170,17 +170,17 @@ impl Round {
     }
 
     /// Returns whether no call is under way.
-    pub(super) fn is_over(&self) -> bool {
+    pub(crate) fn is_over(&self) -> bool {
         self.places.is_empty()
     }
 
     /// Returns whether the one at `place` was done, but too late: a failure, and yet what it was to do has happened.
-    pub(super) fn was_late(&self, place: usize) -> bool {
+    pub(crate) fn was_late(&self, place: usize) -> bool {
         self.late.contains(&place)
     }
 
     /// Waits for the next call to end. Cancel-safe: a result is taken only when it is returned.
-    pub(super) async fn next(&mut self) -> Option<(usize, Outcome, Duration)> {
+    pub(crate) async fn next(&mut self) -> Option<(usize, Outcome, Duration)> {
         while !self.is_over() {
             // Cancel-safe: as said; the other only waits.
             let joined = tokio::select! {
@@ -216,7 +216,7 @@ impl Round {
 }
 
 /// Returns the failure of a task that did not return.
-pub(super) fn panicked(error: JoinError) -> Failure {
+pub(crate) fn panicked(error: JoinError) -> Failure {
     match error.try_into_panic() {
         Ok(panic) => said(&*panic),
         Err(_) => Failure::new("was cancelled"),
@@ -224,7 +224,7 @@ pub(super) fn panicked(error: JoinError) -> Failure {
 }
 
 /// Returns the failure that a panic is.
-pub(super) fn said(panic: &(dyn std::any::Any + Send)) -> Failure {
+pub(crate) fn said(panic: &(dyn std::any::Any + Send)) -> Failure {
     let text = panic.downcast_ref::<&str>().copied();
     let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     Failure::new(format!("panicked: {}", text.unwrap_or("no message")))
@@ -298,7 +298,7 @@ impl Future for Begun {
 }
 
 /// Publishes to `entries`, wave after wave.
-pub(super) async fn publish(
+pub(crate) async fn publish(
     entries: Vec<Arc<Entry>>,
     template: &Call,
     default_limit: Duration,
@@ -322,18 +322,18 @@ pub(super) async fn publish(
 }
 
 /// Returns the call that `template` is for one listener.
-pub(super) fn call_for(template: &Call, limit: Duration) -> Call {
+pub(crate) fn call_for(template: &Call, limit: Duration) -> Call {
     Call { limit, cancelled: template.cancelled.child_token(), ..template.clone() }
 }
 
 /// Returns the line of a report.
-pub(super) fn answer(entry: &Entry, outcome: Outcome, elapsed: Duration) -> Answer {
+pub(crate) fn answer(entry: &Entry, outcome: Outcome, elapsed: Duration) -> Answer {
     let elapsed_us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
     Answer { listener: entry.name.clone(), outcome, elapsed_us }
 }
 
 /// Returns the call of a publication that is no transition.
-pub(super) fn plain(channel: &str, publication: u64, state: super::State, argument: Value, depth: u32) -> Call {
+pub(crate) fn plain(channel: &str, publication: u64, state: crate::State, argument: Value, depth: u32) -> Call {
     Call {
         channel: channel.to_owned(),
         publication,

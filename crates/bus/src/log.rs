@@ -14,11 +14,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::sync::mpsc;
 
-use super::call::{self, Purpose};
-use super::crew::Crew;
-use super::publication::{Round, call_for, plain};
-use super::registry::{self, Registry};
-use super::state::State;
+use crate::call::{self, Purpose};
+use crate::crew::Crew;
+use crate::publication::{Round, call_for, plain};
+use crate::registry::{self, Registry};
+use crate::state::State;
 
 /// How many entries may wait for one listener: a life of the site with room to spare.
 const QUEUE_MAX: usize = 1024;
@@ -99,7 +99,7 @@ struct Sink {
 }
 
 /// All listeners of the `log` channel.
-pub(super) struct Log {
+pub(crate) struct Log {
     sinks: Mutex<Vec<Sink>>,
     counters: Arc<Counters>,
     scribes: Crew,
@@ -107,7 +107,7 @@ pub(super) struct Log {
 
 impl Log {
     /// Returns a log without listeners; their tasks will be among `scribes`.
-    pub(super) fn new(scribes: Crew) -> Self {
+    pub(crate) fn new(scribes: Crew) -> Self {
         Self { sinks: Mutex::new(Vec::new()), counters: Arc::new(Counters::default()), scribes }
     }
 
@@ -116,7 +116,7 @@ impl Log {
     }
 
     /// Begins to deliver to the listener `name` of the channel.
-    pub(super) fn add(&self, name: &str, registry: &Arc<Registry>, limit: Duration, grace: Duration) {
+    pub(crate) fn add(&self, name: &str, registry: &Arc<Registry>, limit: Duration, grace: Duration) {
         let (queue, entries) = mpsc::channel::<LogEntry>(QUEUE_MAX);
         let mut waiting = Waiting { entries, in_hand: false, counters: Arc::clone(&self.counters) };
         {
@@ -154,12 +154,12 @@ impl Log {
     }
 
     /// Ends delivering to the listener `name`.
-    pub(super) fn remove(&self, name: &str) {
+    pub(crate) fn remove(&self, name: &str) {
         self.lock().retain(|sink| sink.name != name);
     }
 
     /// Hands `text` to every listener that has room for it.
-    pub(super) fn write(&self, level: Level, text: String) {
+    pub(crate) fn write(&self, level: Level, text: String) {
         let entry = LogEntry { at: clock::stamp(), level, text };
         if call::is_inside(Purpose::Log) {
             return last_resort(&entry, " (said by a log listener)"); // or each entry would make the next
@@ -179,11 +179,11 @@ impl Log {
     }
 
     /// Takes nothing more; what waits is still delivered.
-    pub(super) fn close(&self) {
+    pub(crate) fn close(&self) {
         self.lock().clear();
     }
 
-    pub(super) fn counts(&self) -> LogCounts {
+    pub(crate) fn counts(&self) -> LogCounts {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         LogCounts {
             delivered: read(&self.counters.delivered),

@@ -10,12 +10,12 @@ use futures_util::FutureExt;
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::component::{Act, Component, Failure, Limits, StopReason};
-use super::handle::Bus;
-use super::log::Level;
-use super::order::Order;
-use super::publication::said;
-use super::request::{Origin, Request};
+use crate::component::{Act, Component, Failure, Limits, StopReason};
+use crate::handle::Bus;
+use crate::log::Level;
+use crate::order::Order;
+use crate::publication::said;
+use crate::request::{Origin, Request};
 
 /// What is done when a service ends without having been told to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

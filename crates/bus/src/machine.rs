@@ -3,7 +3,7 @@
 //! [`decide`] is asked for every request, under one lock, in the order in which they are made; [`State::toward`] then says the
 //! next step. Together they are the whole machine.
 
-use super::state::{Goal, State};
+use crate::state::{Goal, State};
 
 /// What is asked, without parameters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]

@@ -10,9 +10,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use super::call::{Call, Listener, Phase, Work};
-use super::order::Order;
-use super::request::Replacement;
+use crate::call::{Call, Listener, Phase, Work};
+use crate::order::Order;
+use crate::request::Replacement;
 
 /// What a component gives to the bus when it is asked to do something.
 pub type Act = Pin<Box<dyn Future<Output = Result<(), Failure>> + Send>>;
@@ -117,7 +117,7 @@ pub trait Component: Send + Sync + 'static {
 }
 
 /// A component as the listener of the three channels of its life.
-pub(super) struct Life(pub(super) Arc<dyn Component>);
+pub(crate) struct Life(pub(crate) Arc<dyn Component>);
 
 impl Listener for Life {
     fn call(self: Arc<Self>, call: Call) -> Work {

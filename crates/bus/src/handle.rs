@@ -9,22 +9,22 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::call::{self, Purpose};
-use super::component::{Component, Failure, Life};
-use super::crew::NotTaken;
-use super::log::{Level, LogCounts};
-use super::publication::{self, DEPTH_MAX, Report, plain};
-use super::registry::{self, AttachError, Subscription};
-use super::request::{Origin, Request, Ticket};
-use super::shared::{BusEvent, Fault, Shared};
-use super::state::State;
+use crate::call::{self, Purpose};
+use crate::component::{Component, Failure, Life};
+use crate::crew::NotTaken;
+use crate::log::{Level, LogCounts};
+use crate::publication::{self, DEPTH_MAX, Report, plain};
+use crate::registry::{self, AttachError, Subscription};
+use crate::request::{Origin, Request, Ticket};
+use crate::shared::{BusEvent, Fault, Shared};
+use crate::state::State;
 
 /// The handle. Clones are the same bus. When the last one is gone nobody could ever ask again, and the site ends.
 #[derive(Clone)]
 pub struct Bus {
-    pub(super) shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
     /// Never sent on: its end is the end of all handles.
-    pub(super) alive: Option<mpsc::Sender<std::convert::Infallible>>,
+    pub(crate) alive: Option<mpsc::Sender<std::convert::Infallible>>,
 }
 
 /// Why a wait ended without what it waited for.
@@ -55,7 +55,7 @@ impl Bus {
     }
 
     /// Returns a handle that does not keep the site from ending when all others are gone: for what the bus itself keeps.
-    pub(super) fn quiet(&self) -> Self {
+    pub(crate) fn quiet(&self) -> Self {
         Self { shared: Arc::clone(&self.shared), alive: None }
     }
 
@@ -160,7 +160,7 @@ impl Bus {
     }
 
     /// Publishes for somebody who is `depth` listeners deep already.
-    pub(crate) async fn publish_at(&self, channel: &str, argument: Value, depth: u32) -> Report {
+    pub async fn publish_at(&self, channel: &str, argument: Value, depth: u32) -> Report {
         let shared = &self.shared;
         let snapshot = shared.registry.snapshot(channel);
         if snapshot.first {

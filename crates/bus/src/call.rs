@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use super::component::{Failure, StopReason};
-use super::state::State;
+use crate::component::{Failure, StopReason};
+use crate::state::State;
 
 /// What a listener gives to the bus when it is called: its answer, some time later.
 pub type Work = Pin<Box<dyn Future<Output = Result<Value, Failure>> + Send>>;
@@ -63,7 +63,7 @@ pub struct Call {
     /// How many publications inside listeners of others led to this one.
     pub depth: u32,
     /// Whether the site itself calls, and not somebody who publishes on the same channel.
-    pub(super) by_the_site: bool,
+    pub(crate) by_the_site: bool,
 }
 
 /// Whoever can be called.
@@ -95,11 +95,11 @@ where
 }
 
 /// Why a wait inside a listener of a transition fails.
-pub(super) const INSIDE: &str = "a listener cannot wait for the transition that waits for it";
+pub(crate) const INSIDE: &str = "a listener cannot wait for the transition that waits for it";
 
 /// What a listener is called for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Purpose {
+pub(crate) enum Purpose {
     /// A transition, which waits for it.
     Transition,
     /// A publication of somebody's.
@@ -114,21 +114,21 @@ tokio::task_local! {
 }
 
 /// Runs `work` as the task of a listener.
-pub(super) async fn inside<T>(purpose: Purpose, depth: u32, work: impl Future<Output = T>) -> T {
+pub(crate) async fn inside<T>(purpose: Purpose, depth: u32, work: impl Future<Output = T>) -> T {
     CONTEXT.scope(Cell::new((purpose, depth)), work).await
 }
 
 /// Returns whether this task is a listener that is called for `purpose`.
-pub(super) fn is_inside(purpose: Purpose) -> bool {
+pub(crate) fn is_inside(purpose: Purpose) -> bool {
     CONTEXT.try_with(|context| context.get().0 == purpose).unwrap_or(false)
 }
 
 /// Returns what a publication of this task is for: whoever waits for a listener waits for all those that it publishes to.
-pub(super) fn purpose() -> Purpose {
+pub(crate) fn purpose() -> Purpose {
     CONTEXT.try_with(|context| context.get().0).unwrap_or(Purpose::Publication)
 }
 
 /// Returns how many listeners deep this task is.
-pub(super) fn depth() -> u32 {
+pub(crate) fn depth() -> u32 {
     CONTEXT.try_with(|context| context.get().1).unwrap_or(0)
 }

@@ -9,14 +9,14 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::component::Failure;
-use super::crew::Crew;
-use super::log::{Level, Log};
-use super::machine::{Ask, Decision, Standing, decide};
-use super::publication::Report;
-use super::registry::Registry;
-use super::request::{Origin, Progress, Replacement, Request, Ticket};
-use super::state::{Goal, State};
+use crate::component::Failure;
+use crate::crew::Crew;
+use crate::log::{Level, Log};
+use crate::machine::{Ask, Decision, Standing, decide};
+use crate::publication::Report;
+use crate::registry::Registry;
+use crate::request::{Origin, Progress, Replacement, Request, Ticket};
+use crate::state::{Goal, State};
 
 /// How many faults are kept: the first ones say what went wrong.
 const FAULTS_MAX: usize = 100;
@@ -134,10 +134,10 @@ impl Pending {
 }
 
 /// The reloads that one round answers.
-pub(super) struct Reloads(Vec<Pending>);
+pub(crate) struct Reloads(Vec<Pending>);
 
 impl Reloads {
-    pub(super) fn resolve(self, progress: &Progress) {
+    pub(crate) fn resolve(self, progress: &Progress) {
         for pending in self.0 {
             pending.resolve(progress.clone());
         }
@@ -162,22 +162,22 @@ struct Core {
 }
 
 /// What is shared.
-pub(super) struct Shared {
+pub(crate) struct Shared {
     core: Mutex<Core>,
-    pub(super) options: Options,
-    pub(super) state: watch::Sender<State>,
+    pub(crate) options: Options,
+    pub(crate) state: watch::Sender<State>,
     /// Counts the requests that changed something, for the engine.
-    pub(super) changes: watch::Sender<u64>,
-    pub(super) registry: Arc<Registry>,
-    pub(super) log: Log,
-    pub(super) tasks: Crew,
-    pub(super) hooks: OnceLock<Arc<dyn Hooks>>,
-    pub(super) hurry: CancellationToken,
-    pub(super) publications: AtomicU64,
+    pub(crate) changes: watch::Sender<u64>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) log: Log,
+    pub(crate) tasks: Crew,
+    pub(crate) hooks: OnceLock<Arc<dyn Hooks>>,
+    pub(crate) hurry: CancellationToken,
+    pub(crate) publications: AtomicU64,
 }
 
 impl Shared {
-    pub(super) fn new(options: Options, tasks: Crew, scribes: Crew) -> Self {
+    pub(crate) fn new(options: Options, tasks: Crew, scribes: Crew) -> Self {
         Self {
             core: Mutex::new(Core {
                 standing: Standing { state: State::Initial, goal: Goal::Idle, leaving: None, reload_waits: false },
@@ -205,35 +205,35 @@ impl Shared {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn observe(&self, event: &BusEvent) {
+    pub(crate) fn observe(&self, event: &BusEvent) {
         if let Some(hooks) = self.hooks.get() {
             hooks.observe(event);
         }
     }
 
-    pub(super) fn standing(&self) -> Standing {
+    pub(crate) fn standing(&self) -> Standing {
         self.core().standing
     }
 
-    pub(super) fn replacement(&self) -> Option<Arc<Replacement>> {
+    pub(crate) fn replacement(&self) -> Option<Arc<Replacement>> {
         self.core().replacement.clone()
     }
 
-    pub(super) fn is_replacing(&self) -> bool {
+    pub(crate) fn is_replacing(&self) -> bool {
         self.core().replacement.is_some()
     }
 
     /// Returns whether the site was ever running; whoever hears that it was finds a state that came then or later.
-    pub(super) fn ran(&self) -> bool {
+    pub(crate) fn ran(&self) -> bool {
         self.core().ran
     }
 
-    pub(super) fn asked_to_exit(&self) -> bool {
+    pub(crate) fn asked_to_exit(&self) -> bool {
         self.core().asked_to_exit
     }
 
     /// Takes a request: decides what it means, and lets the engine know.
-    pub(super) fn request(&self, request: Request, origin: Origin) -> Ticket {
+    pub(crate) fn request(&self, request: Request, origin: Origin) -> Ticket {
         let ask = request.ask();
         let (ticket, decision) = {
             let mut core = self.core();
@@ -267,13 +267,13 @@ impl Shared {
     }
 
     /// Returns the state if it is one of `states`.
-    pub(super) fn is_in(&self, states: &[State]) -> Option<State> {
+    pub(crate) fn is_in(&self, states: &[State]) -> Option<State> {
         let state = self.core().standing.state;
         states.contains(&state).then_some(state)
     }
 
     /// Returns what says when the site is in one of `states`; it is told of every state, however short.
-    pub(super) fn waiter(&self, states: &[State]) -> oneshot::Receiver<State> {
+    pub(crate) fn waiter(&self, states: &[State]) -> oneshot::Receiver<State> {
         let (reached, receiver) = oneshot::channel();
         let mut core = self.core();
         let state = core.standing.state;
@@ -287,7 +287,7 @@ impl Shared {
     }
 
     /// Makes `state` visible, and resolves what was promised for it.
-    pub(super) fn enter(&self, state: State) {
+    pub(crate) fn enter(&self, state: State) {
         self.log.write(Level::Info, format!("bus: {}", state.name()));
         let faults = {
             let mut core = self.core();
@@ -308,7 +308,7 @@ impl Shared {
     }
 
     /// Resolves the tickets that ask for what is so, because another request took the site back there before it left.
-    pub(super) fn settle_here(&self) {
+    pub(crate) fn settle_here(&self) {
         let mut core = self.core();
         let state = core.standing.state;
         if matches!(state, State::Idle | State::Running) {
@@ -317,7 +317,7 @@ impl Shared {
     }
 
     /// Records a failure beside the state.
-    pub(super) fn fault(&self, component: &str, phase: &str, failure: Failure) -> Fault {
+    pub(crate) fn fault(&self, component: &str, phase: &str, failure: Failure) -> Fault {
         let fault = Fault {
             component: component.to_owned(),
             phase: phase.to_owned(),
@@ -336,19 +336,19 @@ impl Shared {
         fault
     }
 
-    pub(super) fn faults(&self) -> Vec<Fault> {
+    pub(crate) fn faults(&self) -> Vec<Fault> {
         self.core().faults.clone()
     }
 
     /// Takes the reloads that wait; those that come from now on are the next round's.
-    pub(super) fn take_reloads(&self) -> Reloads {
+    pub(crate) fn take_reloads(&self) -> Reloads {
         let mut core = self.core();
         core.standing.reload_waits = false;
         Reloads(core.pending.extract_if(.., |pending| pending.ask == Ask::Reload).collect())
     }
 
     /// Ends the attempt to run, unless somebody has asked for something else meanwhile.
-    pub(super) fn start_failed(&self, faults: &[Fault]) {
+    pub(crate) fn start_failed(&self, faults: &[Fault]) {
         let after = self.hooks.get().map_or(AfterFailure::Idle, |hooks| hooks.start_failed(faults));
         let cause =
             faults.iter().map(|fault| format!("{}: {}", fault.component, fault.cause)).collect::<Vec<_>>().join("; ");
@@ -368,7 +368,7 @@ impl Shared {
     }
 
     /// Ends the site because of a failure, or because nobody could ever ask again.
-    pub(super) fn give_up(&self) {
+    pub(crate) fn give_up(&self) {
         let mut core = self.core();
         if core.standing.leaving.is_none() {
             core.leave(Ask::Exit, None);
