@@ -1,81 +1,20 @@
-//! Who starts and stops with the site, and what a failure says.
+//! Who starts and stops with the site.
 
-use std::collections::BTreeSet;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use crate::call::{Call, Listener, Phase, Work};
+use crate::failure::Failure;
 use crate::order::Order;
-use crate::request::Replacement;
+use crate::request::StopReason;
 
 /// What a component gives to the bus when it is asked to do something.
 pub type Act = Pin<Box<dyn Future<Output = Result<(), Failure>> + Send>>;
-
-/// Why a listener could not do what was asked.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-#[error("{reason}")]
-pub struct Failure {
-    /// Why, for people.
-    pub reason: String,
-    /// The last output of what failed.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub output: Vec<String>,
-}
-
-impl Failure {
-    /// Returns a failure without output.
-    pub fn new(reason: impl Into<String>) -> Self {
-        Self { reason: reason.into(), output: Vec::new() }
-    }
-
-    /// Returns the failure that an error is: its whole chain of causes.
-    pub fn from_error(error: &dyn std::error::Error) -> Self {
-        Self::new(refit_base::Chain(error).to_string())
-    }
-}
-
-/// Why a component is stopped.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum StopReason {
-    /// Somebody asked for a stop.
-    Stop,
-    /// The process ends.
-    Exit,
-    /// Another one's start failed, or the start was cancelled.
-    Undo,
-    /// The process image is replaced.
-    Replace(Arc<Replacement>),
-}
-
-impl StopReason {
-    /// Returns whether the component `name` is to be left running for the next process image.
-    pub fn leaves(&self, name: &str) -> bool {
-        match self {
-            Self::Stop | Self::Exit | Self::Undo => false,
-            Self::Replace(replacement) => leaves(&replacement.leave, name),
-        }
-    }
-
-    /// Returns the name that external listeners get.
-    pub const fn name(&self) -> &'static str {
-        match self {
-            Self::Stop => "stop",
-            Self::Exit => "exit",
-            Self::Undo => "undo",
-            Self::Replace(_) => "replace",
-        }
-    }
-}
-
-fn leaves(leave: &BTreeSet<String>, name: &str) -> bool {
-    leave.contains(name)
-}
 
 /// How long the bus waits for a component; `None` for as long as the bus itself waits for anybody.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

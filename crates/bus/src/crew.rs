@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use tokio::task::{Id, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use crate::component::Failure;
+use crate::failure::Failure;
 use crate::publication::panicked;
 
 /// How many tasks may wait to be started: they do so only until the bus runs.

@@ -14,14 +14,16 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::call::{Call, Phase, Purpose};
-use crate::component::{Failure, StopReason};
+use crate::call::{Call, Phase};
+use crate::context::Purpose;
 use crate::crew::{Crew, Foreman};
+use crate::failure::Failure;
 use crate::handle::Bus;
 use crate::log::Level;
 use crate::order::{Order, Row, waves_of_any};
 use crate::publication::{Answer, Outcome, Round, answer, call_for, in_waves, plain};
 use crate::registry::{ENTER, EXIT, Entry, RELOAD, START, STOP};
+use crate::request::StopReason;
 use crate::request::{Origin, Progress, Replacement, Request};
 use crate::shared::{BusEvent, Fault, Hooks, Options, Shared};
 use crate::state::{Goal, State};

@@ -9,9 +9,10 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::call::{self, Purpose};
-use crate::component::{Component, Failure, Life};
+use crate::component::{Component, Life};
+use crate::context::{self, Purpose};
 use crate::crew::NotTaken;
+use crate::failure::Failure;
 use crate::log::{Level, LogCounts};
 use crate::publication::{self, DEPTH_MAX, Report, plain};
 use crate::registry::{self, AttachError, Subscription};
@@ -37,7 +38,7 @@ pub enum WaitError {
     #[error("the site has ended")]
     Ended,
     /// The caller is a listener of a transition.
-    #[error("{}", call::INSIDE)]
+    #[error("{}", context::INSIDE)]
     Inside,
 }
 
@@ -77,7 +78,7 @@ impl Bus {
         if let Some(state) = self.shared.is_in(states) {
             return Ok(state);
         }
-        if call::is_inside(Purpose::Transition) {
+        if context::is_inside(Purpose::Transition) {
             return Err(WaitError::Inside);
         }
         self.shared.waiter(states).await.map_err(|_: oneshot::error::RecvError| WaitError::Ended)
@@ -156,7 +157,7 @@ impl Bus {
 
     /// Calls every listener of `channel` and returns what each answered. A name that nobody knows is reported, once.
     pub async fn publish(&self, channel: &str, argument: Value) -> Report {
-        self.publish_at(channel, argument, call::depth()).await
+        self.publish_at(channel, argument, context::depth()).await
     }
 
     /// Publishes for somebody who is `depth` listeners deep already.

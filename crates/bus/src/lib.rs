@@ -8,7 +8,8 @@
 //! decide the exit status. The bus never ends its host process.
 //!
 //! The subjects: `state` and `machine` are the pure part, `shared` what handles and engine share, `registry` who listens
-//! where, `order` in which order, `publication` how they are called, `log` the lossy channel for people, `crew` the tasks that
+//! where, `order` in which order, `publication` how they are called, `context` where a
+//! task runs, `log` the lossy channel for people, `crew` the tasks that
 //! the bus owns, `service` components that are a task.
 //!
 //! The crate knows no HTTP, no TLS and no package: it is for any daemon that wants to start, reload and stop in order.
@@ -17,8 +18,10 @@
 
 mod call;
 mod component;
+mod context;
 mod crew;
 mod engine;
+mod failure;
 mod handle;
 mod log;
 mod machine;
@@ -31,16 +34,17 @@ mod shared;
 mod state;
 
 pub use call::{Call, Listener, Phase, Work, listener};
-pub use component::{Act, Component, Failure, Limits, StopReason};
+pub use component::{Act, Component, Limits};
 pub use crew::NotTaken;
 pub use engine::{Ended, Engine};
+pub use failure::Failure;
 pub use handle::{Bus, WaitError};
 pub use log::{Level, LogCounts, LogEntry};
 pub use machine::{Ask, Decision, Refusal, Standing, decide};
 pub use order::{Cycle, Order, PRIORITY_DEFAULT, Row, waves};
 pub use publication::{Answer, DEPTH_MAX, Outcome, Report};
 pub use registry::{AttachError, BUILT_IN, ENTER, EXIT, LOG, RELOAD, START, STOP, Subscription};
-pub use request::{Origin, Progress, Replacement, Request, Ticket};
+pub use request::{Origin, Progress, Replacement, Request, StopReason, Ticket};
 pub use service::{OnEnd, Service, ServiceState};
 pub use shared::{AfterFailure, BusEvent, Fault, Hooks, Options};
 pub use state::{Goal, State};

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::sync::mpsc;
 
-use crate::call::{self, Purpose};
+use crate::context::{self, Purpose};
 use crate::crew::Crew;
 use crate::publication::{Round, call_for, plain};
 use crate::registry::{self, Registry};
@@ -161,7 +161,7 @@ impl Log {
     /// Hands `text` to every listener that has room for it.
     pub(crate) fn write(&self, level: Level, text: String) {
         let entry = LogEntry { at: clock::stamp(), level, text };
-        if call::is_inside(Purpose::Log) {
+        if context::is_inside(Purpose::Log) {
             return last_resort(&entry, " (said by a log listener)"); // or each entry would make the next
         }
         let sinks = self.lock();

@@ -12,8 +12,9 @@ use serde_json::Value;
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use crate::call::{self, Call, Purpose, Work};
-use crate::component::Failure;
+use crate::call::{Call, Work};
+use crate::context::{self, Purpose};
+use crate::failure::Failure;
 use crate::order::waves_of_any;
 use crate::registry::Entry;
 
@@ -165,7 +166,7 @@ impl Round {
         // A limit beyond the end of all clocks is none.
         let held_at = tokio::time::Instant::now().checked_add(patience);
         self.held_at = self.held_at.max(held_at.unwrap_or(self.held_at));
-        let task = self.tasks.spawn(call::inside(purpose, depth, one(entry, call, grace)));
+        let task = self.tasks.spawn(context::inside(purpose, depth, one(entry, call, grace)));
         self.places.insert(task.id(), place);
     }
 
@@ -305,7 +306,7 @@ pub(crate) async fn publish(
     grace: Duration,
 ) -> Vec<Answer> {
     let mut answers = Vec::with_capacity(entries.len());
-    let purpose = call::purpose();
+    let purpose = context::purpose();
     for wave in in_waves(&entries) {
         let mut round = Round::new(grace);
         for (place, entry) in wave.iter().enumerate() {

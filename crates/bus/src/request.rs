@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::call::{self, Purpose};
+use crate::context::{self, Purpose};
 use crate::machine::Ask;
 
 /// What is asked.
@@ -67,6 +67,39 @@ pub struct Replacement {
     pub program: PathBuf,
     /// The components that are not stopped: the next image takes them over as they run.
     pub leave: BTreeSet<String>,
+}
+
+/// Why a component is stopped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StopReason {
+    /// Somebody asked for a stop.
+    Stop,
+    /// The process ends.
+    Exit,
+    /// Another one's start failed, or the start was cancelled.
+    Undo,
+    /// The process image is replaced.
+    Replace(Arc<Replacement>),
+}
+
+impl StopReason {
+    /// Returns whether the component `name` is to be left running for the next process image.
+    pub fn leaves(&self, name: &str) -> bool {
+        match self {
+            Self::Stop | Self::Exit | Self::Undo => false,
+            Self::Replace(replacement) => replacement.leave.contains(name),
+        }
+    }
+
+    /// Returns the name that external listeners get.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Exit => "exit",
+            Self::Undo => "undo",
+            Self::Replace(_) => "replace",
+        }
+    }
 }
 
 /// Who asked.
@@ -141,9 +174,9 @@ impl Ticket {
 
     /// Waits for the outcome. Inside a listener of a transition it fails at once: the transition waits for the listener.
     pub async fn outcome(mut self) -> Progress {
-        if call::is_inside(Purpose::Transition) {
+        if context::is_inside(Purpose::Transition) {
             let progress = self.progress();
-            return if progress.is_final() { progress } else { Progress::Failed(call::INSIDE.to_owned()) };
+            return if progress.is_final() { progress } else { Progress::Failed(context::INSIDE.to_owned()) };
         }
         match self.progress.wait_for(Progress::is_final).await {
             Ok(progress) => progress.clone(),

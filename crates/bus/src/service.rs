@@ -10,11 +10,13 @@ use futures_util::FutureExt;
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::component::{Act, Component, Failure, Limits, StopReason};
+use crate::component::{Act, Component, Limits};
+use crate::failure::Failure;
 use crate::handle::Bus;
 use crate::log::Level;
 use crate::order::Order;
 use crate::publication::said;
+use crate::request::StopReason;
 use crate::request::{Origin, Request};
 
 /// What is done when a service ends without having been told to.

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::component::Failure;
 use crate::crew::Crew;
+use crate::failure::Failure;
 use crate::log::{Level, Log};
 use crate::machine::{Ask, Decision, Standing, decide};
 use crate::publication::Report;
