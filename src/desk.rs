@@ -10,7 +10,7 @@ use semver::Version;
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::component::Estate;
+use crate::carry::Estate;
 use crate::tickets::TicketView;
 use crate::update::{Manager, Target, UpdateError};
 

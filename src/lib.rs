@@ -19,6 +19,7 @@
 
 pub mod api;
 pub mod auth;
+pub mod carry;
 pub mod cli;
 pub mod component;
 pub mod config;
@@ -27,7 +28,9 @@ pub mod events;
 pub mod guard;
 pub mod handover;
 pub mod home;
+pub mod logs;
 pub mod peers;
+pub mod process;
 pub mod runtime;
 pub mod tickets;
 pub mod update;

@@ -25,7 +25,7 @@ use hyper_util::service::TowerToHyperService;
 use tokio_util::sync::CancellationToken;
 
 use super::body::whole;
-use crate::peers::rights::Caller;
+use crate::process::caller::Caller;
 
 /// Who is at the other end, if the socket says so.
 #[derive(Debug, Clone)]

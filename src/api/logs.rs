@@ -20,7 +20,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{Problem, Shared};
-use crate::component::LogLine;
+use crate::logs::LogLine;
 
 /// The header with the number to go on from.
 pub const CURSOR: &str = "refit-cursor";

@@ -20,8 +20,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::connection::{self, End, Peer};
 use super::{App, access, routes};
-use crate::handover::carry::Carry;
-use crate::peers::rights::Caller;
+use crate::carry::Carry;
+use crate::process::caller::Caller;
 
 /// Binding is done before: a start only begins to accept.
 const START_MAX: Duration = Duration::from_secs(5);

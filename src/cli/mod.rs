@@ -33,11 +33,11 @@ use clap::{CommandFactory, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use refit_base::{Chain, Exit, Reported};
 
-use crate::component::launch::{self, Launch};
-use crate::component::logs::journal;
 use crate::guard;
 use crate::handover::inherit::Announcement;
 use crate::home::Home;
+use crate::logs::journal;
+use crate::process::launch::{self, Launch};
 use crate::runtime;
 
 /// What the process was started with: read once, by `main`.

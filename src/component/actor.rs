@@ -10,13 +10,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::estate::Descriptors;
 use super::health;
 use super::instance::{Instance, Surroundings};
 use super::supervise::{Actor, Ask, Asked};
 use super::view::{State, View};
+use crate::carry::Descriptors;
+use crate::carry::{CarriedInstance, Role};
 use crate::config::Component;
-use crate::handover::carry::{CarriedInstance, Role};
 
 /// How many orders may wait: the bus sends one at a time, the API few.
 const ORDERS_MAX: usize = 16;

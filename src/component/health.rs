@@ -10,13 +10,13 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
 use tokio::sync::watch;
 
-use super::cgroup::Group;
 use super::instance::Surroundings;
-use super::remains::Remains;
-use super::signal::Stat;
 use super::spawn;
+use crate::carry::CarriedLimit;
 use crate::config::{Component, Health, Probe};
-use crate::handover::carry::CarriedLimit;
+use crate::process::cgroup::Group;
+use crate::process::descendants::Descendants;
+use crate::process::stat::Stat;
 
 /// How much of an answer explains a failure.
 const ANSWER_CHARS_MAX: usize = 200;
@@ -185,7 +185,7 @@ async fn run(words: &[String], limit: Duration, probed: &Probed) -> Result<(), S
                 () = &mut over => break None,
             }
         };
-        Remains::of(group.clone(), format!("REFIT_HEALTH={mark}"), pid, began).end().await;
+        Descendants::of(group.clone(), format!("REFIT_HEALTH={mark}"), pid, began).end().await;
         if !read {
             // Whoever held the pipe is gone.
             drop(tokio::time::timeout(LAST_OUTPUT_WAIT, &mut reading).await);

@@ -14,26 +14,26 @@ use std::time::{Duration, Instant};
 use command_fds::{CommandFdExt, FdMapping};
 use refit_base::clock;
 use refit_bus::Failure;
-use rustix::process::{WaitId, WaitIdOptions, waitid};
+use rustix::process::{Signal, WaitId, WaitIdOptions, waitid};
 use tokio::io::unix::AsyncFd;
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::cgroup::{Cgroups, Group};
-use super::estate::{Descriptors, Estate};
-use super::launch::report_pipe;
-use super::logs::Stream;
-use super::remains::Remains;
 use super::reports::{self, Reports, Said};
-use super::signal::{Handle, Stat};
 use super::{limits, output, spawn};
+use crate::carry::{CarriedInstance, Descriptors, Estate, Role};
 use crate::config::{Component, ReloadSignal};
-use crate::handover::carry::{CarriedInstance, Role};
 use crate::handover::fd::{self, FIRST};
 use crate::handover::listener::Listeners;
 use crate::home::Home;
+use crate::logs::Stream;
+use crate::process::cgroup::{Cgroups, Group};
+use crate::process::descendants::Descendants;
+use crate::process::handle::Handle;
+use crate::process::launch::report_pipe;
+use crate::process::stat::Stat;
 
 /// How many of a process's last lines explain its failure.
 const FAILURE_LINES: usize = 20;
@@ -270,7 +270,12 @@ impl Instance {
 
     /// Tells it to read its settings again.
     pub(super) fn reload(&self, signal: ReloadSignal) {
-        self.handle.reload(signal);
+        self.handle.send(match signal {
+            ReloadSignal::Hup => Signal::HUP,
+            ReloadSignal::Usr1 => Signal::USR1,
+            ReloadSignal::Usr2 => Signal::USR2,
+            ReloadSignal::Winch => Signal::WINCH,
+        });
     }
 
     async fn kill_and_wait(&self) {
@@ -282,7 +287,7 @@ impl Instance {
     /// Ends all that it started, and itself. Returns how many others there were.
     pub(super) async fn end_rest(&self) -> usize {
         let carried = &self.carried;
-        Remains::of(self.group(), Remains::mark(&carried.token), carried.pid, carried.start_ticks).end().await
+        Descendants::of(self.group(), Descendants::mark(&carried.token), carried.pid, carried.start_ticks).end().await
     }
 
     /// Returns its control group.

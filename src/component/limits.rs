@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::cgroup::{Cgroups, Controller, Group};
-use super::launch::Begin;
+use crate::carry::{CarriedLimit, LimitBy};
 use crate::config::Limits;
-use crate::handover::carry::{CarriedLimit, LimitBy};
+use crate::process::cgroup::{Cgroups, Controller, Group};
+use crate::process::launch::Begin;
 
 const MEMORY: &str = "memory";
 const CPU: &str = "cpu";

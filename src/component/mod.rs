@@ -1,34 +1,26 @@
 //! Components: the programs that the appliance is made of, started, watched and stopped by the runtime.
 //!
 //! [`Process`] is a component on the bus: its actor owns the processes, everybody else sees a [`View`]. A process outlives the
-//! runtime that started it: what is needed to find it again (its descriptors and [`CarriedInstance`]s) is in the [`Estate`],
+//! runtime that started it: what is needed to find it again (its descriptors and [`CarriedInstance`]s) is in the [registry](crate::carry::Estate),
 //! and [`fingerprint`] says whether the next release wants the very same process.
 //!
-//! [`CarriedInstance`]: crate::handover::carry::CarriedInstance
+//! [`CarriedInstance`]: crate::carry::CarriedInstance
 
 mod actor;
-pub mod cgroup;
-mod estate;
 pub mod fingerprint;
 mod health;
 mod instance;
-pub mod launch;
 mod limits;
-pub mod logs;
 mod output;
 mod ready;
-mod remains;
 mod reports;
-mod signal;
 mod spawn;
 mod supervise;
 mod view;
 
 pub use actor::{CarriedParts, Process, end_stray};
-pub use estate::{Estate, EstateParts, state_name};
 pub use health::State as Health;
 pub use instance::Surroundings;
-pub use logs::{LogLine, Logs, Stream};
 pub use view::{Announced, State, View};
 
 use refit_bus as bus;

@@ -8,8 +8,7 @@ use std::sync::Arc;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 
-use super::Logs;
-use super::logs::{Lines, Piece, Reader, Stream, priority};
+use crate::logs::{Lines, Logs, Piece, Reader, Stream, priority};
 
 /// How much is read at once.
 const READ_BYTES: usize = 8192;

@@ -15,12 +15,12 @@ use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 
-use super::cgroup::Group;
 use super::instance::Surroundings;
-use super::launch::Begin;
 use super::limits;
+use crate::carry::CarriedLimit;
 use crate::config::Component;
-use crate::handover::carry::CarriedLimit;
+use crate::process::cgroup::Group;
+use crate::process::launch::Begin;
 
 /// The variables of the runtime's own environment that components get, besides those that Refit sets.
 const PASSED_ON: [&str; 8] = ["PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR"];

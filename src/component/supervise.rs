@@ -3,7 +3,7 @@
 //! It starts and stops when it is asked to. Between that it notices when the process ends by itself, falls silent, says that it
 //! hangs, or becomes unhealthy, and starts it again as the restart policy says, or gives up and says so.
 
-mod doubt;
+mod watchdog;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -18,8 +18,8 @@ use super::health;
 use super::instance::{Instance, Stopped, Surroundings, end_of};
 use super::ready::wait_ready;
 use super::view::{Announced, State, View};
+use crate::carry::Role;
 use crate::config::{Component, Handover, RestartPolicy};
-use crate::handover::carry::Role;
 
 /// What the task can be asked for.
 pub(super) enum Asked {

@@ -6,8 +6,8 @@ use serde::Serialize;
 
 use super::health;
 pub use super::reports::Announced;
+use crate::carry::CarriedLimit;
 use crate::config::Handover;
-use crate::handover::carry::CarriedLimit;
 
 /// What a component is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

@@ -12,12 +12,12 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::wait::WaitStatus;
 use semver::Version;
 
-use crate::component::logs::journal::VARIABLE as JOURNAL;
 use crate::handover::Named;
+use crate::handover::exec::EXECUTING;
 use crate::handover::fd::FIRST;
 use crate::handover::inherit::VARIABLES;
 use crate::home::Home;
-use crate::runtime::EXECUTING;
+use crate::logs::journal::VARIABLE as JOURNAL;
 
 /// How many of the runtime's last lines are kept for the history.
 const TAIL_LINES_MAX: usize = 40;

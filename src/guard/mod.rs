@@ -6,7 +6,7 @@
 //! runtime it is a service manager (readiness, status, watchdog, descriptor store); to systemd it is a `Type=notify` service.
 
 mod child;
-mod leftover;
+mod orphans;
 mod store;
 
 use std::io;
@@ -27,10 +27,10 @@ use refit_updater::spare;
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
 use rustix::pipe::PipeFlags;
 
-use crate::component::cgroup;
-use crate::handover::carry::Reaped;
+use crate::handover::reaped::Reaped;
 use crate::handover::{Named, names, notify};
 use crate::home::{Home, HomeError, HomeLock, PidFile};
+use crate::process::cgroup;
 use child::Output;
 use store::Store;
 
@@ -143,10 +143,10 @@ pub fn run(given: Given) -> Result<Exit, GuardError> {
     let _pid_file = PidFile::write(home, std::process::id(), &lock)?;
     let mut guard = Guard::new(given, &lock)?;
     if !guard.store.has(names::STATE) {
-        leftover::end_all(&guard.home);
+        orphans::end_all(&guard.home);
     }
     let exit = guard.supervise();
-    leftover::end_children();
+    orphans::end_children();
     cgroup::remove_all(guard.home.path());
     for name in ["guard.sock", "refit.sock", "bus.sock"] {
         if let Err(error) = std::fs::remove_file(guard.home.run().join(name))

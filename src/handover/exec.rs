@@ -11,6 +11,10 @@ use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use super::inherit::VARIABLES;
 use super::{Named, fd};
 
+/// The last line of an image that replaces itself begins so, after the program's name. The guard keeps what follows it: the
+/// output of the next image.
+pub const EXECUTING: &str = "executing ";
+
 /// What is executed, and with what.
 #[derive(Debug)]
 pub struct Plan {

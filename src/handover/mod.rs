@@ -1,17 +1,17 @@
 //! The handover: how descriptors and what is known about them get from one process image to the next.
 //!
 //! One image describes what it holds as a list of named descriptors ([`Named`]) in the order in which they are to be found
-//! again; among them is one sealed file in memory with everything else that has to survive ([`carry`]). The next image finds
+//! again; among them is one sealed file in memory ([`memfd`]) with everything else that has to survive. The next image finds
 //! them by `LISTEN_FDS` and `LISTEN_FDNAMES` ([`inherit`]), whether it was exec'ed by the image before it, started by the
 //! guard after a crash, or by a service manager. [`exec`] is the moment between.
 
-pub mod carry;
 pub mod exec;
 pub mod fd;
 pub mod inherit;
 pub mod listener;
 pub mod memfd;
 pub mod notify;
+pub mod reaped;
 pub mod unix;
 
 use std::os::fd::OwnedFd;

@@ -15,9 +15,11 @@ use super::limits::{Bucket, END_KNOWN_MAX, FLUSH_MAX, HELLO_MAX, LINE_BYTES_MAX,
 use super::line::{Line, Lines, Outgoing};
 use super::peer::Peer;
 use super::protocol::{Hello, Message, PROTOCOL, Refusal, Verb, answer, notification, shortened};
-use super::rights::{Caller, Owner, is_ending};
+use super::rights::Owner;
 use super::server::Peers;
 use super::verbs::{self, Listening};
+use crate::process::caller::Caller;
+use crate::process::stat::is_ending;
 
 /// What a connection said that is no hello.
 enum NotMet {

@@ -45,8 +45,6 @@ pub const FLUSH_MAX: Duration = Duration::from_millis(500);
 pub const END_KNOWN_MAX: Duration = Duration::from_secs(2);
 /// How long a hello waits for its name when the same process still has it: a connection that broke is noticed soon.
 pub const NAME_WAIT_MAX: Duration = Duration::from_secs(1);
-/// How many parents of a process are looked at: deeper than any shell is nested.
-pub const PARENTS_MAX: usize = 64;
 
 /// So much a second, and so much at once.
 #[derive(Debug, Clone, Copy)]

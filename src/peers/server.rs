@@ -21,7 +21,7 @@ use super::peer::{Peer, PeerView};
 use super::protocol::{Refusal, notification, shortened};
 use super::rights::Owner;
 use super::{DOWN, UP, connection};
-use crate::component::Estate;
+use crate::carry::Estate;
 use crate::config::Config;
 use crate::desk::Asking;
 

@@ -9,9 +9,9 @@ use rustix::net::RecvFlags;
 use tokio::io::Interest;
 use tokio::sync::watch;
 
-use crate::component::Estate;
-use crate::handover::carry::Reaped;
+use crate::carry::Estate;
 use crate::handover::fd;
+use crate::handover::reaped::Reaped;
 
 /// How many ends of processes are remembered; they are asked for at once, if at all.
 const REAPED_MAX: usize = 256;

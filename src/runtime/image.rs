@@ -29,19 +29,20 @@ use super::watch::Watch;
 use super::{End, Given, guard_link, settings, signals};
 use crate::api::{self, App, Parked, Server};
 use crate::auth::Sessions;
-use crate::component::cgroup::Cgroups;
-use crate::component::{self, CarriedParts, Estate, EstateParts, Logs, Process, Surroundings};
+use crate::carry::{self, CarriedInstance, Carry, Estate, EstateParts};
+use crate::component::{self, CarriedParts, Process, Surroundings};
 use crate::config::{self, Config, Programs};
 use crate::desk::{Asking, Desk};
 use crate::events::Events;
-use crate::handover::carry::{CarriedInstance, Carry};
 use crate::handover::exec;
 use crate::handover::inherit::Inheritance;
 use crate::handover::listener::Listeners;
 use crate::handover::unix;
 use crate::handover::{Named, names, notify};
 use crate::home::{Home, HomeError};
+use crate::logs::{self, Logs};
 use crate::peers::{self, Peers};
+use crate::process::cgroup::Cgroups;
 use crate::tickets::Tickets;
 use crate::update::{Manager, Parts, Times};
 
@@ -117,11 +118,11 @@ pub(super) async fn live(given: &Given, mut inherited: Inheritance) -> Result<En
             None
         }
     });
-    let output = component::logs::Place {
+    let output = logs::Place {
         dir: given.home.log(),
         limits: disk.config.log,
         components: disk.config.components.iter().map(|component| component.name.clone()).collect(),
-        journal: given.environment.get(OsStr::new(component::logs::journal::VARIABLE)).map(PathBuf::from),
+        journal: given.environment.get(OsStr::new(logs::journal::VARIABLE)).map(PathBuf::from),
     };
     let estate = estate(&before, guard, output);
     for older in stored.iter().filter_map(|number| number.parse().ok()).filter(|number| *number != before.sequence) {
@@ -167,11 +168,7 @@ pub(super) async fn live(given: &Given, mut inherited: Inheritance) -> Result<En
     end
 }
 
-fn estate(
-    before: &Carry,
-    guard: Option<std::os::unix::net::UnixDatagram>,
-    output: component::logs::Place,
-) -> Arc<Estate> {
+fn estate(before: &Carry, guard: Option<std::os::unix::net::UnixDatagram>, output: logs::Place) -> Arc<Estate> {
     let stem = format!("{:x}", clock::now().as_millisecond());
     Arc::new(Estate::new(
         before,
@@ -519,6 +516,6 @@ fn describe(
         parts.push(named(&format!("{}{name}", names::PARKED), socket));
         carry.parked.insert(name, BASE64.encode(read));
     }
-    parts.push(named(&component::state_name(carry.sequence), carry.seal()?));
+    parts.push(named(&carry::state_name(carry.sequence), carry.seal()?));
     Ok(parts)
 }

@@ -25,15 +25,12 @@ use semver::Version;
 
 use crate::component::fingerprint;
 use crate::config::{self, Config, Programs};
-use crate::handover::exec::{self, Plan};
+use crate::handover::exec::{self, EXECUTING, Plan};
 use crate::handover::inherit::{Announcement, Inheritance};
 use crate::home::Home;
 
 pub use error::RuntimeError;
 pub use watch::Inhibitor;
-
-/// The last line of an image that replaces itself begins so, after the program's name.
-pub const EXECUTING: &str = "executing ";
 
 /// How long a blocking task may hold up the exec: nothing that waits for a disk is worth a gap.
 const SHUTDOWN_MAX: Duration = Duration::from_millis(500);

@@ -7,7 +7,7 @@ use refit_bus::{Bus, Origin, Request};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::component::Logs;
+use crate::logs::Logs;
 use crate::update::Manager;
 
 /// Listens until it is dropped. `now` is cancelled by the third request to end.

@@ -6,9 +6,9 @@ use std::path::Path;
 
 use refit_updater::Manifest;
 
+use crate::carry::{CarriedInstance, Role};
 use crate::component::fingerprint;
 use crate::config::{Config, Handover};
-use crate::handover::carry::{CarriedInstance, Role};
 
 /// Returns the components whose processes are left running for the next image.
 ///

@@ -349,7 +349,7 @@ impl Drop for Appliance {
         }
         end_all(&self.home);
         // A guard that was killed left its control groups to the next one, and there is none.
-        refit::component::cgroup::remove_all(&self.home);
+        refit::process::cgroup::remove_all(&self.home);
         // Releases are read-only, also for the directory that is removed now.
         make_dirs_writable(&self.home).ok(); // one that was never made needs nothing
     }

@@ -129,7 +129,8 @@ impl refit::desk::Asking for Desk {
 
 #[test]
 fn b111_external_and_in_process_listeners_share_one_order() {
-    use refit::component::{Estate, EstateParts, Logs};
+    use refit::carry::{Carry, Estate, EstateParts};
+    use refit::logs::Logs;
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("bus.sock");
     let socket = std::os::unix::net::UnixListener::bind(&path).expect("bound");
@@ -141,7 +142,7 @@ fn b111_external_and_in_process_listeners_share_one_order() {
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let (bus, engine) = Bus::new(bus::Options::default());
-        let before = refit::handover::carry::Carry::default();
+        let before = Carry::default();
         let parts = EstateParts {
             events: Arc::new(refit::events::Events::new(Vec::new())),
             tickets: Arc::new(refit::tickets::Tickets::new(Vec::new(), "t".to_owned())),

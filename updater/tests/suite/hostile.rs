@@ -3,8 +3,8 @@
 use std::fs;
 use std::sync::atomic::AtomicBool;
 
-use refit_fixtures::hostile::{Workshop, corpus};
 use refit_base::Class;
+use refit_fixtures::hostile::{Workshop, corpus};
 use refit_updater::receive::{Policy, ReceiveError, Receiver};
 use refit_updater::release::Store;
 use refit_updater::trust::{Expired, Trust};

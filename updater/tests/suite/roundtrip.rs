@@ -5,10 +5,10 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
+use refit_base::Class;
 use refit_updater::inspect::{InspectError, inspect};
 use refit_updater::manifest::{Body, Codec};
 use refit_updater::pack::PackError;
-use refit_base::Class;
 use refit_updater::receive::ReceiveProgress;
 use refit_updater::release::{StoreError, Trouble};
 use refit_updater::trust::Trust;

@@ -2,9 +2,9 @@
 
 use std::fs;
 
+use refit_base::Class;
 use refit_updater::keys::Keys;
 use refit_updater::pack::PackOptions;
-use refit_base::Class;
 use refit_updater::receive::ReceiveError;
 use refit_updater::trust::Trust;
 

@@ -14,11 +14,12 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use tokio::sync::watch;
 
-use super::Logs;
+use super::document::{CARRY_FORMAT, Carry};
+use super::instance::CarriedInstance;
 use crate::auth::Sessions;
 use crate::events::Events;
-use crate::handover::carry::{CARRY_FORMAT, CarriedInstance, Carry};
 use crate::handover::{Named, names, notify};
+use crate::logs::Logs;
 use crate::tickets::Tickets;
 
 /// How many events the next image gets.
@@ -28,13 +29,13 @@ const ENDS_MAX: usize = 64;
 
 /// The descriptors of one process of a component.
 #[derive(Debug)]
-pub(super) struct Descriptors {
+pub(crate) struct Descriptors {
     /// The socket on which it reports.
-    pub(super) notify: OwnedFd,
+    pub(crate) notify: OwnedFd,
     /// The reading end of its standard output.
-    pub(super) stdout: OwnedFd,
+    pub(crate) stdout: OwnedFd,
     /// The reading end of its standard error.
-    pub(super) stderr: OwnedFd,
+    pub(crate) stderr: OwnedFd,
 }
 
 impl Descriptors {
@@ -44,7 +45,7 @@ impl Descriptors {
     }
 
     /// Returns the descriptors among `parts` that belong to the instance `id`.
-    pub(super) fn find(id: &str, parts: &mut Vec<Named>) -> Option<Self> {
+    pub(crate) fn find(id: &str, parts: &mut Vec<Named>) -> Option<Self> {
         let mut take = |last: &str| {
             let name = format!("{id}.{last}");
             let position = parts.iter().position(|part| part.name == name)?;
@@ -126,7 +127,7 @@ impl Estate {
     }
 
     /// Registers a process of a component, or what has changed of it.
-    pub(super) fn put(&self, instance: CarriedInstance, descriptors: &Arc<Descriptors>, stored: bool) {
+    pub(crate) fn put(&self, instance: CarriedInstance, descriptors: &Arc<Descriptors>, stored: bool) {
         if !stored {
             for (part, descriptor) in descriptors.parts() {
                 self.store(&format!("{}{}.{part}", names::INSTANCE, instance.id), descriptor);
@@ -142,7 +143,7 @@ impl Estate {
     }
 
     /// Remembers how a process ended.
-    pub(super) fn note_end(&self, pid: i32, how: &str) {
+    pub(crate) fn note_end(&self, pid: i32, how: &str) {
         self.ends.send_modify(|ends| {
             if ends.len() == ENDS_MAX {
                 ends.pop_front();
@@ -157,12 +158,12 @@ impl Estate {
     }
 
     /// Returns the highest generation of the processes of `component`.
-    pub(super) fn newest_generation(&self, component: &str) -> u32 {
+    pub(crate) fn newest_generation(&self, component: &str) -> u32 {
         self.lock().generations.get(component).copied().unwrap_or(0)
     }
 
     /// Removes a process that has ended.
-    pub(super) fn remove(&self, id: &str) {
+    pub(crate) fn remove(&self, id: &str) {
         if let Some((_, descriptors)) = self.lock().instances.remove(id) {
             for (part, _) in descriptors.parts() {
                 self.tell_guard(&format!("FDSTOREREMOVE=1\nFDNAME={}{id}.{part}", names::INSTANCE), &[]);

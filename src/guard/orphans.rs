@@ -13,6 +13,8 @@ use nix::unistd::Pid;
 
 use super::say;
 use crate::home::Home;
+use crate::process::environ::{Environment, TOKEN};
+use crate::process::stat::all_pids;
 
 /// How long leftover processes may take to end before they are killed.
 const GRACE: Duration = Duration::from_secs(5);
@@ -52,20 +54,11 @@ pub(super) fn end_all(home: &Home) {
 fn of_home(home: &Home) -> Vec<Pid> {
     let mut wanted = b"REFIT_HOME=".to_vec();
     wanted.extend_from_slice(home.path().as_os_str().as_bytes());
-    let own = Pid::this();
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-    entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok().map(Pid::from_raw))
-        .filter(|pid| *pid != own)
-        .filter(|pid| {
-            fs::read(format!("/proc/{pid}/environ")).is_ok_and(|environment| {
-                let mut variables = environment.split(|byte| *byte == 0);
-                variables.clone().any(|variable| variable == wanted.as_slice())
-                    && variables.any(|variable| variable.starts_with(b"REFIT_TOKEN="))
-            })
-        })
-        .collect()
+    let is_component = |pid: &i32| {
+        Environment::of(*pid)
+            .is_ok_and(|environment| environment.contains(&wanted) && environment.value(TOKEN).is_some())
+    };
+    all_pids().into_iter().filter(is_component).map(Pid::from_raw).collect()
 }
 
 /// Kills what is still a child of this process, until nothing is.

@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use read::Reading;
 use writer::Writer;
 
-pub(super) use lines::{Lines, Piece, priority};
+pub(crate) use lines::{Lines, Piece, priority};
 pub use writer::Place;
 
 /// How many lines of each component are in memory.
@@ -192,7 +192,7 @@ impl Logs {
     }
 
     /// Adds a line that a process of `component` printed. Never waits.
-    pub(super) fn push(&self, component: &str, instance: &str, stream: Stream, piece: Piece<'_>, priority: Option<u8>) {
+    pub(crate) fn push(&self, component: &str, instance: &str, stream: Stream, piece: Piece<'_>, priority: Option<u8>) {
         let now = clock::now();
         let (name, line) = {
             let mut inner = self.lock();
@@ -326,7 +326,7 @@ impl Logs {
     }
 
     /// Counts one who reads a pipe, until it is dropped.
-    pub(super) fn reader(self: &Arc<Self>) -> Reader {
+    pub(crate) fn reader(self: &Arc<Self>) -> Reader {
         self.readers.send_modify(|count| *count += 1);
         Reader { logs: Arc::clone(self) }
     }
@@ -392,33 +392,33 @@ fn newest_written(place: &Place) -> u64 {
 
 /// One who reads a pipe. Only [`Logs::reader`] makes one.
 #[derive(Debug)]
-pub(super) struct Reader {
+pub(crate) struct Reader {
     logs: Arc<Logs>,
 }
 
 impl Reader {
     /// Returns the lines.
-    pub(super) fn logs(&self) -> &Arc<Logs> {
+    pub(crate) fn logs(&self) -> &Arc<Logs> {
         &self.logs
     }
 
     /// Waits until nobody is to read any more.
-    pub(super) fn paused(&self) -> impl Future<Output = ()> + use<> {
+    pub(crate) fn paused(&self) -> impl Future<Output = ()> + use<> {
         self.logs.paused.clone().cancelled_owned()
     }
 
     /// Returns whether nobody is to read any more.
-    pub(super) fn is_paused(&self) -> bool {
+    pub(crate) fn is_paused(&self) -> bool {
         self.logs.paused.is_cancelled()
     }
 
     /// Keeps a line that has begun for the next image.
-    pub(super) fn leave(&self, place: String, partial: Vec<u8>) {
+    pub(crate) fn leave(&self, place: String, partial: Vec<u8>) {
         self.logs.lock().partial.insert(place, partial);
     }
 
     /// Returns the line that had begun when the image before ended.
-    pub(super) fn found(&self, place: &str) -> Vec<u8> {
+    pub(crate) fn found(&self, place: &str) -> Vec<u8> {
         self.logs.lock().partial.remove(place).unwrap_or_default()
     }
 }

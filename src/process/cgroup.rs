@@ -24,12 +24,12 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, PidfdFlags, Signal, getppid, getuid, pidfd_open, pidfd_send_signal};
 use sha2::{Digest, Sha256};
 
-use super::remains::LOOK_AGAIN;
-
 /// The group that guard and runtime go to when their own has to be empty.
 const SELF: &str = "refit-self";
 /// The marks by which a manager says that a group is delegated.
 const DELEGATED: [&str; 2] = ["user.delegate", "trusted.delegate"];
+/// How often to look whether something is left: these processes are not our children, and nothing reports their end.
+pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// How long the kernel may take to remove what was killed.
 const EMPTY_MAX: Duration = Duration::from_secs(5);
 /// The period of a processor limit, in microseconds: the kernel's own default.
@@ -115,7 +115,7 @@ impl Cgroups {
     }
 
     /// Makes the group of the process `id`; `None` if there are none.
-    pub(super) fn make(&self, id: &str) -> Option<Group> {
+    pub(crate) fn make(&self, id: &str) -> Option<Group> {
         let tree = self.tree.as_ref().ok()?;
         let path = tree.dir.join(id);
         match make(&path) {
@@ -128,7 +128,7 @@ impl Cgroups {
     }
 
     /// Returns whether groups can limit this.
-    pub(super) fn has(&self, controller: Controller) -> bool {
+    pub(crate) fn has(&self, controller: Controller) -> bool {
         self.tree.as_ref().is_ok_and(|tree| tree.controllers.contains(&controller))
     }
 }
@@ -143,18 +143,18 @@ pub fn remove_all(home: &Path) {
 
 /// The group of one process and all that it starts.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Group {
+pub(crate) struct Group {
     path: PathBuf,
 }
 
 impl Group {
     /// Returns the group at `path`, if it is there.
-    pub(super) fn found(path: &Path) -> Option<Self> {
+    pub(crate) fn found(path: &Path) -> Option<Self> {
         path.join("cgroup.procs").is_file().then(|| Self { path: path.to_owned() })
     }
 
     /// Returns its directory.
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
@@ -162,7 +162,7 @@ impl Group {
     ///
     /// # Errors
     /// The kernel refuses.
-    pub(super) fn below(&self, name: &str) -> io::Result<Self> {
+    pub(crate) fn below(&self, name: &str) -> io::Result<Self> {
         let path = self.path.join(name);
         make(&path)?;
         Ok(Self { path })
@@ -172,7 +172,7 @@ impl Group {
     ///
     /// # Errors
     /// The kernel refuses.
-    pub(super) fn limit(&self, controller: Controller, value: u64) -> io::Result<()> {
+    pub(crate) fn limit(&self, controller: Controller, value: u64) -> io::Result<()> {
         match controller {
             Controller::Memory => {
                 write(&self.path.join("memory.max"), &value.to_string())?;
@@ -189,13 +189,13 @@ impl Group {
     }
 
     /// Returns how often the kernel ended something in it for lack of memory.
-    pub(super) fn out_of_memory(&self) -> bool {
+    pub(crate) fn out_of_memory(&self) -> bool {
         fs::read_to_string(self.path.join("memory.events"))
             .is_ok_and(|text| text.lines().any(|line| line.strip_prefix("oom_kill ").is_some_and(|count| count != "0")))
     }
 
     /// Returns the processes in it and below it.
-    pub(super) fn processes(&self) -> Vec<i32> {
+    pub(crate) fn processes(&self) -> Vec<i32> {
         let mut found = pids(&self.path);
         for name in children(&self.path) {
             found.extend(Self { path: self.path.join(name) }.processes());
@@ -207,12 +207,12 @@ impl Group {
     ///
     /// # Errors
     /// Something is left.
-    pub(super) fn end(&self) -> io::Result<()> {
+    pub(crate) fn end(&self) -> io::Result<()> {
         kill(&self.path)
     }
 
     /// Removes it, with everything in it.
-    pub(super) fn remove(&self) {
+    pub(crate) fn remove(&self) {
         if let Err(error) = destroy(&self.path) {
             tracing::warn!(path = %self.path.display(), %error, "cannot remove a control group");
         }
@@ -223,7 +223,7 @@ impl Group {
 ///
 /// # Errors
 /// The kernel refuses.
-pub(super) fn enter(path: &Path) -> io::Result<()> {
+pub(crate) fn enter(path: &Path) -> io::Result<()> {
     write(&path.join("cgroup.procs"), "0")
 }
 

@@ -6,17 +6,16 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use semver::Version;
 use serde::{Deserialize, Serialize};
 
-use super::memfd;
+use super::instance::CarriedInstance;
 use crate::auth::CarriedSession;
-use crate::component::{LogLine, logs};
 use crate::events::Event;
+use crate::handover::memfd;
+use crate::logs::{self, LogLine};
 use crate::tickets::TicketView;
 
 /// The format of the document. It grows by optional fields only: an older release reads what a newer one wrote.
@@ -67,87 +66,6 @@ pub struct Carry {
     /// The highest generation of each component's processes.
     #[serde(default)]
     pub component_generations: BTreeMap<String, u32>,
-}
-
-/// Whether a process serves or is on its way out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Role {
-    /// It is the component.
-    Current,
-    /// Another took its place; it finishes what it has.
-    Outgoing,
-}
-
-/// A component's process, for the next image.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CarriedInstance {
-    /// The instance: component, dash, generation.
-    pub id: String,
-    /// The component.
-    pub component: String,
-    /// Counts the component's processes.
-    pub generation: u32,
-    /// Its PID.
-    pub pid: i32,
-    /// When the process began, in the kernel's clock ticks: with it a PID is unmistakable.
-    pub start_ticks: u64,
-    /// Its launch token.
-    pub token: String,
-    /// The release it was started from.
-    pub release: Version,
-    /// What it was started from, as a digest.
-    pub fingerprint: String,
-    /// When it was started, RFC 3339.
-    pub started_at: String,
-    /// Whether it said that it serves.
-    pub ready: bool,
-    /// What it last said of itself.
-    pub status: Option<String>,
-    /// Whether it serves or is on its way out.
-    pub role: Role,
-    /// How often the component was started again after it had ended by itself.
-    #[serde(default)]
-    pub restarts: u32,
-    /// Its control group.
-    #[serde(default)]
-    pub cgroup: Option<PathBuf>,
-    /// Its limits, and what keeps them.
-    #[serde(default)]
-    pub limits: BTreeMap<String, CarriedLimit>,
-    /// How often it has to report, in microseconds, if it has said so itself.
-    #[serde(default)]
-    pub watchdog_us: Option<u64>,
-}
-
-/// A limit of a process, and what keeps it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CarriedLimit {
-    /// Bytes, percent of one processor, or a number.
-    pub value: u64,
-    /// What keeps it.
-    pub by: LimitBy,
-}
-
-/// What keeps a limit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LimitBy {
-    /// The control group, for all processes of the component together.
-    Cgroup,
-    /// A limit of each process.
-    Rlimit,
-    /// Nothing: the system offers nothing for it.
-    None,
-}
-
-/// What the guard says of a process that it collected.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Reaped {
-    /// The process.
-    pub pid: i32,
-    /// How it ended, for people.
-    pub how: String,
 }
 
 impl Carry {

@@ -16,6 +16,7 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid, setgid, setgroups, setsid, setuid};
 use refit_base::Exit;
 
+use super::cgroup;
 use crate::handover::inherit::VARIABLES;
 use crate::handover::{exec, fd};
 
@@ -79,7 +80,7 @@ pub struct Begin {
 
 impl Begin {
     /// Returns the words on the command line that say the same.
-    pub(super) fn arguments(&self) -> Vec<OsString> {
+    pub(crate) fn arguments(&self) -> Vec<OsString> {
         let mut words: Vec<OsString> = Vec::new();
         let mut add = |name: &str, value: Option<&OsStr>| {
             if let Some(value) = value {
@@ -164,8 +165,7 @@ fn begin(state: &Begin, command: &mut Command) -> io::Result<()> {
         setsid().map_err(|error| cannot("begin a session".to_owned(), error.into()))?;
     }
     if let Some(group) = &state.cgroup {
-        super::cgroup::enter(group)
-            .map_err(|error| cannot(format!("enter the control group {}", group.display()), error))?;
+        cgroup::enter(group).map_err(|error| cannot(format!("enter the control group {}", group.display()), error))?;
     }
     if let Some(mask) = state.umask {
         umask(Mode::from_bits_truncate(mask));
@@ -261,7 +261,7 @@ fn group_id(name: &str) -> io::Result<Gid> {
 ///
 /// # Errors
 /// No descriptor is left.
-pub(super) fn report_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+pub(crate) fn report_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     rustix::io::ioctl_fionbio(reader.as_fd(), true)?;
     Ok((reader, writer))

@@ -5,22 +5,19 @@
 //! session and outlives its parent at once is not found so; it ends with the appliance, whose guard inherits every orphan.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::time::{Duration, Instant};
 
-use super::cgroup::Group;
-use super::signal::{Handle, Stat};
+use super::cgroup::{Group, LOOK_AGAIN};
+use super::environ::{Environment, TOKEN};
+use super::handle::Handle;
+use super::stat::{Stat, all_processes};
 
-/// How often to look whether something is left: these processes are not our children, nobody tells us.
-pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// How long the kernel may take to remove what was killed, and what goes on forking may go on.
 const END_MAX: Duration = Duration::from_secs(5);
-/// The variable that a component and all that it starts have.
-const TOKEN: &str = "REFIT_TOKEN=";
 
 /// What one process started.
 #[derive(Debug, Clone)]
-pub(super) struct Remains {
+pub(crate) struct Descendants {
     group: Option<Group>,
     /// A whole variable of the environment.
     mark: String,
@@ -29,22 +26,22 @@ pub(super) struct Remains {
     began: u64,
 }
 
-impl Remains {
+impl Descendants {
     /// Returns what the process `leader`, which began at `began`, started: all in `group`, or with `mark` in the environment.
-    pub(super) fn of(group: Option<Group>, mark: String, leader: i32, began: u64) -> Self {
+    pub(crate) fn of(group: Option<Group>, mark: String, leader: i32, began: u64) -> Self {
         Self { group, mark, leader, began }
     }
 
     /// Returns the mark of the component's process that has this launch token.
-    pub(super) fn mark(token: &str) -> String {
-        format!("{TOKEN}{token}")
+    pub(crate) fn mark(token: &str) -> String {
+        format!("{TOKEN}={token}")
     }
 
     /// Ends all of it, the process itself included. Returns how many others there were.
-    pub(super) async fn end(&self) -> usize {
-        let remains = self.clone();
+    pub(crate) async fn end(&self) -> usize {
+        let descendants = self.clone();
         // Files of the kernel, and pauses: not for an async worker.
-        match tokio::task::spawn_blocking(move || remains.end_now()).await {
+        match tokio::task::spawn_blocking(move || descendants.end_now()).await {
             Ok(count) => count,
             Err(error) => {
                 tracing::warn!(process.pid = self.leader, %error, "cannot end what a process left behind");
@@ -113,26 +110,16 @@ impl Remains {
     fn is_marked(&self, pid: i32, stat: &Stat) -> bool {
         let in_session = stat.session == self.leader;
         // Another account's cannot be read; the session and the parents tell those.
-        let Ok(environment) = fs::read(format!("/proc/{pid}/environ")) else { return in_session };
-        let mut variables = environment.split(|byte| *byte == 0);
-        if variables.clone().any(|variable| variable == self.mark.as_bytes()) {
+        let Ok(environment) = Environment::of(pid) else { return in_session };
+        if environment.contains(self.mark.as_bytes()) {
             return true;
         }
         // A number that was used again: another component's session.
-        in_session
-            && (!self.mark.starts_with(TOKEN) || !variables.any(|variable| variable.starts_with(TOKEN.as_bytes())))
+        in_session && (!self.has_token() || environment.value(TOKEN).is_none())
     }
-}
 
-/// Returns what lives, without this process: what has ended and waits for its parent does not.
-fn all_processes() -> BTreeMap<i32, Stat> {
-    let own = rustix::process::getpid().as_raw_pid();
-    let Ok(entries) = fs::read_dir("/proc") else { return BTreeMap::new() };
-    entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
-        .filter(|pid| *pid != own)
-        .filter_map(|pid| Some((pid, Stat::of(pid).ok()?)))
-        .filter(|(_, stat)| stat.lives)
-        .collect()
+    /// Returns whether the mark is a launch token.
+    fn has_token(&self) -> bool {
+        self.mark.strip_prefix(TOKEN).is_some_and(|rest| rest.starts_with('='))
+    }
 }

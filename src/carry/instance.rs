@@ -1,0 +1,79 @@
+//! What the next image is told of a component's process.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use semver::Version;
+use serde::{Deserialize, Serialize};
+
+/// Whether a process serves or is on its way out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// It is the component.
+    Current,
+    /// Another took its place; it finishes what it has.
+    Outgoing,
+}
+
+/// A component's process, for the next image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CarriedInstance {
+    /// The instance: component, dash, generation.
+    pub id: String,
+    /// The component.
+    pub component: String,
+    /// Counts the component's processes.
+    pub generation: u32,
+    /// Its PID.
+    pub pid: i32,
+    /// When the process began, in the kernel's clock ticks: with it a PID is unmistakable.
+    pub start_ticks: u64,
+    /// Its launch token.
+    pub token: String,
+    /// The release it was started from.
+    pub release: Version,
+    /// What it was started from, as a digest.
+    pub fingerprint: String,
+    /// When it was started, RFC 3339.
+    pub started_at: String,
+    /// Whether it said that it serves.
+    pub ready: bool,
+    /// What it last said of itself.
+    pub status: Option<String>,
+    /// Whether it serves or is on its way out.
+    pub role: Role,
+    /// How often the component was started again after it had ended by itself.
+    #[serde(default)]
+    pub restarts: u32,
+    /// Its control group.
+    #[serde(default)]
+    pub cgroup: Option<PathBuf>,
+    /// Its limits, and what keeps them.
+    #[serde(default)]
+    pub limits: BTreeMap<String, CarriedLimit>,
+    /// How often it has to report, in microseconds, if it has said so itself.
+    #[serde(default)]
+    pub watchdog_us: Option<u64>,
+}
+
+/// A limit of a process, and what keeps it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CarriedLimit {
+    /// Bytes, percent of one processor, or a number.
+    pub value: u64,
+    /// What keeps it.
+    pub by: LimitBy,
+}
+
+/// What keeps a limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LimitBy {
+    /// The control group, for all processes of the component together.
+    Cgroup,
+    /// A limit of each process.
+    Rlimit,
+    /// Nothing: the system offers nothing for it.
+    None,
+}

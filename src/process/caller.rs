@@ -1,0 +1,80 @@
+//! The process at the other end of a Unix socket, as the kernel says it when the connection is made.
+
+use nix::unistd::{Uid, User};
+
+use super::environ::{Environment, TOKEN};
+use super::stat::Stat;
+
+/// How many parents of a process are looked at: deeper than any shell is nested.
+const PARENTS_MAX: usize = 64;
+
+/// One process on the way from a caller to the first of all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ancestor {
+    /// The process.
+    pub(crate) pid: i32,
+    /// Its process group.
+    pub(crate) group: i32,
+    /// The process that began its session.
+    pub(crate) session: i32,
+    /// When it began, in the kernel's clock ticks.
+    pub(crate) start_ticks: u64,
+}
+
+/// Who is at the other end, as the kernel says it when the connection is made: later the process may be another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Caller {
+    /// The account.
+    pub(crate) uid: u32,
+    /// The process; none if it is outside of what this process can see.
+    pub(crate) pid: Option<i32>,
+    /// The process and its parents, nearest first; none if it is gone.
+    pub(crate) line: Vec<Ancestor>,
+    /// The token in its environment, if that can be read.
+    pub(crate) token: Option<String>,
+}
+
+impl Caller {
+    /// Returns who the kernel says made a connection.
+    pub(crate) fn new(uid: u32, pid: Option<i32>) -> Self {
+        let mut line = Vec::new();
+        let mut next = pid.unwrap_or(0);
+        while next > 0 && line.len() < PARENTS_MAX {
+            let Ok(Stat { group, session, began, parent, .. }) = Stat::of(next) else { break };
+            line.push(Ancestor { pid: next, group, session, start_ticks: began });
+            next = parent;
+        }
+        let environment = pid.and_then(|pid| Environment::of(pid).ok()).unwrap_or_default();
+        let token = environment.value(TOKEN).and_then(|token| std::str::from_utf8(token).ok()).map(str::to_owned);
+        Self { uid, pid, line, token }
+    }
+
+    /// Returns the name of its account, or the number if it has none.
+    pub(crate) fn account(&self) -> String {
+        let user = User::from_uid(Uid::from_raw(self.uid)).ok().flatten();
+        user.map_or_else(|| format!("uid {}", self.uid), |user| user.name)
+    }
+
+    /// Returns whether it was gone when it was looked at. One that cannot be seen from here is not.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.pid.is_some_and(|pid| pid > 0) && self.line.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::unistd::geteuid;
+
+    use super::super::stat::is_ending;
+    use super::*;
+
+    #[test]
+    fn a_process_is_found_with_its_parents() {
+        let pid = i32::try_from(std::process::id()).expect("fits");
+        let caller = Caller::new(geteuid().as_raw(), Some(pid));
+        assert_eq!(caller.line.first().map(|process| process.pid), Some(pid));
+        assert!(caller.line.len() > 1 && !caller.is_gone() && !is_ending(pid));
+        assert!(Caller::new(0, Some(i32::MAX)).is_gone() && is_ending(i32::MAX));
+        assert!(!Caller::new(0, None).is_gone());
+    }
+}
