@@ -8,6 +8,7 @@ use std::io::Write;
 use std::process::Command;
 
 use nix::sys::signal::Signal;
+use refit_fixtures::tools::{assert_passed, in_namespace};
 use refit_updater::spare::{SPARE_BYTES, SPARE_FILE};
 
 use crate::appliance::{Appliance, end_all, text};
@@ -18,10 +19,6 @@ use crate::wait::{LIMIT, eventually};
 
 /// Says that this process may mount.
 const VARIABLE: &str = "SUITE_FULL_DISK";
-/// The test that the child is.
-const CHILD: &str = "full_disk::child_serves_from_a_full_disk";
-/// What the child prints last.
-const DONE: &str = "the appliance serves";
 
 /// Moves the home of `appliance` to a file system of its own.
 fn onto_a_small_disk(appliance: &Appliance) {
@@ -58,10 +55,9 @@ fn assert_serves(appliance: &Appliance, version: &str) {
 
 /// Not a test by itself: what the child of the next one does.
 #[test]
+#[ignore = "run by the next test, where it may mount"]
 fn child_serves_from_a_full_disk() {
-    if std::env::var_os(VARIABLE).is_none() {
-        return;
-    }
+    assert!(std::env::var_os(VARIABLE).is_some(), "its parent lets it mount");
     let appliance = Appliance::new(&Release::shop("1.0.0"));
     onto_a_small_disk(&appliance);
     let mut appliance = appliance.start();
@@ -97,24 +93,13 @@ fn child_serves_from_a_full_disk() {
     appliance.kill_guard();
     // Of the file system only the mount point is left for whoever removes the directory.
     assert!(Command::new("umount").arg("-l").arg(appliance.home()).status().expect("run umount").success());
-    eprintln!("{DONE}");
 }
 
 #[test]
 fn a_release_that_fills_the_disk_on_trial_ends_in_the_previous_one() {
-    let program = std::env::current_exe().expect("this program");
-    let mut child = Command::new("unshare");
-    child.args(["--map-root-user", "--mount", "sh", "-c"]);
     // Whether anything may be mounted shows before the child begins.
-    child.arg("dir=$(mktemp -d) && mount -t tmpfs tmpfs \"$dir\" && umount \"$dir\" && rmdir \"$dir\" || exit 99; exec \"$@\"");
-    child.arg("sh").arg(program).args(["--exact", CHILD, "--nocapture"]).env(VARIABLE, "1");
-    let output = match child.output() {
-        Ok(output) => output,
-        Err(error) => return eprintln!("not tried, there is no unshare here: {error}"),
-    };
-    let text = String::from_utf8_lossy(&output.stderr);
-    if output.status.code() == Some(99) || text.contains("unshare failed") {
-        return eprintln!("not tried, this machine lets nobody mount: {text}");
-    }
-    assert!(output.status.success() && text.contains(DONE), "{text}{}", String::from_utf8_lossy(&output.stdout));
+    let setup = "dir=$(mktemp -d) && mount -t tmpfs tmpfs \"$dir\" && umount \"$dir\" && rmdir \"$dir\"";
+    let child = "full_disk::child_serves_from_a_full_disk";
+    let Some(output) = in_namespace(setup, child, &[(VARIABLE, "1".as_ref())]) else { return };
+    assert_passed(&output);
 }

@@ -1,10 +1,8 @@
 //! A vendor with keys and releases, and homes that trust it.
 
-use std::ffi::OsStr;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
 use std::sync::atomic::AtomicBool;
 
 use jiff::Timestamp;
@@ -217,30 +215,4 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 pub(crate) fn manifest_of(package: &[u8]) -> Manifest {
     let package = refit_updater::package::Package::open(package).unwrap();
     Manifest::parse(package.manifest()).unwrap()
-}
-
-/// A shell's command that goes on as the test `child`.
-pub(crate) fn goes_on_as(child: &str) -> String {
-    format!("exec '{}' --exact {child} --nocapture", std::env::current_exe().unwrap().display())
-}
-
-/// Runs the test `child` where `setup`, a shell's command, may mount: root may, and in a user namespace of its own everybody,
-/// where the machine allows these. `None` where it does not, which is said.
-pub(crate) fn in_namespace(setup: &str, child: &str, variables: &[(&str, &OsStr)]) -> Option<Output> {
-    let script = format!("{setup} || exit 99\n{}", goes_on_as(child));
-    let mut unshare = Command::new("unshare");
-    unshare.args(["--map-root-user", "--mount", "sh", "-c", &script]).envs(variables.iter().copied());
-    let output = match unshare.output() {
-        Ok(output) => output,
-        Err(error) => {
-            eprintln!("not tried, there is no unshare here: {error}");
-            return None;
-        }
-    };
-    let refused = String::from_utf8_lossy(&output.stderr);
-    if output.status.code() == Some(99) || refused.contains("unshare failed") {
-        eprintln!("not tried, this machine lets nobody mount: {refused}");
-        return None;
-    }
-    Some(output)
 }
