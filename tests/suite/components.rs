@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 use nix::sys::signal::Signal;
+use refit_fixtures::tools::cannot_try;
 use serde_json::Value;
 
 use crate::appliance::{Appliance, Ran, component, text};
@@ -392,7 +393,9 @@ fn what_an_ancestor_ignored_or_blocked_is_not_inherited() {
 
 #[test]
 fn b102_a_component_runs_as_the_account_that_it_names_with_its_umask_each_time() {
-    let Ok(Some(nobody)) = nix::unistd::User::from_name("nobody") else { return };
+    let Ok(Some(nobody)) = nix::unistd::User::from_name("nobody") else {
+        return cannot_try("there is no account nobody");
+    };
     let gid = nobody.gid.as_raw();
     let keys = "ready = \"notify\"\nuser = \"nobody\"\nsupplementary_groups = []\numask = \"0027\"";
     let appliance = Appliance::new(&odd(&["describe"], keys));
@@ -402,7 +405,7 @@ fn b102_a_component_runs_as_the_account_that_it_names_with_its_umask_each_time()
         appliance.run_guard();
         assert_eq!(appliance.wait_guard(LIMIT).code(), Some(70));
         assert!(appliance.log().contains("cannot become the account nobody"), "{}", appliance.log());
-        return;
+        return cannot_try("to become the account nobody takes root");
     }
     for dir in [appliance.scratch(), appliance.home()] {
         fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).expect("open the way to the release");

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use refit::bus::{self, Bus, Origin, Request, Subscription};
+use refit_fixtures::tools::as_root;
 use serde_json::{Value, json};
 
 use self::raw::Raw;
@@ -444,10 +445,10 @@ fn b120_whoever_makes_no_sense_is_refused_with_a_reason() {
 
 #[test]
 fn b120_another_account_is_refused() {
-    let appliance = two();
-    if !nix::unistd::geteuid().is_root() {
-        return; // only root can be somebody else
+    if !as_root() {
+        return;
     }
+    let appliance = two();
     for dir in [appliance.scratch(), appliance.home(), &appliance.home().join("run")] {
         fs::set_permissions(dir, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("set its mode");
     }

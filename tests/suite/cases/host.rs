@@ -8,6 +8,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, raise};
 use refit::Request;
 use refit::bus::{ENTER, State};
+use refit_fixtures::tools::cannot_try;
 
 use super::probe::{OK, Site, both, limited};
 use crate::appliance::Appliance;
@@ -92,7 +93,7 @@ fn b099_as_the_first_process_it_ends_in_good_order_and_collects_every_orphan() {
     }
     let tried = Command::new(unshare.get_program()).args(unshare.get_args()).arg("true").output();
     if !tried.is_ok_and(|tried| tried.status.success()) {
-        return; // a system that gives nobody a number one of its own
+        return cannot_try("this machine gives nobody a PID namespace");
     }
     unshare.arg(crate::release::REFIT).args(["run", "--home"]).arg(appliance.home());
     let log = fs::File::create(appliance.scratch().join("first.log")).expect("made");

@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::{User, geteuid};
 use refit::bus::{EXIT, Progress, Replacement, STOP, State};
 use refit::{Origin, Request};
-use refit_fixtures::tools::put_program;
+use refit_fixtures::tools::{cannot_try, put_program};
 
 use super::probe::{OK, Site, both, paused};
 use crate::appliance::Appliance;
@@ -122,7 +122,7 @@ fn b088_after_privileges_were_dropped_a_restart_serves_on_the_same_port_as_the_s
     // Nobody but root can bind a low port, and become somebody else.
     let root = geteuid().is_root();
     let account = if root { User::from_name("nobody") } else { User::from_uid(geteuid()) };
-    let Ok(Some(account)) = account else { return };
+    let Ok(Some(account)) = account else { return cannot_try("the account has no name") };
     let address: SocketAddr = if root { ([127, 0, 0, 1], low_port()).into() } else { given };
     for dir in [appliance.scratch(), appliance.home()] {
         fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).expect("opened the way to the release");
@@ -147,4 +147,7 @@ fn b088_after_privileges_were_dropped_a_restart_serves_on_the_same_port_as_the_s
     appliance.refit(&["bus", "request", "stop"]).ends_with(0);
     appliance.refit(&["bus", "request", "start"]).ends_with(0);
     serves();
+    if !root {
+        cannot_try("a low port and another account take root");
+    }
 }
