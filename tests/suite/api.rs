@@ -5,6 +5,8 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Value, json};
 
 use crate::appliance::{Appliance, component, text};
@@ -12,21 +14,8 @@ use crate::http::{Answer, At, Request};
 use crate::release::Release;
 use crate::wait::{LIMIT, until};
 
-/// Returns `text` in Base64.
-fn base64(text: &str) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    text.as_bytes()
-        .chunks(3)
-        .flat_map(|chunk| {
-            let bits = chunk.iter().fold(0_u32, |bits, byte| bits << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
-            let digits = [18, 12, 6, 0].map(|shift| DIGITS[(bits >> shift & 63) as usize] as char);
-            (0..4).map(move |place| if place <= chunk.len() { digits[place] } else { '=' }).collect::<Vec<_>>()
-        })
-        .collect()
-}
-
 fn basic(user: &str, password: &str) -> String {
-    format!("Basic {}", base64(&format!("{user}:{password}")))
+    format!("Basic {}", BASE64.encode(format!("{user}:{password}")))
 }
 
 /// Returns a request to the admin listener that says who asks.
