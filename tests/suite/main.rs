@@ -20,6 +20,7 @@ mod config;
 mod crash;
 mod demo;
 mod descriptors;
+mod docs;
 mod embed;
 #[cfg(feature = "fault")]
 mod fault;
