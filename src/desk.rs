@@ -10,7 +10,7 @@ use semver::Version;
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::carry::Estate;
+use crate::carry::Registry;
 use crate::tickets::TicketView;
 use crate::update::{Manager, Target, UpdateError};
 
@@ -98,7 +98,7 @@ pub struct Desk {
     /// The update manager.
     pub manager: Arc<Manager>,
     /// Where the tickets are.
-    pub estate: Arc<Estate>,
+    pub registry: Arc<Registry>,
 }
 
 impl Asking for Desk {
@@ -114,33 +114,37 @@ impl Asking for Desk {
             Ask::Update => return self.begin(wanted, Kind::Update, origin),
             Ask::Rollback => return self.begin(wanted, Kind::Rollback, origin),
         };
-        let id = self.estate.tickets.open(request.name(), origin).id;
+        let id = self.registry.tickets.open(request.name(), origin).id;
         let ticket = self.bus.request(request, Origin(origin.to_owned()));
         let (number, merged_with) = (Some(ticket.number()), ticket.merged_with());
         if ticket.progress().is_final() {
-            resolve(&self.estate, &id, ticket.progress());
+            resolve(&self.registry, &id, ticket.progress());
         } else {
             // Resolved by a task of its own: whoever asked may have gone when the outcome comes.
-            let (estate, id) = (Arc::clone(&self.estate), id.clone());
-            self.manager.spawn(follow(estate, id, ticket));
+            let (registry, id) = (Arc::clone(&self.registry), id.clone());
+            self.manager.spawn(follow(registry, id, ticket));
         }
-        Ok(Asked { ticket: self.estate.tickets.get(&id).unwrap_or_else(|| lost(id, ask, origin)), number, merged_with })
+        Ok(Asked {
+            ticket: self.registry.tickets.get(&id).unwrap_or_else(|| lost(id, ask, origin)),
+            number,
+            merged_with,
+        })
     }
 }
 
 impl Desk {
     /// Asks for a restart in place once the program is known to be good. The ticket says if it is not.
     fn restart(&self, origin: &str) -> Asked {
-        let opened = self.estate.tickets.open(Ask::Restart.name(), origin);
-        let (manager, bus, estate) = (Arc::clone(&self.manager), self.bus.clone(), Arc::clone(&self.estate));
+        let opened = self.registry.tickets.open(Ask::Restart.name(), origin);
+        let (manager, bus, registry) = (Arc::clone(&self.manager), self.bus.clone(), Arc::clone(&self.registry));
         let (id, origin) = (opened.id.clone(), Origin(origin.to_owned()));
         self.manager.spawn(async move {
             match manager.restart_in_place(&bus, origin.clone()).await {
-                Ok(ticket) => follow(estate, id, ticket).await,
+                Ok(ticket) => follow(registry, id, ticket).await,
                 Err(error) => {
                     let reason = format!("{}; nothing was stopped", Chain(&error));
-                    tell_refused(&estate, &bus, Ask::Restart.name(), &origin.0, &reason);
-                    resolve(&estate, &id, Progress::Refused(reason));
+                    tell_refused(&registry, &bus, Ask::Restart.name(), &origin.0, &reason);
+                    resolve(&registry, &id, Progress::Refused(reason));
                 }
             }
         });
@@ -167,34 +171,34 @@ fn lost(id: String, ask: Ask, origin: &str) -> TicketView {
 }
 
 /// Waits for the outcome of a request and puts it into the ticket `id`.
-async fn follow(estate: Arc<Estate>, id: String, ticket: Ticket) {
+async fn follow(registry: Arc<Registry>, id: String, ticket: Ticket) {
     let progress = ticket.outcome().await;
-    resolve(&estate, &id, progress);
+    resolve(&registry, &id, progress);
 }
 
 /// Puts an outcome into the ticket `id`.
-pub(crate) fn resolve(estate: &Estate, id: &str, progress: Progress) {
+pub(crate) fn resolve(registry: &Registry, id: &str, progress: Progress) {
     let (state, reason) = match progress {
         Progress::Done | Progress::Accepted => ("done", None),
         Progress::Already => ("already", None),
         Progress::Failed(reason) => ("failed", Some(reason)),
         Progress::Refused(reason) => ("refused", Some(reason)),
     };
-    estate.tickets.resolve(id, state, reason);
-    estate.save();
+    registry.tickets.resolve(id, state, reason);
+    registry.save();
 }
 
 /// Refuses a request for `reason`: there is a ticket that says so, an event for the audit, and a line on the log.
-pub(crate) fn refuse(estate: &Estate, bus: &Bus, request: &str, origin: &str, reason: &str) -> TicketView {
-    let ticket = estate.tickets.open(request, origin);
-    resolve(estate, &ticket.id, Progress::Refused(reason.to_owned()));
-    tell_refused(estate, bus, request, origin, reason);
-    estate.tickets.get(&ticket.id).unwrap_or(ticket)
+pub(crate) fn refuse(registry: &Registry, bus: &Bus, request: &str, origin: &str, reason: &str) -> TicketView {
+    let ticket = registry.tickets.open(request, origin);
+    resolve(registry, &ticket.id, Progress::Refused(reason.to_owned()));
+    tell_refused(registry, bus, request, origin, reason);
+    registry.tickets.get(&ticket.id).unwrap_or(ticket)
 }
 
 /// Tells everybody that a request was refused before the bus heard of it.
-fn tell_refused(estate: &Estate, bus: &Bus, request: &str, origin: &str, reason: &str) {
-    estate.events.publish(
+fn tell_refused(registry: &Registry, bus: &Bus, request: &str, origin: &str, reason: &str) {
+    registry.events.publish(
         "bus.request",
         json!({ "number": null, "request": request, "origin": origin, "outcome": "refused", "reason": reason }),
     );

@@ -20,7 +20,7 @@ pub(super) async fn status(State(app): State<Shared>) -> Json<Value> {
     let journal = app.manager.journal();
     let update = app.manager.view();
     let on_trial = matches!(journal.state, journal::State::Trial { .. });
-    let estate = &app.around.estate;
+    let registry = &app.around.registry;
     let listeners: Vec<Value> = {
         let listeners = app.around.listeners.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         listeners
@@ -43,7 +43,7 @@ pub(super) async fn status(State(app): State<Shared>) -> Json<Value> {
         "guard": { "pid": app.guard_pid },
         "runtime": {
             "pid": std::process::id(),
-            "generation": estate.generation(),
+            "generation": registry.generation(),
             "started_at": app.started_at,
             "version": env!("CARGO_PKG_VERSION"),
         },
@@ -143,7 +143,7 @@ pub(super) async fn history(State(app): State<Shared>) -> Result<Json<Value>, Pr
 /// 200 when the appliance serves, 503 otherwise. While one process image takes over from another it goes on serving.
 pub(super) async fn healthz(State(app): State<Shared>) -> impl IntoResponse {
     // In this order: whoever had not run yet a moment ago either takes over, or runs now.
-    let takes_over = app.around.estate.generation() > 1 && !app.bus.ran();
+    let takes_over = app.around.registry.generation() > 1 && !app.bus.ran();
     let state = app.bus.state();
     if state == bus::State::Running || app.bus.is_replacing() || takes_over {
         (StatusCode::OK, "ok\n".to_owned())

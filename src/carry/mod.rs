@@ -1,14 +1,14 @@
 //! What outlives a process image: the document that the next image reads, and the registry that the document is made from.
 //!
-//! [`Estate`] is the registry: everything that must survive is registered there when it comes to be, and removed when it is gone.
+//! Everything that must survive is registered in the [`Registry`] when it comes to be, and removed when it is gone.
 //! [`Carry`] is the document; [`CarriedInstance`] is what it says of one process of a component. The document crosses an exec in a
 //! sealed file in memory, and a copy of it is always with the guard, so that a crash is an exec that nobody prepared.
 
 mod document;
-mod estate;
 mod instance;
+mod registry;
 
 pub use document::{CARRY_FORMAT, Carry};
-pub(crate) use estate::Descriptors;
-pub use estate::{Estate, EstateParts, state_name};
 pub use instance::{CarriedInstance, CarriedLimit, LimitBy, Role};
+pub(crate) use registry::Descriptors;
+pub use registry::{Registry, RegistryParts, state_name};

@@ -43,7 +43,7 @@ impl Process {
     ) -> Self {
         let mut current: Option<Instance> = None;
         let mut outgoing = Vec::new();
-        let newest = around.estate.newest_generation(&component.name);
+        let newest = around.registry.newest_generation(&component.name);
         for (instance, CarriedParts(descriptors)) in carried {
             let role = instance.role;
             let Some(instance) = Instance::adopt(instance, descriptors, &around) else { continue };

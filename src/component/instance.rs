@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::reports::{self, Reports, Said};
 use super::{limits, output, spawn};
-use crate::carry::{CarriedInstance, Descriptors, Estate, Role};
+use crate::carry::{CarriedInstance, Descriptors, Registry, Role};
 use crate::config::{Component, ReloadSignal};
 use crate::handover::fd::{self, FIRST};
 use crate::handover::listener::Listeners;
@@ -56,7 +56,7 @@ pub struct Surroundings {
     /// The listeners.
     pub listeners: std::sync::Mutex<Listeners>,
     /// The registry of what survives.
-    pub estate: Arc<Estate>,
+    pub registry: Arc<Registry>,
     /// How processes ended that the guard collected, by PID.
     pub reaped: watch::Receiver<BTreeMap<i32, String>>,
     /// This process's own environment.
@@ -143,7 +143,7 @@ impl Instance {
         let descriptors = Arc::new(Descriptors { notify: notify.into(), stdout, stderr });
         let mut instance =
             Self::watch(carried, handle, descriptors, around).map_err(|error| failed("watch the process", error))?;
-        around.estate.put(instance.carried.clone(), &instance.descriptors, false);
+        around.registry.put(instance.carried.clone(), &instance.descriptors, false);
         if let Some(reason) = spawn::read_report(report).await {
             instance.kill_and_wait().await;
             instance.forget(around);
@@ -159,12 +159,12 @@ impl Instance {
             .and_then(|handle| Self::watch(carried, handle, Arc::new(descriptors), around));
         match found {
             Ok(instance) => {
-                around.estate.put(instance.carried.clone(), &instance.descriptors, true);
+                around.registry.put(instance.carried.clone(), &instance.descriptors, true);
                 Some(instance)
             }
             Err(error) => {
                 tracing::warn!(instance.id = id, %error, "a process of the image before is gone");
-                around.estate.remove(&id);
+                around.registry.remove(&id);
                 None
             }
         }
@@ -185,7 +185,7 @@ impl Instance {
         let mut tasks = JoinSet::new();
         for (stream, descriptor) in [(Stream::Stdout, &descriptors.stdout), (Stream::Stderr, &descriptors.stderr)] {
             let reader = pipe::Receiver::from_owned_fd(descriptor.try_clone()?)?;
-            let reading = output::read(reader, &around.estate.logs, &carried.component, &carried.id, stream);
+            let reading = output::read(reader, &around.registry.logs, &carried.component, &carried.id, stream);
             let done = done_sender.clone();
             tasks.spawn(async move {
                 reading.await;
@@ -199,7 +199,7 @@ impl Instance {
         let process = fd::watch(handle.descriptor().try_clone()?)?;
         let reaped = around.reaped.clone();
         let pid = handle.pid();
-        let estate = Arc::clone(&around.estate);
+        let registry = Arc::clone(&around.registry);
         tasks.spawn(async move {
             // Cancel-safe: reading takes whole messages.
             let how = tokio::select! {
@@ -207,7 +207,7 @@ impl Instance {
                 never = reports.read() => match never {},
             };
             reports.rest();
-            estate.note_end(pid, &how);
+            registry.note_end(pid, &how);
             ended_sender.send_replace(Some(how));
             match reports.read().await {}
         });
@@ -303,7 +303,7 @@ impl Instance {
             self.carried.status.clone_from(&said.status);
             self.carried.watchdog_us = said.watchdog.map(|limit| u64::try_from(limit.as_micros()).unwrap_or(u64::MAX));
         }
-        around.estate.put(self.carried.clone(), &self.descriptors, true);
+        around.registry.put(self.carried.clone(), &self.descriptors, true);
     }
 
     /// Removes what is kept of a process that has ended, and of all that it started.
@@ -312,7 +312,7 @@ impl Instance {
         if let Some(group) = self.group() {
             group.remove();
         }
-        around.estate.remove(&self.carried.id);
+        around.registry.remove(&self.carried.id);
         let path = around.home.notify().join(format!("{}.sock", self.carried.id));
         if let Err(error) = fs::remove_file(&path)
             && error.kind() != io::ErrorKind::NotFound
@@ -335,7 +335,7 @@ impl Instance {
             let drained = tokio::time::timeout(LAST_OUTPUT_WAIT, done.wait_for(|count| *count >= 2)).await;
             drop(drained);
         }
-        let output = around.estate.logs.last_of(&self.carried.component, &self.carried.id, FAILURE_LINES);
+        let output = around.registry.logs.last_of(&self.carried.component, &self.carried.id, FAILURE_LINES);
         Failure { reason, output }
     }
 }

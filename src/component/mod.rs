@@ -1,7 +1,7 @@
 //! Components: the programs that the appliance is made of, started, watched and stopped by the runtime.
 //!
 //! [`Process`] is a component on the bus: its actor owns the processes, everybody else sees a [`View`]. A process outlives the
-//! runtime that started it: what is needed to find it again (its descriptors and [`CarriedInstance`]s) is in the [registry](crate::carry::Estate),
+//! runtime that started it: what is needed to find it again (its descriptors and [`CarriedInstance`]s) is in the [registry](crate::carry::Registry),
 //! and [`fingerprint`] says whether the next release wants the very same process.
 //!
 //! [`CarriedInstance`]: crate::carry::CarriedInstance

@@ -126,7 +126,7 @@ async fn greet(
             "name": peer.name,
             "component": owner.component_name(),
             "state": peers.parts.bus.state(),
-            "generation": peers.parts.estate.generation(),
+            "generation": peers.parts.registry.generation(),
             "channels": channels,
         });
         answer(id, Ok(welcome))
@@ -135,11 +135,11 @@ async fn greet(
 }
 
 fn owner(peers: &Peers, caller: &Caller, hello: &Hello) -> Result<Owner, Refusal> {
-    let (config, estate) = (&peers.parts.config, &peers.parts.estate);
+    let (config, registry) = (&peers.parts.config, &peers.parts.registry);
     if let Some(token) = &hello.token {
-        return Owner::by_token(token, caller, config, estate);
+        return Owner::by_token(token, caller, config, registry);
     }
-    let owner = Owner::without_token(caller, config, estate)?;
+    let owner = Owner::without_token(caller, config, registry)?;
     match owner.component_name() {
         Some(name) => Err(Refusal::TokenMissing { component: name.to_owned(), pid: caller.pid.unwrap_or(0) }),
         None => Ok(owner),
@@ -219,11 +219,11 @@ async fn how_it_ended(peers: &Peers, peer: &Peer) -> Option<String> {
     if !is_ending(pid) {
         return None;
     }
-    let mut ends = peers.parts.estate.ends();
+    let mut ends = peers.parts.registry.ends();
     let is_known = |ends: &std::collections::VecDeque<(i32, String)>| {
         ends.iter().rev().find(|(other, _)| *other == pid).map(|(_, how)| how.clone())
     };
-    let is_components = peers.parts.estate.instances().iter().any(|instance| instance.pid == pid);
+    let is_components = peers.parts.registry.instances().iter().any(|instance| instance.pid == pid);
     let limit = if is_components { END_KNOWN_MAX } else { Duration::ZERO };
     let known = tokio::time::timeout(limit, ends.wait_for(|ends| is_known(ends).is_some())).await;
     match known {

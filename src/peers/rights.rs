@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::protocol::Refusal;
 use crate::carry::CarriedInstance;
-use crate::carry::Estate;
+use crate::carry::Registry;
 use crate::config::Config;
 use crate::process::caller::{Ancestor, Caller};
 
@@ -56,8 +56,13 @@ impl Owner {
     ///
     /// # Errors
     /// No running process has it, or the account is not the component's.
-    pub(crate) fn by_token(token: &str, caller: &Caller, config: &Config, estate: &Estate) -> Result<Self, Refusal> {
-        let instances = estate.instances();
+    pub(crate) fn by_token(
+        token: &str,
+        caller: &Caller,
+        config: &Config,
+        registry: &Registry,
+    ) -> Result<Self, Refusal> {
+        let instances = registry.instances();
         let instance = instances.iter().find(|instance| is_same(&instance.token, token)).ok_or(Refusal::Token)?;
         let component = config.component(&instance.component);
         let account = component.and_then(|component| component.user.as_deref());
@@ -75,8 +80,8 @@ impl Owner {
     ///
     /// # Errors
     /// It is neither the operator nor a component, or is gone.
-    pub(crate) fn without_token(caller: &Caller, config: &Config, estate: &Estate) -> Result<Self, Refusal> {
-        if let Some(instance) = comes_from(caller, &estate.instances()) {
+    pub(crate) fn without_token(caller: &Caller, config: &Config, registry: &Registry) -> Result<Self, Refusal> {
+        if let Some(instance) = comes_from(caller, &registry.instances()) {
             return Ok(Self::component(instance, config));
         }
         if !is_ours(caller.uid) {

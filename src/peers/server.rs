@@ -21,7 +21,7 @@ use super::peer::{Peer, PeerView};
 use super::protocol::{Refusal, notification, shortened};
 use super::rights::Owner;
 use super::{DOWN, UP, connection};
-use crate::carry::Estate;
+use crate::carry::Registry;
 use crate::config::Config;
 use crate::desk::Asking;
 
@@ -35,7 +35,7 @@ pub struct Parts {
     /// The bus.
     pub bus: Bus,
     /// Who knows the launch tokens, keeps tickets and events.
-    pub estate: Arc<Estate>,
+    pub registry: Arc<Registry>,
     /// What the components may do.
     pub config: Arc<Config>,
     /// Who takes requests.
@@ -229,7 +229,7 @@ impl Peers {
         if known.named.contains_key(&name) {
             return Err(Refusal::NameTaken { name });
         }
-        let resumes = owner.serves() && self.parts.estate.generation() > 1 && !self.parts.bus.ran();
+        let resumes = owner.serves() && self.parts.registry.generation() > 1 && !self.parts.bus.ran();
         let peer = Arc::new(Peer::new(name.clone(), owner.clone(), pid, uid, resumes));
         // Before anybody else can tell it anything: states that change from here on come after it.
         drop(peer.send(&welcome(&peer)));
@@ -269,7 +269,7 @@ impl Peers {
 
     fn tell(self: &Arc<Self>, channel: &'static str, about: Value, level: Level, text: String) {
         self.parts.bus.log(level, text);
-        self.parts.estate.events.publish(channel, about.clone());
+        self.parts.registry.events.publish(channel, about.clone());
         if self.stopping.is_cancelled() {
             return; // nobody is left to be told
         }

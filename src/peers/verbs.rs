@@ -48,7 +48,7 @@ pub(super) fn act(peers: &Arc<Peers>, peer: &Arc<Peer>, id: Option<&Value>, verb
         Verb::Bye => Ok(Done::Bye),
         Verb::State => Ok(Done::Now(json!({
             "state": peers.parts.bus.state(),
-            "generation": peers.parts.estate.generation(),
+            "generation": peers.parts.registry.generation(),
         }))),
         Verb::Subscribe(wanted) => {
             let there = peer.view().channels;
@@ -70,7 +70,7 @@ pub(super) fn act(peers: &Arc<Peers>, peer: &Arc<Peer>, id: Option<&Value>, verb
         Verb::Publish(publish) => publish_for(peers, peer, id, publish).map(|()| Done::Later),
         Verb::Wait(wait) => wait_for(peers, peer, id, wait).map(|()| Done::Later),
         Verb::Ticket(ticket) => {
-            let found = peers.parts.estate.tickets.get(&ticket.id);
+            let found = peers.parts.registry.tickets.get(&ticket.id);
             let found = found.ok_or_else(|| Refusal::UnknownTicket { id: shortened(&ticket.id) })?;
             Ok(Done::Now(json!({ "ticket": found })))
         }
@@ -128,10 +128,10 @@ fn request(peers: &Arc<Peers>, peer: &Arc<Peer>, wanted: Wanted) -> Result<Value
     if budget().requests.take().is_err() {
         return Err(Refusal::TooFast { what: "requests", per_second: REQUESTS.per_second });
     }
-    let (bus, estate) = (&peers.parts.bus, &peers.parts.estate);
+    let (bus, registry) = (&peers.parts.bus, &peers.parts.registry);
     let origin = peer.owner.origin();
     if let Some(reason) = Ask::from_name(&wanted.request).and_then(|ask| peer.owner.forbids(ask)) {
-        let ticket = desk::refuse(estate, bus, &wanted.request, &origin, &reason);
+        let ticket = desk::refuse(registry, bus, &wanted.request, &origin, &reason);
         return Ok(json!({ "ticket": ticket }));
     }
     let permit = work(peer)?;
@@ -160,7 +160,7 @@ fn work(peer: &Peer) -> Result<OwnedSemaphorePermit, Refusal> {
 
 /// Waits until a ticket has an outcome; `None` if the peer is gone before, or the ticket.
 async fn outcome(peers: &Peers, peer: &Peer, id: &str) -> Option<TicketView> {
-    let tickets = &peers.parts.estate.tickets;
+    let tickets = &peers.parts.registry.tickets;
     let mut changes = tickets.watch();
     loop {
         let ticket = tickets.get(id)?;
@@ -209,7 +209,7 @@ fn wait_for(peers: &Arc<Peers>, peer: &Arc<Peer>, id: Option<&Value>, wait: Wait
     if states.is_empty() && ticket.is_none() {
         return Err(Refusal::WaitForNothing);
     }
-    let tickets = &peers.parts.estate.tickets;
+    let tickets = &peers.parts.registry.tickets;
     let there = ticket
         .as_deref()
         .map(|ticket| tickets.get(ticket).ok_or_else(|| Refusal::UnknownTicket { id: shortened(ticket) }));

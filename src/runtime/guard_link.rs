@@ -9,7 +9,7 @@ use rustix::net::RecvFlags;
 use tokio::io::Interest;
 use tokio::sync::watch;
 
-use crate::carry::Estate;
+use crate::carry::Registry;
 use crate::handover::fd;
 use crate::handover::reaped::Reaped;
 
@@ -43,9 +43,9 @@ pub(super) async fn listen(channel: OwnedFd, reaped: watch::Sender<BTreeMap<i32,
 }
 
 /// Tells the guard again and again that the runtime is alive, at a third of the time after which it would be ended.
-pub(super) async fn feed_watchdog(estate: std::sync::Arc<Estate>, limit: Duration) {
+pub(super) async fn feed_watchdog(registry: std::sync::Arc<Registry>, limit: Duration) {
     loop {
-        estate.tell_guard("WATCHDOG=1", &[]);
+        registry.tell_guard("WATCHDOG=1", &[]);
         tokio::time::sleep(limit / 3).await;
     }
 }

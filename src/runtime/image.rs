@@ -29,7 +29,7 @@ use super::watch::Watch;
 use super::{End, Given, guard_link, settings, signals};
 use crate::api::{self, App, Parked, Server};
 use crate::auth::Sessions;
-use crate::carry::{self, CarriedInstance, Carry, Estate, EstateParts};
+use crate::carry::{self, CarriedInstance, Carry, Registry, RegistryParts};
 use crate::component::{self, CarriedParts, Process, Surroundings};
 use crate::config::{self, Config, Programs};
 use crate::desk::{Asking, Desk};
@@ -124,13 +124,13 @@ pub(super) async fn live(given: &Given, mut inherited: Inheritance) -> Result<En
         components: disk.config.components.iter().map(|component| component.name.clone()).collect(),
         journal: given.environment.get(OsStr::new(logs::journal::VARIABLE)).map(PathBuf::from),
     };
-    let estate = estate(&before, guard, output);
+    let registry = registry(&before, guard, output);
     for older in stored.iter().filter_map(|number| number.parse().ok()).filter(|number| *number != before.sequence) {
-        estate.drop_state(older); // a crash came between keeping the newer and dropping the older
+        registry.drop_state(older); // a crash came between keeping the newer and dropping the older
     }
-    store_with_guard(&estate, &listeners, &had, &sockets, were_there)?;
+    store_with_guard(&registry, &listeners, &had, &sockets, were_there)?;
     let micros = disk.config.update.watchdog.as_micros();
-    estate.tell_guard(&format!("WATCHDOG_USEC={micros}\nWATCHDOG=1"), &[]);
+    registry.tell_guard(&format!("WATCHDOG_USEC={micros}\nWATCHDOG=1"), &[]);
 
     let (reaped_sender, reaped) = watch::channel(BTreeMap::new());
     let around = Arc::new(Surroundings {
@@ -139,7 +139,7 @@ pub(super) async fn live(given: &Given, mut inherited: Inheritance) -> Result<En
         version: disk.release.version.clone(),
         config_dir: disk.store.config_dir(&disk.release.version),
         listeners: Mutex::new(listeners),
-        estate: Arc::clone(&estate),
+        registry: Arc::clone(&registry),
         reaped,
         environment: given.environment.clone(),
         cgroups: cgroups(&disk.config, &given.home, &before.instances),
@@ -164,17 +164,17 @@ pub(super) async fn live(given: &Given, mut inherited: Inheritance) -> Result<En
     let parked = unpark(parked_parts, &before.parked);
     let parts = Assembled { config: disk.config, around, components, manager, bus, engine, parked, before };
     let end = run_image(parts, guard_channel, lock, reaped_sender, sockets, tasks).await;
-    estate.logs.close().await;
+    registry.logs.close().await;
     end
 }
 
-fn estate(before: &Carry, guard: Option<std::os::unix::net::UnixDatagram>, output: logs::Place) -> Arc<Estate> {
+fn registry(before: &Carry, guard: Option<std::os::unix::net::UnixDatagram>, output: logs::Place) -> Arc<Registry> {
     let stem = format!("{:x}", clock::now().as_millisecond());
-    Arc::new(Estate::new(
+    Arc::new(Registry::new(
         before,
         before.generation + 1,
         guard,
-        EstateParts {
+        RegistryParts {
             events: Arc::new(match before.exec_ns {
                 Some(_in_order) => Events::new(before.events.clone()),
                 None => Events::after_crash(before.events.clone(), before.generation),
@@ -194,7 +194,7 @@ struct Sockets {
 
 /// Gives the guard what it does not keep yet under its present name, and has it drop what is not wanted any more.
 fn store_with_guard(
-    estate: &Estate,
+    registry: &Registry,
     listeners: &Listeners,
     had: &[String],
     sockets: &Sockets,
@@ -204,13 +204,13 @@ fn store_with_guard(
     for part in &described {
         let fresh = listeners.is_fresh(&part.name);
         if fresh || !had.contains(&part.name) {
-            estate.tell_guard(&format!("FDSTOREREMOVE=1\nFDNAME={}", part.name), &[]);
-            estate.store(&part.name, &part.descriptor);
+            registry.tell_guard(&format!("FDSTOREREMOVE=1\nFDNAME={}", part.name), &[]);
+            registry.store(&part.name, &part.descriptor);
         }
     }
     for name in had {
         if !described.iter().any(|part| part.name == *name) {
-            estate.tell_guard(&format!("FDSTOREREMOVE=1\nFDNAME={name}"), &[]);
+            registry.tell_guard(&format!("FDSTOREREMOVE=1\nFDNAME={name}"), &[]);
         }
     }
     for (name, socket, was_there) in
@@ -218,7 +218,7 @@ fn store_with_guard(
     {
         if !was_there {
             let socket = socket.try_clone().map_err(io_error("duplicate a socket of the runtime's own"))?;
-            estate.store(name, &OwnedFd::from(socket));
+            registry.store(name, &OwnedFd::from(socket));
         }
     }
     Ok(())
@@ -301,12 +301,12 @@ async fn run_image(
     mut tasks: JoinSet<()>,
 ) -> Result<End, RuntimeError> {
     let Assembled { config, around, components, manager, bus, engine, parked, before } = parts;
-    let estate = Arc::clone(&around.estate);
-    let desk = Arc::new(Desk { bus: bus.clone(), manager: Arc::clone(&manager), estate: Arc::clone(&estate) });
+    let registry = Arc::clone(&around.registry);
+    let desk = Arc::new(Desk { bus: bus.clone(), manager: Arc::clone(&manager), registry: Arc::clone(&registry) });
     let socket = sockets.bus.try_clone().map_err(io_error("duplicate the socket of the bus"))?;
     let parts = peers::Parts {
         bus: bus.clone(),
-        estate: Arc::clone(&estate),
+        registry: Arc::clone(&registry),
         config: Arc::clone(&config),
         desk: Arc::clone(&desk) as Arc<dyn Asking>,
     };
@@ -314,7 +314,7 @@ async fn run_image(
     peers.attach(&bus);
     let hooks = Arc::new(BusHooks {
         manager: Arc::clone(&manager),
-        events: Arc::clone(&estate.events),
+        events: Arc::clone(&registry.events),
         peers: Arc::clone(&peers),
     });
     let admin = {
@@ -344,11 +344,11 @@ async fn run_image(
     let engine = engine.with_hooks(hooks);
 
     let now = CancellationToken::new();
-    let signals = signals::listen(bus.clone(), Arc::clone(&manager), Arc::clone(&estate.logs), now.clone())
+    let signals = signals::listen(bus.clone(), Arc::clone(&manager), Arc::clone(&registry.logs), now.clone())
         .map_err(io_error("receive signals"))?;
     tasks.spawn(signals);
     exec::unblock_signals().map_err(io_error("receive signals"))?;
-    tasks.spawn(guard_link::feed_watchdog(Arc::clone(&estate), config.update.watchdog));
+    tasks.spawn(guard_link::feed_watchdog(Arc::clone(&registry), config.update.watchdog));
     let kept_channel = keep(guard_channel.as_ref())?;
     if let Some(channel) = guard_channel {
         let bus = bus.clone();
@@ -364,7 +364,7 @@ async fn run_image(
         let watch = Watch {
             bus: bus.clone(),
             manager: Arc::clone(&manager),
-            events: Arc::clone(&estate.events),
+            events: Arc::clone(&registry.events),
             home: around.home.clone(),
             paths: config.watch.paths.iter().map(|path| around.home.path().join(path)).collect(),
             settle: config.watch.settle,
@@ -372,11 +372,11 @@ async fn run_image(
         tasks.spawn(watch.run());
     }
     for component in &components {
-        tasks.spawn(publish_changes(Arc::clone(component), Arc::clone(&estate), bus.clone()));
+        tasks.spawn(publish_changes(Arc::clone(component), Arc::clone(&registry), bus.clone()));
     }
     // Held before anybody can ask: until the disk is tidy nothing is received.
     let permit = manager.hold_receiving();
-    let tidied = tell_running(bus.clone(), Arc::clone(&manager), Arc::clone(&estate), config.name.clone(), permit);
+    let tidied = tell_running(bus.clone(), Arc::clone(&manager), Arc::clone(&registry), config.name.clone(), permit);
     tasks.spawn(tidied);
 
     drop(bus.request(Request::Start, Origin("start".to_owned())));
@@ -394,10 +394,10 @@ async fn run_image(
     match &ended.replacement {
         Some(replacement) => {
             manager.end();
-            estate.logs.pause().await;
+            registry.logs.pause().await;
             tasks.shutdown().await;
             // Until the next image says that it is ready, nothing is.
-            estate.tell_guard("RELOADING=1", &[]);
+            registry.tell_guard("RELOADING=1", &[]);
             let descriptors = describe(&around, &server, manager.trial_ns(), sockets, kept_channel, lock)
                 .map_err(io_error("describe what is handed over"))?;
             Ok(End::Replace { program: replacement.program.clone(), label: replacement.label.clone(), descriptors })
@@ -405,7 +405,7 @@ async fn run_image(
         None => {
             if ended.asked && !manager.gives_way() {
                 // Without it the guard would start the next runtime.
-                estate.tell_guard("STOPPING=1", &[]);
+                registry.tell_guard("STOPPING=1", &[]);
             }
             for component in &components {
                 // Those that the bus never started, but that ran: taken over from an image before.
@@ -437,7 +437,7 @@ fn exit_status(ended: &Ended) -> Exit {
 }
 
 /// Publishes what changes of a component.
-async fn publish_changes(component: Arc<Process>, estate: Arc<Estate>, bus: Bus) {
+async fn publish_changes(component: Arc<Process>, registry: Arc<Registry>, bus: Bus) {
     let mut views = component.view();
     let mut last = None;
     loop {
@@ -455,7 +455,7 @@ async fn publish_changes(component: Arc<Process>, estate: Arc<Estate>, bus: Bus)
                 "name": view.name, "state": view.state, "pid": view.pid, "health": view.health.name(),
                 "reason": view.reason, "status": view.status,
             });
-            estate.events.publish("component", data);
+            registry.events.publish("component", data);
         }
         if views.changed().await.is_err() {
             return;
@@ -467,7 +467,7 @@ async fn publish_changes(component: Arc<Process>, estate: Arc<Estate>, bus: Bus)
 async fn tell_running(
     bus: Bus,
     manager: Arc<Manager>,
-    estate: Arc<Estate>,
+    registry: Arc<Registry>,
     name: String,
     permit: Option<tokio::sync::OwnedSemaphorePermit>,
 ) {
@@ -481,10 +481,10 @@ async fn tell_running(
     }
     if states.wait_for(|state| *state == bus::State::Running).await.is_ok() {
         let status = format!("READY=1\nSTATUS={name} is running");
-        estate.tell_guard(&status, &[]);
+        registry.tell_guard(&status, &[]);
         manager.site_runs();
-        estate.tickets.settle_carried();
-        estate.save();
+        registry.tickets.settle_carried();
+        registry.save();
     }
 }
 
@@ -505,8 +505,8 @@ fn describe(
     parts.push(named(names::BUS, sockets.bus.into()));
     parts.extend(channel.map(|channel| named(names::GUARD, channel)));
     parts.extend(lock.map(|lock| named(names::LOCK, lock)));
-    parts.extend(around.estate.describe()?);
-    let mut carry = around.estate.save();
+    parts.extend(around.registry.describe()?);
+    let mut carry = around.registry.save();
     carry.stopped_accepting_ns = server.stopped_accepting_ns();
     carry.logs_complete = true; // nobody reads any more; the guard's copy may be read after lines that it does not have
     carry.exec_ns = Some(clock::monotonic_ns());

@@ -251,7 +251,7 @@ impl Manager {
             data["component"] = json!(ending.component);
             data["output"] = json!(ending.output);
         }
-        self.parts.around.estate.events.publish("update.step", data);
+        self.parts.around.registry.events.publish("update.step", data);
     }
 
     fn ending(step: &str, reason: String) -> Ending {
@@ -283,7 +283,7 @@ impl Manager {
             return Err(UpdateError::Runs { version: to });
         }
         let now = clock::now();
-        let ticket = self.parts.around.estate.tickets.open(kind_name(kind), who);
+        let ticket = self.parts.around.registry.tickets.open(kind_name(kind), who);
         let attempt = Attempt {
             id: ticket.id.clone(),
             kind,
@@ -464,22 +464,22 @@ impl Manager {
             "text": text, "reason": reason, "component": entry.component,
             "output": entry.output,
         });
-        let estate = &self.parts.around.estate;
-        estate.events.publish("update.step", data);
+        let registry = &self.parts.around.registry;
+        registry.events.publish("update.step", data);
         let text = match entry.outcome {
             history::Outcome::Done => None,
             history::Outcome::RolledBack => Some(format!("rolled back to {}: {reason}", entry.from)),
             history::Outcome::Failed => Some(reason),
         };
-        estate.tickets.resolve(&entry.id, if text.is_none() { "done" } else { "failed" }, text);
-        estate.save();
+        registry.tickets.resolve(&entry.id, if text.is_none() { "done" } else { "failed" }, text);
+        registry.save();
     }
 
     /// Removes the releases that nobody needs any more. Blocks.
     fn prune(&self) {
         let journal = self.journal();
         let keep = self.parts.config.update.keep;
-        let mut needed: BTreeSet<Version> = self.parts.around.estate.releases_in_use().into_iter().collect();
+        let mut needed: BTreeSet<Version> = self.parts.around.registry.releases_in_use().into_iter().collect();
         needed.insert(journal.state.wanted().clone());
         needed.extend(journal.good.iter().rev().take(keep.max(2)).cloned());
         let versions = match self.parts.store.versions() {

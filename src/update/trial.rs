@@ -137,7 +137,7 @@ impl Manager {
             view.probation_ends_at = left.map(|left| clock::rfc3339(clock::now() + left));
         }
         let data = json!({ "id": attempt.id, "progress": progress, "text": text });
-        self.parts.around.estate.events.publish("update.progress", data);
+        self.parts.around.registry.events.publish("update.progress", data);
     }
 
     /// Returns why the trial is lost, if what `view` shows means that.
@@ -156,7 +156,7 @@ impl Manager {
         let mut ending = Self::ending("probation", format!("component {} {reason}", view.name));
         ending.component = Some(view.name.clone());
         ending.output = if view.output.is_empty() {
-            let logs = &self.parts.around.estate.logs;
+            let logs = &self.parts.around.registry.logs;
             let instance = format!("{}-{}", view.name, view.generation);
             logs.last_of(&view.name, &instance, refit_updater::history::OUTPUT_LINES_MAX)
         } else {
@@ -218,7 +218,7 @@ impl Manager {
             return;
         }
         for name in lock(&self.parts.around.listeners).close_aside() {
-            self.parts.around.estate.tell_guard(&format!("FDSTOREREMOVE=1\nFDNAME={name}"), &[]);
+            self.parts.around.registry.tell_guard(&format!("FDSTOREREMOVE=1\nFDNAME={name}"), &[]);
         }
         let manager = Arc::clone(&self);
         let pruned = tokio::task::spawn_blocking(move || manager.prune()).await;
@@ -229,10 +229,10 @@ impl Manager {
         let text = format!("release {} is good", attempt.to);
         tracing::info!(update.id = attempt.id, "{text}");
         self.publish_step(&attempt, "committed", &text, None);
-        let estate = &self.parts.around.estate;
-        estate.events.publish("release", json!({ "version": attempt.to, "state": "good" }));
-        estate.tickets.resolve(&attempt.id, "done", None);
-        estate.save();
+        let registry = &self.parts.around.registry;
+        registry.events.publish("release", json!({ "version": attempt.to, "state": "good" }));
+        registry.tickets.resolve(&attempt.id, "done", None);
+        registry.save();
     }
 }
 

@@ -130,7 +130,7 @@ impl refit::desk::Asking for Desk {
 
 #[test]
 fn b111_external_and_in_process_listeners_share_one_order() {
-    use refit::carry::{Carry, Estate, EstateParts};
+    use refit::carry::{Carry, Registry, RegistryParts};
     use refit::logs::Logs;
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("bus.sock");
@@ -144,15 +144,15 @@ fn b111_external_and_in_process_listeners_share_one_order() {
     runtime.block_on(async {
         let (bus, engine) = Bus::new(bus::Options::default());
         let before = Carry::default();
-        let parts = EstateParts {
+        let parts = RegistryParts {
             events: Arc::new(refit::events::Events::new(Vec::new())),
             tickets: Arc::new(refit::tickets::Tickets::new(Vec::new(), "t".to_owned())),
             logs: Arc::new(Logs::open(before.output(), None)),
             sessions: Arc::default(),
         };
-        let estate = Arc::new(Estate::new(&before, 1, None, parts));
+        let registry = Arc::new(Registry::new(&before, 1, None, parts));
         let desk = Arc::new(Desk(bus.clone()));
-        let parts = refit::peers::Parts { bus: bus.clone(), estate, config, desk };
+        let parts = refit::peers::Parts { bus: bus.clone(), registry, config, desk };
         let peers = Arc::new(refit::peers::Peers::new(socket, parts));
         peers.attach(&bus);
         let acknowledged = Arc::new(AtomicBool::new(false));

@@ -66,7 +66,7 @@ struct Inner {
 
 /// The registry.
 #[derive(Debug)]
-pub struct Estate {
+pub struct Registry {
     inner: Mutex<Inner>,
     /// Held while a document is given to the guard: each is dropped by exactly the one after it.
     saving: Mutex<()>,
@@ -83,9 +83,9 @@ pub struct Estate {
     pub sessions: Arc<Sessions>,
 }
 
-impl Estate {
+impl Registry {
     /// Returns the registry of the process image `generation`, going on after `carry`, with the guard at the other end of `guard`.
-    pub fn new(carry: &Carry, generation: u32, guard: Option<UnixDatagram>, parts: EstateParts) -> Self {
+    pub fn new(carry: &Carry, generation: u32, guard: Option<UnixDatagram>, parts: RegistryParts) -> Self {
         Self {
             inner: Mutex::new(Inner {
                 generation,
@@ -249,7 +249,7 @@ pub fn state_name(sequence: u64) -> String {
 
 /// What the registry reads when it writes its document.
 #[derive(Debug)]
-pub struct EstateParts {
+pub struct RegistryParts {
     /// The events.
     pub events: Arc<Events>,
     /// The tickets.
