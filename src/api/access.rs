@@ -106,8 +106,8 @@ pub(super) async fn trust_socket(State(app): State<Shared>, mut request: Request
     let token =
         request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
     let owner = match token {
-        Some(token) => Owner::by_token(token.trim(), &caller, &app.config, &app.around.registry),
-        None => Owner::without_token(&caller, &app.config, &app.around.registry),
+        Some(token) => Owner::by_token(token.trim(), &caller, &app.config, &app.context.registry),
+        None => Owner::without_token(&caller, &app.config, &app.context.registry),
     };
     let owner = match owner {
         Ok(owner) => owner,
@@ -162,7 +162,7 @@ pub(super) fn forbidden_request(app: &Shared, owner: &Owner, ask: Ask) -> Option
 }
 
 fn refuse(app: &Shared, owner: &Owner, what: &str, reason: &str) -> Problem {
-    let ticket = desk::refuse(&app.around.registry, &app.bus, what, &owner.origin(), reason);
+    let ticket = desk::refuse(&app.context.registry, &app.bus, what, &owner.origin(), reason);
     let detail = format!("not permitted: {reason} (ticket {})", ticket.id);
     let remedy = "allow it in appliance.toml, or have the operator ask";
     Problem::new(StatusCode::FORBIDDEN, "not_permitted", Exit::Usage, detail, remedy)
@@ -188,7 +188,7 @@ fn is_open(request: &Request) -> bool {
 }
 
 async fn account(app: &Shared, headers: &axum::http::HeaderMap) -> Result<String, Refusal> {
-    let sessions = &app.around.registry.sessions;
+    let sessions = &app.context.registry.sessions;
     if let Some(user) = token(headers).and_then(|token| sessions.user(token)) {
         return Ok(user);
     }
@@ -205,6 +205,6 @@ async fn account(app: &Shared, headers: &axum::http::HeaderMap) -> Result<String
 /// Checks a password where its hashing holds nobody up.
 pub(super) async fn check(app: &Shared, user: String, password: String) -> Result<String, Refusal> {
     let app = Arc::clone(app);
-    let work = move || app.around.registry.sessions.check_password(&app.around.home, &user, &password).map(|()| user);
+    let work = move || app.context.registry.sessions.check_password(&app.context.home, &user, &password).map(|()| user);
     tokio::task::spawn_blocking(work).await.unwrap_or(Err(Refusal::Wrong))
 }

@@ -132,7 +132,7 @@ pub(super) async fn ticket(
     Path(id): Path<String>,
     Query(wait): Query<Wait>,
 ) -> Result<Json<Value>, Problem> {
-    let tickets = &app.around.registry.tickets;
+    let tickets = &app.context.registry.tickets;
     let limit = wait.wait_ms.map_or(Duration::ZERO, Duration::from_millis).min(WAIT_MAX);
     let mut changes = tickets.watch();
     let outcome = async {

@@ -32,7 +32,7 @@ pub(super) async fn stream(State(app): State<Shared>, Query(query): Query<After>
         .get(header::ACCEPT)
         .and_then(|value| value.to_str().ok())
         .is_some_and(|accepted| accepted.contains(NDJSON));
-    let events = &app.around.registry.events;
+    let events = &app.context.registry.events;
     let newest = events.watch();
     let last_seen = headers
         .get("last-event-id")
@@ -41,7 +41,7 @@ pub(super) async fn stream(State(app): State<Shared>, Query(query): Query<After>
         .map_or_else(|| *newest.borrow(), |seen| events.resume(seen));
     let state = (app, newest, last_seen);
     let following = stream::unfold(state, move |(app, mut newest, seen)| async move {
-        let events = app.around.registry.events.after(seen);
+        let events = app.context.registry.events.after(seen);
         if let Some(last) = events.last() {
             let seen = last.id;
             let text: String = events.iter().map(|event| write(event, lines)).collect();

@@ -54,7 +54,7 @@ pub(super) async fn logs(
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let by_line = text(header::ACCEPT.as_str()).is_some_and(|accepted| accepted.contains(NDJSON));
     let count = asked.n.unwrap_or(LINES_DEFAULT);
-    let logs = &app.around.registry.logs;
+    let logs = &app.context.registry.logs;
     // A browser that connects again asks as it did first, and says what it has seen.
     let seen = text("last-event-id").and_then(|text| text.parse().ok()).filter(|_| asked.follow).or(asked.after);
     let newest = *logs.watch(&name).borrow();
@@ -76,10 +76,10 @@ pub(super) async fn logs(
 
 /// Answers with `first`, then with every line after the number `cursor` as it comes.
 fn follow(app: Shared, name: String, first: &[Arc<LogLine>], cursor: u64, by_line: bool) -> Response {
-    let newest = app.around.registry.logs.watch(&name);
+    let newest = app.context.registry.logs.watch(&name);
     let state = (app, name, newest, cursor);
     let following = stream::unfold(state, move |(app, name, mut newest, seen)| async move {
-        let lines = app.around.registry.logs.after(&name, seen, BATCH_LINES).await;
+        let lines = app.context.registry.logs.after(&name, seen, BATCH_LINES).await;
         if let Some(last) = lines.last() {
             let seen = last.seq;
             return Some((write(&lines, by_line), (app, name, newest, seen)));

@@ -25,7 +25,7 @@ pub(super) async fn metrics(State(app): State<Shared>) -> impl IntoResponse {
         "The running release.",
         vec![(format!("{{appliance=\"{}\",version=\"{}\"}}", app.config.name, app.config.version), 1.0)],
     );
-    let generation = f64::from(app.around.registry.generation());
+    let generation = f64::from(app.context.registry.generation());
     family("refit_runtime_generation", "Counts the process images of the runtime.", vec![(String::new(), generation)]);
     let views: Vec<_> = app.components.values().map(|component| component.view().borrow().clone()).collect();
     let label = |name: &str| format!("{{component=\"{name}\"}}");

@@ -27,7 +27,7 @@ use axum::routing::{delete, get, post};
 use refit_bus::Bus;
 use tokio_util::sync::CancellationToken;
 
-use crate::component::{Process, Surroundings};
+use crate::component::{Process, RunContext};
 use crate::config::Config;
 use crate::desk::Desk;
 use crate::peers::Peers;
@@ -50,7 +50,7 @@ pub struct App {
     /// The running release's configuration.
     pub config: Arc<Config>,
     /// Where components run.
-    pub around: Arc<Surroundings>,
+    pub context: Arc<RunContext>,
     /// The components by name.
     pub components: BTreeMap<String, Arc<Process>>,
     /// The guard's PID.

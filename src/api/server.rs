@@ -207,7 +207,7 @@ impl Server {
             "gap_us": since(Some(stopped)),
             "exec_to_accept_us": since(self.before.exec_ns),
         });
-        self.app.around.registry.events.publish("handover", data);
+        self.app.context.registry.events.publish("handover", data);
     }
 }
 

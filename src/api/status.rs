@@ -20,9 +20,9 @@ pub(super) async fn status(State(app): State<Shared>) -> Json<Value> {
     let journal = app.manager.journal();
     let update = app.manager.view();
     let on_trial = matches!(journal.state, journal::State::Trial { .. });
-    let registry = &app.around.registry;
+    let registry = &app.context.registry;
     let listeners: Vec<Value> = {
-        let listeners = app.around.listeners.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let listeners = app.context.listeners.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         listeners
             .addresses()
             .into_iter()
@@ -131,7 +131,7 @@ fn installed_at(dir: &std::path::Path) -> Option<String> {
 }
 
 pub(super) async fn history(State(app): State<Shared>) -> Result<Json<Value>, Problem> {
-    let home = app.around.home.clone();
+    let home = app.context.home.clone();
     let entries = tokio::task::spawn_blocking(move || history::read(home.path()))
         .await
         .map_err(|source| Problem::of(&UpdateError::Worker { source }))?
@@ -143,7 +143,7 @@ pub(super) async fn history(State(app): State<Shared>) -> Result<Json<Value>, Pr
 /// 200 when the appliance serves, 503 otherwise. While one process image takes over from another it goes on serving.
 pub(super) async fn healthz(State(app): State<Shared>) -> impl IntoResponse {
     // In this order: whoever had not run yet a moment ago either takes over, or runs now.
-    let takes_over = app.around.registry.generation() > 1 && !app.bus.ran();
+    let takes_over = app.context.registry.generation() > 1 && !app.bus.ran();
     let state = app.bus.state();
     if state == bus::State::Running || app.bus.is_replacing() || takes_over {
         (StatusCode::OK, "ok\n".to_owned())

@@ -10,8 +10,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::context::RunContext;
 use super::health;
-use super::instance::{Instance, Surroundings};
+use super::instance::Instance;
 use super::supervise::{Actor, Ask, Asked};
 use super::view::{State, View};
 use crate::carry::Descriptors;
@@ -37,16 +38,16 @@ impl Process {
     pub fn new(
         component: Component,
         fingerprint: String,
-        around: Arc<Surroundings>,
+        context: Arc<RunContext>,
         carried: Vec<(CarriedInstance, CarriedParts)>,
         tasks: &mut JoinSet<()>,
     ) -> Self {
         let mut current: Option<Instance> = None;
         let mut outgoing = Vec::new();
-        let newest = around.registry.newest_generation(&component.name);
+        let newest = context.registry.newest_generation(&component.name);
         for (instance, CarriedParts(descriptors)) in carried {
             let role = instance.role;
-            let Some(instance) = Instance::adopt(instance, descriptors, &around) else { continue };
+            let Some(instance) = Instance::adopt(instance, descriptors, &context) else { continue };
             match (role, &current) {
                 (Role::Current, Some(other)) if other.carried.generation >= instance.carried.generation => {
                     outgoing.push(instance);
@@ -75,7 +76,7 @@ impl Process {
             downs: 0,
         });
         let (asks, receiver) = mpsc::channel(ORDERS_MAX);
-        let actor = Actor::new(component.clone(), fingerprint, around, current, view_sender, newest);
+        let actor = Actor::new(component.clone(), fingerprint, context, current, view_sender, newest);
         tasks.spawn(actor.run(receiver, outgoing));
         Self { component, asks, view }
     }
@@ -140,16 +141,16 @@ impl CarriedParts {
 pub fn end_stray(
     carried: CarriedInstance,
     CarriedParts(descriptors): CarriedParts,
-    around: Arc<Surroundings>,
+    context: Arc<RunContext>,
     tasks: &mut JoinSet<()>,
 ) {
     /// As for a component that says nothing about it.
     const STOP_MAX: Duration = Duration::from_secs(10);
     tracing::info!(component.name = carried.component, process.pid = carried.pid, "ending a component that is no more");
-    let Some(mut instance) = Instance::adopt(carried, descriptors, &around) else { return };
+    let Some(mut instance) = Instance::adopt(carried, descriptors, &context) else { return };
     tasks.spawn(async move {
         instance.stop(STOP_MAX, &CancellationToken::new()).await;
-        instance.forget(&around);
+        instance.forget(&context);
     });
 }
 

@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
 use tokio::sync::watch;
 
-use super::instance::Surroundings;
+use super::context::RunContext;
 use super::spawn;
 use crate::carry::CarriedLimit;
 use crate::config::{Component, Health, Probe};
@@ -65,7 +65,7 @@ pub(super) struct Probed {
     pub(super) token: String,
     pub(super) group: Option<Group>,
     pub(super) limits: BTreeMap<String, CarriedLimit>,
-    pub(super) around: Arc<Surroundings>,
+    pub(super) context: Arc<RunContext>,
 }
 
 /// Tries until it is cancelled, telling `state` what comes out.
@@ -149,15 +149,15 @@ async fn probe(client: &reqwest::Client, health: &Health, probed: &Probed) -> Re
 /// Runs a health command as a process of its component: same account, limits and environment, a session of its own. It, and all
 /// that it starts, ends with the try.
 async fn run(words: &[String], limit: Duration, probed: &Probed) -> Result<(), String> {
-    let Probed { component, token, group, limits, around } = probed;
+    let Probed { component, token, group, limits, context } = probed;
     let group = group.as_ref().and_then(|group| group.below("health").ok());
-    let begin = spawn::begin(component, around, group.as_ref(), limits);
+    let begin = spawn::begin(component, context, group.as_ref(), limits);
     let mark: String = hex::encode(rand::random::<[u8; 16]>());
-    let mut command = Command::from(spawn::launcher(words, around, &begin, None));
+    let mut command = Command::from(spawn::launcher(words, context, &begin, None));
     command
-        .envs(spawn::environment(component, token, around))
+        .envs(spawn::environment(component, token, context))
         .env("REFIT_HEALTH", &mark)
-        .current_dir(&around.release_dir)
+        .current_dir(&context.release_dir)
         .stdout(std::process::Stdio::null())
         .stderr(std::process::Stdio::piped())
         .kill_on_drop(true);

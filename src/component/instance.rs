@@ -1,12 +1,10 @@
 //! One process of a component: how it is started, found again after an exec or a crash, heard, and ended.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,15 +19,14 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::context::RunContext;
 use super::reports::{self, Reports, Said};
 use super::{limits, output, spawn};
-use crate::carry::{CarriedInstance, Descriptors, Registry, Role};
+use crate::carry::{CarriedInstance, Descriptors, Role};
 use crate::config::{Component, ReloadSignal};
 use crate::handover::fd::{self, FIRST};
-use crate::handover::listener::Listeners;
-use crate::home::Home;
 use crate::logs::Stream;
-use crate::process::cgroup::{Cgroups, Group};
+use crate::process::cgroup::Group;
 use crate::process::descendants::Descendants;
 use crate::process::handle::Handle;
 use crate::process::launch::report_pipe;
@@ -41,29 +38,6 @@ const FAILURE_LINES: usize = 20;
 const LAST_OUTPUT_WAIT: Duration = Duration::from_millis(500);
 /// How long a guard may take to say how a process ended that it had to collect.
 const REAPED_WAIT: Duration = Duration::from_millis(500);
-
-/// Where a component runs: what is the same for every process of one release.
-#[derive(Debug)]
-pub struct Surroundings {
-    /// The home.
-    pub home: Home,
-    /// The release's directory.
-    pub release_dir: PathBuf,
-    /// The release.
-    pub version: semver::Version,
-    /// The live configuration.
-    pub config_dir: PathBuf,
-    /// The listeners.
-    pub listeners: std::sync::Mutex<Listeners>,
-    /// The registry of what survives.
-    pub registry: Arc<Registry>,
-    /// How processes ended that the guard collected, by PID.
-    pub reaped: watch::Receiver<BTreeMap<i32, String>>,
-    /// This process's own environment.
-    pub environment: BTreeMap<OsString, OsString>,
-    /// The control groups.
-    pub cgroups: Cgroups,
-}
 
 /// One process.
 #[derive(Debug)]
@@ -91,26 +65,27 @@ impl Instance {
         fingerprint: &str,
         restarts: u32,
         overlapping: bool,
-        around: &Surroundings,
+        context: &RunContext,
     ) -> Result<Self, Failure> {
         let failed = |what: &str, error: io::Error| Failure::new(format!("cannot {what}: {error}"));
         let id = format!("{}-{generation}", component.name);
         let token: String = hex::encode(rand::random::<[u8; 16]>());
         let (notify, notify_address) =
-            spawn::bind_notify(around, &id).map_err(|error| failed("bind its notify socket", error))?;
+            spawn::bind_notify(context, &id).map_err(|error| failed("bind its notify socket", error))?;
         let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(io::Error::from);
         let (stdout, stdout_end) = pipe().map_err(|error| failed("make a pipe", error))?;
         let (stderr, stderr_end) = pipe().map_err(|error| failed("make a pipe", error))?;
         let (report, report_end) = report_pipe().map_err(|error| failed("make a pipe", error))?;
-        let sockets =
-            spawn::sockets(component, around, overlapping).map_err(|error| failed("hand over its listeners", error))?;
-        let group = around.cgroups.make(&id);
-        let limits = limits::apply(&component.spawn.limits, &around.cgroups, group.as_ref(), spawn::is_root(component));
-        let begin = spawn::begin(component, around, group.as_ref(), &limits);
+        let sockets = spawn::sockets(component, context, overlapping)
+            .map_err(|error| failed("hand over its listeners", error))?;
+        let group = context.cgroups.make(&id);
+        let limits =
+            limits::apply(&component.spawn.limits, &context.cgroups, group.as_ref(), spawn::is_root(component));
+        let begin = spawn::begin(component, context, group.as_ref(), &limits);
 
-        let mut command = spawn::launcher(&component.command, around, &begin, Some(sockets.len()));
-        command.envs(spawn::environment(component, &token, around)).envs(spawn::channels(component, notify_address));
-        command.current_dir(&around.release_dir).stdout(stdout_end).stderr(stderr_end);
+        let mut command = spawn::launcher(&component.command, context, &begin, Some(sockets.len()));
+        command.envs(spawn::environment(component, &token, context)).envs(spawn::channels(component, notify_address));
+        command.current_dir(&context.release_dir).stdout(stdout_end).stderr(stderr_end);
         let mut mappings: Vec<FdMapping> =
             sockets.into_iter().zip(FIRST..).map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd }).collect();
         let next = FIRST + i32::try_from(mappings.len()).unwrap_or(0);
@@ -129,7 +104,7 @@ impl Instance {
             pid,
             start_ticks: stat.began,
             token,
-            release: around.version.clone(),
+            release: context.version.clone(),
             fingerprint: fingerprint.to_owned(),
             started_at: clock::stamp(),
             ready: false,
@@ -142,29 +117,29 @@ impl Instance {
         };
         let descriptors = Arc::new(Descriptors { notify: notify.into(), stdout, stderr });
         let mut instance =
-            Self::watch(carried, handle, descriptors, around).map_err(|error| failed("watch the process", error))?;
-        around.registry.put(instance.carried.clone(), &instance.descriptors, false);
+            Self::watch(carried, handle, descriptors, context).map_err(|error| failed("watch the process", error))?;
+        context.registry.put(instance.carried.clone(), &instance.descriptors, false);
         if let Some(reason) = spawn::read_report(report).await {
             instance.kill_and_wait().await;
-            instance.forget(around);
+            instance.forget(context);
             return Err(Failure::new(reason));
         }
         Ok(instance)
     }
 
     /// Finds a process of an earlier image. `None` if it has ended meanwhile.
-    pub(super) fn adopt(carried: CarriedInstance, descriptors: Descriptors, around: &Surroundings) -> Option<Self> {
+    pub(super) fn adopt(carried: CarriedInstance, descriptors: Descriptors, context: &RunContext) -> Option<Self> {
         let id = carried.id.clone();
         let found = Handle::open(carried.pid, Some(carried.start_ticks))
-            .and_then(|handle| Self::watch(carried, handle, Arc::new(descriptors), around));
+            .and_then(|handle| Self::watch(carried, handle, Arc::new(descriptors), context));
         match found {
             Ok(instance) => {
-                around.registry.put(instance.carried.clone(), &instance.descriptors, true);
+                context.registry.put(instance.carried.clone(), &instance.descriptors, true);
                 Some(instance)
             }
             Err(error) => {
                 tracing::warn!(instance.id = id, %error, "a process of the image before is gone");
-                around.registry.remove(&id);
+                context.registry.remove(&id);
                 None
             }
         }
@@ -175,7 +150,7 @@ impl Instance {
         carried: CarriedInstance,
         handle: Handle,
         descriptors: Arc<Descriptors>,
-        around: &Surroundings,
+        context: &RunContext,
     ) -> io::Result<Self> {
         let (said_sender, said) =
             watch::channel(Said::carried(carried.ready, carried.status.clone(), carried.watchdog_us));
@@ -185,7 +160,7 @@ impl Instance {
         let mut tasks = JoinSet::new();
         for (stream, descriptor) in [(Stream::Stdout, &descriptors.stdout), (Stream::Stderr, &descriptors.stderr)] {
             let reader = pipe::Receiver::from_owned_fd(descriptor.try_clone()?)?;
-            let reading = output::read(reader, &around.registry.logs, &carried.component, &carried.id, stream);
+            let reading = output::read(reader, &context.registry.logs, &carried.component, &carried.id, stream);
             let done = done_sender.clone();
             tasks.spawn(async move {
                 reading.await;
@@ -197,9 +172,9 @@ impl Instance {
         let socket = fd::watch(socket)?;
         let mut reports = Reports::new(socket, said_sender, carried.component.clone(), carried.id.clone());
         let process = fd::watch(handle.descriptor().try_clone()?)?;
-        let reaped = around.reaped.clone();
+        let reaped = context.reaped.clone();
         let pid = handle.pid();
-        let registry = Arc::clone(&around.registry);
+        let registry = Arc::clone(&context.registry);
         tasks.spawn(async move {
             // Cancel-safe: reading takes whole messages.
             let how = tokio::select! {
@@ -296,24 +271,24 @@ impl Instance {
     }
 
     /// Records what has changed of it, for the next image.
-    pub(super) fn record(&mut self, around: &Surroundings, role: Role) {
+    pub(super) fn record(&mut self, context: &RunContext, role: Role) {
         self.carried.role = role;
         {
             let said = self.said.borrow();
             self.carried.status.clone_from(&said.status);
             self.carried.watchdog_us = said.watchdog.map(|limit| u64::try_from(limit.as_micros()).unwrap_or(u64::MAX));
         }
-        around.registry.put(self.carried.clone(), &self.descriptors, true);
+        context.registry.put(self.carried.clone(), &self.descriptors, true);
     }
 
     /// Removes what is kept of a process that has ended, and of all that it started.
-    pub(super) fn forget(&mut self, around: &Surroundings) {
+    pub(super) fn forget(&mut self, context: &RunContext) {
         self.tasks.abort_all();
         if let Some(group) = self.group() {
             group.remove();
         }
-        around.registry.remove(&self.carried.id);
-        let path = around.home.notify().join(format!("{}.sock", self.carried.id));
+        context.registry.remove(&self.carried.id);
+        let path = context.home.notify().join(format!("{}.sock", self.carried.id));
         if let Err(error) = fs::remove_file(&path)
             && error.kind() != io::ErrorKind::NotFound
         {
@@ -322,7 +297,7 @@ impl Instance {
     }
 
     /// Returns a failure with this reason, what more is known of it, and the last lines that the process printed.
-    pub(super) async fn failure(&self, mut reason: String, around: &Surroundings) -> Failure {
+    pub(super) async fn failure(&self, mut reason: String, context: &RunContext) -> Failure {
         if let Some(number) = self.said.borrow().errno.filter(|number| *number > 0) {
             reason.push_str(&format!("; it said why: {}", io::Error::from_raw_os_error(number)));
         }
@@ -335,7 +310,7 @@ impl Instance {
             let drained = tokio::time::timeout(LAST_OUTPUT_WAIT, done.wait_for(|count| *count >= 2)).await;
             drop(drained);
         }
-        let output = around.registry.logs.last_of(&self.carried.component, &self.carried.id, FAILURE_LINES);
+        let output = context.registry.logs.last_of(&self.carried.component, &self.carried.id, FAILURE_LINES);
         Failure { reason, output }
     }
 }

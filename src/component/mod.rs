@@ -7,6 +7,7 @@
 //! [`CarriedInstance`]: crate::carry::CarriedInstance
 
 mod actor;
+mod context;
 pub mod fingerprint;
 mod health;
 mod instance;
@@ -19,8 +20,8 @@ mod supervise;
 mod view;
 
 pub use actor::{CarriedParts, Process, end_stray};
+pub use context::RunContext;
 pub use health::State as Health;
-pub use instance::Surroundings;
 pub use view::{Announced, State, View};
 
 use refit_bus as bus;

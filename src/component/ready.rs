@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use refit_bus::Failure;
 
-use super::instance::{Instance, Surroundings};
+use super::context::RunContext;
+use super::instance::Instance;
 use super::reports;
 use crate::config::Component;
 
@@ -16,7 +17,7 @@ use crate::config::Component;
 pub(super) async fn wait_ready(
     instance: &Instance,
     component: &Component,
-    around: &Surroundings,
+    context: &RunContext,
 ) -> Result<(), Failure> {
     let begun = Instant::now();
     let limit = component.start_timeout;
@@ -30,7 +31,7 @@ pub(super) async fn wait_ready(
                     std::future::pending::<()>().await;
                 }
             }
-            crate::config::Ready::Listen => accepts(component, around, limit).await,
+            crate::config::Ready::Listen => accepts(component, context, limit).await,
             crate::config::Ready::Exec | crate::config::Ready::Started => {}
         }
     };
@@ -40,19 +41,19 @@ pub(super) async fn wait_ready(
         () = became_ready => Ok(()),
         how = instance.wait() => {
             let text = format!("{how} before it was ready, after {} ms", begun.elapsed().as_millis());
-            Err(instance.failure(text, around).await)
+            Err(instance.failure(text, context).await)
         }
         () = reports::deadline(&instance.said, begun, limit) => {
             let asked = instance.said.borrow().extended.is_some_and(|(at, _)| at >= begun);
             let more = if asked { format!(", nor in the {:.1} s that it asked for", begun.elapsed().as_secs_f32()) } else { String::new() };
             let text = format!("was not ready within {} s{more}{}", limit.as_secs_f32(), silence(instance, component));
-            Err(instance.failure(text, around).await)
+            Err(instance.failure(text, context).await)
         }
     }
 }
 
 /// Waits until somebody accepts on every listener of the component; on the address of its health probe if it binds its own.
-async fn accepts(component: &Component, around: &Surroundings, limit: Duration) {
+async fn accepts(component: &Component, context: &RunContext, limit: Duration) {
     /// How often a port that nobody listens on yet is tried.
     const TRY_AGAIN: Duration = Duration::from_millis(20);
     if component.listeners.is_empty()
@@ -64,7 +65,7 @@ async fn accepts(component: &Component, around: &Surroundings, limit: Duration) 
     }
     for name in &component.listeners {
         let listener = {
-            let listeners = around.listeners.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let listeners = context.listeners.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             listeners.get(name).and_then(|listener| listener.try_clone().ok())
         };
         let Some(listener) = listener else { continue };

@@ -15,7 +15,7 @@ use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 
-use super::instance::Surroundings;
+use super::context::RunContext;
 use super::limits;
 use crate::carry::CarriedLimit;
 use crate::config::Component;
@@ -32,8 +32,8 @@ const LAUNCH_MAX: Duration = Duration::from_secs(30);
 const REPORT_BYTES_MAX: u64 = 4096;
 
 /// Binds the socket on which the process reports. Returns its address as `NOTIFY_SOCKET` has it.
-pub(super) fn bind_notify(around: &Surroundings, id: &str) -> io::Result<(UnixDatagram, OsString)> {
-    let dir = around.home.notify();
+pub(super) fn bind_notify(context: &RunContext, id: &str) -> io::Result<(UnixDatagram, OsString)> {
+    let dir = context.home.notify();
     fs::create_dir_all(&dir)?;
     let path = dir.join(format!("{id}.sock"));
     if path.as_os_str().len() > ADDRESS_BYTES_MAX {
@@ -53,8 +53,8 @@ pub(super) fn bind_notify(around: &Surroundings, id: &str) -> io::Result<(UnixDa
 }
 
 /// Returns a duplicate of each listener of `component`, blocking unless another process already uses them.
-pub(super) fn sockets(component: &Component, around: &Surroundings, overlapping: bool) -> io::Result<Vec<OwnedFd>> {
-    let listeners = around.listeners.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+pub(super) fn sockets(component: &Component, context: &RunContext, overlapping: bool) -> io::Result<Vec<OwnedFd>> {
+    let listeners = context.listeners.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let mut sockets = Vec::with_capacity(component.listeners.len());
     for name in &component.listeners {
         let listener = listeners.get(name).ok_or_else(|| io::Error::other(format!("no listener {name}")))?;
@@ -67,27 +67,27 @@ pub(super) fn sockets(component: &Component, around: &Surroundings, overlapping:
 }
 
 /// Returns the whole environment of a process with this launch token, besides what it needs to be heard.
-pub(super) fn environment(component: &Component, token: &str, around: &Surroundings) -> BTreeMap<OsString, OsString> {
+pub(super) fn environment(component: &Component, token: &str, context: &RunContext) -> BTreeMap<OsString, OsString> {
     let passed_on = |key: &OsString| {
         // Another account has another home.
         PASSED_ON.iter().any(|name| key == name) && !(component.user.is_some() && key == "HOME")
     };
-    let mut environment: BTreeMap<OsString, OsString> = around
+    let mut environment: BTreeMap<OsString, OsString> = context
         .environment
         .iter()
         .filter(|(key, _)| passed_on(key))
         .map(|(key, value)| (key.clone(), value.clone()))
         .collect();
-    let home = &around.home;
+    let home = &context.home;
     let own: [(&str, OsString); 9] = [
         ("REFIT_HOME", home.path().into()),
         ("REFIT_SOCKET", home.socket().into()),
         ("REFIT_BUS", home.bus_socket().into()),
         ("REFIT_TOKEN", token.into()),
         ("REFIT_COMPONENT", component.name.clone().into()),
-        ("REFIT_VERSION", around.version.to_string().into()),
-        ("REFIT_RELEASE", around.release_dir.clone().into()),
-        ("REFIT_CONFIG", around.config_dir.clone().into()),
+        ("REFIT_VERSION", context.version.to_string().into()),
+        ("REFIT_RELEASE", context.release_dir.clone().into()),
+        ("REFIT_CONFIG", context.config_dir.clone().into()),
         ("REFIT_DATA", home.data().into()),
     ];
     environment.extend(own.into_iter().map(|(key, value)| (key.into(), value)));
@@ -108,14 +108,14 @@ pub(super) fn channels(component: &Component, notify: OsString) -> Vec<(&'static
 /// Returns the state that a process of `component` begins in, limited by what a process can be limited by.
 pub(super) fn begin(
     component: &Component,
-    around: &Surroundings,
+    context: &RunContext,
     group: Option<&Group>,
     limits: &BTreeMap<String, CarriedLimit>,
 ) -> Begin {
     let spawn = &component.spawn;
     let directory = match &spawn.working_directory {
-        Some(directory) => around.release_dir.join(directory),
-        None => around.release_dir.clone(),
+        Some(directory) => context.release_dir.join(directory),
+        None => context.release_dir.clone(),
     };
     let mut begin = Begin {
         session: true,
@@ -142,7 +142,7 @@ pub(super) fn is_root(component: &Component) -> bool {
 }
 
 /// Returns the command that becomes `words`, the program first: one with a slash is below the release.
-pub(super) fn launcher(words: &[String], around: &Surroundings, begin: &Begin, report: Option<usize>) -> Command {
+pub(super) fn launcher(words: &[String], context: &RunContext, begin: &Begin, report: Option<usize>) -> Command {
     // The launcher is this very program, even when its file was replaced.
     let mut command = Command::new("/proc/self/exe");
     command.arg("launch").args(begin.arguments());
@@ -152,7 +152,7 @@ pub(super) fn launcher(words: &[String], around: &Surroundings, begin: &Begin, r
     command.arg("--");
     if let Some((program, arguments)) = words.split_first() {
         if program.contains('/') {
-            command.arg(around.release_dir.join(program));
+            command.arg(context.release_dir.join(program));
         } else {
             command.arg(program);
         }

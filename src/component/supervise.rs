@@ -14,8 +14,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::context::RunContext;
 use super::health;
-use super::instance::{Instance, Stopped, Surroundings, end_of};
+use super::instance::{Instance, Stopped, end_of};
 use super::ready::wait_ready;
 use super::view::{Announced, State, View};
 use crate::carry::Role;
@@ -57,7 +58,7 @@ struct Outgoing {
 pub(super) struct Actor {
     component: Component,
     fingerprint: String,
-    around: Arc<Surroundings>,
+    context: Arc<RunContext>,
     current: Option<Instance>,
     outgoing: Outgoing,
     /// Whether the component is to run.
@@ -92,7 +93,7 @@ impl Actor {
     pub(super) fn new(
         component: Component,
         fingerprint: String,
-        around: Arc<Surroundings>,
+        context: Arc<RunContext>,
         current: Option<Instance>,
         view: watch::Sender<View>,
         newest: u32,
@@ -100,7 +101,7 @@ impl Actor {
         Self {
             component,
             fingerprint,
-            around,
+            context,
             current,
             outgoing: Outgoing::default(),
             wanted: false,
@@ -129,7 +130,7 @@ impl Actor {
                 Event::Ended(how) => self.on_end(how).await,
                 Event::Gone(instance) => {
                     if let Some(mut instance) = instance {
-                        instance.forget(&self.around);
+                        instance.forget(&self.context);
                     }
                 }
                 Event::Restart => {
@@ -214,7 +215,7 @@ impl Actor {
             self.show(State::Starting);
             // Cancel-safe: both only wait.
             let waited = tokio::select! {
-                waited = wait_ready(instance, &self.component, &self.around) => waited,
+                waited = wait_ready(instance, &self.component, &self.context) => waited,
                 () = cancelled.cancelled() => Err(Failure::new("the start was cancelled")),
             };
             return self.settle(waited).await;
@@ -262,18 +263,18 @@ impl Actor {
             &self.fingerprint,
             restarts,
             self.current.is_some(),
-            &self.around,
+            &self.context,
         )
         .await?;
         tracing::info!(
             component.name = self.component.name,
             process.pid = instance.pid(),
-            release.version = %self.around.version,
+            release.version = %self.context.version,
             "component started"
         );
         // Cancel-safe: both only wait.
         let waited = tokio::select! {
-            waited = wait_ready(&instance, &self.component, &self.around) => waited,
+            waited = wait_ready(&instance, &self.component, &self.context) => waited,
             () = cancelled.cancelled() => Err(Failure::new("the start was cancelled")),
         };
         if let Err(mut failure) = waited {
@@ -296,7 +297,7 @@ impl Actor {
     fn serve(&mut self) {
         let Some(instance) = &mut self.current else { return };
         instance.carried.ready = true;
-        instance.record(&self.around, Role::Current);
+        instance.record(&self.context, Role::Current);
         self.watched_since = Instant::now();
         self.suspect = false;
         let probed = health::Probed {
@@ -304,7 +305,7 @@ impl Actor {
             token: instance.carried.token.clone(),
             group: instance.group(),
             limits: instance.carried.limits.clone(),
-            around: Arc::clone(&self.around),
+            context: Arc::clone(&self.context),
         };
         self.health = self.component.health.clone().map(|health| {
             let (sender, state) = watch::channel(health::State::Unknown);
@@ -323,7 +324,7 @@ impl Actor {
 
     /// Asks a process to end and has a task see to it, while the component goes on with another.
     fn see_out(&mut self, mut instance: Instance) {
-        instance.record(&self.around, Role::Outgoing);
+        instance.record(&self.context, Role::Outgoing);
         instance.terminate();
         let limit = self.component.stop_timeout;
         let hurry = self.outgoing.hurry.clone();
@@ -340,7 +341,7 @@ impl Actor {
     /// Ends a process and all that it started, and forgets it.
     async fn end(&self, mut instance: Instance, hurry: &CancellationToken) -> Stopped {
         let stopped = instance.stop(self.component.stop_timeout, hurry).await;
-        instance.forget(&self.around);
+        instance.forget(&self.context);
         if stopped.left > 0 {
             tracing::info!(component.name = self.component.name, left = stopped.left, "what it had started was ended");
         }
@@ -368,7 +369,7 @@ impl Actor {
             self.outgoing.hurry.cancel();
             while let Some(gone) = self.outgoing.tasks.join_next().await {
                 if let Ok(mut instance) = gone {
-                    instance.forget(&self.around);
+                    instance.forget(&self.context);
                 }
             }
             self.outgoing.hurry = CancellationToken::new();
@@ -398,7 +399,7 @@ impl Actor {
         self.health = None;
         self.doomed = None;
         if let Some(instance) = &mut self.current {
-            instance.record(&self.around, Role::Current);
+            instance.record(&self.context, Role::Current);
         }
     }
 
@@ -411,9 +412,9 @@ impl Actor {
             (None, Some(Announced::Stopping)) => format!("{how}, as it had announced, without having been asked to"),
             (None, Some(Announced::Reloading) | None) => format!("{how}, without having been asked to"),
         };
-        let mut failure = instance.failure(text, &self.around).await;
+        let mut failure = instance.failure(text, &self.context).await;
         failure.reason.push_str(&left_behind(left));
-        instance.forget(&self.around);
+        instance.forget(&self.context);
         self.health = None;
         if !self.wanted {
             self.show(State::Stopped);

@@ -30,7 +30,7 @@ use super::{End, Given, guard_link, settings, signals};
 use crate::api::{self, App, Parked, Server};
 use crate::auth::Sessions;
 use crate::carry::{self, CarriedInstance, Carry, Registry, RegistryParts};
-use crate::component::{self, CarriedParts, Process, Surroundings};
+use crate::component::{self, CarriedParts, Process, RunContext};
 use crate::config::{self, Config, Programs};
 use crate::desk::{Asking, Desk};
 use crate::events::Events;
@@ -133,7 +133,7 @@ pub(super) async fn live(given: &Given, mut inherited: Inheritance) -> Result<En
     registry.tell_guard(&format!("WATCHDOG_USEC={micros}\nWATCHDOG=1"), &[]);
 
     let (reaped_sender, reaped) = watch::channel(BTreeMap::new());
-    let around = Arc::new(Surroundings {
+    let context = Arc::new(RunContext {
         home: given.home.clone(),
         release_dir: disk.release.dir.clone(),
         version: disk.release.version.clone(),
@@ -145,7 +145,7 @@ pub(super) async fn live(given: &Given, mut inherited: Inheritance) -> Result<En
         cgroups: cgroups(&disk.config, &given.home, &before.instances),
     });
     let mut tasks = JoinSet::new();
-    let components = components(&disk, &around, before.instances.clone(), &mut instance_parts, &mut tasks)?;
+    let components = components(&disk, &context, before.instances.clone(), &mut instance_parts, &mut tasks)?;
     let (bus, engine) = Bus::new(Options { transition: TRANSITION_MAX, ..Options::default() });
     trace(&bus);
     let manager = Arc::new(Manager::new(Parts {
@@ -154,7 +154,7 @@ pub(super) async fn live(given: &Given, mut inherited: Inheritance) -> Result<En
         journal: disk.journal,
         config: Arc::clone(&disk.config),
         digest: disk.release.digest,
-        around: Arc::clone(&around),
+        context: Arc::clone(&context),
         components: components.clone(),
         installed: given.installed.clone(),
         bus: bus.clone(),
@@ -162,7 +162,7 @@ pub(super) async fn live(given: &Given, mut inherited: Inheritance) -> Result<En
     }));
 
     let parked = unpark(parked_parts, &before.parked);
-    let parts = Assembled { config: disk.config, around, components, manager, bus, engine, parked, before };
+    let parts = Assembled { config: disk.config, context, components, manager, bus, engine, parked, before };
     let end = run_image(parts, guard_channel, lock, reaped_sender, sockets, tasks).await;
     registry.logs.close().await;
     end
@@ -238,12 +238,12 @@ fn cgroups(config: &Config, home: &Home, instances: &[CarriedInstance]) -> Cgrou
 /// release does not have are ended.
 fn components(
     disk: &OnDisk,
-    around: &Arc<Surroundings>,
+    context: &Arc<RunContext>,
     carried: Vec<CarriedInstance>,
     parts: &mut Vec<Named>,
     tasks: &mut JoinSet<()>,
 ) -> Result<Vec<Arc<Process>>, RuntimeError> {
-    let fingerprints = Manager::fingerprints(&disk.config, &disk.release, &around.config_dir)
+    let fingerprints = Manager::fingerprints(&disk.config, &disk.release, &context.config_dir)
         .map_err(io_error("read the live configuration"))?;
     let mut by_component: BTreeMap<String, Vec<(CarriedInstance, CarriedParts)>> = BTreeMap::new();
     for instance in carried {
@@ -257,11 +257,11 @@ fn components(
         .zip(fingerprints)
         .map(|(definition, fingerprint)| {
             let carried = by_component.remove(&definition.name).unwrap_or_default();
-            Arc::new(Process::new(definition.clone(), fingerprint, Arc::clone(around), carried, tasks))
+            Arc::new(Process::new(definition.clone(), fingerprint, Arc::clone(context), carried, tasks))
         })
         .collect();
     for (instance, parts) in by_component.into_values().flatten() {
-        component::end_stray(instance, parts, Arc::clone(around), tasks);
+        component::end_stray(instance, parts, Arc::clone(context), tasks);
     }
     Ok(components)
 }
@@ -282,7 +282,7 @@ fn unpark(parts: Vec<Named>, read: &BTreeMap<String, String>) -> Vec<Parked> {
 /// What one image is made of.
 struct Assembled {
     config: Arc<Config>,
-    around: Arc<Surroundings>,
+    context: Arc<RunContext>,
     components: Vec<Arc<Process>>,
     manager: Arc<Manager>,
     bus: Bus,
@@ -300,8 +300,8 @@ async fn run_image(
     sockets: Sockets,
     mut tasks: JoinSet<()>,
 ) -> Result<End, RuntimeError> {
-    let Assembled { config, around, components, manager, bus, engine, parked, before } = parts;
-    let registry = Arc::clone(&around.registry);
+    let Assembled { config, context, components, manager, bus, engine, parked, before } = parts;
+    let registry = Arc::clone(&context.registry);
     let desk = Arc::new(Desk { bus: bus.clone(), manager: Arc::clone(&manager), registry: Arc::clone(&registry) });
     let socket = sockets.bus.try_clone().map_err(io_error("duplicate the socket of the bus"))?;
     let parts = peers::Parts {
@@ -318,7 +318,7 @@ async fn run_image(
         peers: Arc::clone(&peers),
     });
     let admin = {
-        let listeners = around.listeners.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let listeners = context.listeners.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let admin = listeners.get(config::ADMIN).map(std::net::TcpListener::try_clone);
         admin.transpose().map_err(io_error("duplicate the admin listener"))?
     };
@@ -328,7 +328,7 @@ async fn run_image(
         manager: Arc::clone(&manager),
         bus: bus.clone(),
         config: Arc::clone(&config),
-        around: Arc::clone(&around),
+        context: Arc::clone(&context),
         components: components.iter().map(|part| (part.definition().name.clone(), Arc::clone(part))).collect(),
         guard_pid: std::os::unix::process::parent_id(),
         started_at: clock::stamp(),
@@ -337,7 +337,7 @@ async fn run_image(
     let socket = sockets.api.try_clone().map_err(io_error("duplicate the API's socket"))?;
     let server = Arc::new(Server::new(app, socket, admin, before, parked));
     server.attach(&bus);
-    settings::attach(&bus, Arc::clone(&config), around.release_dir.clone(), &around.home);
+    settings::attach(&bus, Arc::clone(&config), context.release_dir.clone(), &context.home);
     for component in &components {
         bus.attach(Arc::clone(component) as Arc<dyn bus::Component>)?;
     }
@@ -365,8 +365,8 @@ async fn run_image(
             bus: bus.clone(),
             manager: Arc::clone(&manager),
             events: Arc::clone(&registry.events),
-            home: around.home.clone(),
-            paths: config.watch.paths.iter().map(|path| around.home.path().join(path)).collect(),
+            home: context.home.clone(),
+            paths: config.watch.paths.iter().map(|path| context.home.path().join(path)).collect(),
             settle: config.watch.settle,
         };
         tasks.spawn(watch.run());
@@ -398,7 +398,7 @@ async fn run_image(
             tasks.shutdown().await;
             // Until the next image says that it is ready, nothing is.
             registry.tell_guard("RELOADING=1", &[]);
-            let descriptors = describe(&around, &server, manager.trial_ns(), sockets, kept_channel, lock)
+            let descriptors = describe(&context, &server, manager.trial_ns(), sockets, kept_channel, lock)
                 .map_err(io_error("describe what is handed over"))?;
             Ok(End::Replace { program: replacement.program.clone(), label: replacement.label.clone(), descriptors })
         }
@@ -490,14 +490,14 @@ async fn tell_running(
 
 /// Returns everything that the next image is handed.
 fn describe(
-    around: &Surroundings,
+    context: &RunContext,
     server: &Server,
     trial_ns: Option<u64>,
     sockets: Sockets,
     channel: Option<OwnedFd>,
     lock: Option<OwnedFd>,
 ) -> io::Result<Vec<Named>> {
-    let listeners = around.listeners.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let listeners = context.listeners.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let mut parts = listeners.describe()?;
     drop(listeners);
     let named = |name: &str, descriptor: OwnedFd| Named { name: name.to_owned(), descriptor };
@@ -505,8 +505,8 @@ fn describe(
     parts.push(named(names::BUS, sockets.bus.into()));
     parts.extend(channel.map(|channel| named(names::GUARD, channel)));
     parts.extend(lock.map(|lock| named(names::LOCK, lock)));
-    parts.extend(around.registry.describe()?);
-    let mut carry = around.registry.save();
+    parts.extend(context.registry.describe()?);
+    let mut carry = context.registry.save();
     carry.stopped_accepting_ns = server.stopped_accepting_ns();
     carry.logs_complete = true; // nobody reads any more; the guard's copy may be read after lines that it does not have
     carry.exec_ns = Some(clock::monotonic_ns());

@@ -34,7 +34,7 @@ use serde::Serialize;
 use serde_json::json;
 use tokio::task::JoinSet;
 
-use crate::component::{Process, Surroundings, fingerprint};
+use crate::component::{Process, RunContext, fingerprint};
 use crate::config::Config;
 use crate::tickets::TicketView;
 
@@ -89,7 +89,7 @@ pub struct Parts {
     /// The digest of its manifest, as this image read it when it began.
     pub digest: Digest,
     /// Where components run.
-    pub around: Arc<Surroundings>,
+    pub context: Arc<RunContext>,
     /// The components.
     pub components: Vec<Arc<Process>>,
     /// The installed `refit`.
@@ -251,7 +251,7 @@ impl Manager {
             data["component"] = json!(ending.component);
             data["output"] = json!(ending.output);
         }
-        self.parts.around.registry.events.publish("update.step", data);
+        self.parts.context.registry.events.publish("update.step", data);
     }
 
     fn ending(step: &str, reason: String) -> Ending {
@@ -283,7 +283,7 @@ impl Manager {
             return Err(UpdateError::Runs { version: to });
         }
         let now = clock::now();
-        let ticket = self.parts.around.registry.tickets.open(kind_name(kind), who);
+        let ticket = self.parts.context.registry.tickets.open(kind_name(kind), who);
         let attempt = Attempt {
             id: ticket.id.clone(),
             kind,
@@ -415,7 +415,7 @@ impl Manager {
 
     fn way_back(&self, previous: &Version) -> Result<Arc<Replacement>, UpdateError> {
         let release = self.parts.store.release(previous)?;
-        let local = self.parts.around.home.path().join(crate::config::LOCAL_FILE);
+        let local = self.parts.context.home.path().join(crate::config::LOCAL_FILE);
         let config = Config::load(&release.dir, &local)
             .map_err(|source| UpdateError::Config { version: previous.clone(), source })?;
         let program =
@@ -464,7 +464,7 @@ impl Manager {
             "text": text, "reason": reason, "component": entry.component,
             "output": entry.output,
         });
-        let registry = &self.parts.around.registry;
+        let registry = &self.parts.context.registry;
         registry.events.publish("update.step", data);
         let text = match entry.outcome {
             history::Outcome::Done => None,
@@ -479,7 +479,7 @@ impl Manager {
     fn prune(&self) {
         let journal = self.journal();
         let keep = self.parts.config.update.keep;
-        let mut needed: BTreeSet<Version> = self.parts.around.registry.releases_in_use().into_iter().collect();
+        let mut needed: BTreeSet<Version> = self.parts.context.registry.releases_in_use().into_iter().collect();
         needed.insert(journal.state.wanted().clone());
         needed.extend(journal.good.iter().rev().take(keep.max(2)).cloned());
         let versions = match self.parts.store.versions() {

@@ -209,7 +209,7 @@ impl Manager {
     }
 
     fn tell_received(&self, progress: &ReceiveProgress, total: Option<u64>, last: &mut Option<Instant>) {
-        let events = &self.parts.around.registry.events;
+        let events = &self.parts.context.registry.events;
         if let Some(reception) = &mut *lock(&self.reception) {
             reception.note(progress);
         }

@@ -16,10 +16,10 @@ impl Manager {
     pub async fn restart_in_place(&self, bus: &Bus, origin: Origin) -> Result<Ticket, UpdateError> {
         let config = &self.parts.config;
         let program = match &config.runtime {
-            Some(program) => self.parts.around.release_dir.join(program),
+            Some(program) => self.parts.context.release_dir.join(program),
             None => self.parts.installed.clone(),
         };
-        preflight::examine_runtime(&self.parts.around.home, &program, &config.version).await?;
+        preflight::examine_runtime(&self.parts.context.home, &program, &config.version).await?;
         let replacement = Replacement {
             label: config.version.to_string(),
             program,

@@ -88,8 +88,8 @@ impl Manager {
         }
         *lock(&self.view) = None;
         self.publish_step(attempt, "failed", "the update failed; the running release is untouched", Some(ending));
-        self.parts.around.registry.tickets.fail(&attempt.id, ending.reason.clone(), exit);
-        self.parts.around.registry.save();
+        self.parts.context.registry.tickets.fail(&attempt.id, ending.reason.clone(), exit);
+        self.parts.context.registry.save();
     }
 
     /// Moves the finished attempt from the journal into the history.
@@ -142,7 +142,7 @@ impl Manager {
                 let package =
                     store.received(&attempt.digest)?.ok_or(UpdateError::UnknownPackage { digest: attempt.digest })?;
                 let in_use: BTreeSet<Version> =
-                    self.parts.around.registry.releases_in_use().into_iter().chain([attempt.from.clone()]).collect();
+                    self.parts.context.registry.releases_in_use().into_iter().chain([attempt.from.clone()]).collect();
                 let replaceable: Vec<Version> =
                     (!in_use.contains(&attempt.to)).then(|| attempt.to.clone()).into_iter().collect();
                 if attempt.to == attempt.from && attempt.digest == self.parts.digest {
@@ -176,18 +176,18 @@ impl Manager {
         let changed: Vec<_> = merged.files.iter().filter(|file| file.outcome != config::Outcome::Unchanged).collect();
         if !changed.is_empty() {
             let data = json!({ "id": attempt.id, "version": attempt.to, "files": changed });
-            self.parts.around.registry.events.publish("update.config", data);
+            self.parts.context.registry.events.publish("update.config", data);
         }
     }
 
     pub(super) async fn examine(&self, release: Release) -> Result<preflight::Examined, UpdateError> {
-        let bound: Vec<_> = lock(&self.parts.around.listeners).addresses().into_iter().map(|(_, at)| at).collect();
-        let home = &self.parts.around.home;
+        let bound: Vec<_> = lock(&self.parts.context.listeners).addresses().into_iter().map(|(_, at)| at).collect();
+        let home = &self.parts.context.home;
         preflight::examine(home, release, &self.parts.config.name, &bound, &self.parts.installed).await
     }
 
     pub(super) fn replacement(&self, examined: &preflight::Examined) -> Result<Arc<Replacement>, UpdateError> {
-        let running = self.parts.around.registry.instances();
+        let running = self.parts.context.registry.instances();
         let live = self.parts.store.config_dir(&examined.release.version);
         let leave = plan::leave(&running, &examined.config, &examined.release.manifest, &live)
             .map_err(|source| UpdateError::Io { what: "read the live configuration", source })?;

@@ -137,7 +137,7 @@ impl Manager {
             view.probation_ends_at = left.map(|left| clock::rfc3339(clock::now() + left));
         }
         let data = json!({ "id": attempt.id, "progress": progress, "text": text });
-        self.parts.around.registry.events.publish("update.progress", data);
+        self.parts.context.registry.events.publish("update.progress", data);
     }
 
     /// Returns why the trial is lost, if what `view` shows means that.
@@ -156,7 +156,7 @@ impl Manager {
         let mut ending = Self::ending("probation", format!("component {} {reason}", view.name));
         ending.component = Some(view.name.clone());
         ending.output = if view.output.is_empty() {
-            let logs = &self.parts.around.registry.logs;
+            let logs = &self.parts.context.registry.logs;
             let instance = format!("{}-{}", view.name, view.generation);
             logs.last_of(&view.name, &instance, refit_updater::history::OUTPUT_LINES_MAX)
         } else {
@@ -171,13 +171,13 @@ impl Manager {
     /// A listener does not answer.
     async fn try_listeners(&self) -> Result<(), Ending> {
         let config = &self.parts.config;
-        let addresses = lock(&self.parts.around.listeners).addresses();
+        let addresses = lock(&self.parts.context.listeners).addresses();
         for (name, address) in addresses {
             let owner = config.components.iter().find(|component| component.listeners.contains(&name));
             if owner.is_none() && name != crate::config::ADMIN {
                 continue; // declared, but nobody's yet
             }
-            let socket = lock(&self.parts.around.listeners).get(&name).map(std::net::TcpListener::try_clone);
+            let socket = lock(&self.parts.context.listeners).get(&name).map(std::net::TcpListener::try_clone);
             let answered = match socket {
                 Some(Ok(socket)) => listener::answers(&socket, ANSWER_MAX).await,
                 Some(Err(error)) => Err(error),
@@ -217,8 +217,8 @@ impl Manager {
             tracing::error!(error = %Chain(error), "cannot journal the commit");
             return;
         }
-        for name in lock(&self.parts.around.listeners).close_aside() {
-            self.parts.around.registry.tell_guard(&format!("FDSTOREREMOVE=1\nFDNAME={name}"), &[]);
+        for name in lock(&self.parts.context.listeners).close_aside() {
+            self.parts.context.registry.tell_guard(&format!("FDSTOREREMOVE=1\nFDNAME={name}"), &[]);
         }
         let manager = Arc::clone(&self);
         let pruned = tokio::task::spawn_blocking(move || manager.prune()).await;
@@ -229,7 +229,7 @@ impl Manager {
         let text = format!("release {} is good", attempt.to);
         tracing::info!(update.id = attempt.id, "{text}");
         self.publish_step(&attempt, "committed", &text, None);
-        let registry = &self.parts.around.registry;
+        let registry = &self.parts.context.registry;
         registry.events.publish("release", json!({ "version": attempt.to, "state": "good" }));
         registry.tickets.resolve(&attempt.id, "done", None);
         registry.save();

@@ -1,0 +1,36 @@
+//! What every process of one release shares: where it runs, and what it needs there.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::watch;
+
+use crate::carry::Registry;
+use crate::handover::listener::Listeners;
+use crate::home::Home;
+use crate::process::cgroup::Cgroups;
+
+/// Where the components of one release run.
+#[derive(Debug)]
+pub struct RunContext {
+    /// The home.
+    pub home: Home,
+    /// The release's directory.
+    pub release_dir: PathBuf,
+    /// The release.
+    pub version: semver::Version,
+    /// The live configuration.
+    pub config_dir: PathBuf,
+    /// The listeners.
+    pub listeners: Mutex<Listeners>,
+    /// The registry of what survives.
+    pub registry: Arc<Registry>,
+    /// How processes ended that the guard collected, by PID.
+    pub reaped: watch::Receiver<BTreeMap<i32, String>>,
+    /// This process's own environment.
+    pub environment: BTreeMap<OsString, OsString>,
+    /// The control groups.
+    pub cgroups: Cgroups,
+}
