@@ -1,9 +1,10 @@
 //! The guard: the parent that outlives every runtime. One thread, no async runtime.
 //!
 //! It owns the home's lock, a store of descriptors, and the decision which release runs: it asks
-//! [`select_release`](refit_updater::journal::select_release) before each start. It binds nothing, opens no package and knows no component;
-//! being the subreaper it only collects what dies, tells the runtime, and at the very end leaves no process behind. To the
-//! runtime it is a service manager (readiness, status, watchdog, descriptor store); to systemd it is a `Type=notify` service.
+//! [`select_release`](refit_updater::journal::select_release) before each start. It binds no network address, opens no
+//! package and knows no component; being the subreaper it only collects what dies, tells the runtime, and at the very end leaves no
+//! process behind. To the runtime it is a service manager (readiness, status, watchdog, descriptor store); to systemd it is a
+//! `Type=notify` service.
 
 mod child;
 mod orphans;
