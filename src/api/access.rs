@@ -13,7 +13,7 @@ use refit_bus::Ask;
 
 use super::connection::Peer;
 use super::{Problem, Shared};
-use crate::auth::Refusal;
+use crate::auth::LoginError;
 use crate::desk;
 use crate::peers::Refusal as Refused;
 use crate::peers::rights::Owner;
@@ -30,36 +30,36 @@ pub(super) struct Who(pub(super) String);
 pub(super) struct Local;
 
 /// Returns the answer to somebody who is not known.
-pub(super) fn unknown(refusal: Refusal) -> Problem {
-    match refusal {
-        Refusal::Wrong => Problem::new(
+pub(super) fn unknown(error: LoginError) -> Problem {
+    match error {
+        LoginError::Wrong => Problem::new(
             StatusCode::UNAUTHORIZED,
             "not_logged_in",
             Exit::Usage,
-            "the account or the password is wrong, or you are not logged in",
+            format!("{error}, or you are not logged in"),
             "log in with the admin's password; `refit user passwd` on the appliance sets a new one",
         ),
-        Refusal::TooMany => Problem::new(
+        LoginError::TooMany => Problem::new(
             StatusCode::TOO_MANY_REQUESTS,
             "too_many_logins",
             Exit::TryLater,
-            "too many wrong passwords",
+            error.to_string(),
             "wait a minute, then try again",
         ),
     }
 }
 
 /// Returns the answer to a login that failed.
-pub(super) fn refused(refusal: Refusal) -> Problem {
-    match refusal {
-        Refusal::Wrong => Problem::new(
+pub(super) fn refused(error: LoginError) -> Problem {
+    match error {
+        LoginError::Wrong => Problem::new(
             StatusCode::UNAUTHORIZED,
             "wrong_password",
             Exit::Usage,
-            "the account or the password is wrong",
+            error.to_string(),
             "try again; `refit user passwd` on the appliance sets a new password",
         ),
-        Refusal::TooMany => unknown(refusal),
+        LoginError::TooMany => unknown(error),
     }
 }
 
@@ -94,7 +94,7 @@ pub(super) async fn require_account(State(app): State<Shared>, mut request: Requ
             request.extensions_mut().insert(Owner::Operator { account: user });
             next.run(request).await
         }
-        Err(refusal) => unknown(refusal).into_response(),
+        Err(error) => unknown(error).into_response(),
     }
 }
 
@@ -187,7 +187,7 @@ fn is_open(request: &Request) -> bool {
     only_reads(request.method()) && !path.starts_with("/api/") && path != "/metrics"
 }
 
-async fn account(app: &Shared, headers: &axum::http::HeaderMap) -> Result<String, Refusal> {
+async fn account(app: &Shared, headers: &axum::http::HeaderMap) -> Result<String, LoginError> {
     let sessions = &app.context.registry.sessions;
     if let Some(user) = token(headers).and_then(|token| sessions.user(token)) {
         return Ok(user);
@@ -198,13 +198,13 @@ async fn account(app: &Shared, headers: &axum::http::HeaderMap) -> Result<String
         .and_then(|text| base64::engine::general_purpose::STANDARD.decode(text.trim()).ok())
         .and_then(|bytes| String::from_utf8(bytes).ok())
         .and_then(|text| text.split_once(':').map(|(user, password)| (user.to_owned(), password.to_owned())))
-        .ok_or(Refusal::Wrong)?;
+        .ok_or(LoginError::Wrong)?;
     check(app, user, password).await
 }
 
 /// Checks a password where its hashing holds nobody up.
-pub(super) async fn check(app: &Shared, user: String, password: String) -> Result<String, Refusal> {
+pub(super) async fn check(app: &Shared, user: String, password: String) -> Result<String, LoginError> {
     let app = Arc::clone(app);
     let work = move || app.context.registry.sessions.check_password(&app.context.home, &user, &password).map(|()| user);
-    tokio::task::spawn_blocking(work).await.unwrap_or(Err(Refusal::Wrong))
+    tokio::task::spawn_blocking(work).await.unwrap_or(Err(LoginError::Wrong))
 }
