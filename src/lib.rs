@@ -11,7 +11,7 @@
 //! - [`peers`]: other processes on the bus, each with the rights of its component;
 //! - [`update`]: the transaction from a package to a release that proved good, or back;
 //! - [`api`] and [`web`]: the same HTTP for the page, for scripts and for the commands;
-//! - [`auth`], [`config`], [`desk`], [`events`], [`tickets`], [`home`]: what they share.
+//! - [`auth`], [`config`], [`requests`], [`events`], [`tickets`], [`home`]: what they share.
 //!
 //! The bus is the crate `refit-bus`, which this one re-exports as [`bus`]. Packages, trust, releases on disk and the journal
 //! are the crate `refit-updater`; errors, exit statuses and the clock are `refit-base`.
@@ -23,7 +23,6 @@ pub mod carry;
 pub mod cli;
 pub mod component;
 pub mod config;
-pub mod desk;
 pub mod events;
 pub mod guard;
 pub mod handover;
@@ -31,6 +30,7 @@ pub mod home;
 pub mod logs;
 pub mod peers;
 pub mod process;
+pub mod requests;
 pub mod runtime;
 pub mod tickets;
 pub mod update;

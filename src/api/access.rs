@@ -14,9 +14,9 @@ use refit_bus::Ask;
 use super::connection::Peer;
 use super::{Problem, Shared};
 use crate::auth::LoginError;
-use crate::desk;
 use crate::peers::Refusal as Refused;
 use crate::peers::rights::Owner;
+use crate::requests;
 
 /// The cookie that holds a session's token.
 pub(super) const COOKIE: &str = "refit_session";
@@ -162,7 +162,7 @@ pub(super) fn forbidden_request(app: &Shared, owner: &Owner, ask: Ask) -> Option
 }
 
 fn refuse(app: &Shared, owner: &Owner, what: &str, reason: &str) -> Problem {
-    let ticket = desk::refuse(&app.context.registry, &app.bus, what, &owner.origin(), reason);
+    let ticket = requests::refuse(&app.context.registry, &app.bus, what, &owner.origin(), reason);
     let detail = format!("not permitted: {reason} (ticket {})", ticket.id);
     let remedy = "allow it in appliance.toml, or have the operator ask";
     Problem::new(StatusCode::FORBIDDEN, "not_permitted", Exit::Usage, detail, remedy)

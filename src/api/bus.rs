@@ -15,15 +15,15 @@ use serde_json::{Value, json};
 use super::access::{self, Who};
 use super::understood::Sent;
 use super::{Problem, Shared};
-use crate::desk::{Asking, Wanted};
 use crate::peers;
 use crate::peers::rights::Owner;
+use crate::requests::{RequestBody, Requests};
 use crate::tickets::TicketView;
 
 /// The longest time that one call waits for a ticket's outcome.
 const WAIT_MAX: Duration = Duration::from_secs(60);
 
-/// What somebody asks: [`Wanted`], and nothing that is not understood.
+/// What somebody asks: a [`RequestBody`], and nothing that is not understood.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Posted {
@@ -37,14 +37,14 @@ pub(super) async fn request(
     Extension(who): Extension<Who>,
     Extension(owner): Extension<Owner>,
     Sent(Posted { request, digest, version }): Sent<Posted>,
-) -> Result<Accepted, Problem> {
-    let wanted = Wanted { request, digest, version };
-    let forbidden = Ask::from_name(&wanted.request).and_then(|ask| access::forbidden_request(&app, &owner, ask));
+) -> Result<TicketAnswer, Problem> {
+    let body = RequestBody { request, digest, version };
+    let forbidden = Ask::from_name(&body.request).and_then(|ask| access::forbidden_request(&app, &owner, ask));
     if let Some(problem) = forbidden {
         return Err(problem);
     }
-    let asked = app.desk.ask(wanted, &who.0).map_err(|error| Problem::asking(&error))?;
-    Ok(accepted(&asked.ticket))
+    let taken = app.requests.submit(body, &who.0).map_err(|error| Problem::asking(&error))?;
+    Ok(accepted(&taken.ticket))
 }
 
 /// Returns the state, the channels with their listeners, and the peers.
@@ -113,10 +113,10 @@ pub(super) async fn publish(
 }
 
 /// 202, where the ticket is found again, and the ticket.
-pub(super) type Accepted = (StatusCode, [(header::HeaderName, String); 1], Json<Value>);
+pub(super) type TicketAnswer = (StatusCode, [(header::HeaderName, String); 1], Json<Value>);
 
 /// Returns the answer to a request that was taken.
-pub(super) fn accepted(ticket: &TicketView) -> Accepted {
+pub(super) fn accepted(ticket: &TicketView) -> TicketAnswer {
     let place = format!("/api/v1/bus/requests/{}", ticket.id);
     (StatusCode::ACCEPTED, [(header::LOCATION, place)], Json(json!({ "ticket": ticket })))
 }

@@ -6,7 +6,7 @@ use axum::response::{IntoResponse, Response};
 use refit_base::{Chain, Exit, Reported};
 use serde::{Deserialize, Serialize};
 
-use crate::desk::AskError;
+use crate::requests::RequestError;
 use crate::update::UpdateError;
 
 /// The type of an answer that is a problem.
@@ -63,13 +63,15 @@ impl Problem {
     }
 
     /// Returns the problem of a request that gave no ticket.
-    pub(super) fn asking(error: &AskError) -> Self {
+    pub(super) fn asking(error: &RequestError) -> Self {
         match error {
-            AskError::Unknown { .. } | AskError::Nowhere | AskError::Forward => Self::usage(error.to_string()),
-            AskError::Update(error @ UpdateError::Runs { .. }) => {
+            RequestError::Unknown { .. } | RequestError::Nowhere | RequestError::Forward => {
+                Self::usage(error.to_string())
+            }
+            RequestError::Update(error @ UpdateError::Runs { .. }) => {
                 Self { status: StatusCode::CONFLICT.as_u16(), ..Self::of(error) }
             }
-            AskError::Update(error) => Self::of(error),
+            RequestError::Update(error) => Self::of(error),
         }
     }
 

@@ -29,8 +29,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::component::{Process, RunContext};
 use crate::config::Config;
-use crate::desk::Desk;
 use crate::peers::Peers;
+use crate::requests::RequestDispatcher;
 use crate::update::Manager;
 
 pub use error::Problem;
@@ -40,7 +40,7 @@ pub use server::{Parked, SOCKET_MODE, Server};
 /// Everything that the handlers read.
 pub struct App {
     /// Where requests are made.
-    pub desk: Arc<Desk>,
+    pub requests: Arc<RequestDispatcher>,
     /// The peers on the bus.
     pub peers: Arc<Peers>,
     /// The update manager.

@@ -8,12 +8,12 @@ use semver::Version;
 use serde::Deserialize;
 
 use super::access::Who;
-use super::bus::{Accepted, accepted};
+use super::bus::{TicketAnswer, accepted};
 use super::understood::{Sent, SentOrNot};
 use super::{Problem, Shared};
-use crate::desk::{AskError, Asking, Wanted};
+use crate::requests::{RequestBody, RequestError, Requests};
 
-type Answer = Result<Accepted, Problem>;
+type Answer = Result<TicketAnswer, Problem>;
 
 /// Where somebody wants to go.
 #[derive(Debug, Default, Deserialize)]
@@ -46,7 +46,7 @@ fn begin(
     Destination { digest, version }: Destination,
     ask: Ask,
     who: &Who,
-) -> Result<Accepted, AskError> {
-    let wanted = Wanted { request: ask.name().to_owned(), digest, version };
-    app.desk.ask(wanted, &who.0).map(|asked| accepted(&asked.ticket))
+) -> Result<TicketAnswer, RequestError> {
+    let body = RequestBody { request: ask.name().to_owned(), digest, version };
+    app.requests.submit(body, &who.0).map(|taken| accepted(&taken.ticket))
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 
 use super::limits;
-use crate::desk::{AskError, Wanted};
+use crate::requests::{RequestBody, RequestError};
 
 /// The version of the protocol.
 pub const PROTOCOL: u32 = 1;
@@ -94,7 +94,7 @@ pub(super) enum Verb {
     Hello(Hello),
     Subscribe(Subscribe),
     Unsubscribe(Unsubscribe),
-    Request(Wanted),
+    Request(RequestBody),
     Publish(Publish),
     Wait(Wait),
     Ticket(TicketOf),
@@ -195,7 +195,7 @@ pub(crate) enum Refusal {
     #[error("not published: {reason}")]
     NotPublished { reason: String },
     #[error(transparent)]
-    Ask(#[from] AskError),
+    Request(#[from] RequestError),
     #[error("the answer is longer than {} bytes", limits::LINE_BYTES_MAX)]
     LongAnswer,
 }
@@ -222,7 +222,7 @@ impl Refusal {
             Self::Ended => (-32009, "ended"),
             Self::UnknownTicket { .. } => (-32010, "unknown_ticket"),
             Self::NotPublished { .. } => (-32011, "not_published"),
-            Self::Ask(error) => (-32012, refit_base::Reported::code(error)),
+            Self::Request(error) => (-32012, refit_base::Reported::code(error)),
             Self::LongAnswer => (-32013, "long_answer"),
         }
     }
@@ -254,7 +254,7 @@ impl Refusal {
             Self::Ended => "connect again: the next runtime may be there",
             Self::UnknownTicket { .. } => "see the history for what became of it",
             Self::NotPublished { .. } => "publish outside of a listener",
-            Self::Ask(error) => refit_base::Reported::remedy(error),
+            Self::Request(error) => refit_base::Reported::remedy(error),
             Self::LongAnswer => "ask for less",
         }
     }

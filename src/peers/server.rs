@@ -23,7 +23,7 @@ use super::rights::Owner;
 use super::{DOWN, UP, connection};
 use crate::carry::Registry;
 use crate::config::Config;
-use crate::desk::Asking;
+use crate::requests::Requests;
 
 /// Binding is done before: a start only begins to accept.
 const BEGIN_MAX: Duration = Duration::from_secs(5);
@@ -39,7 +39,7 @@ pub struct Parts {
     /// What the components may do.
     pub config: Arc<Config>,
     /// Who takes requests.
-    pub desk: Arc<dyn Asking>,
+    pub requests: Arc<dyn Requests>,
 }
 
 #[derive(Default)]

@@ -14,7 +14,7 @@ use super::line::NotSent;
 use super::peer::{External, Peer, Place};
 use super::protocol::{LogLine, Publish, Refusal, Subscribe, Verb, Wait, answer, notification, shortened};
 use super::server::Peers;
-use crate::desk::{self, Wanted};
+use crate::requests::{self, RequestBody};
 use crate::tickets::TicketView;
 
 /// What became of a message.
@@ -66,7 +66,7 @@ pub(super) fn act(peers: &Arc<Peers>, peer: &Arc<Peer>, id: Option<&Value>, verb
             }
             Ok(Done::Now(json!(there)))
         }
-        Verb::Request(wanted) => request(peers, peer, wanted).map(Done::Now),
+        Verb::Request(body) => request(peers, peer, body).map(Done::Now),
         Verb::Publish(publish) => publish_for(peers, peer, id, publish).map(|()| Done::Later),
         Verb::Wait(wait) => wait_for(peers, peer, id, wait).map(|()| Done::Later),
         Verb::Ticket(ticket) => {
@@ -123,21 +123,21 @@ pub(super) fn listen(peers: &Peers, peer: &Arc<Peer>, Listening { channel, place
     peer.channels.lock().unwrap_or_else(PoisonError::into_inner).insert(channel, place);
 }
 
-fn request(peers: &Arc<Peers>, peer: &Arc<Peer>, wanted: Wanted) -> Result<Value, Refusal> {
+fn request(peers: &Arc<Peers>, peer: &Arc<Peer>, body: RequestBody) -> Result<Value, Refusal> {
     let budget = || peer.budget.lock().unwrap_or_else(PoisonError::into_inner);
     if budget().requests.take().is_err() {
         return Err(Refusal::TooFast { what: "requests", per_second: REQUESTS.per_second });
     }
     let (bus, registry) = (&peers.parts.bus, &peers.parts.registry);
     let origin = peer.owner.origin();
-    if let Some(reason) = Ask::from_name(&wanted.request).and_then(|ask| peer.owner.forbids(ask)) {
-        let ticket = desk::refuse(registry, bus, &wanted.request, &origin, &reason);
+    if let Some(reason) = Ask::from_name(&body.request).and_then(|ask| peer.owner.forbids(ask)) {
+        let ticket = requests::refuse(registry, bus, &body.request, &origin, &reason);
         return Ok(json!({ "ticket": ticket }));
     }
     let permit = work(peer)?;
-    let asked = peers.parts.desk.ask(wanted, &origin)?;
-    if !asked.ticket.is_final() {
-        let (told, own, id) = (Arc::clone(peer), Arc::clone(peers), asked.ticket.id.clone());
+    let accepted = peers.parts.requests.submit(body, &origin)?;
+    if !accepted.ticket.is_final() {
+        let (told, own, id) = (Arc::clone(peer), Arc::clone(peers), accepted.ticket.id.clone());
         peers.spawn(async move {
             if let Some(ticket) = outcome(&own, &told, &id).await {
                 drop(told.send(&notification("ticket", &json!({ "ticket": ticket })))); // it may be gone
@@ -145,9 +145,9 @@ fn request(peers: &Arc<Peers>, peer: &Arc<Peer>, wanted: Wanted) -> Result<Value
             drop(permit);
         });
     }
-    let mut answer = json!({ "ticket": asked.ticket });
-    answer["ticket"]["number"] = json!(asked.number);
-    answer["ticket"]["merged_with"] = json!(asked.merged_with);
+    let mut answer = json!({ "ticket": accepted.ticket });
+    answer["ticket"]["number"] = json!(accepted.number);
+    answer["ticket"]["merged_with"] = json!(accepted.merged_with);
     Ok(answer)
 }
 

@@ -32,7 +32,6 @@ use crate::auth::Sessions;
 use crate::carry::{self, CarriedInstance, Carry, Registry, RegistryParts};
 use crate::component::{self, CarriedParts, Process, RunContext};
 use crate::config::{self, Config, Programs};
-use crate::desk::{Asking, Desk};
 use crate::events::Events;
 use crate::handover::exec;
 use crate::handover::inherit::Inheritance;
@@ -43,6 +42,7 @@ use crate::home::{Home, HomeError};
 use crate::logs::{self, Logs};
 use crate::peers::{self, Peers};
 use crate::process::cgroup::Cgroups;
+use crate::requests::{RequestDispatcher, Requests};
 use crate::tickets::Tickets;
 use crate::update::{Manager, Parts, Times};
 
@@ -302,13 +302,17 @@ async fn run_image(
 ) -> Result<End, RuntimeError> {
     let Assembled { config, context, components, manager, bus, engine, parked, before } = parts;
     let registry = Arc::clone(&context.registry);
-    let desk = Arc::new(Desk { bus: bus.clone(), manager: Arc::clone(&manager), registry: Arc::clone(&registry) });
+    let requests = Arc::new(RequestDispatcher {
+        bus: bus.clone(),
+        manager: Arc::clone(&manager),
+        registry: Arc::clone(&registry),
+    });
     let socket = sockets.bus.try_clone().map_err(io_error("duplicate the socket of the bus"))?;
     let parts = peers::Parts {
         bus: bus.clone(),
         registry: Arc::clone(&registry),
         config: Arc::clone(&config),
-        desk: Arc::clone(&desk) as Arc<dyn Asking>,
+        requests: Arc::clone(&requests) as Arc<dyn Requests>,
     };
     let peers = Arc::new(Peers::new(socket, parts));
     peers.attach(&bus);
@@ -323,7 +327,7 @@ async fn run_image(
         admin.transpose().map_err(io_error("duplicate the admin listener"))?
     };
     let app = Arc::new(App {
-        desk,
+        requests,
         peers,
         manager: Arc::clone(&manager),
         bus: bus.clone(),

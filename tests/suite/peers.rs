@@ -119,12 +119,16 @@ fn b108_attached_peers_are_counted_and_their_names_are_unique() {
 }
 
 /// Takes requests for a bus that has no appliance around it.
-struct Desk(Bus);
+struct BusRequests(Bus);
 
-impl refit::desk::Asking for Desk {
-    fn ask(&self, _: refit::desk::Wanted, _: &str) -> Result<refit::desk::Asked, refit::desk::AskError> {
+impl refit::requests::Requests for BusRequests {
+    fn submit(
+        &self,
+        _: refit::requests::RequestBody,
+        _: &str,
+    ) -> Result<refit::requests::Accepted, refit::requests::RequestError> {
         drop(self.0.request(Request::Reload, Origin("test".to_owned())));
-        Err(refit::desk::AskError::Nowhere)
+        Err(refit::requests::RequestError::Nowhere)
     }
 }
 
@@ -151,8 +155,8 @@ fn b111_external_and_in_process_listeners_share_one_order() {
             sessions: Arc::default(),
         };
         let registry = Arc::new(Registry::new(&before, 1, None, parts));
-        let desk = Arc::new(Desk(bus.clone()));
-        let parts = refit::peers::Parts { bus: bus.clone(), registry, config, desk };
+        let requests = Arc::new(BusRequests(bus.clone()));
+        let parts = refit::peers::Parts { bus: bus.clone(), registry, config, requests };
         let peers = Arc::new(refit::peers::Peers::new(socket, parts));
         peers.attach(&bus);
         let acknowledged = Arc::new(AtomicBool::new(false));

@@ -1,4 +1,4 @@
-//! Where requests are made, whoever makes them: the bus takes some, the update manager the others, and all get a ticket.
+//! Requests, whoever makes them: the bus takes some, the update manager the others, and all get a ticket.
 
 use std::sync::Arc;
 
@@ -14,9 +14,9 @@ use crate::carry::Registry;
 use crate::tickets::TicketView;
 use crate::update::{Manager, Target, UpdateError};
 
-/// What somebody asks.
+/// What somebody asks, as it is written in JSON.
 #[derive(Debug, Default, Deserialize)]
-pub struct Wanted {
+pub struct RequestBody {
     /// Which request.
     #[serde(default)]
     pub request: String,
@@ -28,7 +28,7 @@ pub struct Wanted {
 
 /// Why there is no ticket.
 #[derive(Debug, thiserror::Error)]
-pub enum AskError {
+pub enum RequestError {
     /// There is no such request.
     #[error("{request:?} is no request: use one of {}", Ask::ALL.map(Ask::name).join(", "))]
     Unknown {
@@ -46,7 +46,7 @@ pub enum AskError {
     Update(#[from] UpdateError),
 }
 
-impl Reported for AskError {
+impl Reported for RequestError {
     fn code(&self) -> &str {
         match self {
             Self::Unknown { .. } | Self::Nowhere | Self::Forward => "bad_request",
@@ -71,9 +71,9 @@ impl Reported for AskError {
     }
 }
 
-/// What asking gave.
+/// A request that was taken.
 #[derive(Debug, Clone)]
-pub struct Asked {
+pub struct Accepted {
     /// The ticket, with its outcome if that is known already.
     pub ticket: TicketView,
     /// The number of the request in this process image; none for an update that is being prepared.
@@ -82,17 +82,17 @@ pub struct Asked {
     pub merged_with: Option<u64>,
 }
 
-/// Whoever takes requests.
-pub trait Asking: Send + Sync + 'static {
+/// Takes requests.
+pub trait Requests: Send + Sync + 'static {
     /// Makes a request for `origin`. Never waits for its outcome.
     ///
     /// # Errors
     /// It is no request, or the update manager refuses; nothing has changed.
-    fn ask(&self, wanted: Wanted, origin: &str) -> Result<Asked, AskError>;
+    fn submit(&self, body: RequestBody, origin: &str) -> Result<Accepted, RequestError>;
 }
 
-/// The desk of an appliance.
-pub struct Desk {
+/// Takes the requests of an appliance, and gives each to whom it concerns.
+pub struct RequestDispatcher {
     /// The bus.
     pub bus: Bus,
     /// The update manager.
@@ -101,18 +101,18 @@ pub struct Desk {
     pub registry: Arc<Registry>,
 }
 
-impl Asking for Desk {
-    fn ask(&self, wanted: Wanted, origin: &str) -> Result<Asked, AskError> {
-        let ask = Ask::from_name(&wanted.request)
-            .ok_or_else(|| AskError::Unknown { request: wanted.request.chars().take(32).collect() })?;
+impl Requests for RequestDispatcher {
+    fn submit(&self, body: RequestBody, origin: &str) -> Result<Accepted, RequestError> {
+        let ask = Ask::from_name(&body.request)
+            .ok_or_else(|| RequestError::Unknown { request: body.request.chars().take(32).collect() })?;
         let request = match ask {
             Ask::Start => Request::Start,
             Ask::Stop => Request::Stop,
             Ask::Reload => Request::Reload,
             Ask::Restart => return Ok(self.restart(origin)),
             Ask::Exit => Request::Exit,
-            Ask::Update => return self.begin(wanted, Kind::Update, origin),
-            Ask::Rollback => return self.begin(wanted, Kind::Rollback, origin),
+            Ask::Update => return self.begin(body, Kind::Update, origin),
+            Ask::Rollback => return self.begin(body, Kind::Rollback, origin),
         };
         let id = self.registry.tickets.open(request.name(), origin).id;
         let ticket = self.bus.request(request, Origin(origin.to_owned()));
@@ -124,7 +124,7 @@ impl Asking for Desk {
             let (registry, id) = (Arc::clone(&self.registry), id.clone());
             self.manager.spawn(follow(registry, id, ticket));
         }
-        Ok(Asked {
+        Ok(Accepted {
             ticket: self.registry.tickets.get(&id).unwrap_or_else(|| lost(id, ask, origin)),
             number,
             merged_with,
@@ -132,9 +132,9 @@ impl Asking for Desk {
     }
 }
 
-impl Desk {
+impl RequestDispatcher {
     /// Asks for a restart in place once the program is known to be good. The ticket says if it is not.
-    fn restart(&self, origin: &str) -> Asked {
+    fn restart(&self, origin: &str) -> Accepted {
         let opened = self.registry.tickets.open(Ask::Restart.name(), origin);
         let (manager, bus, registry) = (Arc::clone(&self.manager), self.bus.clone(), Arc::clone(&self.registry));
         let (id, origin) = (opened.id.clone(), Origin(origin.to_owned()));
@@ -143,24 +143,24 @@ impl Desk {
                 Ok(ticket) => follow(registry, id, ticket).await,
                 Err(error) => {
                     let reason = format!("{}; nothing was stopped", Chain(&error));
-                    tell_refused(&registry, &bus, Ask::Restart.name(), &origin.0, &reason);
+                    report_refused(&registry, &bus, Ask::Restart.name(), &origin.0, &reason);
                     resolve(&registry, &id, Progress::Refused(reason));
                 }
             }
         });
-        Asked { ticket: opened, number: None, merged_with: None }
+        Accepted { ticket: opened, number: None, merged_with: None }
     }
 
-    fn begin(&self, wanted: Wanted, kind: Kind, origin: &str) -> Result<Asked, AskError> {
-        let target = match (wanted.digest, wanted.version, kind) {
+    fn begin(&self, body: RequestBody, kind: Kind, origin: &str) -> Result<Accepted, RequestError> {
+        let target = match (body.digest, body.version, kind) {
             (Some(digest), None, Kind::Update) => Target::Digest(digest),
             (None, Some(version), Kind::Update | Kind::Rollback) => Target::Version(version),
             (None, None, Kind::Rollback) => Target::Previous,
-            (Some(_), _, Kind::Rollback) => return Err(AskError::Forward),
-            (Some(_), Some(_), Kind::Update) | (None, None, Kind::Update) => return Err(AskError::Nowhere),
+            (Some(_), _, Kind::Rollback) => return Err(RequestError::Forward),
+            (Some(_), Some(_), Kind::Update) | (None, None, Kind::Update) => return Err(RequestError::Nowhere),
         };
         let ticket = self.manager.begin(target, kind, origin)?;
-        Ok(Asked { ticket, number: None, merged_with: None })
+        Ok(Accepted { ticket, number: None, merged_with: None })
     }
 }
 
@@ -192,12 +192,12 @@ pub(crate) fn resolve(registry: &Registry, id: &str, progress: Progress) {
 pub(crate) fn refuse(registry: &Registry, bus: &Bus, request: &str, origin: &str, reason: &str) -> TicketView {
     let ticket = registry.tickets.open(request, origin);
     resolve(registry, &ticket.id, Progress::Refused(reason.to_owned()));
-    tell_refused(registry, bus, request, origin, reason);
+    report_refused(registry, bus, request, origin, reason);
     registry.tickets.get(&ticket.id).unwrap_or(ticket)
 }
 
 /// Tells everybody that a request was refused before the bus heard of it.
-fn tell_refused(registry: &Registry, bus: &Bus, request: &str, origin: &str, reason: &str) {
+fn report_refused(registry: &Registry, bus: &Bus, request: &str, origin: &str, reason: &str) {
     registry.events.publish(
         "bus.request",
         json!({ "number": null, "request": request, "origin": origin, "outcome": "refused", "reason": reason }),
