@@ -1,6 +1,6 @@
 //! [`Process`]: a component that is a program of its own, on the bus.
 //!
-//! One task, the [`Actor`], owns the component's processes. The bus and the API ask it through a queue.
+//! One task, the [`Actor`], owns the component's processes. The bus and the API send it commands through a queue.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,14 +13,14 @@ use tokio_util::sync::CancellationToken;
 use super::context::RunContext;
 use super::health;
 use super::instance::Instance;
-use super::supervise::{Actor, Ask, Asked};
+use super::supervise::{Action, Actor, Command};
 use super::view::{State, View};
 use crate::carry::Descriptors;
 use crate::carry::{CarriedInstance, Role};
 use crate::config::Component;
 
-/// How many orders may wait: the bus sends one at a time, the API few.
-const ORDERS_MAX: usize = 16;
+/// How many commands may wait: the bus sends one at a time, the API few.
+const COMMANDS_MAX: usize = 16;
 /// How long the bus waits for the actor, which keeps the limits of a start and a stop itself: a process may move them, and
 /// nobody else knows by how much. This one only ends an actor that hangs.
 const ACTOR_MAX: Duration = Duration::from_secs(24 * 3600);
@@ -29,7 +29,7 @@ const ACTOR_MAX: Duration = Duration::from_secs(24 * 3600);
 #[derive(Debug)]
 pub struct Process {
     component: Component,
-    asks: mpsc::Sender<Ask>,
+    commands: mpsc::Sender<Command>,
     view: watch::Receiver<View>,
 }
 
@@ -73,12 +73,12 @@ impl Process {
             limits: std::collections::BTreeMap::new(),
             reason: None,
             output: Vec::new(),
-            downs: 0,
+            unexpected_exits: 0,
         });
-        let (asks, receiver) = mpsc::channel(ORDERS_MAX);
+        let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
         let actor = Actor::new(component.clone(), fingerprint, context, current, view_sender, newest);
         tasks.spawn(actor.run(receiver, outgoing));
-        Self { component, asks, view }
+        Self { component, commands, view }
     }
 
     /// Returns what can be seen of it.
@@ -91,12 +91,12 @@ impl Process {
         &self.component
     }
 
-    fn ask(&self, asked: Asked) -> Act {
-        let asks = self.asks.clone();
+    fn tell(&self, action: Action) -> Act {
+        let commands = self.commands.clone();
         Box::pin(async move {
             let (reply, answer) = oneshot::channel();
             let gone = || Failure::new("nobody looks after the component any more");
-            asks.send(Ask { asked, reply }).await.map_err(|_| gone())?;
+            commands.send(Command { action, reply }).await.map_err(|_| gone())?;
             answer.await.map_err(|_| gone())?
         })
     }
@@ -106,7 +106,7 @@ impl Process {
     /// # Errors
     /// It did not become ready.
     pub async fn start_alone(&self) -> Result<(), Failure> {
-        self.ask(Asked::Start { cancelled: CancellationToken::new() }).await
+        self.tell(Action::Start { cancelled: CancellationToken::new() }).await
     }
 
     /// Stops it because somebody asked for this component alone.
@@ -114,7 +114,7 @@ impl Process {
     /// # Errors
     /// It could not be stopped.
     pub async fn stop_alone(&self) -> Result<(), Failure> {
-        self.ask(Asked::Stop { leave: false, hurry: CancellationToken::new() }).await
+        self.tell(Action::Stop { keep_running: false, hurry: CancellationToken::new() }).await
     }
 
     /// Sends its process the signal that its definition names for it; does nothing without one.
@@ -122,7 +122,7 @@ impl Process {
     /// # Errors
     /// Nobody looks after the component any more.
     pub async fn reload_commit(&self) -> Result<(), Failure> {
-        self.ask(Asked::Reload).await
+        self.tell(Action::Reload).await
     }
 }
 
@@ -168,18 +168,18 @@ impl bus::Component for Process {
     }
 
     fn start(self: Arc<Self>, cancelled: CancellationToken) -> Act {
-        self.ask(Asked::Start { cancelled })
+        self.tell(Action::Start { cancelled })
     }
 
     fn stop(self: Arc<Self>, reason: StopReason, hurry: CancellationToken) -> Act {
-        let leave = reason.leaves(&self.component.name);
-        self.ask(Asked::Stop { leave, hurry })
+        let keep_running = reason.leaves(&self.component.name);
+        self.tell(Action::Stop { keep_running, hurry })
     }
 
     /// A process that is told by a signal cannot refuse: it is told when everybody else has agreed.
     fn reload(self: Arc<Self>, phase: Phase, _generation: u64) -> Act {
         match phase {
-            Phase::Commit => self.ask(Asked::Reload),
+            Phase::Commit => self.tell(Action::Reload),
             Phase::Prepare | Phase::Abort => Box::pin(async { Ok(()) }),
         }
     }

@@ -22,8 +22,8 @@ use super::view::{Announced, State, View};
 use crate::carry::Role;
 use crate::config::{Component, Handover, RestartPolicy};
 
-/// What the task can be asked for.
-pub(super) enum Asked {
+/// What the task can be told to do.
+pub(super) enum Action {
     /// To run, until it is cancelled.
     Start {
         /// Says that nobody wants it any more.
@@ -32,7 +32,7 @@ pub(super) enum Asked {
     /// Not to run.
     Stop {
         /// The next image takes the process over.
-        leave: bool,
+        keep_running: bool,
         /// Says that the time is over.
         hurry: CancellationToken,
     },
@@ -40,9 +40,9 @@ pub(super) enum Asked {
     Reload,
 }
 
-/// A question, and where the answer goes.
-pub(super) struct Ask {
-    pub(super) asked: Asked,
+/// An action, and where its outcome goes.
+pub(super) struct Command {
+    pub(super) action: Action,
     pub(super) reply: oneshot::Sender<Result<(), Failure>>,
 }
 
@@ -78,7 +78,7 @@ pub(super) struct Actor {
 }
 
 enum Event {
-    Asked(Option<Ask>),
+    Command(Option<Command>),
     Ended(String),
     Gone(Option<Box<Instance>>),
     Restart,
@@ -117,16 +117,16 @@ impl Actor {
     }
 
     /// Does what is asked and notices what happens, until nobody can ask any more.
-    pub(super) async fn run(mut self, mut asks: mpsc::Receiver<Ask>, outgoing: Vec<Instance>) {
+    pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>, outgoing: Vec<Instance>) {
         for instance in outgoing {
             self.see_out(instance);
         }
         self.show(State::Stopped);
         loop {
-            let event = self.next(&mut asks).await;
+            let event = self.next(&mut commands).await;
             match event {
-                Event::Asked(None) => return,
-                Event::Asked(Some(ask)) => self.answer(ask).await,
+                Event::Command(None) => return,
+                Event::Command(Some(command)) => self.execute(command).await,
                 Event::Ended(how) => self.on_end(how).await,
                 Event::Gone(instance) => {
                     if let Some(mut instance) = instance {
@@ -134,8 +134,8 @@ impl Actor {
                     }
                 }
                 Event::Restart => {
-                    if let Some(ask) = self.restart(&mut asks).await {
-                        self.answer(ask).await;
+                    if let Some(command) = self.restart(&mut commands).await {
+                        self.execute(command).await;
                     }
                 }
                 Event::Health(state) => self.on_health(state),
@@ -146,15 +146,15 @@ impl Actor {
         }
     }
 
-    async fn answer(&mut self, Ask { asked, reply }: Ask) {
-        let result = match asked {
-            Asked::Start { cancelled } => self.start(&cancelled).await,
-            Asked::Stop { leave: true, .. } => {
-                self.leave();
+    async fn execute(&mut self, Command { action, reply }: Command) {
+        let result = match action {
+            Action::Start { cancelled } => self.start(&cancelled).await,
+            Action::Stop { keep_running: true, .. } => {
+                self.hand_on();
                 Ok(())
             }
-            Asked::Stop { leave: false, hurry } => self.stop(&hurry).await,
-            Asked::Reload => {
+            Action::Stop { keep_running: false, hurry } => self.stop(&hurry).await,
+            Action::Reload => {
                 self.reload();
                 Ok(())
             }
@@ -163,7 +163,7 @@ impl Actor {
     }
 
     /// Waits for the next thing to happen. Cancel-safe: every branch only waits, or takes from a queue.
-    async fn next(&mut self, asks: &mut mpsc::Receiver<Ask>) -> Event {
+    async fn next(&mut self, commands: &mut mpsc::Receiver<Command>) -> Event {
         let (restart_at, silent_at) = (self.restart_at, self.silent_at());
         let overdue_at = self.doomed.as_ref().map(|(_, at)| *at);
         let current = self.current.as_mut();
@@ -190,7 +190,7 @@ impl Actor {
         tokio::select! {
             biased;
             event = watched => event,
-            ask = asks.recv() => Event::Asked(ask),
+            command = commands.recv() => Event::Command(command),
             Some(gone) = self.outgoing.tasks.join_next() => Event::Gone(gone.ok().map(Box::new)),
             () = until(restart_at) => Event::Restart,
             () = until(silent_at) => Event::Silent,
@@ -393,7 +393,7 @@ impl Actor {
     }
 
     /// Leaves the processes to the next image.
-    fn leave(&mut self) {
+    fn hand_on(&mut self) {
         self.wanted = false;
         self.restart_at = None;
         self.health = None;
@@ -426,16 +426,16 @@ impl Actor {
         // One that is never started again and ends well has done its work.
         let done = clean && self.component.restart.policy == RestartPolicy::No;
         self.view.send_modify(|view| {
-            view.downs += u32::from(!done);
+            view.unexpected_exits += u32::from(!done);
             view.reason = Some(failure.reason.clone());
             view.output.clone_from(&failure.output);
         });
-        let again = match self.component.restart.policy {
+        let starts_again = match self.component.restart.policy {
             RestartPolicy::No => false,
             RestartPolicy::OnFailure => !clean,
             RestartPolicy::Always => true,
         };
-        if again {
+        if starts_again {
             self.pause();
         } else if clean {
             self.show(State::Stopped);
@@ -466,25 +466,25 @@ impl Actor {
         self.show(State::Backoff);
     }
 
-    /// Starts it again. Returns what was asked meanwhile: a stop does not wait until the start has failed.
-    async fn restart(&mut self, asks: &mut mpsc::Receiver<Ask>) -> Option<Ask> {
+    /// Starts it again. Returns what it was told meanwhile: a stop does not wait until the start has failed.
+    async fn restart(&mut self, commands: &mut mpsc::Receiver<Command>) -> Option<Command> {
         self.restart_at = None;
         self.view.send_modify(|view| view.restarts += 1);
         self.show(State::Starting);
         let cancelled = CancellationToken::new();
-        let (mut asked, mut open) = (None, true);
+        let (mut next, mut open) = (None, true);
         let result = {
             let mut work = Box::pin(self.bring_up(&cancelled));
             loop {
-                // Cancel-safe: the work is polled on, a question is taken and kept.
+                // Cancel-safe: the work is polled on, a command is taken and kept.
                 tokio::select! {
                     result = &mut work => break result,
-                    ask = asks.recv(), if open && asked.is_none() => {
-                        open = ask.is_some();
-                        if ask.as_ref().is_none_or(|ask| matches!(ask.asked, Asked::Stop { .. })) {
+                    command = commands.recv(), if open && next.is_none() => {
+                        open = command.is_some();
+                        if command.as_ref().is_none_or(|command| matches!(command.action, Action::Stop { .. })) {
                             cancelled.cancel();
                         }
-                        asked = ask;
+                        next = command;
                     }
                 }
             }
@@ -493,13 +493,13 @@ impl Actor {
             && !cancelled.is_cancelled()
         {
             self.view.send_modify(|view| {
-                view.downs += 1;
+                view.unexpected_exits += 1;
                 view.reason = Some(failure.reason.clone());
                 view.output.clone_from(&failure.output);
             });
             self.pause();
         }
-        asked
+        next
     }
 
     fn fail(&mut self, failure: &Failure) {

@@ -75,5 +75,5 @@ pub struct View {
     /// Whether it was started and not stopped since. One that is down all the same has done its work, or failed.
     pub wanted: bool,
     /// How often it ended without having been asked to, in this process image.
-    pub downs: u32,
+    pub unexpected_exits: u32,
 }

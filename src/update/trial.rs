@@ -143,7 +143,7 @@ impl Manager {
     /// Returns why the trial is lost, if what `view` shows means that.
     fn trouble(&self, view: &View) -> Option<Ending> {
         let reason = match (&view.health, view.state) {
-            _ if view.downs > 0 => view.reason.clone().unwrap_or_else(|| "ended by itself".to_owned()),
+            _ if view.unexpected_exits > 0 => view.reason.clone().unwrap_or_else(|| "ended by itself".to_owned()),
             (_, State::Failed | State::Backoff) => view.reason.clone().unwrap_or_else(|| "failed".to_owned()),
             (health, _) => match health {
                 crate::component::Health::Unhealthy(reason) => format!("is unhealthy: {reason}"),
