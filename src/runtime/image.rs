@@ -24,7 +24,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::error::{RuntimeError, io_error};
-use super::hooks::{BusHooks, trace};
+use super::observer::{SiteObserver, trace};
 use super::watch::Watch;
 use super::{End, Given, guard_link, settings, signals};
 use crate::api::{self, App, Parked, Server};
@@ -316,7 +316,7 @@ async fn run_image(
     };
     let peers = Arc::new(Peers::new(socket, parts));
     peers.attach(&bus);
-    let hooks = Arc::new(BusHooks {
+    let observer = Arc::new(SiteObserver {
         manager: Arc::clone(&manager),
         events: Arc::clone(&registry.events),
         peers: Arc::clone(&peers),
@@ -345,7 +345,7 @@ async fn run_image(
     for component in &components {
         bus.attach(Arc::clone(component) as Arc<dyn bus::Component>)?;
     }
-    let engine = engine.with_hooks(hooks);
+    let engine = engine.with_observer(observer);
 
     let now = CancellationToken::new();
     let signals = signals::listen(bus.clone(), Arc::clone(&manager), Arc::clone(&registry.logs), now.clone())

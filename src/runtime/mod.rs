@@ -5,8 +5,8 @@
 
 mod error;
 mod guard_link;
-mod hooks;
 mod image;
+mod observer;
 mod settings;
 mod signals;
 mod watch;

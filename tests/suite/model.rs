@@ -11,7 +11,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use proptest::test_runner::Config;
 use refit::bus::{
-    Act, BusEvent, CancellationToken, Hooks, Options, Order, Phase, Replacement, State, StopReason, Subscription,
+    Act, BusEvent, CancellationToken, Observer, Options, Order, Phase, Replacement, State, StopReason, Subscription,
     listener,
 };
 use refit::{Bus, Component, Failure, Origin, Progress, Request};
@@ -159,7 +159,7 @@ impl Record {
     }
 }
 
-impl Hooks for Record {
+impl Observer for Record {
     fn observe(&self, event: &BusEvent) {
         match event {
             BusEvent::State(state) => self.push(Seen::State(*state)),
@@ -299,7 +299,7 @@ async fn live(plan: &Plan) -> Life {
     });
     bus.subscribe(Subscription::new("exit", "last", last));
 
-    let running = tokio::spawn(engine.with_hooks(Arc::clone(&record) as _).run());
+    let running = tokio::spawn(engine.with_observer(Arc::clone(&record) as _).run());
     let mut tasks = tokio::task::JoinSet::new();
     for (number, steps) in plan.tasks.iter().cloned().enumerate() {
         let bus = bus.clone();

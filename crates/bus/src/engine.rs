@@ -25,7 +25,7 @@ use crate::publication::{Answer, Outcome, Round, answer, call_for, in_waves, pla
 use crate::registry::{ENTER, EXIT, Entry, RELOAD, START, STOP};
 use crate::request::StopReason;
 use crate::request::{Origin, Progress, Replacement, Request};
-use crate::shared::{BusEvent, Fault, Hooks, Options, Shared};
+use crate::shared::{BusEvent, Fault, Observer, Options, Shared};
 use crate::state::{Goal, State};
 
 /// How long the log's listeners have for what still waits when everything else is done.
@@ -101,10 +101,10 @@ impl Bus {
 }
 
 impl Engine {
-    /// Has `hooks` decide and hear. The first ones stay.
+    /// Has `observer` decide and hear. The first one stays.
     #[must_use = "a bus does nothing until its engine runs"]
-    pub fn with_hooks(self, hooks: Arc<dyn Hooks>) -> Self {
-        drop(self.shared.hooks.set(hooks));
+    pub fn with_observer(self, observer: Arc<dyn Observer>) -> Self {
+        drop(self.shared.observer.set(observer));
         self
     }
 

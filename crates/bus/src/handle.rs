@@ -183,7 +183,7 @@ impl Bus {
         for (name, failure) in report.failures() {
             self.log(Level::Error, format!("the listener {name} on {channel} failed: {failure}"));
         }
-        if shared.hooks.get().is_some() {
+        if shared.observer.get().is_some() {
             shared.observe(&BusEvent::Publication(report.clone()));
         }
         report

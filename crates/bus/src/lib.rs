@@ -46,6 +46,6 @@ pub use publication::{Answer, DEPTH_MAX, Outcome, Report};
 pub use registry::{AttachError, BUILT_IN, ENTER, EXIT, LOG, RELOAD, START, STOP, Subscription};
 pub use request::{Origin, Progress, Replacement, Request, StopReason, Ticket};
 pub use service::{OnEnd, Service, ServiceState};
-pub use shared::{AfterFailure, BusEvent, Fault, Hooks, Options};
+pub use shared::{AfterFailure, BusEvent, Fault, Observer, Options};
 pub use state::{Goal, State};
 pub use tokio_util::sync::CancellationToken;

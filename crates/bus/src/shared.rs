@@ -108,7 +108,7 @@ pub enum AfterFailure {
 }
 
 /// What the owner of the bus decides and hears. Called while the bus waits: nothing here may.
-pub trait Hooks: Send + Sync + 'static {
+pub trait Observer: Send + Sync + 'static {
     /// Hears of everything that happens, in order.
     fn observe(&self, _event: &BusEvent) {}
 
@@ -171,7 +171,7 @@ pub(crate) struct Shared {
     pub(crate) registry: Arc<Registry>,
     pub(crate) log: Log,
     pub(crate) tasks: Crew,
-    pub(crate) hooks: OnceLock<Arc<dyn Hooks>>,
+    pub(crate) observer: OnceLock<Arc<dyn Observer>>,
     pub(crate) hurry: CancellationToken,
     pub(crate) publications: AtomicU64,
 }
@@ -195,7 +195,7 @@ impl Shared {
             registry: Arc::new(Registry::new()),
             log: Log::new(scribes),
             tasks,
-            hooks: OnceLock::new(),
+            observer: OnceLock::new(),
             hurry: CancellationToken::new(),
             publications: AtomicU64::new(0),
         }
@@ -206,8 +206,8 @@ impl Shared {
     }
 
     pub(crate) fn observe(&self, event: &BusEvent) {
-        if let Some(hooks) = self.hooks.get() {
-            hooks.observe(event);
+        if let Some(observer) = self.observer.get() {
+            observer.observe(event);
         }
     }
 
@@ -349,7 +349,7 @@ impl Shared {
 
     /// Ends the attempt to run, unless somebody has asked for something else meanwhile.
     pub(crate) fn start_failed(&self, faults: &[Fault]) {
-        let after = self.hooks.get().map_or(AfterFailure::Idle, |hooks| hooks.start_failed(faults));
+        let after = self.observer.get().map_or(AfterFailure::Idle, |observer| observer.start_failed(faults));
         let cause =
             faults.iter().map(|fault| format!("{}: {}", fault.component, fault.cause)).collect::<Vec<_>>().join("; ");
         let mut core = self.core();

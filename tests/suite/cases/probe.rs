@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use refit::bus::{
-    Act, AfterFailure, BusEvent, Call, CancellationToken, Ended, Engine, Hooks, Limits, Listener, Options, Order,
+    Act, AfterFailure, BusEvent, Call, CancellationToken, Ended, Engine, Limits, Listener, Observer, Options, Order,
     Phase, Progress, State, StopReason, Subscription, listener,
 };
 use refit::{Bus, Component, Failure, Fault, Origin, Request, Ticket};
@@ -243,7 +243,7 @@ impl Seen {
     }
 }
 
-impl Hooks for Seen {
+impl Observer for Seen {
     fn observe(&self, event: &BusEvent) {
         lock(&self.events).push(event.clone());
     }
@@ -267,7 +267,7 @@ impl Site {
     pub(super) fn at_rest() -> Self {
         let (bus, engine) = Bus::new(OPTIONS);
         let seen = Arc::new(Seen::default());
-        let engine = engine.with_hooks(Arc::clone(&seen) as _);
+        let engine = engine.with_observer(Arc::clone(&seen) as _);
         Self { bus, journal: Arc::default(), seen, engine: Mutex::new(Some(engine)), running: Mutex::new(None) }
     }
 

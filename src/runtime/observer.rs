@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use refit_bus::{self as bus, AfterFailure, Bus, BusEvent, Decision, Fault, Hooks, Level, LogEntry, Subscription};
+use refit_bus::{self as bus, AfterFailure, Bus, BusEvent, Decision, Fault, Level, LogEntry, Observer, Subscription};
 use serde_json::{Value, json};
 
 use crate::events::Events;
@@ -10,13 +10,13 @@ use crate::peers::Peers;
 use crate::update::Manager;
 
 /// What the bus asks and tells: the update manager decides about failed starts, the events hear everything.
-pub(super) struct BusHooks {
+pub(super) struct SiteObserver {
     pub(super) manager: Arc<Manager>,
     pub(super) events: Arc<Events>,
     pub(super) peers: Arc<Peers>,
 }
 
-impl Hooks for BusHooks {
+impl Observer for SiteObserver {
     fn observe(&self, event: &BusEvent) {
         match event {
             BusEvent::State(state) => {
