@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use refit_base::{Chain, Exit, Reported};
-use refit_bus::{Ask, Bus, Level, Origin, Progress, Request, Ticket};
+use refit_bus::{Bus, Level, Origin, Progress, Request, RequestKind, Ticket};
 use refit_updater::Digest;
 use refit_updater::journal::Kind;
 use semver::Version;
@@ -30,7 +30,7 @@ pub struct RequestBody {
 #[derive(Debug, thiserror::Error)]
 pub enum RequestError {
     /// There is no such request.
-    #[error("{request:?} is no request: use one of {}", Ask::ALL.map(Ask::name).join(", "))]
+    #[error("{request:?} is no request: use one of {}", RequestKind::ALL.map(RequestKind::name).join(", "))]
     Unknown {
         /// What was asked.
         request: String,
@@ -103,16 +103,16 @@ pub struct RequestDispatcher {
 
 impl Requests for RequestDispatcher {
     fn submit(&self, body: RequestBody, origin: &str) -> Result<Accepted, RequestError> {
-        let ask = Ask::from_name(&body.request)
+        let ask = RequestKind::from_name(&body.request)
             .ok_or_else(|| RequestError::Unknown { request: body.request.chars().take(32).collect() })?;
         let request = match ask {
-            Ask::Start => Request::Start,
-            Ask::Stop => Request::Stop,
-            Ask::Reload => Request::Reload,
-            Ask::Restart => return Ok(self.restart(origin)),
-            Ask::Exit => Request::Exit,
-            Ask::Update => return self.begin(body, Kind::Update, origin),
-            Ask::Rollback => return self.begin(body, Kind::Rollback, origin),
+            RequestKind::Start => Request::Start,
+            RequestKind::Stop => Request::Stop,
+            RequestKind::Reload => Request::Reload,
+            RequestKind::Restart => return Ok(self.restart(origin)),
+            RequestKind::Exit => Request::Exit,
+            RequestKind::Update => return self.begin(body, Kind::Update, origin),
+            RequestKind::Rollback => return self.begin(body, Kind::Rollback, origin),
         };
         let id = self.registry.tickets.open(request.name(), origin).id;
         let ticket = self.bus.request(request, Origin(origin.to_owned()));
@@ -135,7 +135,7 @@ impl Requests for RequestDispatcher {
 impl RequestDispatcher {
     /// Asks for a restart in place once the program is known to be good. The ticket says if it is not.
     fn restart(&self, origin: &str) -> Accepted {
-        let opened = self.registry.tickets.open(Ask::Restart.name(), origin);
+        let opened = self.registry.tickets.open(RequestKind::Restart.name(), origin);
         let (manager, bus, registry) = (Arc::clone(&self.manager), self.bus.clone(), Arc::clone(&self.registry));
         let (id, origin) = (opened.id.clone(), Origin(origin.to_owned()));
         self.manager.spawn(async move {
@@ -143,7 +143,7 @@ impl RequestDispatcher {
                 Ok(ticket) => follow(registry, id, ticket).await,
                 Err(error) => {
                     let reason = format!("{}; nothing was stopped", Chain(&error));
-                    report_refused(&registry, &bus, Ask::Restart.name(), &origin.0, &reason);
+                    report_refused(&registry, &bus, RequestKind::Restart.name(), &origin.0, &reason);
                     resolve(&registry, &id, Progress::Refused(reason));
                 }
             }
@@ -165,7 +165,7 @@ impl RequestDispatcher {
 }
 
 /// Returns what a ticket was that a hundred newer ones have pushed out between two lines.
-fn lost(id: String, ask: Ask, origin: &str) -> TicketView {
+fn lost(id: String, ask: RequestKind, origin: &str) -> TicketView {
     let state = "accepted".to_owned();
     TicketView { id, request: ask.name().to_owned(), origin: origin.to_owned(), state, reason: None, exit: None }
 }

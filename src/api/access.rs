@@ -9,7 +9,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use refit_base::Exit;
-use refit_bus::Ask;
+use refit_bus::RequestKind;
 
 use super::connection::Peer;
 use super::{Problem, Shared};
@@ -144,9 +144,9 @@ fn forbidden(app: &Shared, owner: &Owner, method: &Method, path: &str) -> Option
     let path = path.strip_prefix("/api/v1/").unwrap_or(path);
     let needs = match path {
         "bus/requests" | "bus/publications" => return None,
-        "rollback" => Ask::Rollback,
-        "updates" | "packages" => Ask::Update,
-        _ if path.starts_with("packages/") => Ask::Update,
+        "rollback" => RequestKind::Rollback,
+        "updates" | "packages" => RequestKind::Update,
+        _ if path.starts_with("packages/") => RequestKind::Update,
         _ => {
             let what = format!("{method} {path}");
             let reason = format!("the component {component} may only ask for what appliance.toml allows it");
@@ -157,7 +157,7 @@ fn forbidden(app: &Shared, owner: &Owner, method: &Method, path: &str) -> Option
 }
 
 /// Returns why `owner` may not make a request; `None` if it may.
-pub(super) fn forbidden_request(app: &Shared, owner: &Owner, ask: Ask) -> Option<Problem> {
+pub(super) fn forbidden_request(app: &Shared, owner: &Owner, ask: RequestKind) -> Option<Problem> {
     owner.forbids(ask).map(|reason| refuse(app, owner, ask.name(), &reason))
 }
 

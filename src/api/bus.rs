@@ -6,7 +6,7 @@ use axum::extract::{Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::{Extension, Json};
 use refit_base::Exit;
-use refit_bus::{self as bus, Ask};
+use refit_bus::{self as bus, RequestKind};
 use refit_updater::Digest;
 use semver::Version;
 use serde::Deserialize;
@@ -39,7 +39,7 @@ pub(super) async fn request(
     Sent(Posted { request, digest, version }): Sent<Posted>,
 ) -> Result<TicketAnswer, Problem> {
     let body = RequestBody { request, digest, version };
-    let forbidden = Ask::from_name(&body.request).and_then(|ask| access::forbidden_request(&app, &owner, ask));
+    let forbidden = RequestKind::from_name(&body.request).and_then(|ask| access::forbidden_request(&app, &owner, ask));
     if let Some(problem) = forbidden {
         return Err(problem);
     }

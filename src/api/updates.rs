@@ -2,7 +2,7 @@
 
 use axum::Extension;
 use axum::extract::State;
-use refit_bus::Ask;
+use refit_bus::RequestKind;
 use refit_updater::Digest;
 use semver::Version;
 use serde::Deserialize;
@@ -28,7 +28,7 @@ pub(super) async fn update(
     Extension(who): Extension<Who>,
     Sent(destination): Sent<Destination>,
 ) -> Answer {
-    begin(&app, destination, Ask::Update, &who).map_err(|error| Problem::asking(&error))
+    begin(&app, destination, RequestKind::Update, &who).map_err(|error| Problem::asking(&error))
 }
 
 /// A body is optional: no body is the previous release.
@@ -37,14 +37,14 @@ pub(super) async fn rollback(
     Extension(who): Extension<Who>,
     SentOrNot(destination): SentOrNot<Destination>,
 ) -> Answer {
-    begin(&app, destination, Ask::Rollback, &who).map_err(|error| Problem::asking(&error))
+    begin(&app, destination, RequestKind::Rollback, &who).map_err(|error| Problem::asking(&error))
 }
 
 /// Makes the request `ask` for `who`.
 fn begin(
     app: &Shared,
     Destination { digest, version }: Destination,
-    ask: Ask,
+    ask: RequestKind,
     who: &Who,
 ) -> Result<TicketAnswer, RequestError> {
     let body = RequestBody { request: ask.name().to_owned(), digest, version };

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use refit_base::{Exit, Reported};
-use refit_bus::Ask;
+use refit_bus::RequestKind;
 use refit_updater::trust::Expired;
 use semver::Version;
 use serde::{Deserialize, Serialize};
@@ -247,7 +247,7 @@ pub struct Component {
     #[serde(flatten)]
     pub spawn: Spawn,
     /// What it may request.
-    pub allow: Vec<Ask>,
+    pub allow: Vec<RequestKind>,
     /// Whether it must be stopped for a migration of the data.
     pub migrates: bool,
 }

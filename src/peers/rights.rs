@@ -6,7 +6,7 @@
 //! is an account of its own.
 
 use nix::unistd::{User, geteuid};
-use refit_bus::Ask;
+use refit_bus::RequestKind;
 use sha2::{Digest, Sha256};
 
 use super::protocol::Refusal;
@@ -45,7 +45,7 @@ pub(crate) enum Owner {
         /// The component.
         name: String,
         /// What it may request.
-        allow: Vec<Ask>,
+        allow: Vec<RequestKind>,
         /// Whether this process of it has said that it serves.
         serves: bool,
     },
@@ -116,7 +116,7 @@ impl Owner {
     }
 
     /// Returns why it may not request `ask`; `None` if it may.
-    pub(crate) fn forbids(&self, ask: Ask) -> Option<String> {
+    pub(crate) fn forbids(&self, ask: RequestKind) -> Option<String> {
         match self {
             Self::Operator { .. } => None,
             Self::Component { allow, .. } if allow.contains(&ask) => None,

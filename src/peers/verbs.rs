@@ -3,7 +3,7 @@
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use refit_bus::{self as bus, Ask, Level, Order, PRIORITY_DEFAULT, State, Subscription, WaitError};
+use refit_bus::{self as bus, Level, Order, PRIORITY_DEFAULT, RequestKind, State, Subscription, WaitError};
 use serde_json::{Value, json};
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -130,7 +130,7 @@ fn request(peers: &Arc<Peers>, peer: &Arc<Peer>, body: RequestBody) -> Result<Va
     }
     let (bus, registry) = (&peers.parts.bus, &peers.parts.registry);
     let origin = peer.owner.origin();
-    if let Some(reason) = Ask::from_name(&body.request).and_then(|ask| peer.owner.forbids(ask)) {
+    if let Some(reason) = RequestKind::from_name(&body.request).and_then(|ask| peer.owner.forbids(ask)) {
         let ticket = requests::refuse(registry, bus, &body.request, &origin, &reason);
         return Ok(json!({ "ticket": ticket }));
     }

@@ -29,7 +29,7 @@ impl Observer for SiteObserver {
             BusEvent::Fault(fault) => {
                 self.events.publish("fault", json!(fault));
             }
-            BusEvent::Request { number, ask, origin, decision } => {
+            BusEvent::Request { number, kind, origin, decision } => {
                 let (outcome, reason) = match decision {
                     Decision::Accept => ("accepted", None),
                     Decision::Merge => ("merged", None),
@@ -37,7 +37,7 @@ impl Observer for SiteObserver {
                     Decision::Refuse(refusal) => ("refused", Some(refusal.to_string())),
                 };
                 let data = json!({
-                    "number": number, "request": ask.name(), "origin": origin.0, "outcome": outcome, "reason": reason,
+                    "number": number, "request": kind.name(), "origin": origin.0, "outcome": outcome, "reason": reason,
                 });
                 self.events.publish("bus.request", data);
             }

@@ -114,7 +114,7 @@ impl Engine {
         let mut run = std::pin::pin!(run);
         let body = async move {
             body.await;
-            if bus.shared.standing().goal != Goal::Exited {
+            if bus.shared.status().goal != Goal::Exited {
                 bus.log(Level::Warning, format!("main ended while the site was {}: exiting", bus.state().name()));
                 drop(bus.request(Request::Exit, Origin("end of main".to_owned())));
             }
@@ -133,15 +133,15 @@ impl Engine {
         let (closing_tasks, closing_log) = self.employ(&mut helpers);
         loop {
             self.shared.settle_here();
-            let standing = self.shared.standing();
-            match standing.state.toward(standing.goal) {
+            let status = self.shared.status();
+            match status.state.next_step(status.goal) {
                 Some(State::Exited) => {
                     self.exit_tasks(&mut helpers, &closing_tasks).await;
                     self.shared.enter(State::Exited);
                 }
-                Some(next) => self.step(standing.state, next).await,
-                None if standing.state == State::Exited => break,
-                None if standing.reload_waits => self.reload().await,
+                Some(next) => self.step(status.state, next).await,
+                None if status.state == State::Exited => break,
+                None if status.reload_waits => self.reload().await,
                 None => self.wait_for_request().await,
             }
         }
@@ -212,7 +212,7 @@ impl Engine {
                 }
             }
             State::Stopping => {
-                let reason = match (self.shared.replacement(), self.shared.standing().goal) {
+                let reason = match (self.shared.replacement(), self.shared.status().goal) {
                     (Some(replacement), _) => StopReason::Replace(replacement),
                     (None, Goal::Exited) if state == State::Running => StopReason::Exit,
                     (None, Goal::Idle) if state == State::Running => StopReason::Stop,
@@ -253,7 +253,7 @@ impl Engine {
 
     fn template(&self, channel: &str) -> Call {
         let number = self.shared.publications.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
-        Call { by_the_site: true, ..plain(channel, number, self.shared.standing().state, Value::Null, 1) }
+        Call { by_the_site: true, ..plain(channel, number, self.shared.status().state, Value::Null, 1) }
     }
 
     /// Calls every listener of `channel` in order. Returns whether none failed; failures are faults.
@@ -292,7 +292,7 @@ impl Engine {
             let mut round = Round::new(self.shared.options.grace);
             for (place, entry) in wave.iter().enumerate() {
                 entry.is_to_start();
-                if self.shared.standing().goal != Goal::Running {
+                if self.shared.status().goal != Goal::Running {
                     template.cancelled.cancel();
                 }
                 if template.cancelled.is_cancelled() {
@@ -319,7 +319,7 @@ impl Engine {
                 let ended = tokio::select! {
                     ended = round.next() => ended,
                     _ = self.changes.changed() => {
-                        if self.shared.standing().goal != Goal::Running {
+                        if self.shared.status().goal != Goal::Running {
                             template.cancelled.cancel();
                         }
                         continue;
@@ -337,7 +337,7 @@ impl Engine {
                             up.push((place, entry.name.clone()));
                         }
                         // A start that nobody wants any more has not failed.
-                        let wanted = self.shared.standing().goal == Goal::Running;
+                        let wanted = self.shared.status().goal == Goal::Running;
                         if wanted && !template.cancelled.is_cancelled() {
                             faults.push(self.shared.fault(&entry.name, START, failure));
                         }
@@ -350,7 +350,7 @@ impl Engine {
         if template.cancelled.is_cancelled() {
             return true;
         }
-        if self.shared.standing().goal == Goal::Running {
+        if self.shared.status().goal == Goal::Running {
             if faults.is_empty() {
                 self.shared.enter(State::Running);
             } else {
@@ -427,7 +427,7 @@ impl Engine {
         let time = self.time();
         let (prepared, late) = self.reload_phase(&waves, &template, time, true).await;
         let refused = summary(&prepared);
-        let overtaken = self.shared.standing().goal != Goal::Running;
+        let overtaken = self.shared.status().goal != Goal::Running;
         // Who prepared too late has refused, but has something to drop.
         let has_prepared = |entry: &&Arc<Entry>| is_ok(&prepared, &entry.name) || late.contains(&entry.name);
         let ready: Vec<Vec<Arc<Entry>>> =
@@ -484,7 +484,7 @@ impl Engine {
                         answers.push(answer(&wave[place], outcome, elapsed));
                     }
                     _ = self.changes.changed(), if may_end => {
-                        if self.shared.standing().goal != Goal::Running {
+                        if self.shared.status().goal != Goal::Running {
                             template.cancelled.cancel();
                         }
                     }

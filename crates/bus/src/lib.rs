@@ -40,7 +40,7 @@ pub use engine::{Ended, Engine};
 pub use failure::Failure;
 pub use handle::{Bus, WaitError};
 pub use log::{Level, LogCounts, LogEntry};
-pub use machine::{Ask, Decision, Refusal, Standing, decide};
+pub use machine::{Decision, RequestKind, RequestRefused, SiteStatus, decide};
 pub use order::{Cycle, Order, PRIORITY_DEFAULT, Row, waves};
 pub use publication::{Answer, DEPTH_MAX, Outcome, Report};
 pub use registry::{AttachError, BUILT_IN, ENTER, EXIT, LOG, RELOAD, START, STOP, Subscription};

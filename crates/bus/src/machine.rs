@@ -1,6 +1,6 @@
 //! What a request means, as a pure function of where the site stands: no clock, no task, no listener.
 //!
-//! [`decide`] is asked for every request, under one lock, in the order in which they are made; [`State::toward`] then says the
+//! [`decide`] is asked for every request, under one lock, in the order in which they are made; [`State::next_step`] then says the
 //! next step. Together they are the whole machine.
 
 use crate::state::{Goal, State};
@@ -8,7 +8,7 @@ use crate::state::{Goal, State};
 /// What is asked, without parameters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Ask {
+pub enum RequestKind {
     /// Be running.
     Start,
     /// Be idle.
@@ -25,7 +25,7 @@ pub enum Ask {
     Rollback,
 }
 
-impl Ask {
+impl RequestKind {
     /// Everything that can be asked.
     pub const ALL: [Self; 7] =
         [Self::Start, Self::Stop, Self::Reload, Self::Restart, Self::Exit, Self::Update, Self::Rollback];
@@ -45,7 +45,7 @@ impl Ask {
 
     /// Returns what is asked by the request of this name.
     pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|ask| ask.name() == name)
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
 
     /// Returns where the site has to go; `None` for what does not move it.
@@ -61,20 +61,20 @@ impl Ask {
 
 /// Where the site stands when something is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Standing {
+pub struct SiteStatus {
     /// The state.
     pub state: State,
     /// Where it is going.
     pub goal: Goal,
     /// What it is going to end for: an exit, or a replacement of the process image.
-    pub leaving: Option<Ask>,
+    pub leaving: Option<RequestKind>,
     /// Whether a reload waits that has not begun.
     pub reload_waits: bool,
 }
 
 /// Why a request is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
+pub enum RequestRefused {
     /// The site has ended.
     #[error("the bus has ended")]
     Ended,
@@ -83,7 +83,7 @@ pub enum Refusal {
     Ending,
     /// The site is about to be replaced.
     #[error("the site is about to be replaced: {} is under way", .0.name())]
-    Replacing(Ask),
+    Replacing(RequestKind),
     /// Nothing runs that could take new settings.
     #[error("nothing to reload: the site is {}", .0.name())]
     NotRunning(State),
@@ -99,53 +99,50 @@ pub enum Decision {
     /// It is so already.
     Already,
     /// It is not taken, and nothing changes.
-    Refuse(Refusal),
+    Refuse(RequestRefused),
 }
 
 /// Decides what becomes of a request. The order of strength is exit, replacement, stop and start, reload: the stronger absorbs
 /// what is weaker, the weaker is refused while the stronger is under way.
-pub const fn decide(standing: Standing, ask: Ask) -> Decision {
-    let Standing { state, goal, leaving, reload_waits } = standing;
+pub const fn decide(status: SiteStatus, kind: RequestKind) -> Decision {
+    use RequestKind::{Exit, Reload, Restart, Rollback, Start, Stop, Update};
+    let SiteStatus { state, goal, leaving, reload_waits } = status;
     if matches!(state, State::Exited) {
-        return match ask {
-            Ask::Exit => Decision::Already,
-            Ask::Start | Ask::Stop | Ask::Reload | Ask::Restart | Ask::Update | Ask::Rollback => {
-                Decision::Refuse(Refusal::Ended)
-            }
+        return match kind {
+            Exit => Decision::Already,
+            Start | Stop | Reload | Restart | Update | Rollback => Decision::Refuse(RequestRefused::Ended),
         };
     }
     match leaving {
-        Some(Ask::Exit) => match ask {
-            Ask::Exit => Decision::Merge,
-            Ask::Start | Ask::Stop | Ask::Reload | Ask::Restart | Ask::Update | Ask::Rollback => {
-                Decision::Refuse(Refusal::Ending)
+        Some(Exit) => match kind {
+            Exit => Decision::Merge,
+            Start | Stop | Reload | Restart | Update | Rollback => Decision::Refuse(RequestRefused::Ending),
+        },
+        Some(under_way @ (Restart | Update | Rollback | Start | Stop | Reload)) => match kind {
+            Exit => Decision::Accept,
+            Restart if matches!(under_way, Restart) => Decision::Merge,
+            Start | Stop | Reload | Restart | Update | Rollback => {
+                Decision::Refuse(RequestRefused::Replacing(under_way))
             }
         },
-        Some(kind @ (Ask::Restart | Ask::Update | Ask::Rollback | Ask::Start | Ask::Stop | Ask::Reload)) => match ask {
-            Ask::Exit => Decision::Accept,
-            Ask::Restart if matches!(kind, Ask::Restart) => Decision::Merge,
-            Ask::Start | Ask::Stop | Ask::Reload | Ask::Restart | Ask::Update | Ask::Rollback => {
-                Decision::Refuse(Refusal::Replacing(kind))
+        None => match kind {
+            Start => decide_goal(matches!(goal, Goal::Running), matches!(state, State::Running)),
+            Stop => {
+                decide_goal(matches!(goal, Goal::Idle), matches!(state, State::Initial | State::Entering | State::Idle))
             }
-        },
-        None => match ask {
-            Ask::Start => toward(matches!(goal, Goal::Running), matches!(state, State::Running)),
-            Ask::Stop => {
-                toward(matches!(goal, Goal::Idle), matches!(state, State::Initial | State::Entering | State::Idle))
-            }
-            Ask::Reload => match goal {
+            Reload => match goal {
                 Goal::Running if reload_waits => Decision::Merge,
                 // Also on the way up: it is done as soon as the site runs.
                 Goal::Running => Decision::Accept,
-                Goal::Idle | Goal::Exited => Decision::Refuse(Refusal::NotRunning(state)),
+                Goal::Idle | Goal::Exited => Decision::Refuse(RequestRefused::NotRunning(state)),
             },
-            Ask::Restart | Ask::Update | Ask::Rollback | Ask::Exit => Decision::Accept,
+            Restart | Update | Rollback | Exit => Decision::Accept,
         },
     }
 }
 
 /// Returns what becomes of a request for a state that is the goal, or not, and is reached, or not.
-const fn toward(is_goal: bool, is_reached: bool) -> Decision {
+const fn decide_goal(is_goal: bool, is_reached: bool) -> Decision {
     match (is_goal, is_reached) {
         (true, true) => Decision::Already,
         (true, false) => Decision::Merge,
@@ -158,15 +155,15 @@ mod tests {
     use super::*;
 
     /// Every place where a site can stand: a goal that leaves has a reason, and the others have none.
-    fn standings() -> Vec<Standing> {
+    fn statuses() -> Vec<SiteStatus> {
         let mut all = Vec::new();
         for state in State::ALL {
             for reload_waits in [false, true] {
                 for goal in [Goal::Idle, Goal::Running] {
-                    all.push(Standing { state, goal, leaving: None, reload_waits });
+                    all.push(SiteStatus { state, goal, leaving: None, reload_waits });
                 }
-                for leaving in [Ask::Exit, Ask::Restart, Ask::Update, Ask::Rollback] {
-                    all.push(Standing { state, goal: Goal::Exited, leaving: Some(leaving), reload_waits });
+                for leaving in [RequestKind::Exit, RequestKind::Restart, RequestKind::Update, RequestKind::Rollback] {
+                    all.push(SiteStatus { state, goal: Goal::Exited, leaving: Some(leaving), reload_waits });
                 }
             }
         }
@@ -175,53 +172,56 @@ mod tests {
 
     #[test]
     fn every_state_has_an_answer_to_every_request() {
-        for standing in standings() {
-            for ask in Ask::ALL {
-                let decision = decide(standing, ask);
-                let said = format!("{standing:?} + {ask:?} = {decision:?}");
-                let ended = standing.state == State::Exited;
-                match ask {
-                    Ask::Exit => {
-                        let expected = match standing.leaving {
+        use RequestKind::{Exit, Reload, Restart, Rollback, Start, Stop, Update};
+        for status in statuses() {
+            for kind in RequestKind::ALL {
+                let decision = decide(status, kind);
+                let case = format!("{status:?} + {kind:?} = {decision:?}");
+                let ended = status.state == State::Exited;
+                match kind {
+                    Exit => {
+                        let expected = match status.leaving {
                             _ if ended => Decision::Already,
-                            Some(Ask::Exit) => Decision::Merge,
+                            Some(Exit) => Decision::Merge,
                             Some(_) | None => Decision::Accept,
                         };
-                        assert_eq!(decision, expected, "{said}");
+                        assert_eq!(decision, expected, "{case}");
                     }
-                    _ if ended => assert_eq!(decision, Decision::Refuse(Refusal::Ended), "{said}"),
-                    Ask::Restart if standing.leaving == Some(Ask::Restart) => {
-                        assert_eq!(decision, Decision::Merge, "{said}");
+                    _ if ended => assert_eq!(decision, Decision::Refuse(RequestRefused::Ended), "{case}"),
+                    Restart if status.leaving == Some(Restart) => {
+                        assert_eq!(decision, Decision::Merge, "{case}");
                     }
-                    _ if standing.leaving == Some(Ask::Exit) => {
-                        assert_eq!(decision, Decision::Refuse(Refusal::Ending), "{said}");
+                    _ if status.leaving == Some(Exit) => {
+                        assert_eq!(decision, Decision::Refuse(RequestRefused::Ending), "{case}");
                     }
-                    _ if standing.leaving.is_some() => {
-                        let kind = standing.leaving.expect("looked at");
-                        assert_eq!(decision, Decision::Refuse(Refusal::Replacing(kind)), "{said}");
+                    _ if status.leaving.is_some() => {
+                        let under_way = status.leaving.expect("looked at");
+                        assert_eq!(decision, Decision::Refuse(RequestRefused::Replacing(under_way)), "{case}");
                     }
-                    Ask::Restart | Ask::Update | Ask::Rollback => assert_eq!(decision, Decision::Accept, "{said}"),
-                    Ask::Start | Ask::Stop => {
-                        let goal = ask.goal().expect("both have one");
-                        let reached = if ask == Ask::Start {
-                            standing.state == State::Running
+                    Restart | Update | Rollback => {
+                        assert_eq!(decision, Decision::Accept, "{case}")
+                    }
+                    Start | Stop => {
+                        let goal = kind.goal().expect("both have one");
+                        let reached = if kind == Start {
+                            status.state == State::Running
                         } else {
-                            matches!(standing.state, State::Initial | State::Entering | State::Idle)
+                            matches!(status.state, State::Initial | State::Entering | State::Idle)
                         };
-                        let expected = match (standing.goal == goal, reached) {
+                        let expected = match (status.goal == goal, reached) {
                             (true, true) => Decision::Already,
                             (true, false) => Decision::Merge,
                             (false, _) => Decision::Accept,
                         };
-                        assert_eq!(decision, expected, "{said}");
+                        assert_eq!(decision, expected, "{case}");
                     }
-                    Ask::Reload => {
-                        let expected = match (standing.goal, standing.reload_waits) {
+                    Reload => {
+                        let expected = match (status.goal, status.reload_waits) {
                             (Goal::Running, true) => Decision::Merge,
                             (Goal::Running, false) => Decision::Accept,
-                            _ => Decision::Refuse(Refusal::NotRunning(standing.state)),
+                            _ => Decision::Refuse(RequestRefused::NotRunning(status.state)),
                         };
-                        assert_eq!(decision, expected, "{said}");
+                        assert_eq!(decision, expected, "{case}");
                     }
                 }
             }
@@ -230,9 +230,9 @@ mod tests {
 
     #[test]
     fn names_come_back() {
-        for ask in Ask::ALL {
-            assert_eq!(Ask::from_name(ask.name()), Some(ask));
+        for kind in RequestKind::ALL {
+            assert_eq!(RequestKind::from_name(kind.name()), Some(kind));
         }
-        assert_eq!(Ask::from_name("graceful"), None);
+        assert_eq!(RequestKind::from_name("graceful"), None);
     }
 }

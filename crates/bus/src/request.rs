@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::context::{self, Purpose};
-use crate::machine::Ask;
+use crate::machine::RequestKind;
 
 /// What is asked.
 #[derive(Debug, Clone)]
@@ -33,21 +33,21 @@ pub enum Request {
 
 impl Request {
     /// Returns what is asked, without its parameters.
-    pub const fn ask(&self) -> Ask {
+    pub const fn kind(&self) -> RequestKind {
         match self {
-            Self::Start => Ask::Start,
-            Self::Stop => Ask::Stop,
-            Self::Reload => Ask::Reload,
-            Self::Restart(_) => Ask::Restart,
-            Self::Exit => Ask::Exit,
-            Self::Update(_) => Ask::Update,
-            Self::Rollback(_) => Ask::Rollback,
+            Self::Start => RequestKind::Start,
+            Self::Stop => RequestKind::Stop,
+            Self::Reload => RequestKind::Reload,
+            Self::Restart(_) => RequestKind::Restart,
+            Self::Exit => RequestKind::Exit,
+            Self::Update(_) => RequestKind::Update,
+            Self::Rollback(_) => RequestKind::Rollback,
         }
     }
 
     /// Returns the name that logs and the API use.
     pub const fn name(&self) -> &'static str {
-        self.ask().name()
+        self.kind().name()
     }
 
     pub(crate) fn into_replacement(self) -> Option<Arc<Replacement>> {

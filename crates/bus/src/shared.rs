@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::crew::Crew;
 use crate::failure::Failure;
 use crate::log::{Level, Log};
-use crate::machine::{Ask, Decision, Standing, decide};
+use crate::machine::{Decision, RequestKind, SiteStatus, decide};
 use crate::publication::Report;
 use crate::registry::Registry;
 use crate::request::{Origin, Progress, Replacement, Request, Ticket};
@@ -79,7 +79,7 @@ pub enum BusEvent {
         /// Its number.
         number: u64,
         /// What is asked.
-        ask: Ask,
+        kind: RequestKind,
         /// Who asked.
         origin: Origin,
         /// What becomes of it.
@@ -121,7 +121,7 @@ pub trait Observer: Send + Sync + 'static {
 /// A request that is not done yet.
 struct Pending {
     number: u64,
-    ask: Ask,
+    kind: RequestKind,
     outcome: watch::Sender<Progress>,
     /// Why it will have failed when the site has settled.
     failed: Option<String>,
@@ -150,7 +150,7 @@ struct Waiter {
 }
 
 struct Core {
-    standing: Standing,
+    status: SiteStatus,
     pending: Vec<Pending>,
     replacement: Option<Arc<Replacement>>,
     waiters: Vec<Waiter>,
@@ -180,7 +180,7 @@ impl Shared {
     pub(crate) fn new(options: Options, tasks: Crew, scribes: Crew) -> Self {
         Self {
             core: Mutex::new(Core {
-                standing: Standing { state: State::Initial, goal: Goal::Idle, leaving: None, reload_waits: false },
+                status: SiteStatus { state: State::Initial, goal: Goal::Idle, leaving: None, reload_waits: false },
                 pending: Vec::new(),
                 replacement: None,
                 waiters: Vec::new(),
@@ -211,8 +211,8 @@ impl Shared {
         }
     }
 
-    pub(crate) fn standing(&self) -> Standing {
-        self.core().standing
+    pub(crate) fn status(&self) -> SiteStatus {
+        self.core().status
     }
 
     pub(crate) fn replacement(&self) -> Option<Arc<Replacement>> {
@@ -234,23 +234,23 @@ impl Shared {
 
     /// Takes a request: decides what it means, and lets the engine know.
     pub(crate) fn request(&self, request: Request, origin: Origin) -> Ticket {
-        let ask = request.ask();
+        let kind = request.kind();
         let (ticket, decision) = {
             let mut core = self.core();
             core.requests += 1;
             let number = core.requests;
-            let decision = decide(core.standing, ask);
+            let decision = decide(core.status, kind);
             let ticket = match decision {
                 Decision::Already => Ticket::settled(number, Progress::Already),
                 Decision::Refuse(refusal) => Ticket::settled(number, Progress::Refused(refusal.to_string())),
                 Decision::Merge => {
-                    match core.pending.iter().find(|pending| pending.ask == ask && pending.failed.is_none()) {
+                    match core.pending.iter().find(|pending| pending.kind == kind && pending.failed.is_none()) {
                         Some(pending) => Ticket::new(number, Some(pending.number), pending.outcome.subscribe()),
                         // Under way without a ticket of its own, such as an exit that a failure decided.
-                        None => core.open(number, ask),
+                        None => core.open(number, kind),
                     }
                 }
-                Decision::Accept => core.accept(number, ask, request.into_replacement(), &origin),
+                Decision::Accept => core.accept(number, kind, request.into_replacement(), &origin),
             };
             (ticket, decision)
         };
@@ -260,15 +260,15 @@ impl Shared {
             Decision::Already => "already so".to_owned(),
             Decision::Refuse(refusal) => format!("refused: {refusal}"),
         };
-        self.log.write(Level::Info, format!("request {} of {origin}: {outcome}", ask.name()));
-        self.observe(&BusEvent::Request { number: ticket.number(), ask, origin, decision });
+        self.log.write(Level::Info, format!("request {} of {origin}: {outcome}", kind.name()));
+        self.observe(&BusEvent::Request { number: ticket.number(), kind, origin, decision });
         self.changes.send_modify(|count| *count += 1);
         ticket
     }
 
     /// Returns the state if it is one of `states`.
     pub(crate) fn is_in(&self, states: &[State]) -> Option<State> {
-        let state = self.core().standing.state;
+        let state = self.core().status.state;
         states.contains(&state).then_some(state)
     }
 
@@ -276,7 +276,7 @@ impl Shared {
     pub(crate) fn waiter(&self, states: &[State]) -> oneshot::Receiver<State> {
         let (reached, receiver) = oneshot::channel();
         let mut core = self.core();
-        let state = core.standing.state;
+        let state = core.status.state;
         if states.contains(&state) {
             reached.send(state).ok(); // it has just got there
         } else if state != State::Exited {
@@ -291,7 +291,7 @@ impl Shared {
         self.log.write(Level::Info, format!("bus: {}", state.name()));
         let faults = {
             let mut core = self.core();
-            core.standing.state = state;
+            core.status.state = state;
             core.ran |= state == State::Running;
             self.state.send_replace(state);
             let (there, elsewhere) = core.waiters.drain(..).partition(|waiter| waiter.states.contains(&state));
@@ -310,7 +310,7 @@ impl Shared {
     /// Resolves the tickets that ask for what is so, because another request took the site back there before it left.
     pub(crate) fn settle_here(&self) {
         let mut core = self.core();
-        let state = core.standing.state;
+        let state = core.status.state;
         if matches!(state, State::Idle | State::Running) {
             core.settle(state, &[]);
         }
@@ -343,8 +343,8 @@ impl Shared {
     /// Takes the reloads that wait; those that come from now on are the next round's.
     pub(crate) fn take_reloads(&self) -> Reloads {
         let mut core = self.core();
-        core.standing.reload_waits = false;
-        Reloads(core.pending.extract_if(.., |pending| pending.ask == Ask::Reload).collect())
+        core.status.reload_waits = false;
+        Reloads(core.pending.extract_if(.., |pending| pending.kind == RequestKind::Reload).collect())
     }
 
     /// Ends the attempt to run, unless somebody has asked for something else meanwhile.
@@ -353,79 +353,89 @@ impl Shared {
         let cause =
             faults.iter().map(|fault| format!("{}: {}", fault.component, fault.cause)).collect::<Vec<_>>().join("; ");
         let mut core = self.core();
-        if core.standing.goal != Goal::Running {
+        if core.status.goal != Goal::Running {
             return;
         }
-        for pending in core.pending.iter_mut().filter(|pending| matches!(pending.ask, Ask::Start | Ask::Reload)) {
+        for pending in
+            core.pending.iter_mut().filter(|pending| matches!(pending.kind, RequestKind::Start | RequestKind::Reload))
+        {
             pending.failed = Some(cause.clone());
         }
-        core.standing.reload_waits = false;
+        core.status.reload_waits = false;
         match after {
-            AfterFailure::Idle => core.standing.goal = Goal::Idle,
-            AfterFailure::Exit => core.leave(Ask::Exit, None),
-            AfterFailure::Replace(replacement) => core.leave(Ask::Rollback, Some(replacement)),
+            AfterFailure::Idle => core.status.goal = Goal::Idle,
+            AfterFailure::Exit => core.leave(RequestKind::Exit, None),
+            AfterFailure::Replace(replacement) => core.leave(RequestKind::Rollback, Some(replacement)),
         }
     }
 
     /// Ends the site because of a failure, or because nobody could ever ask again.
     pub(crate) fn give_up(&self) {
         let mut core = self.core();
-        if core.standing.leaving.is_none() {
-            core.leave(Ask::Exit, None);
+        if core.status.leaving.is_none() {
+            core.leave(RequestKind::Exit, None);
         }
     }
 }
 
 impl Core {
-    fn open(&mut self, number: u64, ask: Ask) -> Ticket {
+    fn open(&mut self, number: u64, kind: RequestKind) -> Ticket {
         let (outcome, progress) = watch::channel(Progress::Accepted);
-        self.pending.push(Pending { number, ask, outcome, failed: None });
+        self.pending.push(Pending { number, kind, outcome, failed: None });
         Ticket::new(number, None, progress)
     }
 
-    fn leave(&mut self, kind: Ask, replacement: Option<Arc<Replacement>>) {
-        self.standing.goal = Goal::Exited;
-        self.standing.leaving = Some(kind);
-        self.standing.reload_waits = false;
+    fn leave(&mut self, kind: RequestKind, replacement: Option<Arc<Replacement>>) {
+        self.status.goal = Goal::Exited;
+        self.status.leaving = Some(kind);
+        self.status.reload_waits = false;
         self.replacement = replacement;
     }
 
-    fn accept(&mut self, number: u64, ask: Ask, replacement: Option<Arc<Replacement>>, origin: &Origin) -> Ticket {
+    fn accept(
+        &mut self,
+        number: u64,
+        kind: RequestKind,
+        replacement: Option<Arc<Replacement>>,
+        origin: &Origin,
+    ) -> Ticket {
+        use RequestKind::{Exit, Reload, Restart, Rollback, Start, Stop, Update};
         // What is weaker, or wants the site elsewhere, will not happen any more. A stop on the way to the end still does.
-        let overtaken = |pending: &mut Pending| match ask {
-            Ask::Start => pending.ask == Ask::Stop,
-            Ask::Stop => matches!(pending.ask, Ask::Start | Ask::Reload),
-            Ask::Reload => false,
-            Ask::Restart | Ask::Update | Ask::Rollback => matches!(pending.ask, Ask::Start | Ask::Reload),
-            Ask::Exit => !matches!(pending.ask, Ask::Stop | Ask::Exit),
+        let overtaken = |pending: &mut Pending| match kind {
+            Start => pending.kind == Stop,
+            Stop => matches!(pending.kind, Start | Reload),
+            Reload => false,
+            Restart | Update | Rollback => matches!(pending.kind, Start | Reload),
+            Exit => !matches!(pending.kind, Stop | Exit),
         };
         for pending in self.pending.extract_if(.., overtaken) {
-            let reason = format!("{} cancelled by {} of {origin}", pending.ask.name(), ask.name());
+            let reason = format!("{} cancelled by {} of {origin}", pending.kind.name(), kind.name());
             pending.resolve(Progress::Failed(reason));
         }
-        match ask {
-            Ask::Start => self.standing.goal = Goal::Running,
-            Ask::Stop => {
-                self.standing.goal = Goal::Idle;
-                self.standing.reload_waits = false;
+        match kind {
+            Start => self.status.goal = Goal::Running,
+            Stop => {
+                self.status.goal = Goal::Idle;
+                self.status.reload_waits = false;
             }
-            Ask::Reload => self.standing.reload_waits = true,
-            Ask::Restart | Ask::Update | Ask::Rollback => self.leave(ask, replacement),
-            Ask::Exit => {
+            Reload => self.status.reload_waits = true,
+            Restart | Update | Rollback => self.leave(kind, replacement),
+            Exit => {
                 self.asked_to_exit = true;
-                self.leave(ask, None);
+                self.leave(kind, None);
             }
         }
-        self.open(number, ask)
+        self.open(number, kind)
     }
 
     /// Resolves the tickets of what is reached with `state`.
     fn settle(&mut self, state: State, faults: &[Fault]) {
-        let reached = |pending: &mut Pending| match pending.ask {
-            Ask::Start => state == State::Running || (pending.failed.is_some() && state == State::Idle),
-            Ask::Stop => state == State::Idle,
-            Ask::Reload => pending.failed.is_some() && state == State::Idle,
-            Ask::Restart | Ask::Exit | Ask::Update | Ask::Rollback => state == State::Exited,
+        use RequestKind::{Exit, Reload, Restart, Rollback, Start, Stop, Update};
+        let reached = |pending: &mut Pending| match pending.kind {
+            Start => state == State::Running || (pending.failed.is_some() && state == State::Idle),
+            Stop => state == State::Idle,
+            Reload => pending.failed.is_some() && state == State::Idle,
+            Restart | Exit | Update | Rollback => state == State::Exited,
         };
         for pending in self.pending.extract_if(.., reached) {
             pending.resolve(Progress::Done);

@@ -64,7 +64,7 @@ impl State {
     }
 
     /// Returns the next state on the way to `goal`; `None` when it is reached, or cannot be reached any more.
-    pub const fn toward(self, goal: Goal) -> Option<Self> {
+    pub const fn next_step(self, goal: Goal) -> Option<Self> {
         match self {
             Self::Initial => Some(Self::Entering),
             Self::Entering | Self::Stopping => Some(Self::Idle),
@@ -113,7 +113,7 @@ mod tests {
             {
                 let mut state = from;
                 let mut steps = 0;
-                while let Some(next) = state.toward(goal) {
+                while let Some(next) = state.next_step(goal) {
                     assert!(state.steps().contains(&next), "{state:?} -> {next:?}");
                     state = next;
                     steps += 1;

@@ -237,15 +237,19 @@ impl Checker<'_> {
     }
 
     /// Returns what a component may request.
-    fn allow(&mut self, raw: Option<Vec<Spanned<String>>>, local: Option<Vec<Spanned<String>>>) -> Vec<bus::Ask> {
+    fn allow(
+        &mut self,
+        raw: Option<Vec<Spanned<String>>>,
+        local: Option<Vec<Spanned<String>>>,
+    ) -> Vec<bus::RequestKind> {
         let source = if local.is_some() { Source::Local } else { Source::Release };
         let mut allowed = Vec::new();
         for word in local.or(raw).unwrap_or_default() {
             let word = at(word, source);
-            match bus::Ask::from_name(&word.value) {
+            match bus::RequestKind::from_name(&word.value) {
                 Some(ask) => allowed.push(ask),
                 None => {
-                    let names: Vec<&str> = bus::Ask::ALL.into_iter().map(bus::Ask::name).collect();
+                    let names: Vec<&str> = bus::RequestKind::ALL.into_iter().map(bus::RequestKind::name).collect();
                     let what = format!("{:?} is no request: use some of {}", word.value, names.join(", "));
                     self.wrong(source, &word.span, what);
                 }

@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use refit::Request;
-use refit::bus::{Ask, Goal, Progress, START, State, Subscription, WaitError, listener};
+use refit::bus::{Goal, Progress, RequestKind, START, State, Subscription, WaitError, listener};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -139,7 +139,7 @@ fn b064_the_next_step_toward_each_goal_is_the_one_of_the_table() {
         (Exited, [None, None, None]),
     ];
     for (from, steps) in table {
-        let found = [Goal::Idle, Goal::Running, Goal::Exited].map(|goal| from.toward(goal));
+        let found = [Goal::Idle, Goal::Running, Goal::Exited].map(|goal| from.next_step(goal));
         assert_eq!(found, steps, "from {from:?}");
     }
     assert_eq!(table.map(|(from, _)| from), State::ALL, "every state has its line");
@@ -171,7 +171,7 @@ fn b065_the_states_and_the_ways_between_them_are_the_documented_ones() {
 fn b066_what_cannot_be_reached_is_refused_and_nothing_changes() {
     both(|| async {
         let site = Site::idle().await;
-        assert_eq!(Ask::from_name("nosuch"), None);
+        assert_eq!(RequestKind::from_name("nosuch"), None);
         let outcome = site.want(Request::Reload).await;
         assert!(matches!(&outcome, Progress::Refused(why) if why.contains("Idle")), "{outcome:?}");
         assert_eq!(site.bus.state(), State::Idle);
