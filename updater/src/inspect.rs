@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use refit_base::Class;
+use refit_tuf::document::RootDocument;
+use refit_tuf::{MemoryStore, TufError};
 use serde::Serialize;
 
 use crate::codec::Decoder;
@@ -18,8 +20,6 @@ use crate::manifest::{Body, Manifest, Totals};
 use crate::package::{END_BYTES, Package, PackageError, Payload, entry_bytes, filling};
 use crate::receive::{FrameTrouble, check_frame};
 use crate::trust::{Loaded, TrustError, load};
-use crate::tuf::document::RootDocument;
-use crate::tuf::{MemoryShelf, TufError};
 
 pub use compare::{Change, Comparison, FileChange, Side, compare};
 
@@ -249,8 +249,8 @@ fn verify<R: Read>(package: Package<R>, root: Option<&[u8]>) -> Result<Signed<R>
         Some(_given) => InspectError::NotARoot { source: Box::new(source) },
         None => TrustError::from(source).into(),
     })?;
-    let shelf = MemoryShelf(BTreeMap::from([("root".to_owned(), root_bytes.to_vec())]));
-    let loaded = load(shelf, &trusted_root, package.metadata())?;
+    let store = MemoryStore(BTreeMap::from([("root".to_owned(), root_bytes.to_vec())]));
+    let loaded = load(store, &trusted_root, package.metadata())?;
     let bytes = package.manifest().to_vec();
     let (manifest, released) = loaded.manifest(&bytes)?;
     let payload = package.into_payload(manifest.payload_bytes())?;

@@ -22,6 +22,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use refit_tuf::document::{canonical, spell};
+use refit_tuf::{METADATA_BYTES_MAX, ROOTS_MAX};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tough::schema::decoded::{Decoded, Hex};
@@ -29,9 +31,8 @@ use tough::schema::{Role, RoleType, Root, Signature, Signed};
 use zeroize::Zeroizing;
 
 use crate::durable;
-use crate::package::{MANIFEST_NAME, METADATA_BYTES_MAX, METADATA_DIR, ROOTS_MAX};
+use crate::package::{MANIFEST_NAME, METADATA_DIR};
 use crate::trust::RELEASED;
-use crate::tuf::document::canonical;
 use signer::Signer;
 
 pub use error::KeysError;
@@ -39,8 +40,6 @@ pub use published::PublishedError;
 pub use rotate::{Rotated, Rotation, Setup};
 pub use signer::Passphrase;
 pub use tough::schema::RoleType as KeyRole;
-
-pub(crate) use metadata::spell;
 
 /// What ends the name of a root.
 const ROOT_SUFFIX: &str = ".root.json";

@@ -3,7 +3,7 @@
 //! The way of an update through the modules:
 //!
 //! - [`pack`] makes a package from a directory and [`keys`] sign it;
-//! - [`package`] takes the bytes apart, within limits; [`trust`] decides whether they are signed, with [`tuf`];
+//! - [`package`] takes the bytes apart, within limits; [`trust`] decides whether they are signed, with [`refit_tuf`];
 //! - [`manifest`] says what is in a release, and refuses what must never be;
 //! - [`receive`] streams a package into staging: verified, decoded, synced, read-only;
 //! - [`release`] keeps the releases on disk, [`config`] carries the admin's edits from one to the next;
@@ -36,7 +36,6 @@ pub mod release;
 pub mod repository;
 pub mod spare;
 pub mod trust;
-pub mod tuf;
 
 pub use digest::Digest;
 pub use manifest::Manifest;

@@ -9,19 +9,18 @@ use std::io::{self, Read, Seek};
 use std::ops::Range;
 
 use refit_base::Class;
+use refit_tuf::ROOTS_MAX;
 
 use crate::manifest::{MANIFEST_BYTES_MAX, PAYLOAD_BYTES_MAX};
+
+pub use refit_tuf::METADATA_BYTES_MAX;
 
 /// The unit of a tar.
 pub const BLOCK_BYTES: usize = 512;
 /// Bytes of the end of a package: two blocks with nothing in them.
 pub(crate) const END_BYTES: u64 = 2 * BLOCK_BYTES as u64;
-/// Bytes of one metadata file: root, timestamp, snapshot and targets have a few kilobytes each.
-pub const METADATA_BYTES_MAX: u64 = 1 << 20;
 /// Bytes of all metadata files of a package: they are held in memory.
 pub const METADATA_BYTES_TOTAL_MAX: u64 = 4 << 20;
-/// Root files of a package: a key rotation a month for twenty years.
-pub const ROOTS_MAX: usize = 240;
 
 /// Where a package keeps its metadata.
 pub(crate) const METADATA_DIR: &str = "metadata/";

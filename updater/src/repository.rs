@@ -15,6 +15,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 
 use jiff::Timestamp;
+use refit_tuf::{Fetch, Target, TufError};
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
@@ -23,7 +24,6 @@ use crate::manifest::{ARCH_ANY, MANIFEST_BYTES_MAX};
 use crate::package::{MANIFEST_NAME, METADATA_DIR, Payload};
 use crate::receive::{Policy, ReceiveError, ReceiveProgress, Received, Receiver};
 use crate::trust::{Catalogue, Trust, TrustError};
-use crate::tuf::{Fetch, Target, TufError};
 use ranges::RangeReader;
 
 /// Where manifests and payloads lie.

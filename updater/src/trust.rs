@@ -1,7 +1,7 @@
 //! Trust: TUF metadata and SHA-256, bytes to a [`VerifiedManifest`].
 //!
 //! An appliance trusts a root, `trust/root.json`, that it was given with its factory software, and everything that root's
-//! keys lead to: newer roots, and the metadata of a package or repository, down to the digest of a manifest. [`crate::tuf`]
+//! keys lead to: newer roots, and the metadata of a package or repository, down to the digest of a manifest. [`refit_tuf`]
 //! decides; what must be remembered is written by [`Trust::commit`] and [`Trust::refresh`], each file in one piece and
 //! synced.
 //!
@@ -27,6 +27,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
+use refit_tuf::document::RootDocument;
+use refit_tuf::{Client, Dates, Fetch, METADATA_BYTES_MAX, MemoryStore, SameVersion, Target};
 use serde::{Deserialize, Serialize};
 use tough::schema::RoleType;
 
@@ -34,9 +36,7 @@ use crate::digest::Digest;
 use crate::durable;
 use crate::fault;
 use crate::manifest::Manifest;
-use crate::package::{MANIFEST_NAME, METADATA_BYTES_MAX, Metadata};
-use crate::tuf::document::RootDocument;
-use crate::tuf::{Client, Dates, Fetch, MemoryShelf, SameVersion, Target};
+use crate::package::{MANIFEST_NAME, Metadata};
 use error::io_error;
 use seen::{Seen, Source};
 
@@ -234,9 +234,9 @@ impl Trust {
         now: Timestamp,
     ) -> Result<VerifiedManifest, TrustError> {
         let (root, mut seen) = self.remembered(Source::Packages)?;
-        let mut shelf = seen.shelf.clone();
-        shelf.0.insert("root".to_owned(), root.bytes.clone());
-        let loaded = load(shelf, &root, metadata)?;
+        let mut store = seen.store.clone();
+        store.0.insert("root".to_owned(), root.bytes.clone());
+        let loaded = load(store, &root, metadata)?;
         let (manifest, released) = loaded.manifest(bytes)?;
         let clock_behind = self.released()?.max(released).filter(|date| *date > now);
         let (first_at, first_role) = loaded.first_expiry();
@@ -251,7 +251,7 @@ impl Trust {
         }
         seen.time = seen.time.max(Some(now));
         seen.released = seen.released.max(released);
-        seen.shelf = MemoryShelf(BTreeMap::from([
+        seen.store = MemoryStore(BTreeMap::from([
             ("root".to_owned(), loaded.root.bytes.clone()),
             ("timestamp".to_owned(), loaded.timestamp.bytes),
             ("snapshot".to_owned(), loaded.snapshot.bytes),
@@ -294,9 +294,9 @@ impl Trust {
         if let Some(seen) = self.released()?.filter(|date| *date > now) {
             return Err(TrustError::ClockWentBack { now, seen });
         }
-        let mut shelf = seen.shelf.clone();
-        shelf.0.insert("root".to_owned(), root.bytes.clone());
-        let mut client = Client::new(fetch, shelf, Dates::Enforced(now), SameVersion::Keep)?;
+        let mut store = seen.store.clone();
+        store.0.insert("root".to_owned(), root.bytes.clone());
+        let mut client = Client::new(fetch, store, Dates::Enforced(now), SameVersion::Keep)?;
         let refreshed = client.refresh().map_err(TrustError::of_repository).and_then(|()| {
             let targets = client.targets().map(|targets| targets.content.targets.clone()).unwrap_or_default();
             if targets.contains_key(MANIFEST_NAME) { Err(TrustError::PackageMetadata) } else { Ok(targets) }
@@ -305,12 +305,12 @@ impl Trust {
         let new_root = (client.root().version.get() > root.version.get()).then(|| newest.clone());
         let mut new = seen.clone();
         if refreshed.is_ok() {
-            new.shelf = client.into_shelf();
+            new.store = client.into_store();
         } else {
-            new.shelf.0.insert("root".to_owned(), newest);
+            new.store.0.insert("root".to_owned(), newest);
         }
         new.drop_revoked();
-        if new.shelf != seen.shelf {
+        if new.store != seen.store {
             self.save(Source::Repository, new_root.as_deref(), &new)?;
         }
         Ok(Catalogue { targets: refreshed?, seen: new })

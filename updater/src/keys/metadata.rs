@@ -5,29 +5,11 @@ use std::num::NonZeroU64;
 
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
-use tough::schema::Signature;
 
 use crate::digest::Digest;
 
 /// The version of the TUF specification that the metadata follows.
 pub(super) const SPEC_VERSION: &str = "1.0.0";
-
-/// Returns the file of a role in its one spelling: JSON without spaces, names in the order of their bytes, digits of keys and
-/// signatures in lower case, no line end. (Canonical JSON, which signatures cover, is no JSON where a text has line ends.)
-pub(crate) fn spell(value: &Value, signatures: &[Signature]) -> Option<Vec<u8>> {
-    let mut bytes = b"{\"signatures\":[".to_vec();
-    for (index, signature) in signatures.iter().enumerate() {
-        if index > 0 {
-            bytes.push(b',');
-        }
-        let (keyid, sig) = (hex::encode(&*signature.keyid), hex::encode(&*signature.sig));
-        bytes.extend_from_slice(format!("{{\"keyid\":\"{keyid}\",\"sig\":\"{sig}\"}}").as_bytes());
-    }
-    bytes.extend_from_slice(b"],\"signed\":");
-    bytes.extend_from_slice(&serde_json::to_vec(value).ok()?);
-    bytes.push(b'}');
-    Some(bytes)
-}
 
 /// Returns a target: its length, its digest, and what the vendor says of it.
 pub(crate) fn target(bytes: &[u8], custom: Value) -> Value {

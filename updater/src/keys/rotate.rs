@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use refit_tuf::ROOTS_MAX;
+use refit_tuf::document::{canonical, spell};
 use tough::schema::decoded::{Decoded, Hex};
 use tough::schema::key::Key;
 use tough::schema::{RoleKeys, RoleType, Root, Signed};
@@ -18,13 +20,11 @@ use zeroize::Zeroizing;
 
 use super::error::KeysError;
 use super::making::{self, Locked, Making, NewFile};
-use super::metadata::{SPEC_VERSION, spell, whole_seconds};
+use super::metadata::{SPEC_VERSION, whole_seconds};
 use super::retire::retire;
 use super::signer::{Fresh, Signer};
 use super::{Keys, ROLES, ROOT_SUFFIX, io_error, nobody, role_name};
 use crate::durable;
-use crate::package::ROOTS_MAX;
-use crate::tuf::document::canonical;
 
 /// How the first keys are made.
 #[derive(Debug, Clone)]

@@ -18,6 +18,7 @@ use std::time::Duration;
 use aws_lc_rs::signature::Ed25519KeyPair;
 use jiff::SignedDuration;
 use pkcs8::{EncryptedPrivateKeyInfoRef, PrivateKeyInfoRef};
+use refit_tuf::document;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
@@ -30,7 +31,6 @@ use zeroize::Zeroizing;
 use super::error::KeysError;
 use super::{making, program};
 use crate::durable;
-use crate::tuf::document;
 
 /// What ends the name of a private key.
 const KEY_SUFFIX: &str = ".key.pem";

@@ -25,6 +25,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use jiff::{SignedDuration, Timestamp};
+use refit_tuf::document::{Document, RootDocument, SnapshotContent, TargetsContent};
+use refit_tuf::{METADATA_BYTES_MAX, Target};
 use serde::Serialize;
 use serde_json::json;
 use tempfile::TempDir;
@@ -36,9 +38,7 @@ use crate::durable;
 use crate::inspect::{InspectError, Signed as SignedPackage, check_payload, open_signed};
 use crate::keys::{Keys, KeysError, PublishedError, metadata};
 use crate::manifest::MANIFEST_BYTES_MAX;
-use crate::package::{METADATA_BYTES_MAX, METADATA_DIR};
-use crate::tuf::Target;
-use crate::tuf::document::{Document, RootDocument, SnapshotContent, TargetsContent};
+use crate::package::METADATA_DIR;
 use check::payload_trouble;
 
 pub use check::{CheckProgress, Checked, Problem, Trouble, check};

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use refit_base::Class;
+use refit_tuf::TufError;
 use tough::schema::RoleType;
 
 use crate::digest::Digest;
 use crate::manifest::ManifestError;
-use crate::tuf::TufError;
 
 /// Why a package or a repository is not trusted.
 #[derive(Debug, thiserror::Error)]

@@ -3,16 +3,15 @@
 use std::io;
 
 use jiff::Timestamp;
+use refit_tuf::document::{Document, RootDocument, SnapshotContent, TargetsContent, TimestampContent, spell};
+use refit_tuf::{Client, Dates, Fetch, MemoryStore, SameVersion, Target, TufError};
 use serde_json::Value;
 use tough::schema::{RoleType, Signed};
 
 use super::TrustError;
 use crate::digest::Digest;
-use crate::keys::spell;
 use crate::manifest::Manifest;
 use crate::package::{MANIFEST_NAME, Metadata};
-use crate::tuf::document::{Document, RootDocument, SnapshotContent, Target, TargetsContent, TimestampContent};
-use crate::tuf::{Client, Dates, Fetch, MemoryShelf, SameVersion, TufError};
 
 /// What says, in the signed metadata, when a release was made.
 pub(crate) const RELEASED: &str = "released";
@@ -60,12 +59,12 @@ pub(super) fn parse_manifest(
     Ok((Manifest::parse(bytes).map_err(|source| TrustError::Manifest { source })?, released))
 }
 
-/// Verifies `metadata` against the root that `shelf` holds, and against what else it holds of earlier packages.
-pub(crate) fn load(shelf: MemoryShelf, trusted: &RootDocument, metadata: &Metadata) -> Result<Loaded, TrustError> {
+/// Verifies `metadata` against the root that `store` holds, and against what else it holds of earlier packages.
+pub(crate) fn load(store: MemoryStore, trusted: &RootDocument, metadata: &Metadata) -> Result<Loaded, TrustError> {
     check_spelling(metadata)?;
     check_roots(metadata, trusted)?;
     // Expiry is judged by the caller: a package in a drawer may be older than any date.
-    let mut client = Client::new(Entries(metadata), shelf, Dates::Ignored, SameVersion::Replace)?;
+    let mut client = Client::new(Entries(metadata), store, Dates::Ignored, SameVersion::Replace)?;
     client.refresh()?;
     let missing = |name: &str| TufError::Missing { name: name.to_owned() };
     Ok(Loaded {

@@ -8,13 +8,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
+use refit_tuf::document::{Document, RootDocument, SnapshotContent, TargetsContent, TimestampContent};
+use refit_tuf::{METADATA_BYTES_MAX, MemoryStore, TufError};
 use serde::{Deserialize, Serialize};
 
 use super::error::{SeenTrouble, TrustError, io_error};
 use crate::durable;
-use crate::package::METADATA_BYTES_MAX;
-use crate::tuf::document::{Document, RootDocument, SnapshotContent, TargetsContent, TimestampContent};
-use crate::tuf::{MemoryShelf, TufError};
 
 /// Four metadata files, written as text in another.
 const SEEN_BYTES_MAX: u64 = 16 * METADATA_BYTES_MAX;
@@ -73,8 +72,8 @@ pub(super) struct Seen {
     pub(super) time: Option<Timestamp>,
     /// The latest signed date of a release that was accepted; a clock before this is wrong.
     pub(super) released: Option<Timestamp>,
-    /// The newest metadata, under the names of a [`MemoryShelf`], with its root; empty if none was accepted.
-    pub(super) shelf: MemoryShelf,
+    /// The newest metadata, under the names of a [`MemoryStore`], with its root; empty if none was accepted.
+    pub(super) store: MemoryStore,
 }
 
 /// Metadata that was accepted, read again.
@@ -103,7 +102,7 @@ impl Seen {
             return Err(SeenTrouble::Format { found: file.format, known: FORMAT });
         }
         let Some(accepted) = file.accepted else {
-            return Ok((Self { time: file.time, released: file.released, shelf: MemoryShelf::default() }, None));
+            return Ok((Self { time: file.time, released: file.released, store: MemoryStore::default() }, None));
         };
         let parts = [
             ("root", Some(accepted.root)),
@@ -111,10 +110,10 @@ impl Seen {
             ("snapshot", accepted.snapshot),
             ("targets", accepted.targets),
         ];
-        let shelf: BTreeMap<String, Vec<u8>> =
+        let store: BTreeMap<String, Vec<u8>> =
             parts.into_iter().filter_map(|(name, text)| Some((name.to_owned(), text?.into_bytes()))).collect();
-        let accepted = Accepted::verify(&shelf)?;
-        Ok((Self { time: file.time, released: file.released, shelf: MemoryShelf(shelf) }, Some(accepted)))
+        let accepted = Accepted::verify(&store)?;
+        Ok((Self { time: file.time, released: file.released, store: MemoryStore(store) }, Some(accepted)))
     }
 
     /// Writes what is to be remembered.
@@ -122,7 +121,7 @@ impl Seen {
         let path = source.path(dir);
         let damaged = |source| TrustError::SeenDamaged { path: path.clone(), source: Box::new(source) };
         let text = |name: &str| -> Result<Option<String>, TrustError> {
-            let Some(bytes) = self.shelf.0.get(name) else { return Ok(None) };
+            let Some(bytes) = self.store.0.get(name) else { return Ok(None) };
             String::from_utf8(bytes.clone()).map(Some).map_err(|_no_text| damaged(SeenTrouble::Text))
         };
         let accepted = match text("root")? {
@@ -143,11 +142,11 @@ impl Seen {
 impl Seen {
     /// Drops what the root that is now trusted no longer vouches for: its owner rotated the keys to get rid of that.
     pub(super) fn drop_revoked(&mut self) {
-        let Some(Ok(root)) = self.shelf.0.get("root").map(|bytes| RootDocument::verify_root("root.json", bytes)) else {
+        let Some(Ok(root)) = self.store.0.get("root").map(|bytes| RootDocument::verify_root("root.json", bytes)) else {
             return;
         };
         let signer = &root.content;
-        self.shelf.0.retain(|name, bytes| match name.as_str() {
+        self.store.0.retain(|name, bytes| match name.as_str() {
             "timestamp" => Document::<TimestampContent>::verify(name, bytes, signer).is_ok(),
             "snapshot" => Document::<SnapshotContent>::verify(name, bytes, signer).is_ok(),
             "targets" => Document::<TargetsContent>::verify(name, bytes, signer).is_ok(),
@@ -157,13 +156,13 @@ impl Seen {
 }
 
 impl Accepted {
-    fn verify(shelf: &BTreeMap<String, Vec<u8>>) -> Result<Self, SeenTrouble> {
-        let root = shelf.get("root").ok_or_else(|| TufError::Missing { name: "root".to_owned() })?;
+    fn verify(store: &BTreeMap<String, Vec<u8>>) -> Result<Self, SeenTrouble> {
+        let root = store.get("root").ok_or_else(|| TufError::Missing { name: "root".to_owned() })?;
         let root = RootDocument::verify_root("root.json", root)?;
         let signer = &root.content;
-        let timestamp = shelf.get("timestamp").map(|bytes| Document::verify("timestamp.json", bytes, signer));
-        let snapshot = shelf.get("snapshot").map(|bytes| Document::verify("snapshot.json", bytes, signer));
-        let targets = shelf.get("targets").map(|bytes| Document::verify("targets.json", bytes, signer));
+        let timestamp = store.get("timestamp").map(|bytes| Document::verify("timestamp.json", bytes, signer));
+        let snapshot = store.get("snapshot").map(|bytes| Document::verify("snapshot.json", bytes, signer));
+        let targets = store.get("targets").map(|bytes| Document::verify("targets.json", bytes, signer));
         let (timestamp, snapshot, targets) = (timestamp.transpose()?, snapshot.transpose()?, targets.transpose()?);
         Ok(Self { root, timestamp, snapshot, targets })
     }

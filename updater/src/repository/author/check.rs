@@ -6,6 +6,8 @@ use std::path::Path;
 
 use jiff::Timestamp;
 use refit_base::Chain;
+use refit_tuf::document::RootDocument;
+use refit_tuf::{METADATA_BYTES_MAX, Target, TufError};
 use serde::{Serialize, Serializer};
 
 use super::current::{Current, Roots, check_root, read};
@@ -13,10 +15,8 @@ use super::{Contents, RepositoryError};
 use crate::digest::Digest;
 use crate::durable;
 use crate::manifest::{Body, MANIFEST_BYTES_MAX, Manifest, ManifestError};
-use crate::package::{METADATA_BYTES_MAX, METADATA_DIR};
+use crate::package::METADATA_DIR;
 use crate::repository::{Offer, TARGETS_DIR, payload_path};
-use crate::tuf::document::RootDocument;
-use crate::tuf::{Target, TufError};
 
 /// How far a check is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,6 +10,8 @@ use std::num::NonZeroU64;
 use std::path::Path;
 
 use jiff::Timestamp;
+use refit_tuf::document::{Document, RootDocument, SnapshotContent, TargetsContent};
+use refit_tuf::{Client, Dates, Fetch, MemoryStore, SameVersion, TufError};
 use serde_json::Value;
 use tough::schema::{RoleType, Root};
 
@@ -18,8 +20,6 @@ use crate::digest::Digest;
 use crate::keys::Keys;
 use crate::package::MANIFEST_NAME;
 use crate::repository::{Directory, Listed, Metadata, listed};
-use crate::tuf::document::{Document, RootDocument, SnapshotContent, TargetsContent};
-use crate::tuf::{Client, Dates, Fetch, MemoryShelf, SameVersion, TufError};
 
 /// The metadata of a repository, verified.
 pub(super) struct Current {
@@ -176,9 +176,9 @@ pub(super) fn read(dir: &Path, root: &[u8], roots: Roots) -> Result<Current, Rep
         RepositoryError::Metadata { dir, source: Box::new(source) }
     };
     let missing = |name: &str| refused(TufError::Missing { name: name.to_owned() });
-    let shelf = MemoryShelf(BTreeMap::from([("root".to_owned(), root.to_vec())]));
+    let store = MemoryStore(BTreeMap::from([("root".to_owned(), root.to_vec())]));
     let files = Files(Directory(dir.to_owned()), roots);
-    let mut client = Client::new(files, shelf, Dates::Ignored, SameVersion::Keep).map_err(refused)?;
+    let mut client = Client::new(files, store, Dates::Ignored, SameVersion::Keep).map_err(refused)?;
     client.refresh().map_err(refused)?;
     let timestamp = client.timestamp().ok_or_else(|| missing("timestamp.json"))?;
     let targets = client.targets().cloned().ok_or_else(|| missing("targets.json"))?;

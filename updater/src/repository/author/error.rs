@@ -4,11 +4,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use refit_base::Class;
+use refit_tuf::TufError;
 
 use super::LIST_BYTES_MAX;
 use crate::inspect::InspectError;
 use crate::keys::{KeysError, PublishedError};
-use crate::tuf::TufError;
 
 /// Why a repository is not changed.
 #[derive(Debug, thiserror::Error)]

@@ -6,6 +6,7 @@ use std::fs;
 use std::io;
 use std::num::NonZeroU64;
 
+use refit_tuf::{Client, Dates, Fetch, MemoryStore, SameVersion};
 use serde_json::Value;
 use tough::schema::RoleType;
 
@@ -14,7 +15,6 @@ use super::{LIST_BYTES_MAX, Repository, RepositoryError, Terms, replace};
 use crate::digest::Digest;
 use crate::keys::{Keys, metadata};
 use crate::repository::Directory;
-use crate::tuf::{Client, Dates, Fetch, MemoryShelf, SameVersion};
 
 /// Metadata that is signed and not written yet.
 #[derive(Debug)]
@@ -104,9 +104,9 @@ impl Repository {
         let refused = |source| RepositoryError::Metadata { dir: self.dir.clone(), source: Box::new(source) };
         for roots in [Roots::Stay, Roots::Follow] {
             let there = Files(Directory(self.dir.clone()), roots);
-            let shelf = MemoryShelf(BTreeMap::from([("root".to_owned(), keys.root().to_vec())]));
+            let store = MemoryStore(BTreeMap::from([("root".to_owned(), keys.root().to_vec())]));
             let upcoming = Upcoming { signed, there };
-            let mut client = Client::new(upcoming, shelf, Dates::Ignored, SameVersion::Keep).map_err(refused)?;
+            let mut client = Client::new(upcoming, store, Dates::Ignored, SameVersion::Keep).map_err(refused)?;
             let own = client.root().version;
             if let Err(error) = client.refresh() {
                 let newest = client.root().version;

@@ -2,15 +2,17 @@
 //!
 //! [`Client`] follows the client workflow of the TUF specification (section 5) step by step: newer roots, timestamp,
 //! snapshot, targets, and delegated roles only when a target is looked for. Each file is accepted by itself, in the bytes it
-//! came in, and given to the [`Shelf`] at that moment; what fails leaves what was accepted before. [`tough`] has the schema
+//! came in, and given to the [`MetadataStore`] at that moment; what fails leaves what was accepted before. [`tough`] has the schema
 //! of roots, the keys, the canonical form and the check of signatures. Its own loader is not used: it rewrites what it
 //! stores, fetches every delegated role at once and wants SHA-256 everywhere, none of which can be changed from outside.
 //!
 //! Packages, repositories and the program that the public conformance suite drives (`examples/tuf_client.rs`) all
-//! verify through this module. It knows no file and no network: see [`Fetch`] and [`Shelf`].
+//! verify through this crate. It knows no file and no network: see [`Fetch`] and [`MetadataStore`].
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed"))]
 
 mod delegation;
-pub(crate) mod document;
+pub mod document;
 mod error;
 
 use std::collections::{BTreeMap, HashSet};
@@ -19,7 +21,6 @@ use std::num::NonZeroU64;
 
 use jiff::Timestamp;
 
-use crate::package::{METADATA_BYTES_MAX, ROOTS_MAX};
 use delegation::file_stem;
 use document::{
     Content, DelegatedContent, DelegatedRole, Delegations, Document, MetaFile, RootDocument, SnapshotContent,
@@ -29,9 +30,13 @@ use document::{
 pub use document::Target;
 pub use error::TufError;
 
+/// Bytes of one metadata file: root, timestamp, snapshot and targets have a few kilobytes each.
+pub const METADATA_BYTES_MAX: u64 = 1 << 20;
+/// Roots that are followed one after another: a key rotation a month for twenty years.
+pub const ROOTS_MAX: usize = 240;
 /// Delegated roles that are asked for one target: the reference implementation's limit.
 const DELEGATIONS_MAX: usize = 32;
-/// Names of what a [`Shelf`] keeps, beside the delegated roles.
+/// Names of what a [`MetadataStore`] keeps, beside the delegated roles.
 const ROOT: &str = "root";
 const TIMESTAMP: &str = "timestamp";
 const SNAPSHOT: &str = "snapshot";
@@ -47,7 +52,7 @@ pub trait Fetch {
 }
 
 /// Where accepted metadata is kept.
-pub trait Shelf {
+pub trait MetadataStore {
     /// Returns the file that was kept under `name`.
     ///
     /// # Errors
@@ -61,11 +66,11 @@ pub trait Shelf {
     fn put(&mut self, name: &str, bytes: &[u8]) -> io::Result<()>;
 }
 
-/// A shelf in memory.
+/// A [`MetadataStore`] in memory.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct MemoryShelf(pub BTreeMap<String, Vec<u8>>);
+pub struct MemoryStore(pub BTreeMap<String, Vec<u8>>);
 
-impl Shelf for MemoryShelf {
+impl MetadataStore for MemoryStore {
     fn get(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
         Ok(self.0.get(name).cloned())
     }
@@ -97,7 +102,7 @@ pub enum SameVersion {
 /// A TUF client.
 pub struct Client<F, S> {
     fetch: F,
-    shelf: S,
+    store: S,
     dates: Dates,
     same_version: SameVersion,
     root: RootDocument,
@@ -112,15 +117,15 @@ impl<F, S> std::fmt::Debug for Client<F, S> {
     }
 }
 
-impl<F: Fetch, S: Shelf> Client<F, S> {
-    /// Returns a client that trusts the root on `shelf`.
+impl<F: Fetch, S: MetadataStore> Client<F, S> {
+    /// Returns a client that trusts the root in `store`.
     ///
     /// # Errors
     /// There is none, or it is no root that its own keys signed.
-    pub fn new(fetch: F, shelf: S, dates: Dates, same_version: SameVersion) -> Result<Self, TufError> {
-        let bytes = kept(&shelf, ROOT)?.ok_or_else(|| TufError::Missing { name: ROOT.to_owned() })?;
+    pub fn new(fetch: F, store: S, dates: Dates, same_version: SameVersion) -> Result<Self, TufError> {
+        let bytes = kept(&store, ROOT)?.ok_or_else(|| TufError::Missing { name: ROOT.to_owned() })?;
         let root = RootDocument::verify_root("root.json", &bytes)?;
-        Ok(Self { fetch, shelf, dates, same_version, root, timestamp: None, snapshot: None, targets: None })
+        Ok(Self { fetch, store, dates, same_version, root, timestamp: None, snapshot: None, targets: None })
     }
 
     /// Brings the metadata of the root's roles up to date.
@@ -175,28 +180,32 @@ impl<F: Fetch, S: Shelf> Client<F, S> {
     }
 
     /// Returns the newest root.
-    pub(crate) fn root(&self) -> &RootDocument {
+    #[must_use]
+    pub fn root(&self) -> &RootDocument {
         &self.root
     }
 
     /// Returns the accepted timestamp.
-    pub(crate) fn timestamp(&self) -> Option<&Document<TimestampContent>> {
+    #[must_use]
+    pub fn timestamp(&self) -> Option<&Document<TimestampContent>> {
         self.timestamp.as_ref()
     }
 
     /// Returns the accepted snapshot.
-    pub(crate) fn snapshot(&self) -> Option<&Document<SnapshotContent>> {
+    #[must_use]
+    pub fn snapshot(&self) -> Option<&Document<SnapshotContent>> {
         self.snapshot.as_ref()
     }
 
     /// Returns the accepted targets.
-    pub(crate) fn targets(&self) -> Option<&Document<TargetsContent>> {
+    #[must_use]
+    pub fn targets(&self) -> Option<&Document<TargetsContent>> {
         self.targets.as_ref()
     }
 
-    /// Returns the shelf.
-    pub fn into_shelf(self) -> S {
-        self.shelf
+    /// Returns the store.
+    pub fn into_store(self) -> S {
+        self.store
     }
 
     /// Returns where the metadata came from.
@@ -228,7 +237,7 @@ impl<F: Fetch, S: Shelf> Client<F, S> {
         const NAME: &str = "timestamp.json";
         // One that the root's keys no longer vouch for is what the root's owner got rid of (5.3.11).
         self.timestamp =
-            kept(&self.shelf, TIMESTAMP)?.and_then(|bytes| Document::verify(NAME, &bytes, &self.root.content).ok());
+            kept(&self.store, TIMESTAMP)?.and_then(|bytes| Document::verify(NAME, &bytes, &self.root.content).ok());
         let bytes = self.get(NAME, METADATA_BYTES_MAX)?.ok_or_else(|| TufError::Missing { name: NAME.to_owned() })?;
         let new: Document<TimestampContent> = Document::verify(NAME, &bytes, &self.root.content)?;
         let offered = snapshot_of(&new)?;
@@ -254,7 +263,7 @@ impl<F: Fetch, S: Shelf> Client<F, S> {
             None => return Err(TufError::Missing { name: "timestamp.json".to_owned() }),
         };
         let old: Option<Document<SnapshotContent>> =
-            kept(&self.shelf, SNAPSHOT)?.and_then(|bytes| Document::verify(NAME, &bytes, &self.root.content).ok());
+            kept(&self.store, SNAPSHOT)?.and_then(|bytes| Document::verify(NAME, &bytes, &self.root.content).ok());
         if let Some(old) = &old
             && old.version == announced.version
             && announced.check(NAME, &old.bytes).is_ok()
@@ -278,7 +287,7 @@ impl<F: Fetch, S: Shelf> Client<F, S> {
     fn refresh_targets(&mut self) -> Result<(), TufError> {
         const NAME: &str = "targets.json";
         let announced = self.listed(NAME)?;
-        if let Some(bytes) = kept(&self.shelf, TARGETS)?
+        if let Some(bytes) = kept(&self.store, TARGETS)?
             && let Ok(old) = Document::<TargetsContent>::verify(NAME, &bytes, &self.root.content)
             && old.version == announced.version
             && announced.check(NAME, &bytes).is_ok()
@@ -305,7 +314,7 @@ impl<F: Fetch, S: Shelf> Client<F, S> {
         }
         let (stem, name) = (file_stem(&role.name), format!("{}.json", role.name));
         let announced = self.listed(&name)?;
-        if let Some(bytes) = kept(&self.shelf, &stem)?
+        if let Some(bytes) = kept(&self.store, &stem)?
             && let Ok(old) = Document::verify_delegated(&name, &bytes, delegations, role)
             && old.version == announced.version
             && announced.check(&name, &bytes).is_ok()
@@ -370,12 +379,12 @@ impl<F: Fetch, S: Shelf> Client<F, S> {
     }
 
     fn put(&mut self, name: &str, bytes: &[u8]) -> Result<(), TufError> {
-        self.shelf.put(name, bytes).map_err(|source| TufError::Keep { name: name.to_owned(), source })
+        self.store.put(name, bytes).map_err(|source| TufError::Keep { name: name.to_owned(), source })
     }
 }
 
-fn kept(shelf: &impl Shelf, name: &str) -> Result<Option<Vec<u8>>, TufError> {
-    shelf.get(name).map_err(|source| TufError::Keep { name: name.to_owned(), source })
+fn kept(store: &impl MetadataStore, name: &str) -> Result<Option<Vec<u8>>, TufError> {
+    store.get(name).map_err(|source| TufError::Keep { name: name.to_owned(), source })
 }
 
 fn snapshot_of(timestamp: &Document<TimestampContent>) -> Result<&MetaFile, TufError> {

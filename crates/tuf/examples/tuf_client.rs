@@ -5,13 +5,13 @@
 
 use std::error::Error;
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use refit_updater::durable;
-use refit_updater::tuf::{Client, Dates, Fetch, SameVersion, Shelf, Target, TufError};
+use refit_tuf::{Client, Dates, Fetch, MetadataStore, SameVersion, Target, TufError};
 use reqwest::{StatusCode, Url};
+use tempfile::NamedTempFile;
 use tokio::runtime::Runtime;
 
 /// Bytes of an artifact that nobody gave a length.
@@ -91,7 +91,7 @@ impl Fetch for Web {
 /// Accepted metadata in a directory.
 struct Files(PathBuf);
 
-impl Shelf for Files {
+impl MetadataStore for Files {
     fn get(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
         match fs::read(self.0.join(format!("{name}.json"))) {
             Ok(bytes) => Ok(Some(bytes)),
@@ -101,8 +101,15 @@ impl Shelf for Files {
     }
 
     fn put(&mut self, name: &str, bytes: &[u8]) -> io::Result<()> {
-        durable::replace(&self.0, &format!("{name}.json"), bytes)
+        replace(&self.0, &format!("{name}.json"), bytes)
     }
+}
+
+/// Replaces `dir/name` by one rename. Nothing is synced: the suite does not cut the power.
+fn replace(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+    let mut file = NamedTempFile::new_in(dir)?;
+    file.write_all(bytes)?;
+    file.persist(dir.join(name)).map(drop).map_err(|failed| failed.error)
 }
 
 /// Returns `url` as a directory.
@@ -137,21 +144,21 @@ fn download(
     let bytes = web.get(url, target.length.min(ARTIFACT_BYTES_MAX))?;
     let bytes = bytes.ok_or_else(|| TufError::Missing { name: name.to_owned() })?;
     target.check(name, &bytes)?;
-    durable::replace(dir, &file, &bytes)?;
+    replace(dir, &file, &bytes)?;
     Ok(())
 }
 
 fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let command: Vec<&str> = arguments.command.iter().map(String::as_str).collect();
     if let ["init", root] = command.as_slice() {
-        durable::replace(&arguments.metadata_dir, "root.json", &fs::read(root)?)?;
+        replace(&arguments.metadata_dir, "root.json", &fs::read(root)?)?;
         return Ok(());
     }
     let url = arguments.metadata_url.as_deref().ok_or("--metadata-url is missing")?;
     let web = Web::new(url)?;
     let dates = Dates::Enforced(jiff::Timestamp::now());
-    let shelf = Files(arguments.metadata_dir.clone());
-    let mut client = Client::new(web, shelf, dates, SameVersion::Keep)?;
+    let store = Files(arguments.metadata_dir.clone());
+    let mut client = Client::new(web, store, dates, SameVersion::Keep)?;
     client.refresh()?;
     match command.as_slice() {
         ["refresh"] => Ok(()),

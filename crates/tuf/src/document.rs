@@ -18,13 +18,13 @@ use tough::schema::decoded::{Decoded, Hex};
 use tough::schema::key::Key;
 use tough::schema::{Role, RoleKeys, RoleType, Root, Signature, Signed};
 
-use super::error::TufError;
+use crate::error::TufError;
 
 /// The major version of the specification, and what follows it.
 const SPECIFICATION: &str = "1.";
 
 /// What a role's metadata holds.
-pub(crate) trait Content: DeserializeOwned {
+pub trait Content: DeserializeOwned {
     /// The role whose keys sign it.
     const ROLE: RoleType;
     /// What its `_type` says.
@@ -33,21 +33,28 @@ pub(crate) trait Content: DeserializeOwned {
 
 /// Content of a timestamp or a snapshot: files and their versions.
 #[derive(Debug, Clone, Deserialize)]
-pub(crate) struct Meta {
-    pub(crate) meta: BTreeMap<String, MetaFile>,
+pub struct Meta {
+    /// The files, by name.
+    pub meta: BTreeMap<String, MetaFile>,
 }
 
 /// One file of a [`Meta`].
 #[derive(Debug, Clone, Deserialize)]
-pub(crate) struct MetaFile {
-    pub(crate) version: NonZeroU64,
-    pub(crate) length: Option<u64>,
-    pub(crate) hashes: Option<BTreeMap<String, String>>,
+pub struct MetaFile {
+    /// Its version.
+    pub version: NonZeroU64,
+    /// Its bytes, if they are signed here.
+    pub length: Option<u64>,
+    /// Its digests in hexadecimal, by the name of the algorithm, if they are signed here.
+    pub hashes: Option<BTreeMap<String, String>>,
 }
 
 impl MetaFile {
     /// Checks a file's bytes, as far as they are signed here.
-    pub(crate) fn check(&self, name: &str, bytes: &[u8]) -> Result<(), TufError> {
+    ///
+    /// # Errors
+    /// They are not those that were signed.
+    pub fn check(&self, name: &str, bytes: &[u8]) -> Result<(), TufError> {
         if let Some(signed) = self.length.filter(|length| *length != bytes.len() as u64) {
             return Err(TufError::Length { name: name.to_owned(), found: bytes.len() as u64, signed });
         }
@@ -58,7 +65,7 @@ impl MetaFile {
 /// Content of a timestamp.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(transparent)]
-pub(crate) struct TimestampContent(pub(crate) Meta);
+pub struct TimestampContent(pub Meta);
 
 impl Content for TimestampContent {
     const ROLE: RoleType = RoleType::Timestamp;
@@ -68,7 +75,7 @@ impl Content for TimestampContent {
 /// Content of a snapshot.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(transparent)]
-pub(crate) struct SnapshotContent(pub(crate) Meta);
+pub struct SnapshotContent(pub Meta);
 
 impl Content for SnapshotContent {
     const ROLE: RoleType = RoleType::Snapshot;
@@ -77,8 +84,9 @@ impl Content for SnapshotContent {
 
 /// Content of a targets role.
 #[derive(Debug, Clone, Deserialize)]
-pub(crate) struct TargetsContent {
-    pub(crate) targets: BTreeMap<String, Target>,
+pub struct TargetsContent {
+    /// The targets, by name.
+    pub targets: BTreeMap<String, Target>,
     pub(crate) delegations: Option<Delegations>,
 }
 
@@ -207,17 +215,25 @@ impl<C: Content> Role for Part<C> {
 
 /// A file whose signatures hold.
 #[derive(Debug, Clone)]
-pub(crate) struct Document<C> {
-    pub(crate) bytes: Vec<u8>,
-    pub(crate) version: NonZeroU64,
-    pub(crate) expires: Timestamp,
-    pub(crate) signatures: Vec<Signature>,
-    pub(crate) content: C,
+pub struct Document<C> {
+    /// The bytes it came in.
+    pub bytes: Vec<u8>,
+    /// Its version.
+    pub version: NonZeroU64,
+    /// When it expires.
+    pub expires: Timestamp,
+    /// Its signatures.
+    pub signatures: Vec<Signature>,
+    /// What it holds.
+    pub content: C,
 }
 
 impl<C: Content> Document<C> {
     /// Reads a file that one of the roles of `root` signs.
-    pub(crate) fn verify(name: &str, bytes: &[u8], root: &Root) -> Result<Self, TufError> {
+    ///
+    /// # Errors
+    /// It is not metadata of the role, or not signed as the root requires.
+    pub fn verify(name: &str, bytes: &[u8], root: &Root) -> Result<Self, TufError> {
         let format = |source| TufError::Format { name: name.to_owned(), source };
         let envelope: Signed<Value> = serde_json::from_slice(bytes).map_err(format)?;
         let head = Head::deserialize(&envelope.signed).map_err(format)?;
@@ -253,18 +269,24 @@ impl Content for Root {
 }
 
 /// A root that its own keys signed, and its bytes.
-pub(crate) type RootDocument = Document<Root>;
+pub type RootDocument = Document<Root>;
 
 impl RootDocument {
     /// Reads a root that its own keys signed.
-    pub(crate) fn verify_root(name: &str, bytes: &[u8]) -> Result<Self, TufError> {
+    ///
+    /// # Errors
+    /// It is not a root, or not signed by its own keys.
+    pub fn verify_root(name: &str, bytes: &[u8]) -> Result<Self, TufError> {
         let root: Signed<Root> =
             serde_json::from_slice(bytes).map_err(|source| TufError::Format { name: name.to_owned(), source })?;
         Self::verify(name, bytes, &root.signed)
     }
 
     /// Checks that the keys of this root signed `next`, too.
-    pub(crate) fn signs_root(&self, name: &str, next: &Self) -> Result<(), TufError> {
+    ///
+    /// # Errors
+    /// They did not.
+    pub fn signs_root(&self, name: &str, next: &Self) -> Result<(), TufError> {
         Self::verify(name, &next.bytes, &self.content).map(|_| ())
     }
 }
@@ -291,14 +313,36 @@ fn check_digests(name: &str, bytes: &[u8], hashes: &BTreeMap<String, String>) ->
 }
 
 /// Returns the canonical form of metadata, which signatures cover.
-pub(crate) fn canonical(value: &impl Serialize) -> Result<Vec<u8>, serde_json::Error> {
+///
+/// # Errors
+/// It cannot be written as JSON.
+pub fn canonical(value: &impl Serialize) -> Result<Vec<u8>, serde_json::Error> {
     let mut bytes = Vec::new();
     value.serialize(&mut serde_json::Serializer::with_formatter(&mut bytes, CanonicalFormatter::new()))?;
     Ok(bytes)
 }
 
+/// Returns the file of a role in its one spelling: JSON without spaces, names in the order of their bytes, digits of keys and
+/// signatures in lower case, no line end. (Canonical JSON, which signatures cover, is no JSON where a text has line ends.)
+#[must_use]
+pub fn spell(value: &Value, signatures: &[Signature]) -> Option<Vec<u8>> {
+    let mut bytes = b"{\"signatures\":[".to_vec();
+    for (index, signature) in signatures.iter().enumerate() {
+        if index > 0 {
+            bytes.push(b',');
+        }
+        let (keyid, sig) = (hex::encode(&*signature.keyid), hex::encode(&*signature.sig));
+        bytes.extend_from_slice(format!("{{\"keyid\":\"{keyid}\",\"sig\":\"{sig}\"}}").as_bytes());
+    }
+    bytes.extend_from_slice(b"],\"signed\":");
+    bytes.extend_from_slice(&serde_json::to_vec(value).ok()?);
+    bytes.push(b'}');
+    Some(bytes)
+}
+
 /// Returns whether `signature` is one of `value` with `key`.
-pub(crate) fn holds(key: &Key, value: &Value, signature: &Signature) -> bool {
+#[must_use]
+pub fn holds(key: &Key, value: &Value, signature: &Signature) -> bool {
     let role = RoleKeys { keyids: vec![signature.keyid.clone()], threshold: NonZeroU64::MIN, _extra: HashMap::new() };
     let root = only(HashMap::from([(signature.keyid.clone(), key.clone())]), role);
     let head =

@@ -1,25 +1,23 @@
 //! Which delegated role is asked for which target.
 
-use super::document::DelegatedRole;
-use crate::digest::Digest;
+use aws_lc_rs::digest::{SHA256, digest};
+
+use crate::document::DelegatedRole;
 
 /// The names of the roles that a root has: no delegated role may be called so.
 const TOP_LEVEL: [&str; 4] = ["root", "timestamp", "snapshot", "targets"];
 
 impl DelegatedRole {
     /// Returns whether the role is trusted for `target`.
-    pub(super) fn covers(&self, target: &str) -> bool {
+    pub(crate) fn covers(&self, target: &str) -> bool {
         let by_path = self.paths.iter().flatten().any(|pattern| matches(pattern, target));
+        let hash = || hex::encode(digest(&SHA256, target.as_bytes()));
         by_path
-            || self
-                .path_hash_prefixes
-                .iter()
-                .flatten()
-                .any(|prefix| Digest::of(target.as_bytes()).to_string().starts_with(&prefix.to_ascii_lowercase()))
+            || self.path_hash_prefixes.iter().flatten().any(|prefix| hash().starts_with(&prefix.to_ascii_lowercase()))
     }
 
     /// Returns whether its name is that of a role of the root.
-    pub(super) fn is_misnamed(&self) -> bool {
+    pub(crate) fn is_misnamed(&self) -> bool {
         TOP_LEVEL.contains(&self.name.as_str())
     }
 }
