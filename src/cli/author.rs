@@ -15,9 +15,10 @@ use refit_updater::pack::{METADATA_VERSION, PackError, PackOptions, PackStep, fi
 use refit_updater::repository::author::{Repository, RepositoryError, Terms};
 use serde_json::json;
 
+use super::arguments::number_in;
+use super::context::Context;
 use super::input::Input;
 use super::keys::{DAYS_MAX, in_days};
-use super::{Context, number_in};
 use crate::config::{self, Config, ConfigError, Programs};
 
 /// The machines that Linux runs on, as `std::env::consts::ARCH` names them: an appliance compares a package's with that.

@@ -6,8 +6,8 @@ use std::time::Duration;
 use refit_base::Exit;
 use serde_json::{Value, json};
 
-use super::Context;
 use super::client::{Client, ClientError};
+use super::context::Context;
 use super::follow::{self, read_events};
 use super::show::{cell, table};
 use super::timeline::Timeline;

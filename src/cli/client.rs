@@ -10,6 +10,7 @@ use refit_base::{Exit, Reported};
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde_json::Value;
 
+use super::context::Context;
 use crate::api::Problem;
 use crate::home::Home;
 
@@ -200,6 +201,24 @@ impl Client {
             Some(source) => ClientError::Unavailable { socket: self.socket.clone(), source },
             None => ClientError::Broken { source: source.without_url() },
         }
+    }
+}
+
+/// Runs a command that talks to the API.
+pub(super) fn run_online(context: &Context, work: impl Future<Output = Result<Exit, ClientError>>) -> Exit {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            let line = format!("cannot start the async runtime: {error}");
+            return context.complain(&line, "system_refused", "check the limits of the system", Exit::Failed);
+        }
+    };
+    let ended = runtime.block_on(work);
+    // A read of a pipe into which nobody writes any more, or yet, holds nobody who has the answer.
+    runtime.shutdown_background();
+    match ended {
+        Ok(exit) => exit,
+        Err(error) => context.fail(&error),
     }
 }
 

@@ -3,8 +3,8 @@
 use refit_base::Exit;
 use serde_json::json;
 
-use super::Context;
 use super::client::{Client, ClientError};
+use super::context::Context;
 use super::logs;
 use super::show::{self, cell};
 

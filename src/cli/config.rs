@@ -9,7 +9,7 @@ use refit_updater::journal::{self, JournalError};
 use refit_updater::release::StoreError;
 use serde_json::json;
 
-use super::Context;
+use super::context::Context;
 use crate::config::{self, ConfigError, Programs};
 use crate::home::HomeError;
 

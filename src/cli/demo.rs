@@ -25,8 +25,8 @@ use refit_updater::pack::{METADATA_VERSION, PackOptions, pack};
 use refit_updater::repository::author::{Repository, Terms};
 use serde_json::json;
 
-use super::Context;
 use super::client::Client;
+use super::context::Context;
 use super::input::Input;
 use super::setup::{self, Made};
 use crate::auth;

@@ -11,8 +11,8 @@ use reqwest::Method;
 use reqwest::header;
 use serde_json::{Value, json};
 
-use super::Context;
 use super::client::{Client, ClientError};
+use super::context::Context;
 use super::show::{list, unmerged};
 
 /// How long the appliance may be unreachable before following is given up: the guard needs that long in the worst case.

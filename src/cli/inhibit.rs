@@ -7,7 +7,7 @@ use std::process::Command;
 
 use refit_base::{Exit, Reported};
 
-use super::Context;
+use super::context::Context;
 use crate::runtime::Inhibitor;
 
 /// Why a command could not be run under the inhibitor.

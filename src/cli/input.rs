@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use super::Context;
+use super::context::Context;
 
 /// What stands for standard input on a command line; a file of that name is `./-`.
 const STDIN: &str = "-";

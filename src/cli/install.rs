@@ -18,8 +18,8 @@ use semver::Version;
 use serde_json::{Value, json};
 use tokio_util::io::ReaderStream;
 
-use super::Context;
 use super::client::{Client, ClientError};
+use super::context::Context;
 use super::follow::{follow, read_events};
 use super::input::Input;
 use super::show::{cell, short, table};

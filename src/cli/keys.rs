@@ -12,7 +12,9 @@ use refit_updater::keys::{self, KeyRole, KeyStatus, Keys as SigningKeys, KeysErr
 use serde_json::json;
 use zeroize::Zeroizing;
 
-use super::{Context, number_in, passphrase};
+use super::arguments::number_in;
+use super::context::Context;
+use super::passphrase;
 
 /// How long a root is good when nobody says: rotating it is work.
 const ROOT_EXPIRES_DAYS_DEFAULT: i64 = 10 * 365;

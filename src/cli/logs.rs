@@ -9,8 +9,8 @@ use refit_base::Exit;
 use reqwest::{Method, Response, header};
 use serde_json::Value;
 
-use super::Context;
 use super::client::{Client, ClientError};
+use super::context::Context;
 use crate::api::CURSOR;
 
 /// The pause before a stream that ended is asked for again: the image that replaces itself takes less.

@@ -8,7 +8,7 @@ use refit_updater::durable;
 use refit_updater::keys::Passphrase;
 use zeroize::Zeroizing;
 
-use super::Context;
+use super::context::Context;
 
 /// Names a file whose first line is the passphrase.
 const FILE_VARIABLE: &str = "REFIT_KEY_PASSPHRASE_FILE";

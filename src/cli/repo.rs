@@ -15,9 +15,11 @@ use refit_updater::repository::author::{
 use refit_updater::repository::{Listed, Offer};
 use serde_json::json;
 
+use super::arguments::number_in;
+use super::context::Context;
+use super::keys;
 use super::keys::{DAYS_MAX, in_days};
 use super::show::{short, table};
-use super::{Context, keys, number_in};
 
 /// How long targets and snapshot are good when nobody says.
 const EXPIRES_DAYS_DEFAULT: i64 = 365;

@@ -16,7 +16,7 @@ use refit_updater::trust::{Expired, Trust, TrustError};
 use semver::Version;
 use serde_json::json;
 
-use super::Context;
+use super::context::Context;
 use super::input::Input;
 use super::install::clock_behind;
 use crate::auth::{self, AuthError};

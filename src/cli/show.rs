@@ -3,8 +3,8 @@
 use refit_base::Exit;
 use serde_json::Value;
 
-use super::Context;
 use super::client::{Client, ClientError};
+use super::context::Context;
 
 /// Returns what JSON says, as a table cell.
 pub(super) fn cell(value: &Value) -> String {

@@ -7,7 +7,7 @@ use refit_base::{Exit, Reported};
 use refit_updater::trust::{Trust as Trusted, TrustError};
 use serde_json::json;
 
-use super::Context;
+use super::context::Context;
 use super::show::table;
 
 #[derive(Debug, clap::Subcommand)]

@@ -1,0 +1,37 @@
+//! A command line that is not understood, or that asks for help.
+
+use std::io::{self, Write};
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use refit_base::Exit;
+
+/// Prints the help that was asked for, or one line that says what is wrong with the command line.
+pub(super) fn report(error: clap::Error, command: &clap::Command) -> Exit {
+    let error = without_hidden(error, command);
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand || !error.use_stderr() {
+        drop(error.print()); // as in `Context::print`
+        return if error.use_stderr() { Exit::Usage } else { Exit::Done };
+    }
+    let text = error.render().to_string();
+    let what = text.split("\nUsage:").flat_map(|part| part.split("\nFor more information")).next().unwrap_or_default();
+    let line = what.trim_start_matches("error: ").split_whitespace().collect::<Vec<_>>().join(" ");
+    drop(writeln!(io::stderr().lock(), "refit: {line}; see `refit --help`"));
+    Exit::Usage
+}
+
+/// Returns `error` without the hidden commands among those that it proposes.
+fn without_hidden(mut error: clap::Error, command: &clap::Command) -> clap::Error {
+    let is_hidden = |name: &String| command.find_subcommand(name).is_some_and(clap::Command::is_hide_set);
+    match error.remove(ContextKind::SuggestedSubcommand) {
+        Some(ContextValue::Strings(names)) => {
+            let shown: Vec<String> = names.into_iter().filter(|name| !is_hidden(name)).collect();
+            if !shown.is_empty() {
+                error.insert(ContextKind::SuggestedSubcommand, ContextValue::Strings(shown));
+            }
+        }
+        Some(ContextValue::String(name)) if is_hidden(&name) => {}
+        Some(value) => drop(error.insert(ContextKind::SuggestedSubcommand, value)),
+        None => {}
+    }
+    error
+}
