@@ -309,7 +309,7 @@ fn print_totals(context: &Context, totals: &Totals) {
         rows.push(row(kind_name(sums.kind), sums.files, sums.links, sums.installed_bytes, sums.stored_bytes));
     }
     rows.push(row("all".to_owned(), files, links, installed, stored));
-    super::show::table(context, &["KIND", "FILES", "LINKS", "INSTALLED", "PACKED", "OF IT"], &rows);
+    super::table::print_table(context, &["KIND", "FILES", "LINKS", "INSTALLED", "PACKED", "OF IT"], &rows);
     let mut notes = vec![format!("{} directories", totals.directories)];
     if totals.repeated_bytes > 0 {
         notes.push(format!("{} are there more than once and packed once", HumanBytes(totals.repeated_bytes)));
@@ -395,7 +395,7 @@ fn try_inspect(context: &Context, inspect: &Inspect) -> Result<(), AuthorError> 
             vec![file.path.clone(), kind_name(file.kind), mode, size, packed]
         })
         .collect();
-    super::show::table(context, &["FILE", "KIND", "MODE", "SIZE", "PACKED"], &rows);
+    super::table::print_table(context, &["FILE", "KIND", "MODE", "SIZE", "PACKED"], &rows);
     Ok(())
 }
 
@@ -438,5 +438,5 @@ fn print_comparison(context: &Context, found: &Comparison) {
         HumanBytes(found.old.installed_bytes)
     ));
     context.print("");
-    super::show::table(context, &["CHANGE", "FILE", "BEFORE", "AFTER", "TRANSFER"], &rows);
+    super::table::print_table(context, &["CHANGE", "FILE", "BEFORE", "AFTER", "TRANSFER"], &rows);
 }

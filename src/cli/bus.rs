@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::client::{Client, ClientError};
 use super::context::Context;
 use super::follow::{self, read_events};
-use super::show::{cell, table};
+use super::table::{cell, print_table};
 use super::timeline::Timeline;
 
 /// The pause before a broken stream is opened again.
@@ -46,7 +46,7 @@ pub(super) enum Bus {
     },
 }
 
-pub(super) async fn main(context: &Context, bus: &Bus) -> Result<Exit, ClientError> {
+pub(super) async fn run(context: &Context, bus: &Bus) -> Result<Exit, ClientError> {
     let client = Client::new(&context.home)?;
     match bus {
         Bus::State => {
@@ -106,7 +106,7 @@ async fn publish(
                 vec![cell(&one["listener"]), cell(&one["outcome"]), took, cell(said)]
             })
             .collect();
-        table(context, &["LISTENER", "OUTCOME", "TOOK", "SAID"], &rows);
+        print_table(context, &["LISTENER", "OUTCOME", "TOOK", "SAID"], &rows);
     }
     Ok(if good { Exit::Done } else { Exit::Failed })
 }

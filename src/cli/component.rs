@@ -4,9 +4,10 @@ use refit_base::Exit;
 use serde_json::json;
 
 use super::client::{Client, ClientError};
+use super::component_table::print_components;
 use super::context::Context;
 use super::logs;
-use super::show::{self, cell};
+use super::table::cell;
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Component {
@@ -31,7 +32,7 @@ pub(super) enum Component {
     Logs(logs::Logs),
 }
 
-pub(super) async fn main(context: &Context, component: &Component) -> Result<Exit, ClientError> {
+pub(super) async fn run(context: &Context, component: &Component) -> Result<Exit, ClientError> {
     let client = Client::new(&context.home)?;
     match component {
         Component::List => {
@@ -39,7 +40,7 @@ pub(super) async fn main(context: &Context, component: &Component) -> Result<Exi
             if context.json {
                 context.print(&answer.to_string());
             } else {
-                show::components(context, &answer["components"]);
+                print_components(context, &answer["components"]);
             }
         }
         Component::Start { name } => act(context, &client, name, "start").await?,

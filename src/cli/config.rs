@@ -73,7 +73,7 @@ impl Reported for CheckError {
     }
 }
 
-pub(super) fn main(context: &Context, config: &Config) -> Exit {
+pub(super) fn run(context: &Context, config: &Config) -> Exit {
     let Config::Check { dir, local } = config;
     let error = match check(context, dir.as_ref(), local.as_ref()) {
         Ok(()) => {

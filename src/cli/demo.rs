@@ -27,8 +27,8 @@ use serde_json::json;
 
 use super::client::Client;
 use super::context::Context;
+use super::init::{self, Made};
 use super::input::Input;
-use super::setup::{self, Made};
 use crate::auth;
 use crate::config::LOCAL_FILE;
 use crate::handover::listener::bind;
@@ -113,7 +113,7 @@ enum DemoError {
     #[error("cannot make the demo's repository")]
     Repository(#[from] refit_updater::repository::author::RepositoryError),
     #[error("cannot install the demo")]
-    Init(#[from] setup::InitError),
+    Init(#[from] init::InitError),
     #[error("the demo did not start")]
     NotStarted,
 }
@@ -122,8 +122,8 @@ fn failed(what: &'static str) -> impl FnOnce(io::Error) -> DemoError {
     move |source| DemoError::Io { what, source }
 }
 
-pub(super) fn main(context: &Context, _demo: &Demo) -> Exit {
-    match run(context) {
+pub(super) fn run(context: &Context, _demo: &Demo) -> Exit {
+    match run_demo(context) {
         Ok(exit) => exit,
         Err(error) => {
             let remedy = "see the lines above, or try another --home";
@@ -132,7 +132,7 @@ pub(super) fn main(context: &Context, _demo: &Demo) -> Exit {
     }
 }
 
-fn run(context: &Context) -> Result<Exit, DemoError> {
+fn run_demo(context: &Context) -> Result<Exit, DemoError> {
     // Blocked from here on and taken one by one: the demo outlives its appliance by the time of cleaning up.
     let mut signals = SigSet::empty();
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGCHLD] {
@@ -155,7 +155,7 @@ fn run(context: &Context) -> Result<Exit, DemoError> {
     let password = if journal::exists(home.path()) {
         // A demo that was stopped goes on where it was; its password is known to nobody, so it gets a new one.
         let password = auth::new_password();
-        auth::set_password(&home, auth::ADMIN, &password).map_err(setup::InitError::from)?;
+        auth::set_password(&home, auth::ADMIN, &password).map_err(init::InitError::from)?;
         password
     } else {
         context.tell("making keys and packages ...");
@@ -205,7 +205,7 @@ fn make(home: &Home, program: &Path) -> Result<Made, DemoError> {
     pack(&dir, &hostile, &keys, &options, &mut |_| {})?;
     change_one_byte(&hostile, offer)?;
     let first = packages.join("shop-1.0.0.refit");
-    let made = setup::make_home(home, &Input::file(first), &home.path().join("keys").join("1.root.json"))?;
+    let made = init::make_home(home, &Input::file(first), &home.path().join("keys").join("1.root.json"))?;
     drop(held);
     make_repository(home, &packages.join("shop-1.1.0.refit"), &keys)?;
     Ok(made)

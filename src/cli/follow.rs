@@ -13,7 +13,8 @@ use serde_json::{Value, json};
 
 use super::client::{Client, ClientError};
 use super::context::Context;
-use super::show::{list, unmerged};
+use super::notes;
+use super::table::list;
 
 /// How long the appliance may be unreachable before following is given up: the guard needs that long in the worst case.
 const UNREACHABLE_MAX: Duration = Duration::from_secs(120);
@@ -158,7 +159,8 @@ fn show(context: &Context, event: &Value, shown: &mut Shown) {
             for file in list(&data["files"]) {
                 let new_default = &file["outcome"]["conflict"]["new_default"];
                 if new_default.is_string() {
-                    let line = format!("{:<13} {}", "warning", unmerged(&data["version"], &file["path"], new_default));
+                    let line =
+                        format!("{:<13} {}", "warning", notes::unmerged(&data["version"], &file["path"], new_default));
                     shown.bar.suspend(|| context.print(&line));
                 }
             }

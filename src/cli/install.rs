@@ -1,17 +1,15 @@
-//! `refit install`, `refit check`, `refit rollback`, `refit verify`.
+//! `refit install`: a package, a release of the repository, or a release on this appliance again.
 
 use std::fs::File;
 use std::io::{self, Seek};
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
 
 use futures_util::StreamExt;
 use indicatif::ProgressBar;
-use refit_base::{Exit, Reported};
-use refit_updater::journal;
-use refit_updater::release::StoreError;
-use refit_updater::{Digest, Store};
+use refit_base::{Exit, lock};
+use refit_updater::Digest;
 use reqwest::Method;
 use reqwest::header;
 use semver::Version;
@@ -22,7 +20,7 @@ use super::client::{Client, ClientError};
 use super::context::Context;
 use super::follow::{follow, read_events};
 use super::input::Input;
-use super::show::{cell, short, table};
+use super::notes;
 
 /// How much of a package is read at once.
 const CHUNK_BYTES: usize = 256 << 10;
@@ -44,19 +42,7 @@ pub(super) struct Install {
     digest: Option<Digest>,
 }
 
-#[derive(Debug, clap::Args)]
-pub(super) struct Rollback {
-    /// The release to go back to; the previous good one if none is named.
-    version: Option<Version>,
-}
-
-#[derive(Debug, clap::Args)]
-pub(super) struct Verify {
-    /// The release; the current one if none is named.
-    version: Option<Version>,
-}
-
-pub(super) async fn install(context: &Context, install: &Install) -> Result<Exit, ClientError> {
+pub(super) async fn run(context: &Context, install: &Install) -> Result<Exit, ClientError> {
     let client = Client::new(&context.home)?;
     let input = Input::new(context, Path::new(&install.what));
     let path = input.path();
@@ -160,7 +146,7 @@ async fn send(context: &Context, client: &Client, install: &Install, input: &Inp
     let broken = Arc::new(Mutex::new(None));
     let breaks = Arc::clone(&broken);
     let note = move |error: ClientError| {
-        breaks.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        lock(&breaks).get_or_insert(error);
         io::Error::other("the package cannot be read")
     };
     let (body, length) = if is_url {
@@ -193,7 +179,7 @@ async fn send(context: &Context, client: &Client, install: &Install, input: &Inp
     }
     let answer = client.json(request).await;
     bar.finish_and_clear();
-    let broken = broken.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let broken = lock(&broken).take();
     answer.map_err(|error| broken.unwrap_or(error))
 }
 
@@ -210,11 +196,6 @@ fn bytes_left(file: &mut File) -> io::Result<Option<u64>> {
         return Ok(None);
     }
     Ok(Some(metadata.len().saturating_sub(file.stream_position()?)))
-}
-
-/// Returns what is said of a clock that is before `released`, the date of a signed release.
-pub(super) fn clock_behind(released: &str) -> String {
-    format!("the clock is before the date of a signed release, so no date can be judged: set it (released {released})")
 }
 
 fn tell_package(context: &Context, package: &Value) {
@@ -244,121 +225,7 @@ fn tell_package(context: &Context, package: &Value) {
         context.print(&format!("{:<13} its signatures are past their date", "note"));
     }
     if let Some(released) = package["clock_behind"].as_str() {
-        context.print(&format!("{:<13} {}", "note", clock_behind(released)));
+        context.print(&format!("{:<13} {}", "note", notes::clock_behind(released)));
     }
     context.print(&format!("{:<13} {}", "digest", text("digest")));
-}
-
-pub(super) async fn check(context: &Context) -> Result<Exit, ClientError> {
-    let found = Client::new(&context.home)?.get("/api/v1/repository").await?;
-    if context.json {
-        context.print(&found.to_string());
-        return Ok(Exit::Done);
-    }
-    let rows: Vec<Vec<String>> = found["releases"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .rev()
-        .map(|release| {
-            let [version, released, bytes, requires, digest, failed] =
-                ["version", "released", "payload_bytes", "requires", "digest", "failed_before"]
-                    .map(|key| cell(&release[key]));
-            vec![version, released, bytes, requires, short(&digest), failed]
-        })
-        .collect();
-    table(context, &["RELEASE", "MADE", "BYTES", "REQUIRES", "DIGEST", "FAILED HERE"], &rows);
-    context.print("");
-    let newest = found["releases"].as_array().and_then(|list| list.last()).unwrap_or(&Value::Null);
-    context.print(&match (found["newer"].as_str(), newest["failed_before"].as_str()) {
-        (Some(version), _) => {
-            format!("release {version} is newer than {}: refit install {version}", cell(&found["current"]))
-        }
-        (None, Some(_)) => {
-            format!("release {0} failed here; refit install {0} tries it again", cell(&newest["version"]))
-        }
-        (None, None) => format!("release {} is the newest", cell(&found["current"])),
-    });
-    Ok(Exit::Done)
-}
-
-pub(super) async fn rollback(context: &Context, rollback: &Rollback) -> Result<Exit, ClientError> {
-    let client = Client::new(&context.home)?;
-    let answer = client.post("/api/v1/rollback", &json!({ "version": rollback.version })).await?;
-    follow(context, &client, answer["ticket"]["id"].as_str().unwrap_or_default()).await
-}
-
-/// Why a release cannot be verified.
-#[derive(Debug, thiserror::Error)]
-enum VerifyError {
-    #[error(transparent)]
-    Journal(#[from] journal::JournalError),
-    #[error("no appliance is installed in {}", home.display())]
-    Empty { home: PathBuf },
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    #[error("release {version} is damaged: {} of its files: {first}", problems)]
-    Damaged { version: Version, problems: usize, first: String },
-}
-
-impl Reported for VerifyError {
-    fn code(&self) -> &'static str {
-        match self {
-            Self::Journal(_) => "journal_unusable",
-            Self::Empty { .. } => "home_empty",
-            Self::Store(_) => "release_unusable",
-            Self::Damaged { .. } => "release_damaged",
-        }
-    }
-
-    fn remedy(&self) -> &str {
-        match self {
-            Self::Journal(error) => error.remedy(),
-            Self::Empty { .. } => "name the right directory with --home",
-            Self::Store(error) => error.remedy(),
-            Self::Damaged { .. } => "install the release again from its package",
-        }
-    }
-
-    fn exit(&self) -> Exit {
-        match self {
-            Self::Journal(_) => Exit::Disk,
-            Self::Empty { .. } => Exit::Config,
-            Self::Store(StoreError::Unknown { .. }) => Exit::Usage,
-            Self::Store(_) | Self::Damaged { .. } => Exit::Failed,
-        }
-    }
-}
-
-pub(super) fn verify(context: &Context, verify: &Verify) -> Exit {
-    match try_verify(context, verify) {
-        Ok(()) => Exit::Done,
-        Err(error) => context.fail(&error),
-    }
-}
-
-fn try_verify(context: &Context, verify: &Verify) -> Result<(), VerifyError> {
-    let home = context.home.path();
-    let store = Store::open(home)?;
-    let version = match &verify.version {
-        Some(version) => version.clone(),
-        None => {
-            let journal = journal::load(home)?.ok_or_else(|| VerifyError::Empty { home: home.to_owned() })?;
-            journal.state.wanted().clone()
-        }
-    };
-    let report = store.verify(&version, &mut |_| {})?;
-    if context.json {
-        context.print(&json!({ "version": version, "report": report }).to_string());
-    }
-    for problem in &report.problems {
-        context.tell(&problem.to_string());
-    }
-    match report.problems.first() {
-        Some(first) => Err(VerifyError::Damaged { version, problems: report.problems.len(), first: first.to_string() }),
-        None => {
-            context.tell(&format!("release {version} is as signed: {} files, {} bytes", report.files, report.bytes));
-            Ok(())
-        }
-    }
 }

@@ -357,6 +357,6 @@ fn show(context: &Context, dir: &Path, with: &[PathBuf]) -> Result<(), KeyComman
             })
         })
         .collect();
-    super::show::table(context, &["ROLE", "NEEDS", "KEY", "FILE"], &rows);
+    super::table::print_table(context, &["ROLE", "NEEDS", "KEY", "FILE"], &rows);
     Ok(())
 }

@@ -3,26 +3,35 @@
 mod arguments;
 mod author;
 mod bus;
+mod check;
 mod client;
 mod component;
+mod component_table;
 mod config;
 mod context;
 mod demo;
 mod follow;
+mod history;
 mod inhibit;
+mod init;
 mod input;
 mod install;
 mod keys;
 mod logs;
+mod notes;
 mod passphrase;
+mod releases;
 mod repo;
+mod rollback;
 mod run;
 mod runtime;
-mod setup;
-mod show;
+mod status;
+mod table;
 mod timeline;
 mod trust;
 mod usage;
+mod user;
+mod verify;
 
 use std::path::PathBuf;
 
@@ -61,7 +70,7 @@ enum Command {
     #[command(hide = true)]
     Launch(Launch),
     /// Make a home and install its first release.
-    Init(setup::Init),
+    Init(init::Init),
     /// Show how the appliance is.
     Status,
     /// List the releases on this appliance.
@@ -73,9 +82,9 @@ enum Command {
     /// Ask the repository whether there is a newer release.
     Check,
     /// Go back to the previous good release, or to a kept one.
-    Rollback(install::Rollback),
+    Rollback(rollback::Rollback),
     /// Compare an installed release with its signed manifest, byte for byte.
-    Verify(install::Verify),
+    Verify(verify::Verify),
     /// Show and control single components.
     #[command(subcommand)]
     Component(component::Component),
@@ -100,7 +109,7 @@ enum Command {
     Trust(trust::Trust),
     /// Accounts of the admin page.
     #[command(subcommand)]
-    User(setup::User),
+    User(user::User),
 }
 
 /// Returns the description of the command line, for man pages and completions.
@@ -119,24 +128,24 @@ pub fn main(process: Process) -> Exit {
         Command::Run(run) => return run::run(context, run),
         Command::Runtime(runtime) => return runtime::run(context, &runtime),
         Command::Launch(launch) => launch::main(launch),
-        Command::Demo(demo) => demo::main(&context, &demo),
-        Command::Init(init) => setup::init(&context, &init),
-        Command::User(user) => setup::user(&context, &user),
-        Command::Config(config) => config::main(&context, &config),
+        Command::Demo(demo) => demo::run(&context, &demo),
+        Command::Init(init) => init::run(&context, &init),
+        Command::User(user) => user::run(&context, &user),
+        Command::Config(config) => config::run(&context, &config),
         Command::Pack(pack) => author::pack(&context, &pack),
         Command::Inspect(inspect) => author::inspect(&context, &inspect),
         Command::Keys(keys) => keys::run(&context, &keys),
         Command::Repo(repo) => repo::run(&context, &repo),
         Command::Trust(trust) => trust::run(&context, &trust),
-        Command::Check => run_online(&context, install::check(&context)),
-        Command::Status => run_online(&context, show::status(&context)),
-        Command::Releases => run_online(&context, show::releases(&context)),
-        Command::History => run_online(&context, show::history(&context)),
-        Command::Install(install) => run_online(&context, install::install(&context, &install)),
-        Command::Rollback(rollback) => run_online(&context, install::rollback(&context, &rollback)),
-        Command::Verify(verify) => install::verify(&context, &verify),
-        Command::Component(component) => run_online(&context, component::main(&context, &component)),
-        Command::Bus(bus) => run_online(&context, bus::main(&context, &bus)),
+        Command::Check => run_online(&context, check::run(&context)),
+        Command::Status => run_online(&context, status::run(&context)),
+        Command::Releases => run_online(&context, releases::run(&context)),
+        Command::History => run_online(&context, history::run(&context)),
+        Command::Install(install) => run_online(&context, install::run(&context, &install)),
+        Command::Rollback(rollback) => run_online(&context, rollback::run(&context, &rollback)),
+        Command::Verify(verify) => verify::run(&context, &verify),
+        Command::Component(component) => run_online(&context, component::run(&context, &component)),
+        Command::Bus(bus) => run_online(&context, bus::run(&context, &bus)),
     };
     context.end(exit)
 }

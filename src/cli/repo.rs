@@ -19,7 +19,7 @@ use super::arguments::number_in;
 use super::context::Context;
 use super::keys;
 use super::keys::{DAYS_MAX, in_days};
-use super::show::{short, table};
+use super::table::{print_table, short};
 
 /// How long targets and snapshot are good when nobody says.
 const EXPIRES_DAYS_DEFAULT: i64 = 365;
@@ -338,7 +338,7 @@ fn show(context: &Context, contents: &Contents, accepted: Option<&[Listed]>, add
             vec![offer.appliance.clone(), offer.version.to_string(), offer.arch.clone(), bytes, digest, made]
         })
         .collect();
-    table(context, &["APPLIANCE", "RELEASE", "MACHINE", "PAYLOAD", "DIGEST", "MADE"], &rows);
+    print_table(context, &["APPLIANCE", "RELEASE", "MACHINE", "PAYLOAD", "DIGEST", "MADE"], &rows);
     let [root, timestamp, snapshot, targets] = contents.versions;
     context.print(&format!("root {root}, timestamp {timestamp}, snapshot {snapshot}, targets {targets}"));
     context.print(&format!("refresh it before {}", contents.timestamp_expires));

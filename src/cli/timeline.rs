@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 
-use super::show::cell;
+use super::table::cell;
 
 /// The width of the column that says what an event is about.
 const ABOUT_WIDTH: usize = 9;

@@ -8,7 +8,7 @@ use refit_updater::trust::{Trust as Trusted, TrustError};
 use serde_json::json;
 
 use super::context::Context;
-use super::show::table;
+use super::table::print_table;
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Trust {
@@ -93,7 +93,7 @@ fn show(context: &Context) -> Result<(), TrustCommandError> {
             vec![role.role.to_owned(), role.source.to_owned(), version, role.expires.to_string(), days]
         })
         .collect();
-    table(context, &["ROLE", "FROM", "VERSION", "EXPIRES", "DAYS"], &rows);
+    print_table(context, &["ROLE", "FROM", "VERSION", "EXPIRES", "DAYS"], &rows);
     for warning in &status.warnings {
         context.print(&format!("warning: {warning}"));
     }

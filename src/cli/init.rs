@@ -1,6 +1,6 @@
-//! `refit init` and `refit user`: a home and who may use its page.
+//! `refit init`: a home with its first release.
 
-use std::io::{self, BufRead};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
@@ -18,7 +18,7 @@ use serde_json::json;
 
 use super::context::Context;
 use super::input::Input;
-use super::install::clock_behind;
+use super::notes;
 use crate::auth::{self, AuthError};
 use crate::config::{self, Config, ConfigError};
 use crate::home::Home;
@@ -30,19 +30,6 @@ pub(super) struct Init {
     /// The vendor's root of trust, `1.root.json` of `refit keys init`.
     #[arg(long)]
     root: PathBuf,
-}
-
-#[derive(Debug, clap::Subcommand)]
-pub(super) enum User {
-    /// Set a password, read from standard input; without one a new one is made and printed.
-    Passwd {
-        /// The account.
-        #[arg(default_value = auth::ADMIN)]
-        name: String,
-        /// Make a new password and print it.
-        #[arg(long)]
-        generate: bool,
-    },
 }
 
 /// Why a home cannot be made.
@@ -127,7 +114,7 @@ pub(super) struct Made {
     pub(super) clock_behind: Option<String>,
 }
 
-pub(super) fn init(context: &Context, init: &Init) -> Exit {
+pub(super) fn run(context: &Context, init: &Init) -> Exit {
     match make_home(&context.home, &Input::new(context, &init.package), &context.path(&init.root)) {
         Ok(made) => {
             let home = context.home.path().display();
@@ -144,7 +131,7 @@ pub(super) fn init(context: &Context, init: &Init) -> Exit {
                 context.tell("note: the package's signatures are past their date");
             }
             if let Some(released) = &made.clock_behind {
-                context.tell(&format!("note: {}", clock_behind(released)));
+                context.tell(&format!("note: {}", notes::clock_behind(released)));
             }
             context.tell(&format!("the page's account is {}, its password {}", auth::ADMIN, made.password));
             context.tell(&format!("start it with `refit run --home {home}`"));
@@ -213,34 +200,4 @@ fn fill_home(home: &Home, package: &Input, root: &Path) -> Result<Made, InitErro
     store.point_current(&version)?;
     journal::store(home.path(), &Journal::first(version.clone()))?;
     Ok(Made { appliance: config.name, version, password, expired, clock_behind })
-}
-
-pub(super) fn user(context: &Context, user: &User) -> Exit {
-    let User::Passwd { name, generate } = user;
-    if !journal::exists(context.home.path()) {
-        let error = crate::home::HomeError::Empty { home: context.home.path().to_owned() };
-        return context.fail(&error);
-    }
-    let password = if *generate {
-        auth::new_password()
-    } else {
-        let mut line = String::new();
-        if let Err(error) = io::stdin().lock().read_line(&mut line) {
-            let text = format!("cannot read the password from standard input: {error}");
-            return context.complain(&text, "input", "", Exit::Usage);
-        }
-        line.trim_end_matches(['\n', '\r']).to_owned()
-    };
-    match auth::set_password(&context.home, name, &password) {
-        Ok(()) => {
-            if context.json {
-                let shown = generate.then_some(&password);
-                context.print(&json!({ "user": name, "password": shown }).to_string());
-            } else if *generate {
-                context.print(&password);
-            }
-            Exit::Done
-        }
-        Err(error) => context.fail(&error),
-    }
 }

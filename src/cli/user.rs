@@ -1,0 +1,54 @@
+//! `refit user`: the accounts of the admin page.
+
+use std::io::{self, BufRead};
+
+use refit_base::Exit;
+use refit_updater::journal;
+use serde_json::json;
+
+use super::context::Context;
+use crate::auth;
+use crate::home::HomeError;
+
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum User {
+    /// Set a password, read from standard input; without one a new one is made and printed.
+    Passwd {
+        /// The account.
+        #[arg(default_value = auth::ADMIN)]
+        name: String,
+        /// Make a new password and print it.
+        #[arg(long)]
+        generate: bool,
+    },
+}
+
+pub(super) fn run(context: &Context, user: &User) -> Exit {
+    let User::Passwd { name, generate } = user;
+    if !journal::exists(context.home.path()) {
+        let error = HomeError::Empty { home: context.home.path().to_owned() };
+        return context.fail(&error);
+    }
+    let password = if *generate {
+        auth::new_password()
+    } else {
+        let mut line = String::new();
+        if let Err(error) = io::stdin().lock().read_line(&mut line) {
+            let text = format!("cannot read the password from standard input: {error}");
+            return context.complain(&text, "input", "", Exit::Usage);
+        }
+        line.trim_end_matches(['\n', '\r']).to_owned()
+    };
+    match auth::set_password(&context.home, name, &password) {
+        Ok(()) => {
+            if context.json {
+                let shown = generate.then_some(&password);
+                context.print(&json!({ "user": name, "password": shown }).to_string());
+            } else if *generate {
+                context.print(&password);
+            }
+            Exit::Done
+        }
+        Err(error) => context.fail(&error),
+    }
+}
