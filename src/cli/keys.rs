@@ -3,30 +3,23 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use jiff::{SignedDuration, Timestamp};
-use refit_base::clock;
 use refit_base::{Exit, Reported};
 use refit_updater::keys::{self, KeyRole, KeyStatus, Keys as SigningKeys, KeysError, Rotated, Rotation, Setup};
 use serde_json::json;
 use zeroize::Zeroizing;
 
-use super::arguments::number_in;
+use super::arguments::{DAYS_MAX, in_days, number_in};
 use super::context::Context;
-use super::passphrase;
+use super::table::print_table;
+use super::{passphrase, signing_keys};
 
 /// How long a root is good when nobody says: rotating it is work.
 const ROOT_EXPIRES_DAYS_DEFAULT: i64 = 10 * 365;
-/// Days that anything may be good: a century, which is longer than any algorithm lasts.
-pub(super) const DAYS_MAX: i64 = 36_500;
 /// Keys of a role: more people than that do not meet.
 const KEYS_MAX: u64 = 16;
 /// What follows a key outside when it is to be made after all.
 const MADE: &str = "none";
-/// Names the file of the passphrase, see [`passphrase`].
-const PASSPHRASE_VARIABLE: &str = "REFIT_KEY_PASSPHRASE_FILE";
-
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Keys {
     /// Make keys and the root of trust that names them.
@@ -146,25 +139,9 @@ impl Reported for KeyCommandError {
     fn exit(&self) -> Exit {
         match self {
             Self::Made { .. } => Exit::Usage,
-            Self::Keys(error) => exit_of(error),
+            Self::Keys(error) => signing_keys::exit_of(error),
             Self::Passphrase(_) | Self::NoPassphrase => Exit::Config,
         }
-    }
-}
-
-/// Returns the exit status of a command that fails with `error`.
-pub(super) fn exit_of(error: &KeysError) -> Exit {
-    let is_missing = matches!(error, KeysError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound);
-    if is_missing || matches!(error, KeysError::Threshold { .. } | KeysError::NotRotated { .. }) {
-        Exit::Usage // the command line names what is not there, or asks for the impossible, whatever the files hold
-    } else if matches!(error, KeysError::Busy { .. }) {
-        Exit::TryLater
-    } else if matches!(error, KeysError::Generate | KeysError::Encode { .. }) {
-        Exit::Failed
-    } else if error.is_disk() {
-        Exit::Disk
-    } else {
-        Exit::Config
     }
 }
 
@@ -175,34 +152,11 @@ fn outside(text: &str) -> Result<(KeyRole, Option<PathBuf>), String> {
     Ok((role, (file != MADE).then(|| PathBuf::from(file))))
 }
 
-/// Returns the keys in `dir` and `with`; passphrases are asked for when they are needed.
-pub(super) fn open(context: &Context, dir: &Path, with: &[PathBuf]) -> Result<SigningKeys, KeysError> {
-    let with: Vec<PathBuf> = with.iter().map(|dir| context.path(dir)).collect();
-    let (find, file) = (passphrase::finder(context), passphrase_file(context));
-    let find = move |key: &Path| find(key).map_err(|error| naming(file.as_deref(), &error));
-    SigningKeys::open_with(&context.path(dir), &with, Arc::new(find))
-}
-
-fn passphrase_file(context: &Context) -> Option<PathBuf> {
-    context.process.path(PASSPHRASE_VARIABLE).map(|file| context.path(&file))
-}
-
-/// Returns `error` with the name of the file that it is about, if there is one.
-fn naming(file: Option<&Path>, error: &io::Error) -> io::Error {
-    let text = file.map_or_else(|| error.to_string(), |file| format!("{}: {error}", file.display()));
-    io::Error::new(error.kind(), text)
-}
-
-/// Returns the time in so many days.
-pub(super) fn in_days(days: i64) -> Timestamp {
-    clock::now().checked_add(SignedDuration::from_hours(24 * days)).unwrap_or(Timestamp::MAX)
-}
-
 pub(super) fn run(context: &Context, keys: &Keys) -> Exit {
     let done = match keys {
-        Keys::Init(it) => init(context, it),
-        Keys::Rotate(it) => rotate(context, it),
-        Keys::Renew(it) => renew(context, it),
+        Keys::Init(arguments) => init(context, arguments),
+        Keys::Rotate(arguments) => rotate(context, arguments),
+        Keys::Renew(arguments) => renew(context, arguments),
         Keys::Show { dir, with } => show(context, dir, with),
     };
     match done {
@@ -217,8 +171,7 @@ impl Making {
         if !self.encrypt && !locked {
             return Ok(None);
         }
-        let named = |error| KeyCommandError::Passphrase(naming(passphrase_file(context).as_deref(), &error));
-        let found = passphrase::choose(context).map_err(named)?;
+        let found = passphrase::choose(context).map_err(KeyCommandError::Passphrase)?;
         found.map(Some).ok_or(KeyCommandError::NoPassphrase)
     }
 
@@ -281,7 +234,7 @@ fn tell_roles(context: &Context, roles: &[KeyStatus]) {
 fn rotate(context: &Context, rotate: &Rotate) -> Result<(), KeyCommandError> {
     let mut with = rotate.with.clone();
     with.extend(rotate.making.offline_root.clone().filter(|dir| context.path(dir).is_dir()));
-    let keys = open(context, &rotate.dir, &with)?;
+    let keys = signing_keys::open(context, &rotate.dir, &with)?;
     let roles: BTreeSet<&'static str> = keys::role_names()
         .filter(|name| rotate.role.is_empty() || rotate.role.iter().any(|role| role == name))
         .collect();
@@ -300,7 +253,7 @@ fn rotate(context: &Context, rotate: &Rotate) -> Result<(), KeyCommandError> {
 }
 
 fn renew(context: &Context, renew: &Renew) -> Result<(), KeyCommandError> {
-    let keys = open(context, &renew.dir, &renew.with)?;
+    let keys = signing_keys::open(context, &renew.dir, &renew.with)?;
     let rotation = Rotation {
         roles: BTreeSet::new(),
         root_expires: in_days(renew.expires_days),
@@ -339,7 +292,7 @@ fn tell_rotated(context: &Context, keys: &SigningKeys, rotated: &Rotated) {
 }
 
 fn show(context: &Context, dir: &Path, with: &[PathBuf]) -> Result<(), KeyCommandError> {
-    let keys = open(context, dir, with)?;
+    let keys = signing_keys::open(context, dir, with)?;
     let (version, expires) = keys.root_version();
     let roles = keys.status();
     if context.json {
@@ -357,6 +310,6 @@ fn show(context: &Context, dir: &Path, with: &[PathBuf]) -> Result<(), KeyComman
             })
         })
         .collect();
-    super::table::print_table(context, &["ROLE", "NEEDS", "KEY", "FILE"], &rows);
+    print_table(context, &["ROLE", "NEEDS", "KEY", "FILE"], &rows);
     Ok(())
 }

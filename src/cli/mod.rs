@@ -1,7 +1,6 @@
 //! The commands. Each talks to a running appliance through its API, or works on files; none reaches into a running one.
 
 mod arguments;
-mod author;
 mod bus;
 mod check;
 mod client;
@@ -15,19 +14,25 @@ mod history;
 mod inhibit;
 mod init;
 mod input;
+mod inspect;
 mod install;
 mod keys;
 mod logs;
+mod machine;
 mod notes;
+mod pack;
 mod passphrase;
+mod publish;
 mod releases;
 mod repo;
 mod rollback;
 mod run;
 mod runtime;
+mod signing_keys;
 mod status;
 mod table;
 mod timeline;
+mod totals;
 mod trust;
 mod usage;
 mod user;
@@ -95,9 +100,9 @@ enum Command {
     #[command(subcommand)]
     Config(config::Config),
     /// Make a package of a directory.
-    Pack(author::Pack),
+    Pack(pack::Pack),
     /// Show what a package holds, or what another one changes of it.
-    Inspect(author::Inspect),
+    Inspect(inspect::Inspect),
     /// Make and keep signing keys.
     #[command(subcommand)]
     Keys(keys::Keys),
@@ -132,8 +137,8 @@ pub fn main(process: Process) -> Exit {
         Command::Init(init) => init::run(&context, &init),
         Command::User(user) => user::run(&context, &user),
         Command::Config(config) => config::run(&context, &config),
-        Command::Pack(pack) => author::pack(&context, &pack),
-        Command::Inspect(inspect) => author::inspect(&context, &inspect),
+        Command::Pack(pack) => pack::run(&context, &pack),
+        Command::Inspect(inspect) => inspect::run(&context, &inspect),
         Command::Keys(keys) => keys::run(&context, &keys),
         Command::Repo(repo) => repo::run(&context, &repo),
         Command::Trust(trust) => trust::run(&context, &trust),

@@ -15,23 +15,31 @@ const FILE_VARIABLE: &str = "REFIT_KEY_PASSPHRASE_FILE";
 /// A passphrase is a line; a larger file is something else.
 const FILE_BYTES_MAX: u64 = 4 << 10;
 
-/// Returns what finds the passphrase of a key when it must sign.
+/// Returns what finds the passphrase of a key when it must sign. Its errors name the file of the passphrase, if there is one.
 pub(super) fn finder(context: &Context) -> Arc<Passphrase<'static>> {
     let file = file(context);
-    Arc::new(move |key: &Path| match &file {
-        Some(file) => from_file(file).map(Some),
-        None if io::stdin().is_terminal() => ask(&format!("passphrase of {}: ", key.display())).map(Some),
-        None => Ok(None),
+    Arc::new(move |key: &Path| {
+        let found = match &file {
+            Some(file) => from_file(file).map(Some),
+            None if io::stdin().is_terminal() => ask(&format!("passphrase of {}: ", key.display())).map(Some),
+            None => Ok(None),
+        };
+        found.map_err(|error| with_file(file.as_deref(), &error))
     })
 }
 
 /// Returns the passphrase for keys that are made; `None` if there is nobody to ask. Somebody who types it types it twice.
 ///
 /// # Errors
-/// It could not be read, is empty, or was not repeated.
+/// It could not be read, is empty, or was not repeated; the file is named, if there is one.
 pub(super) fn choose(context: &Context) -> io::Result<Option<Zeroizing<String>>> {
-    let found = match file(context) {
-        Some(file) => from_file(&file)?,
+    let file = file(context);
+    choose_from(file.as_deref()).map_err(|error| with_file(file.as_deref(), &error))
+}
+
+fn choose_from(file: Option<&Path>) -> io::Result<Option<Zeroizing<String>>> {
+    let found = match file {
+        Some(file) => from_file(file)?,
         None if io::stdin().is_terminal() => {
             let first = ask("passphrase of the new keys: ")?;
             if *ask("the same again: ")? != *first {
@@ -59,4 +67,10 @@ fn from_file(file: &Path) -> io::Result<Zeroizing<String>> {
 
 fn ask(prompt: &str) -> io::Result<Zeroizing<String>> {
     rpassword::prompt_password(prompt).map(Zeroizing::new)
+}
+
+/// Returns `error` with the name of the file that it is about, if there is one.
+fn with_file(file: Option<&Path>, error: &io::Error) -> io::Error {
+    let text = file.map_or_else(|| error.to_string(), |file| format!("{}: {error}", file.display()));
+    io::Error::new(error.kind(), text)
 }

@@ -1,42 +1,36 @@
 //! `refit repo`: a repository of releases, for any static web server.
 
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use indicatif::HumanBytes;
 use refit_base::clock;
-use refit_base::{Chain, Exit, Reported};
+use refit_base::{Exit, Reported};
 use refit_updater::durable;
 use refit_updater::keys::{Keys, KeysError};
 use refit_updater::package::METADATA_BYTES_MAX;
 use refit_updater::repository::author::{
-    Addition, Contents, LIST_BYTES_MAX, Outcome, Repository, RepositoryError, Terms, check, contents,
+    Addition, Contents, Outcome, Repository, RepositoryError, Terms, check, contents,
 };
 use refit_updater::repository::{Listed, Offer};
 use serde_json::json;
 
-use super::arguments::number_in;
+use super::arguments::{DAYS_MAX, in_days, number_in};
 use super::context::Context;
-use super::keys;
-use super::keys::{DAYS_MAX, in_days};
+use super::publish::{TIMESTAMP_DAYS_DEFAULT, warn};
+use super::signing_keys;
 use super::table::{print_table, short};
 
 /// How long targets and snapshot are good when nobody says.
 const EXPIRES_DAYS_DEFAULT: i64 = 365;
-/// How long a timestamp is good when nobody says: so long can somebody between hide a newer release. It must be signed
-/// anew before, by `refit repo refresh` and a clock; a month forgives one that stood still for a while.
-pub(super) const TIMESTAMP_DAYS_DEFAULT: i64 = 30;
-/// A list of releases that is as full as this is said to be: there is room for a release that names another repository.
-const LIST_FULL_PERCENT: u64 = 90;
-
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Repo {
     /// Make an empty repository.
-    Init(Common),
+    Init(Writing),
     /// Add the releases of packages.
     Add {
         #[command(flatten)]
-        common: Common,
+        writing: Writing,
         #[command(flatten)]
         retired: Retired,
         /// The packages.
@@ -46,7 +40,7 @@ pub(super) enum Repo {
     /// Sign the metadata anew, before it expires and after a rotation of keys.
     Refresh {
         #[command(flatten)]
-        common: Common,
+        writing: Writing,
         #[command(flatten)]
         retired: Retired,
     },
@@ -71,9 +65,9 @@ pub(super) struct Retired {
     accept_retired: bool,
 }
 
-/// What every command on a repository is given.
+/// What a command is given that writes a repository.
 #[derive(Debug, clap::Args)]
-pub(super) struct Common {
+pub(super) struct Writing {
     /// The directory of the repository.
     dir: PathBuf,
     /// The directory of the signing keys.
@@ -147,7 +141,7 @@ impl Reported for RepoError {
 
     fn exit(&self) -> Exit {
         match self {
-            Self::Keys(error) => super::keys::exit_of(error),
+            Self::Keys(error) => signing_keys::exit_of(error),
             Self::Repository(error) => error.class().into(),
             Self::Read { .. } => Exit::Usage,
             Self::Damaged { .. } => Exit::Refused,
@@ -164,15 +158,15 @@ pub(super) fn run(context: &Context, repo: &Repo) -> Exit {
 
 fn try_run(context: &Context, repo: &Repo) -> Result<(), RepoError> {
     match repo {
-        Repo::Init(common) => {
-            let (dir, keys, terms) = common.open(context)?;
+        Repo::Init(writing) => {
+            let (dir, keys, terms) = writing.open(context)?;
             let repository = Repository::init(&dir, &keys, &terms)?;
             let contents = repository.contents(&keys)?;
             warn(&repository, &contents);
             show(context, &contents, None, None);
         }
-        Repo::Add { common, packages, retired } => {
-            let (dir, keys, terms) = common.open(context)?;
+        Repo::Add { writing, packages, retired } => {
+            let (dir, keys, terms) = writing.open(context)?;
             let (mut repository, accepted) = open(context, &dir, &keys, retired.accept_retired)?;
             let packages: Vec<PathBuf> = packages.iter().map(|package| context.path(package)).collect();
             // One that is not there is known before the first of them changes anything.
@@ -194,8 +188,8 @@ fn try_run(context: &Context, repo: &Repo) -> Result<(), RepoError> {
             warn(&repository, &contents);
             show(context, &contents, accepted.as_deref(), Some(&added));
         }
-        Repo::Refresh { common, retired } => {
-            let (dir, keys, terms) = common.open(context)?;
+        Repo::Refresh { writing, retired } => {
+            let (dir, keys, terms) = writing.open(context)?;
             let (mut repository, accepted) = open(context, &dir, &keys, retired.accept_retired)?;
             let contents = repository.refresh(&keys, &terms)?;
             warn(&repository, &contents);
@@ -218,14 +212,14 @@ fn try_run(context: &Context, repo: &Repo) -> Result<(), RepoError> {
     Ok(())
 }
 
-impl Common {
+impl Writing {
     fn open(&self, context: &Context) -> Result<(PathBuf, Keys, Terms), RepoError> {
         let terms = Terms {
             now: clock::now(),
             expires: in_days(self.expires_days),
             timestamp_expires: in_days(self.timestamp_days),
         };
-        Ok((context.path(&self.dir), keys::open(context, &self.keys, &self.with)?, terms))
+        Ok((context.path(&self.dir), signing_keys::open(context, &self.keys, &self.with)?, terms))
     }
 }
 
@@ -238,7 +232,7 @@ enum Trusted {
 impl Reading {
     fn trust(&self, context: &Context) -> Result<Trusted, RepoError> {
         match (&self.root, &self.keys) {
-            (None, Some(dir)) => Ok(Trusted::Keys(Box::new(keys::open(context, dir, &self.with)?))),
+            (None, Some(dir)) => Ok(Trusted::Keys(Box::new(signing_keys::open(context, dir, &self.with)?))),
             (root, _) => {
                 let path = context.path(&root.clone().unwrap_or_default());
                 let root = durable::read_limited(&path, METADATA_BYTES_MAX);
@@ -296,24 +290,6 @@ fn check_all(context: &Context, reading: &Reading) -> Result<(), RepoError> {
             context.tell(&format!("in order: {count} releases, {}; refresh it before {until}", HumanBytes(bytes)));
             Ok(())
         }
-    }
-}
-
-/// Says on standard error what is no failure now and will be one.
-pub(super) fn warn(repository: &Repository, contents: &Contents) {
-    let say = |text: String| drop(writeln!(io::stderr().lock(), "refit: {text}")); // as in `Context::print`
-    if let Some(error) = repository.not_remembered() {
-        let why = Chain(error);
-        say(format!(
-            "published, but not remembered beside the keys: {why}; after their next rotation say --accept-retired"
-        ));
-    }
-    if contents.list_bytes > LIST_BYTES_MAX / 100 * LIST_FULL_PERCENT {
-        let (found, max) = (HumanBytes(contents.list_bytes), HumanBytes(LIST_BYTES_MAX));
-        say(format!(
-            "the list of releases has {found} of {max}; make a new repository, and name it in a release while this one \
-             takes one"
-        ));
     }
 }
 
