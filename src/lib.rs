@@ -17,6 +17,7 @@
 //! are the crate `refit-updater`; errors, exit statuses and the clock are `refit-base`.
 #![deny(unsafe_code)]
 
+pub(crate) mod access;
 pub mod api;
 pub mod auth;
 pub mod carry;

@@ -8,14 +8,13 @@ use axum::http::{Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
-use refit_base::Exit;
+use refit_base::{Exit, Reported};
 use refit_bus::RequestKind;
 
 use super::connection::Peer;
 use super::{Problem, Shared};
+use crate::access::principal::{IdentityError, Principal};
 use crate::auth::LoginError;
-use crate::peers::Refusal as Refused;
-use crate::peers::rights::Owner;
 use crate::requests;
 
 /// The cookie that holds a session's token.
@@ -84,14 +83,14 @@ pub(super) async fn require_account(State(app): State<Shared>, mut request: Requ
     }
     if is_open(&request) {
         request.extensions_mut().insert(Who("nobody (web)".to_owned()));
-        request.extensions_mut().insert(Owner::Operator { account: "nobody".to_owned() });
+        request.extensions_mut().insert(Principal::Operator { account: "nobody".to_owned() });
         return next.run(request).await;
     }
     let headers = request.headers().clone();
     match account(&app, &headers).await {
         Ok(user) => {
             request.extensions_mut().insert(Who(format!("{user} (web)")));
-            request.extensions_mut().insert(Owner::Operator { account: user });
+            request.extensions_mut().insert(Principal::Operator { account: user });
             next.run(request).await
         }
         Err(error) => unknown(error).into_response(),
@@ -101,45 +100,44 @@ pub(super) async fn require_account(State(app): State<Shared>, mut request: Requ
 /// Whoever runs the appliance may ask everything on the Unix socket; a component only what `appliance.toml` allows it.
 pub(super) async fn trust_socket(State(app): State<Shared>, mut request: Request, next: Next) -> Response {
     let Some(Peer(caller)) = request.extensions_mut().remove::<Peer>() else {
-        return not_known(&Refused::Gone).into_response();
+        return not_known(&IdentityError::Gone).into_response();
     };
     let token =
         request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
-    let owner = match token {
-        Some(token) => Owner::by_token(token.trim(), &caller, &app.config, &app.context.registry),
-        None => Owner::without_token(&caller, &app.config, &app.context.registry),
+    let principal = match token {
+        Some(token) => Principal::by_token(token.trim(), &caller, &app.config, &app.context.registry),
+        None => Principal::without_token(&caller, &app.config, &app.context.registry),
     };
-    let owner = match owner {
-        Ok(owner) => owner,
+    let principal = match principal {
+        Ok(principal) => principal,
         // The socket's permissions have let it in: an account of the runtime's group.
-        Err(Refused::Stranger { .. }) => Owner::Operator { account: caller.account() },
-        Err(refusal) => return not_known(&refusal).into_response(),
+        Err(IdentityError::Stranger { .. }) => Principal::Operator { account: caller.account() },
+        Err(error) => return not_known(&error).into_response(),
     };
-    if let Some(problem) = forbidden(&app, &owner, request.method(), request.uri().path()) {
+    if let Some(problem) = forbidden(&app, &principal, request.method(), request.uri().path()) {
         return problem.into_response();
     }
     request.extensions_mut().insert(Local);
-    request.extensions_mut().insert(Who(owner.origin()));
-    request.extensions_mut().insert(owner);
+    request.extensions_mut().insert(Who(principal.origin()));
+    request.extensions_mut().insert(principal);
     next.run(request).await
 }
 
-fn not_known(refusal: &Refused) -> Problem {
-    let (_, code) = refusal.code();
-    let detail = refit_base::Chain(refusal).to_string();
-    Problem::new(StatusCode::FORBIDDEN, code, Exit::Usage, detail, refusal.remedy())
+fn not_known(error: &IdentityError) -> Problem {
+    let detail = refit_base::Chain(error).to_string();
+    Problem::new(StatusCode::FORBIDDEN, error.code(), error.exit(), detail, error.remedy())
 }
 
 /// Returns why a component may not change this; what it asks of the bus is looked at where it is asked.
-fn forbidden(app: &Shared, owner: &Owner, method: &Method, path: &str) -> Option<Problem> {
-    let component = owner.component_name()?;
+fn forbidden(app: &Shared, principal: &Principal, method: &Method, path: &str) -> Option<Problem> {
+    let component = principal.component_name()?;
     if only_reads(method) {
         return None;
     }
-    if let Err(refusal) = app.peers.may_ask(component) {
-        let (_, code) = refusal.code();
-        let detail = refusal.to_string();
-        return Some(Problem::new(StatusCode::TOO_MANY_REQUESTS, code, Exit::TryLater, detail, refusal.remedy()));
+    if let Err(error) = app.peers.may_ask(component) {
+        let (_, code) = error.code();
+        let detail = error.to_string();
+        return Some(Problem::new(StatusCode::TOO_MANY_REQUESTS, code, Exit::TryLater, detail, error.remedy()));
     }
     let path = path.strip_prefix("/api/v1/").unwrap_or(path);
     let needs = match path {
@@ -150,19 +148,19 @@ fn forbidden(app: &Shared, owner: &Owner, method: &Method, path: &str) -> Option
         _ => {
             let what = format!("{method} {path}");
             let reason = format!("the component {component} may only ask for what appliance.toml allows it");
-            return Some(refuse(app, owner, &what, &reason));
+            return Some(refuse(app, principal, &what, &reason));
         }
     };
-    forbidden_request(app, owner, needs)
+    forbidden_request(app, principal, needs)
 }
 
-/// Returns why `owner` may not make a request; `None` if it may.
-pub(super) fn forbidden_request(app: &Shared, owner: &Owner, ask: RequestKind) -> Option<Problem> {
-    owner.forbids(ask).map(|reason| refuse(app, owner, ask.name(), &reason))
+/// Returns why `principal` may not make a request; `None` if it may.
+pub(super) fn forbidden_request(app: &Shared, principal: &Principal, ask: RequestKind) -> Option<Problem> {
+    principal.forbids(ask).map(|reason| refuse(app, principal, ask.name(), &reason))
 }
 
-fn refuse(app: &Shared, owner: &Owner, what: &str, reason: &str) -> Problem {
-    let ticket = requests::refuse(&app.context.registry, &app.bus, what, &owner.origin(), reason);
+fn refuse(app: &Shared, principal: &Principal, what: &str, reason: &str) -> Problem {
+    let ticket = requests::refuse(&app.context.registry, &app.bus, what, &principal.origin(), reason);
     let detail = format!("not permitted: {reason} (ticket {})", ticket.id);
     let remedy = "allow it in appliance.toml, or have the operator ask";
     Problem::new(StatusCode::FORBIDDEN, "not_permitted", Exit::Usage, detail, remedy)

@@ -15,8 +15,8 @@ use serde_json::{Value, json};
 use super::access::{self, Who};
 use super::understood::Sent;
 use super::{Problem, Shared};
-use crate::peers;
-use crate::peers::rights::Owner;
+use crate::access::permission::is_reserved;
+use crate::access::principal::Principal;
 use crate::requests::{RequestBody, Requests};
 use crate::tickets::TicketView;
 
@@ -35,11 +35,12 @@ pub(super) struct Posted {
 pub(super) async fn request(
     State(app): State<Shared>,
     Extension(who): Extension<Who>,
-    Extension(owner): Extension<Owner>,
+    Extension(principal): Extension<Principal>,
     Sent(Posted { request, digest, version }): Sent<Posted>,
 ) -> Result<TicketAnswer, Problem> {
     let body = RequestBody { request, digest, version };
-    let forbidden = RequestKind::from_name(&body.request).and_then(|ask| access::forbidden_request(&app, &owner, ask));
+    let forbidden =
+        RequestKind::from_name(&body.request).and_then(|ask| access::forbidden_request(&app, &principal, ask));
     if let Some(problem) = forbidden {
         return Err(problem);
     }
@@ -80,7 +81,7 @@ pub(super) async fn publish(
     State(app): State<Shared>,
     Sent(Publication { channel, argument }): Sent<Publication>,
 ) -> Result<Json<Value>, Problem> {
-    if peers::is_reserved(&channel) {
+    if is_reserved(&channel) {
         let detail = format!("nobody publishes on {channel:?} from outside");
         let remedy = "make a request instead, or use a channel of the appliance's own";
         return Err(Problem::new(StatusCode::BAD_REQUEST, "built_in_channel", Exit::Usage, detail, remedy));

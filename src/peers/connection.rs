@@ -14,17 +14,17 @@ use tokio_util::sync::CancellationToken;
 use super::limits::{Bucket, END_KNOWN_MAX, FLUSH_MAX, HELLO_MAX, LINE_BYTES_MAX, MESSAGES, NAME_WAIT_MAX};
 use super::line::{Line, Lines, Outgoing};
 use super::peer::Peer;
-use super::protocol::{Hello, Message, PROTOCOL, Refusal, Verb, answer, notification, shortened};
-use super::rights::Owner;
+use super::protocol::{Hello, Message, PROTOCOL, PeerError, Verb, answer, notification, shortened};
 use super::server::Peers;
 use super::verbs::{self, Listening};
+use crate::access::principal::Principal;
 use crate::process::caller::Caller;
 use crate::process::stat::is_ending;
 
 /// What a connection said that is no hello.
 enum NotMet {
     /// What it asks is refused; the identifier of the request, if it was one.
-    Refused(Value, Box<Refusal>),
+    Refused(Value, Box<PeerError>),
     /// It ended, broke, or said what cannot be answered.
     Ended(String),
 }
@@ -49,10 +49,10 @@ pub(super) async fn serve(peers: Arc<Peers>, stream: UnixStream) {
     peers.unadmit(number);
     let why = match met {
         Ok((peer, listening)) => return live(&peers, &peer, listening, lines, writer).await,
-        Err(NotMet::Refused(id, refusal)) => {
-            let line = format!("{}\n", answer(&id, Err(&refusal)));
+        Err(NotMet::Refused(id, error)) => {
+            let line = format!("{}\n", answer(&id, Err(&error)));
             drop(tokio::time::timeout(FLUSH_MAX, writer.write_all(line.as_bytes())).await);
-            Chain(&*refusal).to_string()
+            Chain(&*error).to_string()
         }
         Err(NotMet::Ended(why)) => why,
     };
@@ -75,16 +75,16 @@ async fn meet(
         Ok(Line::End) => return Err(NotMet::Ended(String::new())),
         Err(error) => return Err(NotMet::Ended(error.to_string())),
     };
-    let message = parse(&line).map_err(|refusal| NotMet::Refused(Value::Null, Box::new(refusal)))?;
+    let message = parse(&line).map_err(|error| NotMet::Refused(Value::Null, Box::new(error)))?;
     let (Some(id), Some(method)) = (message.id, message.method) else {
-        return Err(NotMet::Refused(Value::Null, Box::new(Refusal::NotAMessage)));
+        return Err(NotMet::Refused(Value::Null, Box::new(PeerError::NotAMessage)));
     };
     if method != "hello" {
-        return Err(NotMet::Refused(id, Box::new(Refusal::HelloFirst { method: shortened(&method) })));
+        return Err(NotMet::Refused(id, Box::new(PeerError::HelloFirst { method: shortened(&method) })));
     }
     match greet(peers, caller, &id, message.params).await {
         Ok(met) => Ok(met),
-        Err(refusal) => Err(NotMet::Refused(id, Box::new(refusal))),
+        Err(error) => Err(NotMet::Refused(id, Box::new(error))),
     }
 }
 
@@ -93,7 +93,7 @@ async fn greet(
     caller: &Caller,
     id: &Value,
     params: Value,
-) -> Result<(Arc<Peer>, Vec<Listening>), Refusal> {
+) -> Result<(Arc<Peer>, Vec<Listening>), PeerError> {
     let hello = match Verb::parse("hello", params)? {
         Verb::Hello(hello) => hello,
         Verb::Subscribe(_)
@@ -104,27 +104,27 @@ async fn greet(
         | Verb::Ticket(_)
         | Verb::State
         | Verb::Log(_)
-        | Verb::Bye => return Err(Refusal::NotAMessage),
+        | Verb::Bye => return Err(PeerError::NotAMessage),
     };
     if hello.version != PROTOCOL {
-        return Err(Refusal::Version { version: hello.version });
+        return Err(PeerError::Version { version: hello.version });
     }
-    let owner = owner(peers, caller, &hello)?;
-    peers.may_come(&owner)?;
+    let principal = principal(peers, caller, &hello)?;
+    peers.may_come(&principal)?;
     let listening = verbs::check_all(peers, &hello.channels)?;
     if let Some(name) = &hello.name {
         let whole =
-            owner.component_name().map_or_else(|| format!("@{name}"), |component| format!("{component}/{name}"));
+            principal.component_name().map_or_else(|| format!("@{name}"), |component| format!("{component}/{name}"));
         peers.name_free(&whole, caller.pid, NAME_WAIT_MAX).await;
     }
     let who = (caller.pid, caller.uid);
-    let peer = peers.enlist(hello.name.as_deref(), &owner, who, |peer| {
+    let peer = peers.enlist(hello.name.as_deref(), &principal, who, |peer| {
         let channels: Vec<&str> = listening.iter().map(|listening| listening.channel.as_str()).collect();
         let welcome = json!({
             "protocol": PROTOCOL,
             "version": env!("CARGO_PKG_VERSION"),
             "name": peer.name,
-            "component": owner.component_name(),
+            "component": principal.component_name(),
             "state": peers.parts.bus.state(),
             "generation": peers.parts.registry.generation(),
             "channels": channels,
@@ -134,21 +134,21 @@ async fn greet(
     Ok((peer, listening))
 }
 
-fn owner(peers: &Peers, caller: &Caller, hello: &Hello) -> Result<Owner, Refusal> {
+fn principal(peers: &Peers, caller: &Caller, hello: &Hello) -> Result<Principal, PeerError> {
     let (config, registry) = (&peers.parts.config, &peers.parts.registry);
     if let Some(token) = &hello.token {
-        return Owner::by_token(token, caller, config, registry);
+        return Ok(Principal::by_token(token, caller, config, registry)?);
     }
-    let owner = Owner::without_token(caller, config, registry)?;
-    match owner.component_name() {
-        Some(name) => Err(Refusal::TokenMissing { component: name.to_owned(), pid: caller.pid.unwrap_or(0) }),
-        None => Ok(owner),
+    let principal = Principal::without_token(caller, config, registry)?;
+    match principal.component_name() {
+        Some(name) => Err(PeerError::TokenMissing { component: name.to_owned(), pid: caller.pid.unwrap_or(0) }),
+        None => Ok(principal),
     }
 }
 
-fn parse(line: &[u8]) -> Result<Message, Refusal> {
+fn parse(line: &[u8]) -> Result<Message, PeerError> {
     serde_json::from_slice(line)
-        .map_err(|source| if source.is_data() { Refusal::NotAMessage } else { Refusal::NotJson { source } })
+        .map_err(|source| if source.is_data() { PeerError::NotAMessage } else { PeerError::NotJson { source } })
 }
 
 fn oversized() -> String {
@@ -258,10 +258,10 @@ async fn read(peers: &Arc<Peers>, peer: &Arc<Peer>, mut lines: Lines<OwnedReadHa
         }
         let message = match parse(&line) {
             Ok(message) => message,
-            Err(refusal) => {
-                drop(peer.send(&answer(&Value::Null, Err(&refusal))));
-                if matches!(refusal, Refusal::NotJson { .. }) {
-                    peer.cut(Chain(&refusal).to_string());
+            Err(error) => {
+                drop(peer.send(&answer(&Value::Null, Err(&error))));
+                if matches!(error, PeerError::NotJson { .. }) {
+                    peer.cut(Chain(&error).to_string());
                     return End::Here;
                 }
                 peer.mistake();
@@ -284,7 +284,7 @@ fn take(peers: &Arc<Peers>, peer: &Arc<Peer>, message: Message) -> Option<End> {
             (Some(_), None, None) | (None, _, _) => false,
         };
         if !answered {
-            drop(peer.send(&answer(&Value::Null, Err(&Refusal::NotAMessage))));
+            drop(peer.send(&answer(&Value::Null, Err(&PeerError::NotAMessage))));
             peer.mistake();
         }
         return None;
@@ -300,8 +300,8 @@ fn take(peers: &Arc<Peers>, peer: &Arc<Peer>, message: Message) -> Option<End> {
             verbs::reply(peer, id.as_ref(), Ok(Value::Null));
             Some(End::Bye)
         }
-        Err(refusal) => {
-            verbs::reply(peer, id.as_ref(), Err(&refusal));
+        Err(error) => {
+            verbs::reply(peer, id.as_ref(), Err(&error));
             peer.mistake();
             None
         }

@@ -8,7 +8,7 @@
 //! Deliberately absent: a state machine in the peer (it has a replica), messages that outlive a connection (it connects again
 //! and is told where the site stands), and channels that a peer makes up (they are declared in `appliance.toml`).
 //!
-//! The subjects: `line` bytes and queues, `protocol` messages, `rights` who somebody is, `peer` one as the bus sees it,
+//! The subjects: `line` bytes and queues, `protocol` messages, `peer` one as the bus sees it,
 //! `connection` its life, `verbs` what it asks, `server` all of them on the bus.
 
 mod connection;
@@ -16,15 +16,12 @@ pub mod limits;
 mod line;
 mod peer;
 mod protocol;
-pub(crate) mod rights;
 mod server;
 mod verbs;
 
 pub use peer::{PeerView, Place};
 pub use protocol::PROTOCOL;
-pub(crate) use protocol::Refusal;
 pub use server::{Parts, Peers};
-pub(crate) use verbs::is_reserved;
 
 /// Who may open the socket: anybody, because components have accounts of their own. The hello says who may stay.
 pub const SOCKET_MODE: u32 = 0o666;

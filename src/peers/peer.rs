@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::limits::{Bucket, CALLS_MAX, LOGS, MISTAKES, REQUESTS, WORK_MAX};
 use super::line::{NotSent, Outgoing};
 use super::protocol::{Broken, notification};
-use super::rights::Owner;
+use crate::access::principal::Principal;
 
 /// What everybody may see of a peer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -69,7 +69,7 @@ pub(super) struct Budget {
 /// One connection with a name.
 pub(super) struct Peer {
     pub(super) name: String,
-    pub(super) owner: Owner,
+    pub(super) principal: Principal,
     pub(super) pid: Option<i32>,
     pub(super) uid: u32,
     pub(super) since: String,
@@ -92,11 +92,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Peer {
-    pub(super) fn new(name: String, owner: Owner, pid: Option<i32>, uid: u32, resumes: bool) -> Self {
+    pub(super) fn new(name: String, principal: Principal, pid: Option<i32>, uid: u32, resumes: bool) -> Self {
         Self {
             resumes: AtomicBool::new(resumes),
             name,
-            owner,
+            principal,
             pid,
             uid,
             since: refit_base::clock::stamp(),
@@ -119,7 +119,7 @@ impl Peer {
     pub(super) fn view(&self) -> PeerView {
         PeerView {
             name: self.name.clone(),
-            component: self.owner.component_name().map(str::to_owned),
+            component: self.principal.component_name().map(str::to_owned),
             pid: self.pid,
             uid: self.uid,
             since: self.since.clone(),

@@ -1,11 +1,12 @@
 //! The messages of the protocol, version 1, and every reason to refuse one. `docs/formats/bus-protocol.md` is its text.
 
-use refit_base::Chain;
+use refit_base::{Chain, Reported};
 use refit_bus::{Level, State};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 
 use super::limits;
+use crate::access::principal::IdentityError;
 use crate::requests::{RequestBody, RequestError};
 
 /// The version of the protocol.
@@ -105,9 +106,9 @@ pub(super) enum Verb {
 
 impl Verb {
     /// Returns what `method` with `params` asks.
-    pub(super) fn parse(method: &str, params: Value) -> Result<Self, Refusal> {
-        fn of<T: serde::de::DeserializeOwned>(method: &str, params: Value) -> Result<T, Refusal> {
-            serde_json::from_value(params).map_err(|source| Refusal::Params { method: method.to_owned(), source })
+    pub(super) fn parse(method: &str, params: Value) -> Result<Self, PeerError> {
+        fn of<T: serde::de::DeserializeOwned>(method: &str, params: Value) -> Result<T, PeerError> {
+            serde_json::from_value(params).map_err(|source| PeerError::Params { method: method.to_owned(), source })
         }
         match method {
             "hello" => of(method, params).map(Self::Hello),
@@ -120,7 +121,7 @@ impl Verb {
             "state" => Ok(Self::State),
             "log" => of(method, params).map(Self::Log),
             "bye" => Ok(Self::Bye),
-            _ => Err(Refusal::UnknownMethod { method: shortened(method) }),
+            _ => Err(PeerError::UnknownMethod { method: shortened(method) }),
         }
     }
 }
@@ -132,7 +133,7 @@ pub(super) fn shortened(text: &str) -> String {
 
 /// Why something that a peer asks is refused.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Refusal {
+pub(crate) enum PeerError {
     #[error("the line is not JSON")]
     NotJson {
         #[source]
@@ -154,16 +155,10 @@ pub(crate) enum Refusal {
     HelloTwice,
     #[error("the protocol has version {PROTOCOL}, not {version}")]
     Version { version: u32 },
-    #[error("the token belongs to no running process")]
-    Token,
     #[error("the process {pid} belongs to the component {component} and has shown no token")]
     TokenMissing { component: String, pid: i32 },
-    #[error("uid {uid} is not the account of the component {component}")]
-    Account { uid: u32, component: String },
-    #[error("uid {uid} is neither root nor the runtime's account, and has shown no token")]
-    Stranger { uid: u32 },
-    #[error("the process at the other end is gone")]
-    Gone,
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
     #[error("{name:?} is no name")]
     Name { name: String },
     #[error("the name {name} is another's")]
@@ -200,7 +195,7 @@ pub(crate) enum Refusal {
     LongAnswer,
 }
 
-impl Refusal {
+impl PeerError {
     /// Returns the number of JSON-RPC, and the name for programs.
     pub(crate) fn code(&self) -> (i32, &str) {
         match self {
@@ -210,9 +205,8 @@ impl Refusal {
             Self::Params { .. } | Self::WaitForNothing | Self::Priority { .. } => (-32602, "bad_parameters"),
             Self::HelloFirst { .. } | Self::HelloTwice => (-32000, "hello"),
             Self::Version { .. } => (-32001, "version"),
-            Self::Token | Self::TokenMissing { .. } | Self::Account { .. } | Self::Stranger { .. } | Self::Gone => {
-                (-32002, "not_known")
-            }
+            Self::Identity(error) => (-32002, error.code()),
+            Self::TokenMissing { .. } => (-32002, "not_known"),
             Self::Name { .. } | Self::NotYours { .. } | Self::NameTaken { .. } => (-32003, "name"),
             Self::UnknownChannel { .. } | Self::TooLate { .. } => (-32004, "unknown_channel"),
             Self::BuiltIn { .. } => (-32005, "built_in_channel"),
@@ -222,7 +216,7 @@ impl Refusal {
             Self::Ended => (-32009, "ended"),
             Self::UnknownTicket { .. } => (-32010, "unknown_ticket"),
             Self::NotPublished { .. } => (-32011, "not_published"),
-            Self::Request(error) => (-32012, refit_base::Reported::code(error)),
+            Self::Request(error) => (-32012, error.code()),
             Self::LongAnswer => (-32013, "long_answer"),
         }
     }
@@ -237,11 +231,8 @@ impl Refusal {
             Self::HelloFirst { .. } => "say hello first",
             Self::HelloTwice => "say hello once",
             Self::Version { .. } => "use a client of the same version",
-            Self::Token => "send the REFIT_TOKEN of the process's own environment",
+            Self::Identity(error) => error.remedy(),
             Self::TokenMissing { .. } => "send the REFIT_TOKEN of the environment with the hello",
-            Self::Account { .. } => "connect as the account that appliance.toml names for the component",
-            Self::Stranger { .. } => "connect as root, as the runtime's account, or as a component with its token",
-            Self::Gone => "connect from a process that goes on living",
             Self::Name { .. } => "use letters, digits, -, _ and .",
             Self::NotYours { .. } => "name no component, or show its token",
             Self::NameTaken { .. } => "use another name, or none",
@@ -254,7 +245,7 @@ impl Refusal {
             Self::Ended => "connect again: the next runtime may be there",
             Self::UnknownTicket { .. } => "see the history for what became of it",
             Self::NotPublished { .. } => "publish outside of a listener",
-            Self::Request(error) => refit_base::Reported::remedy(error),
+            Self::Request(error) => error.remedy(),
             Self::LongAnswer => "ask for less",
         }
     }
@@ -267,10 +258,10 @@ impl Refusal {
 }
 
 /// Returns the answer to the request `id`.
-pub(super) fn answer(id: &Value, result: Result<Value, &Refusal>) -> Value {
+pub(super) fn answer(id: &Value, result: Result<Value, &PeerError>) -> Value {
     match result {
         Ok(result) => json!({ "jsonrpc": "2.0", "id": id, "result": result }),
-        Err(refusal) => json!({ "jsonrpc": "2.0", "id": id, "error": refusal.json() }),
+        Err(error) => json!({ "jsonrpc": "2.0", "id": id, "error": error.json() }),
     }
 }
 

@@ -18,9 +18,9 @@ use super::limits::{
     REQUESTS, WARNINGS,
 };
 use super::peer::{Peer, PeerView};
-use super::protocol::{Refusal, notification, shortened};
-use super::rights::Owner;
+use super::protocol::{PeerError, notification, shortened};
 use super::{DOWN, UP, connection};
+use crate::access::principal::Principal;
 use crate::carry::Registry;
 use crate::config::Config;
 use crate::requests::Requests;
@@ -122,10 +122,10 @@ impl Peers {
     ///
     /// # Errors
     /// There are too many.
-    pub(crate) fn permit(&self) -> Result<OwnedSemaphorePermit, Refusal> {
+    pub(crate) fn permit(&self) -> Result<OwnedSemaphorePermit, PeerError> {
         Arc::clone(&self.publications)
             .try_acquire_owned()
-            .map_err(|_| Refusal::TooMany { what: "publications under way", max: PUBLICATIONS_MAX })
+            .map_err(|_| PeerError::TooMany { what: "publications under way", max: PUBLICATIONS_MAX })
     }
 
     /// Has `work` be finished, whoever began it and is gone since.
@@ -152,21 +152,21 @@ impl Peers {
     ///
     /// # Errors
     /// There are too many.
-    pub(super) fn may_come(&self, owner: &Owner) -> Result<(), Refusal> {
-        let component = owner.component_name().map(str::to_owned);
+    pub(super) fn may_come(&self, principal: &Principal) -> Result<(), PeerError> {
+        let component = principal.component_name().map(str::to_owned);
         let mut known = lock(&self.known);
         let bucket = known.hellos.entry(component).or_insert_with(|| Bucket::new(HELLOS));
-        bucket.take().map_err(|_| Refusal::TooFast { what: "connections", per_second: HELLOS.per_second })
+        bucket.take().map_err(|_| PeerError::TooFast { what: "connections", per_second: HELLOS.per_second })
     }
 
     /// Counts what a component wants changed over HTTP: on the bus each connection counts for itself.
     ///
     /// # Errors
     /// There is too much.
-    pub(crate) fn may_ask(&self, component: &str) -> Result<(), Refusal> {
+    pub(crate) fn may_ask(&self, component: &str) -> Result<(), PeerError> {
         let mut known = lock(&self.known);
         let bucket = known.asks.entry(component.to_owned()).or_insert_with(|| Bucket::new(REQUESTS));
-        bucket.take().map_err(|_| Refusal::TooFast { what: "requests", per_second: REQUESTS.per_second })
+        bucket.take().map_err(|_| PeerError::TooFast { what: "requests", per_second: REQUESTS.per_second })
     }
 
     /// Adds a connection without a hello. Returns its number; the oldest of too many ends.
@@ -186,25 +186,25 @@ impl Peers {
         lock(&self.known).nameless.retain(|(other, _)| *other != number);
     }
 
-    /// Returns the whole name that `wanted` means for `owner`, if it may have it and nobody has.
-    fn name(known: &Known, wanted: Option<&str>, owner: &Owner, pid: Option<i32>) -> Result<String, Refusal> {
-        let begin = owner.component_name().map_or_else(|| "@".to_owned(), |component| format!("{component}/"));
+    /// Returns the whole name that `wanted` means for `principal`, if it may have it and nobody has.
+    fn name(known: &Known, wanted: Option<&str>, principal: &Principal, pid: Option<i32>) -> Result<String, PeerError> {
+        let begin = principal.component_name().map_or_else(|| "@".to_owned(), |component| format!("{component}/"));
         let Some(wanted) = wanted else {
             let pid = pid.unwrap_or(0);
             let names = std::iter::once(format!("{begin}{pid}"));
             let mut names = names.chain((2..).map(|number: u32| format!("{begin}{pid}.{number}")));
             let free = names.find(|name| !known.named.contains_key(name));
-            return free.ok_or(Refusal::TooMany { what: "connections", max: PEERS_MAX });
+            return free.ok_or(PeerError::TooMany { what: "connections", max: PEERS_MAX });
         };
         // The whole name may be said, too: whoever says another's wants to be somebody else.
         let name = match (wanted.strip_prefix(&begin), wanted.contains(['/', '@'])) {
             (Some(name), _) => name,
             (None, false) => wanted,
-            (None, true) => return Err(Refusal::NotYours { name: shortened(wanted) }),
+            (None, true) => return Err(PeerError::NotYours { name: shortened(wanted) }),
         };
         let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.chars().all(good) {
-            return Err(Refusal::Name { name: shortened(name) });
+            return Err(PeerError::Name { name: shortened(name) });
         }
         Ok(format!("{begin}{name}"))
     }
@@ -213,24 +213,25 @@ impl Peers {
     pub(super) fn enlist(
         &self,
         wanted: Option<&str>,
-        owner: &Owner,
+        principal: &Principal,
         (pid, uid): (Option<i32>, u32),
         welcome: impl FnOnce(&Peer) -> Value,
-    ) -> Result<Arc<Peer>, Refusal> {
+    ) -> Result<Arc<Peer>, PeerError> {
         let mut known = lock(&self.known);
         if known.named.len() >= PEERS_MAX {
-            return Err(Refusal::TooMany { what: "connections", max: PEERS_MAX });
+            return Err(PeerError::TooMany { what: "connections", max: PEERS_MAX });
         }
-        let own = known.named.values().filter(|peer| peer.owner.component_name() == owner.component_name()).count();
-        if owner.component_name().is_some() && own >= PEERS_PER_COMPONENT_MAX {
-            return Err(Refusal::TooMany { what: "connections of one component", max: PEERS_PER_COMPONENT_MAX });
+        let own =
+            known.named.values().filter(|peer| peer.principal.component_name() == principal.component_name()).count();
+        if principal.component_name().is_some() && own >= PEERS_PER_COMPONENT_MAX {
+            return Err(PeerError::TooMany { what: "connections of one component", max: PEERS_PER_COMPONENT_MAX });
         }
-        let name = Self::name(&known, wanted, owner, pid)?;
+        let name = Self::name(&known, wanted, principal, pid)?;
         if known.named.contains_key(&name) {
-            return Err(Refusal::NameTaken { name });
+            return Err(PeerError::NameTaken { name });
         }
-        let resumes = owner.serves() && self.parts.registry.generation() > 1 && !self.parts.bus.ran();
-        let peer = Arc::new(Peer::new(name.clone(), owner.clone(), pid, uid, resumes));
+        let resumes = principal.serves() && self.parts.registry.generation() > 1 && !self.parts.bus.ran();
+        let peer = Arc::new(Peer::new(name.clone(), principal.clone(), pid, uid, resumes));
         // Before anybody else can tell it anything: states that change from here on come after it.
         drop(peer.send(&welcome(&peer)));
         known.named.insert(name, Arc::clone(&peer));
@@ -255,7 +256,7 @@ impl Peers {
 
     /// Tells that a peer has come.
     pub(super) fn came(self: &Arc<Self>, peer: &Peer) {
-        let about = json!({ "component": peer.owner.component_name(), "peer": peer.name });
+        let about = json!({ "component": peer.principal.component_name(), "peer": peer.name });
         self.tell(UP, about, Level::Debug, format!("{} is on the bus", peer.name));
     }
 
@@ -263,7 +264,7 @@ impl Peers {
     pub(super) fn went(self: &Arc<Self>, peer: &Peer, reason: &str, level: Level) {
         lock(&self.known).named.remove(&peer.name);
         self.changes.send_modify(|count| *count += 1);
-        let about = json!({ "component": peer.owner.component_name(), "peer": peer.name, "reason": reason });
+        let about = json!({ "component": peer.principal.component_name(), "peer": peer.name, "reason": reason });
         self.tell(DOWN, about, level, format!("{} is off the bus: {reason}", peer.name));
     }
 

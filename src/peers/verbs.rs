@@ -12,8 +12,9 @@ use super::limits::{
 };
 use super::line::NotSent;
 use super::peer::{External, Peer, Place};
-use super::protocol::{LogLine, Publish, Refusal, Subscribe, Verb, Wait, answer, notification, shortened};
+use super::protocol::{LogLine, PeerError, Publish, Subscribe, Verb, Wait, answer, notification, shortened};
 use super::server::Peers;
+use crate::access::permission::is_reserved;
 use crate::requests::{self, RequestBody};
 use crate::tickets::TicketView;
 
@@ -34,17 +35,17 @@ pub(super) struct Listening {
 }
 
 /// Answers a request; a notification gets no answer.
-pub(super) fn reply(peer: &Peer, id: Option<&Value>, result: Result<Value, &Refusal>) {
+pub(super) fn reply(peer: &Peer, id: Option<&Value>, result: Result<Value, &PeerError>) {
     let Some(id) = id else { return };
     if let Err(NotSent::Long(_)) = peer.send(&answer(id, result)) {
-        drop(peer.send(&answer(id, Err(&Refusal::LongAnswer)))); // one that does not read is cut off
+        drop(peer.send(&answer(id, Err(&PeerError::LongAnswer)))); // one that does not read is cut off
     }
 }
 
 /// Does what `verb` says.
-pub(super) fn act(peers: &Arc<Peers>, peer: &Arc<Peer>, id: Option<&Value>, verb: Verb) -> Result<Done, Refusal> {
+pub(super) fn act(peers: &Arc<Peers>, peer: &Arc<Peer>, id: Option<&Value>, verb: Verb) -> Result<Done, PeerError> {
     match verb {
-        Verb::Hello(_) => Err(Refusal::HelloTwice),
+        Verb::Hello(_) => Err(PeerError::HelloTwice),
         Verb::Bye => Ok(Done::Bye),
         Verb::State => Ok(Done::Now(json!({
             "state": peers.parts.bus.state(),
@@ -53,7 +54,7 @@ pub(super) fn act(peers: &Arc<Peers>, peer: &Arc<Peer>, id: Option<&Value>, verb
         Verb::Subscribe(wanted) => {
             let there = peer.view().channels;
             if there.len() >= SUBSCRIPTIONS_MAX && !there.contains_key(&wanted.channel) {
-                return Err(Refusal::TooMany { what: "subscriptions", max: SUBSCRIPTIONS_MAX });
+                return Err(PeerError::TooMany { what: "subscriptions", max: SUBSCRIPTIONS_MAX });
             }
             listen(peers, peer, check(peers, &wanted)?);
             Ok(Done::Now(Value::Null))
@@ -71,7 +72,7 @@ pub(super) fn act(peers: &Arc<Peers>, peer: &Arc<Peer>, id: Option<&Value>, verb
         Verb::Wait(wait) => wait_for(peers, peer, id, wait).map(|()| Done::Later),
         Verb::Ticket(ticket) => {
             let found = peers.parts.registry.tickets.get(&ticket.id);
-            let found = found.ok_or_else(|| Refusal::UnknownTicket { id: shortened(&ticket.id) })?;
+            let found = found.ok_or_else(|| PeerError::UnknownTicket { id: shortened(&ticket.id) })?;
             Ok(Done::Now(json!({ "ticket": found })))
         }
         Verb::Log(line) => log(peers, peer, &line).map(|()| Done::Now(Value::Null)),
@@ -79,24 +80,24 @@ pub(super) fn act(peers: &Arc<Peers>, peer: &Arc<Peer>, id: Option<&Value>, verb
 }
 
 /// Returns all subscriptions of a hello, if every one of them is good.
-pub(super) fn check_all(peers: &Peers, wanted: &[Subscribe]) -> Result<Vec<Listening>, Refusal> {
+pub(super) fn check_all(peers: &Peers, wanted: &[Subscribe]) -> Result<Vec<Listening>, PeerError> {
     if wanted.len() > SUBSCRIPTIONS_MAX {
-        return Err(Refusal::TooMany { what: "subscriptions", max: SUBSCRIPTIONS_MAX });
+        return Err(PeerError::TooMany { what: "subscriptions", max: SUBSCRIPTIONS_MAX });
     }
     wanted.iter().map(|one| check(peers, one)).collect()
 }
 
-fn check(peers: &Peers, wanted: &Subscribe) -> Result<Listening, Refusal> {
+fn check(peers: &Peers, wanted: &Subscribe) -> Result<Listening, PeerError> {
     let channel = &wanted.channel;
     if channel == bus::ENTER {
-        return Err(Refusal::TooLate { channel: channel.clone() });
+        return Err(PeerError::TooLate { channel: channel.clone() });
     }
     if !peers.parts.bus.knows(channel) {
-        return Err(Refusal::UnknownChannel { channel: shortened(channel) });
+        return Err(PeerError::UnknownChannel { channel: shortened(channel) });
     }
     let priority = wanted.priority.unwrap_or(PRIORITY_DEFAULT);
     if !(-PRIORITY_MAX..=PRIORITY_MAX).contains(&priority) {
-        return Err(Refusal::Priority { priority });
+        return Err(PeerError::Priority { priority });
     }
     let longest = u64::try_from(CALL_LIMIT_MAX.as_millis()).unwrap_or(u64::MAX);
     let limit_ms = wanted.limit_ms.map(|limit| limit.clamp(1, longest));
@@ -105,7 +106,7 @@ fn check(peers: &Peers, wanted: &Subscribe) -> Result<Listening, Refusal> {
 
 /// Makes a peer a listener. It stands where its component stands, after the component itself.
 pub(super) fn listen(peers: &Peers, peer: &Arc<Peer>, Listening { channel, place }: Listening) {
-    let component = peer.owner.component_name();
+    let component = peer.principal.component_name();
     let mut order =
         component.and_then(|name| peers.parts.config.component(name)).map(crate::component::order).unwrap_or_default();
     order = Order { priority: place.priority, ..order };
@@ -123,14 +124,14 @@ pub(super) fn listen(peers: &Peers, peer: &Arc<Peer>, Listening { channel, place
     peer.channels.lock().unwrap_or_else(PoisonError::into_inner).insert(channel, place);
 }
 
-fn request(peers: &Arc<Peers>, peer: &Arc<Peer>, body: RequestBody) -> Result<Value, Refusal> {
+fn request(peers: &Arc<Peers>, peer: &Arc<Peer>, body: RequestBody) -> Result<Value, PeerError> {
     let budget = || peer.budget.lock().unwrap_or_else(PoisonError::into_inner);
     if budget().requests.take().is_err() {
-        return Err(Refusal::TooFast { what: "requests", per_second: REQUESTS.per_second });
+        return Err(PeerError::TooFast { what: "requests", per_second: REQUESTS.per_second });
     }
     let (bus, registry) = (&peers.parts.bus, &peers.parts.registry);
-    let origin = peer.owner.origin();
-    if let Some(reason) = RequestKind::from_name(&body.request).and_then(|ask| peer.owner.forbids(ask)) {
+    let origin = peer.principal.origin();
+    if let Some(reason) = RequestKind::from_name(&body.request).and_then(|ask| peer.principal.forbids(ask)) {
         let ticket = requests::refuse(registry, bus, &body.request, &origin, &reason);
         return Ok(json!({ "ticket": ticket }));
     }
@@ -152,10 +153,10 @@ fn request(peers: &Arc<Peers>, peer: &Arc<Peer>, body: RequestBody) -> Result<Va
 }
 
 /// Takes the right to have one more thing under way.
-fn work(peer: &Peer) -> Result<OwnedSemaphorePermit, Refusal> {
+fn work(peer: &Peer) -> Result<OwnedSemaphorePermit, PeerError> {
     Arc::clone(&peer.work)
         .try_acquire_owned()
-        .map_err(|_| Refusal::TooMany { what: "publications, waits and requests under way", max: WORK_MAX })
+        .map_err(|_| PeerError::TooMany { what: "publications, waits and requests under way", max: WORK_MAX })
 }
 
 /// Waits until a ticket has an outcome; `None` if the peer is gone before, or the ticket.
@@ -175,18 +176,13 @@ async fn outcome(peers: &Peers, peer: &Peer, id: &str) -> Option<TicketView> {
     }
 }
 
-/// Returns whether `channel` is the runtime's own: nobody publishes there from outside.
-pub(crate) fn is_reserved(channel: &str) -> bool {
-    bus::BUILT_IN.contains(&channel) || channel.starts_with("component.") || channel.starts_with("refit.")
-}
-
-fn publish_for(peers: &Arc<Peers>, peer: &Arc<Peer>, id: Option<&Value>, publish: Publish) -> Result<(), Refusal> {
+fn publish_for(peers: &Arc<Peers>, peer: &Arc<Peer>, id: Option<&Value>, publish: Publish) -> Result<(), PeerError> {
     let Publish { channel, argument } = publish;
     if is_reserved(&channel) {
-        return Err(Refusal::BuiltIn { channel: shortened(&channel) });
+        return Err(PeerError::BuiltIn { channel: shortened(&channel) });
     }
     if !peers.parts.bus.knows(&channel) {
-        return Err(Refusal::UnknownChannel { channel: shortened(&channel) });
+        return Err(PeerError::UnknownChannel { channel: shortened(&channel) });
     }
     let own = work(peer)?;
     let all = peers.permit()?;
@@ -196,7 +192,7 @@ fn publish_for(peers: &Arc<Peers>, peer: &Arc<Peer>, id: Option<&Value>, publish
     peers.spawn(async move {
         let report = bus.publish_at(&channel, argument, depth).await;
         match report.refused {
-            Some(reason) => reply(&peer, id.as_ref(), Err(&Refusal::NotPublished { reason })),
+            Some(reason) => reply(&peer, id.as_ref(), Err(&PeerError::NotPublished { reason })),
             None => reply(&peer, id.as_ref(), Ok(json!(report))),
         }
         drop((own, all));
@@ -204,21 +200,21 @@ fn publish_for(peers: &Arc<Peers>, peer: &Arc<Peer>, id: Option<&Value>, publish
     Ok(())
 }
 
-fn wait_for(peers: &Arc<Peers>, peer: &Arc<Peer>, id: Option<&Value>, wait: Wait) -> Result<(), Refusal> {
+fn wait_for(peers: &Arc<Peers>, peer: &Arc<Peer>, id: Option<&Value>, wait: Wait) -> Result<(), PeerError> {
     let Wait { states, ticket, limit_ms } = wait;
     if states.is_empty() && ticket.is_none() {
-        return Err(Refusal::WaitForNothing);
+        return Err(PeerError::WaitForNothing);
     }
     let tickets = &peers.parts.registry.tickets;
     let there = ticket
         .as_deref()
-        .map(|ticket| tickets.get(ticket).ok_or_else(|| Refusal::UnknownTicket { id: shortened(ticket) }));
+        .map(|ticket| tickets.get(ticket).ok_or_else(|| PeerError::UnknownTicket { id: shortened(ticket) }));
     let is_so = match there {
         Some(ticket) => ticket?.is_final(),
         None => states.contains(&peers.parts.bus.state()),
     };
     if !is_so && peer.inside().1 {
-        return Err(Refusal::Inside);
+        return Err(PeerError::Inside);
     }
     let limit = limit_ms.map_or(WAIT_MAX, Duration::from_millis).min(WAIT_MAX);
     let permit = work(peer)?;
@@ -228,18 +224,18 @@ fn wait_for(peers: &Arc<Peers>, peer: &Arc<Peer>, id: Option<&Value>, wait: Wait
         let result = match &ticket {
             Some(ticket) => match tokio::time::timeout(limit, outcome(&own, &peer, ticket)).await {
                 Ok(Some(ticket)) => Ok(json!({ "ticket": ticket })),
-                Ok(None) => Err(Refusal::UnknownTicket { id: shortened(ticket) }),
-                Err(_) => Err(Refusal::Timeout { state: bus.state() }),
+                Ok(None) => Err(PeerError::UnknownTicket { id: shortened(ticket) }),
+                Err(_) => Err(PeerError::Timeout { state: bus.state() }),
             },
             // Cancel-safe: nobody is left to be told.
             None => tokio::select! {
                 waited = bus.wait_within(&states, limit) => match waited {
                     Ok(state) => Ok(json!({ "state": state })),
-                    Err(WaitError::Timeout(state)) => Err(Refusal::Timeout { state }),
-                    Err(WaitError::Ended) => Err(Refusal::Ended),
-                    Err(WaitError::Inside) => Err(Refusal::Inside),
+                    Err(WaitError::Timeout(state)) => Err(PeerError::Timeout { state }),
+                    Err(WaitError::Ended) => Err(PeerError::Ended),
+                    Err(WaitError::Inside) => Err(PeerError::Inside),
                 },
-                () = peer.ending.cancelled() => Err(Refusal::Ended),
+                () = peer.ending.cancelled() => Err(PeerError::Ended),
             },
         };
         reply(&peer, id.as_ref(), result.as_ref().cloned());
@@ -248,12 +244,12 @@ fn wait_for(peers: &Arc<Peers>, peer: &Arc<Peer>, id: Option<&Value>, wait: Wait
     Ok(())
 }
 
-fn log(peers: &Peers, peer: &Peer, line: &LogLine) -> Result<(), Refusal> {
+fn log(peers: &Peers, peer: &Peer, line: &LogLine) -> Result<(), PeerError> {
     let dropped = {
         let mut budget = peer.budget.lock().unwrap_or_else(PoisonError::into_inner);
         if budget.logs.take().is_err() {
             budget.logs_dropped += 1;
-            return Err(Refusal::TooFast { what: "log entries", per_second: LOGS.per_second });
+            return Err(PeerError::TooFast { what: "log entries", per_second: LOGS.per_second });
         }
         std::mem::take(&mut budget.logs_dropped)
     };

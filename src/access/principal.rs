@@ -1,4 +1,4 @@
-//! Who is at the other end of a Unix socket, and what that one may.
+//! Who is at the other end of a Unix socket.
 //!
 //! The kernel says the account and the process of a connection; a component's process also has the token of its launch. A
 //! process that descends from a component is that component also when it keeps the token to itself: an account that is the
@@ -6,35 +6,18 @@
 //! is an account of its own.
 
 use nix::unistd::{User, geteuid};
+use refit_base::{Exit, Reported};
 use refit_bus::RequestKind;
 use sha2::{Digest, Sha256};
 
-use super::protocol::Refusal;
 use crate::carry::CarriedInstance;
 use crate::carry::Registry;
 use crate::config::Config;
 use crate::process::caller::{Ancestor, Caller};
 
-/// Returns whether two tokens are the same, in a time that says nothing about where they differ.
-fn is_same(one: &str, other: &str) -> bool {
-    Sha256::digest(one) == Sha256::digest(other)
-}
-
-/// Returns the component's process that `caller` is, or comes from.
-fn comes_from<'a>(caller: &Caller, instances: &'a [CarriedInstance]) -> Option<&'a CarriedInstance> {
-    let is_of = |instance: &CarriedInstance, process: &Ancestor| {
-        let itself = process.pid == instance.pid && process.start_ticks == instance.start_ticks;
-        itself || process.group == instance.pid || process.session == instance.pid
-    };
-    instances.iter().find(|instance| {
-        caller.line.iter().any(|process| is_of(instance, process))
-            || caller.token.as_deref().is_some_and(|token| is_same(token, &instance.token))
-    })
-}
-
-/// Who somebody is.
+/// Who asks, and what they may request.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Owner {
+pub(crate) enum Principal {
     /// Whoever runs the appliance: root, or the runtime's own account.
     Operator {
         /// The account.
@@ -51,7 +34,7 @@ pub(crate) enum Owner {
     },
 }
 
-impl Owner {
+impl Principal {
     /// Returns who the component's process with this `token` is.
     ///
     /// # Errors
@@ -61,9 +44,9 @@ impl Owner {
         caller: &Caller,
         config: &Config,
         registry: &Registry,
-    ) -> Result<Self, Refusal> {
+    ) -> Result<Self, IdentityError> {
         let instances = registry.instances();
-        let instance = instances.iter().find(|instance| is_same(&instance.token, token)).ok_or(Refusal::Token)?;
+        let instance = instances.iter().find(|instance| is_same(&instance.token, token)).ok_or(IdentityError::Token)?;
         let component = config.component(&instance.component);
         let account = component.and_then(|component| component.user.as_deref());
         let uid = match account {
@@ -71,7 +54,7 @@ impl Owner {
             None => Some(geteuid().as_raw()),
         };
         if Some(caller.uid) != uid && !is_ours(caller.uid) {
-            return Err(Refusal::Account { uid: caller.uid, component: instance.component.clone() });
+            return Err(IdentityError::Account { uid: caller.uid, component: instance.component.clone() });
         }
         Ok(Self::component(instance, config))
     }
@@ -80,15 +63,15 @@ impl Owner {
     ///
     /// # Errors
     /// It is neither the operator nor a component, or is gone.
-    pub(crate) fn without_token(caller: &Caller, config: &Config, registry: &Registry) -> Result<Self, Refusal> {
+    pub(crate) fn without_token(caller: &Caller, config: &Config, registry: &Registry) -> Result<Self, IdentityError> {
         if let Some(instance) = comes_from(caller, &registry.instances()) {
             return Ok(Self::component(instance, config));
         }
         if !is_ours(caller.uid) {
-            return Err(Refusal::Stranger { uid: caller.uid });
+            return Err(IdentityError::Stranger { uid: caller.uid });
         }
         if caller.is_gone() {
-            return Err(Refusal::Gone);
+            return Err(IdentityError::Gone);
         }
         Ok(Self::Operator { account: caller.account() })
     }
@@ -100,7 +83,7 @@ impl Owner {
     }
 
     /// Returns whether it is a process that serves.
-    pub(super) fn serves(&self) -> bool {
+    pub(crate) fn serves(&self) -> bool {
         match self {
             Self::Operator { .. } => false,
             Self::Component { serves, .. } => *serves,
@@ -115,18 +98,6 @@ impl Owner {
         }
     }
 
-    /// Returns why it may not request `ask`; `None` if it may.
-    pub(crate) fn forbids(&self, ask: RequestKind) -> Option<String> {
-        match self {
-            Self::Operator { .. } => None,
-            Self::Component { allow, .. } if allow.contains(&ask) => None,
-            Self::Component { name, .. } => {
-                let ask = ask.name();
-                Some(format!("{ask} is not among what appliance.toml allows the component {name}"))
-            }
-        }
-    }
-
     /// Returns the component that it is.
     pub(crate) fn component_name(&self) -> Option<&str> {
         match self {
@@ -134,6 +105,59 @@ impl Owner {
             Self::Component { name, .. } => Some(name),
         }
     }
+}
+
+/// Why it is not known who asks.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum IdentityError {
+    #[error("the token belongs to no running process")]
+    Token,
+    #[error("uid {uid} is not the account of the component {component}")]
+    Account { uid: u32, component: String },
+    #[error("uid {uid} is neither root nor the runtime's account, and has shown no token")]
+    Stranger { uid: u32 },
+    #[error("the process at the other end is gone")]
+    Gone,
+}
+
+impl Reported for IdentityError {
+    fn code(&self) -> &str {
+        match self {
+            Self::Token | Self::Account { .. } | Self::Stranger { .. } | Self::Gone => "not_known",
+        }
+    }
+
+    fn remedy(&self) -> &str {
+        match self {
+            Self::Token => "send the REFIT_TOKEN of the process's own environment",
+            Self::Account { .. } => "connect as the account that appliance.toml names for the component",
+            Self::Stranger { .. } => "connect as root, as the runtime's account, or as a component with its token",
+            Self::Gone => "connect from a process that goes on living",
+        }
+    }
+
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Token | Self::Account { .. } | Self::Stranger { .. } | Self::Gone => Exit::Usage,
+        }
+    }
+}
+
+/// Returns whether two tokens are the same, in a time that says nothing about where they differ.
+fn is_same(one: &str, other: &str) -> bool {
+    Sha256::digest(one) == Sha256::digest(other)
+}
+
+/// Returns the component's process that `caller` is, or comes from.
+fn comes_from<'a>(caller: &Caller, instances: &'a [CarriedInstance]) -> Option<&'a CarriedInstance> {
+    let is_of = |instance: &CarriedInstance, process: &Ancestor| {
+        let itself = process.pid == instance.pid && process.start_ticks == instance.start_ticks;
+        itself || process.group == instance.pid || process.session == instance.pid
+    };
+    instances.iter().find(|instance| {
+        caller.line.iter().any(|process| is_of(instance, process))
+            || caller.token.as_deref().is_some_and(|token| is_same(token, &instance.token))
+    })
 }
 
 /// Whether an account is root's or the runtime's own.

@@ -1,0 +1,24 @@
+//! What somebody may: operators everything, a component what `appliance.toml` allows it.
+
+use refit_bus::{self as bus, RequestKind};
+
+use super::principal::Principal;
+
+impl Principal {
+    /// Returns why it may not request `ask`; `None` if it may.
+    pub(crate) fn forbids(&self, ask: RequestKind) -> Option<String> {
+        match self {
+            Self::Operator { .. } => None,
+            Self::Component { allow, .. } if allow.contains(&ask) => None,
+            Self::Component { name, .. } => {
+                let ask = ask.name();
+                Some(format!("{ask} is not among what appliance.toml allows the component {name}"))
+            }
+        }
+    }
+}
+
+/// Returns whether `channel` is the runtime's own: nobody publishes there from outside.
+pub(crate) fn is_reserved(channel: &str) -> bool {
+    bus::BUILT_IN.contains(&channel) || channel.starts_with("component.") || channel.starts_with("refit.")
+}
