@@ -5,9 +5,9 @@
 //! nobody kept: the next one begins above all of them.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
-use refit_base::clock;
+use refit_base::{clock, lock};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::watch;
@@ -58,14 +58,10 @@ impl Events {
         Self { kept: Mutex::new(kept.into()), begin, newest: watch::channel(newest).0 }
     }
 
-    fn lock(&self) -> MutexGuard<'_, VecDeque<Event>> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Adds an event.
     pub fn publish(&self, event: &str, data: Value) {
         let id = {
-            let mut kept = self.lock();
+            let mut kept = lock(&self.kept);
             let id = kept.back().map_or(self.begin, |last| last.id.max(self.begin)) + 1;
             if kept.len() == EVENTS_MAX {
                 kept.pop_front();
@@ -78,7 +74,7 @@ impl Events {
 
     /// Returns the events after number `seen`, oldest first.
     pub fn after(&self, seen: u64) -> Vec<Event> {
-        let kept = self.lock();
+        let kept = lock(&self.kept);
         let begin = kept.partition_point(|event| event.id <= seen);
         kept.range(begin..).cloned().collect()
     }
@@ -96,7 +92,7 @@ impl Events {
 
     /// Returns the last `count` events.
     pub fn last(&self, count: usize) -> Vec<Event> {
-        let kept = self.lock();
+        let kept = lock(&self.kept);
         kept.range(kept.len().saturating_sub(count)..).cloned().collect()
     }
 }

@@ -1,9 +1,9 @@
 //! The tickets that the API gave: kept until nobody asks any more, across an exec.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
-use refit_base::Exit;
+use refit_base::{Exit, lock};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -52,10 +52,6 @@ impl Tickets {
         Self { kept: Mutex::new(kept.into()), changes: watch::channel(0).0, stem, next: 0.into() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, VecDeque<TicketView>> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Makes a ticket for `request`.
     pub fn open(&self, request: &str, origin: &str) -> TicketView {
         let number = self.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
@@ -68,7 +64,7 @@ impl Tickets {
             exit: None,
         };
         {
-            let mut kept = self.lock();
+            let mut kept = lock(&self.kept);
             if kept.len() == TICKETS_MAX {
                 // Whoever asks for much must not push out what others still wait for.
                 let oldest_done = kept.iter().position(TicketView::is_final).unwrap_or(0);
@@ -93,7 +89,7 @@ impl Tickets {
 
     /// Ends every open ticket for which `outcome` has one: state, reason, and the exit status of a command that waited.
     fn end_where(&self, outcome: impl Fn(&TicketView) -> Option<(String, Option<String>, Exit)>) {
-        for ticket in self.lock().iter_mut().filter(|ticket| !ticket.is_final()) {
+        for ticket in lock(&self.kept).iter_mut().filter(|ticket| !ticket.is_final()) {
             if let Some((state, reason, exit)) = outcome(ticket) {
                 (ticket.state, ticket.reason, ticket.exit) = (state, reason, Some(exit.code()));
             }
@@ -118,12 +114,12 @@ impl Tickets {
 
     /// Returns the ticket `id`.
     pub fn get(&self, id: &str) -> Option<TicketView> {
-        self.lock().iter().find(|ticket| ticket.id == id).cloned()
+        lock(&self.kept).iter().find(|ticket| ticket.id == id).cloned()
     }
 
     /// Returns all tickets, for the next image.
     pub fn all(&self) -> Vec<TicketView> {
-        self.lock().iter().cloned().collect()
+        lock(&self.kept).iter().cloned().collect()
     }
 
     /// Returns a receiver of the changes.

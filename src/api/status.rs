@@ -4,8 +4,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
-use refit_base::Reported;
-use refit_base::clock;
+use refit_base::{Reported, clock, lock};
 use refit_bus as bus;
 use refit_updater::config::Unmerged;
 use refit_updater::history;
@@ -22,7 +21,7 @@ pub(super) async fn status(State(app): State<Shared>) -> Json<Value> {
     let on_trial = matches!(journal.state, journal::State::Trial { .. });
     let registry = &app.context.registry;
     let listeners: Vec<Value> = {
-        let listeners = app.context.listeners.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let listeners = lock(&app.context.listeners);
         listeners
             .addresses()
             .into_iter()

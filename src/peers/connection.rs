@@ -15,7 +15,7 @@ use super::limits::{Bucket, END_KNOWN_MAX, FLUSH_MAX, HELLO_MAX, LINE_BYTES_MAX,
 use super::line::{Line, Lines, Outgoing};
 use super::peer::Peer;
 use super::protocol::{Hello, Message, PROTOCOL, PeerError, Verb, answer, notification, shortened};
-use super::server::Peers;
+use super::roster::Peers;
 use super::verbs::{self, Listening};
 use crate::access::principal::Principal;
 use crate::process::caller::Caller;

@@ -2,9 +2,10 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::time::Instant;
 
+use refit_base::lock;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::sync::Notify;
@@ -91,10 +92,6 @@ pub(super) struct Outgoing {
 }
 
 impl Outgoing {
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn add(&self, message: &Value, bytes_max: usize, messages_max: usize) -> Result<(), NotSent> {
         let mut line = message.to_string().into_bytes();
         if line.len() > LINE_BYTES_MAX {
@@ -102,7 +99,7 @@ impl Outgoing {
         }
         line.push(b'\n');
         {
-            let mut waiting = self.lock();
+            let mut waiting = lock(&self.waiting);
             if waiting.closed {
                 return Err(NotSent::Closed);
             }
@@ -135,7 +132,7 @@ impl Outgoing {
 
     /// Takes nothing more; what waits is still given out.
     pub(super) fn close(&self) {
-        self.lock().closed = true;
+        lock(&self.waiting).closed = true;
         self.changed.notify_one();
     }
 
@@ -143,7 +140,7 @@ impl Outgoing {
     pub(super) async fn next(&self) -> Option<Vec<u8>> {
         loop {
             {
-                let mut waiting = self.lock();
+                let mut waiting = lock(&self.waiting);
                 let mut piece = Vec::new();
                 while piece.len() < PIECE_BYTES
                     && let Some(line) = waiting.lines.pop_front()

@@ -8,20 +8,22 @@
 //! Deliberately absent: a state machine in the peer (it has a replica), messages that outlive a connection (it connects again
 //! and is told where the site stands), and channels that a peer makes up (they are declared in `appliance.toml`).
 //!
-//! The subjects: `line` bytes and queues, `protocol` messages, `peer` one as the bus sees it,
-//! `connection` its life, `verbs` what it asks, `server` all of them on the bus.
+//! The subjects: `line` bytes and queues, `protocol` messages, `peer` one as the bus sees it, `roster` all of them, `verbs` what
+//! one asks, `connection` its life, `accept` the socket that they come from.
 
+mod accept;
 mod connection;
 pub mod limits;
 mod line;
 mod peer;
 mod protocol;
-mod server;
+mod roster;
 mod verbs;
 
+pub use accept::attach;
 pub use peer::{PeerView, Place};
 pub use protocol::PROTOCOL;
-pub use server::{Parts, Peers};
+pub use roster::{Parts, Peers};
 
 /// Who may open the socket: anybody, because components have accounts of their own. The hello says who may stay.
 pub const SOCKET_MODE: u32 = 0o666;

@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
+use refit_base::lock;
 use refit_bus::{self as bus, Call, Failure, Listener, Work};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -85,10 +86,6 @@ pub(super) struct Peer {
     calls: Mutex<Calls>,
     why: OnceLock<String>,
     log_dropped: Mutex<u64>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Peer {

@@ -1,8 +1,9 @@
 //! What a peer may ask, and what is done for it.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use refit_base::lock;
 use refit_bus::{self as bus, Level, Order, PRIORITY_DEFAULT, RequestKind, State, Subscription, WaitError};
 use serde_json::{Value, json};
 use tokio::sync::OwnedSemaphorePermit;
@@ -13,7 +14,7 @@ use super::limits::{
 use super::line::NotSent;
 use super::peer::{External, Peer, Place};
 use super::protocol::{LogLine, PeerError, Publish, Subscribe, Verb, Wait, answer, notification, shortened};
-use super::server::Peers;
+use super::roster::Peers;
 use crate::access::permission::is_reserved;
 use crate::requests::{self, RequestBody};
 use crate::tickets::TicketView;
@@ -61,7 +62,7 @@ pub(super) fn act(peers: &Arc<Peers>, peer: &Arc<Peer>, id: Option<&Value>, verb
         }
         Verb::Unsubscribe(unwanted) => {
             let channel = unwanted.channel;
-            let there = peer.channels.lock().unwrap_or_else(PoisonError::into_inner).remove(&channel).is_some();
+            let there = lock(&peer.channels).remove(&channel).is_some();
             if there {
                 peers.parts.bus.unsubscribe(&channel, &peer.name);
             }
@@ -121,11 +122,11 @@ pub(super) fn listen(peers: &Peers, peer: &Arc<Peer>, Listening { channel, place
         subscription = subscription.limit(limit);
     }
     peers.parts.bus.subscribe(subscription);
-    peer.channels.lock().unwrap_or_else(PoisonError::into_inner).insert(channel, place);
+    lock(&peer.channels).insert(channel, place);
 }
 
 fn request(peers: &Arc<Peers>, peer: &Arc<Peer>, body: RequestBody) -> Result<Value, PeerError> {
-    let budget = || peer.budget.lock().unwrap_or_else(PoisonError::into_inner);
+    let budget = || lock(&peer.budget);
     if budget().requests.take().is_err() {
         return Err(PeerError::TooFast { what: "requests", per_second: REQUESTS.per_second });
     }
@@ -246,7 +247,7 @@ fn wait_for(peers: &Arc<Peers>, peer: &Arc<Peer>, id: Option<&Value>, wait: Wait
 
 fn log(peers: &Peers, peer: &Peer, line: &LogLine) -> Result<(), PeerError> {
     let dropped = {
-        let mut budget = peer.budget.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut budget = lock(&peer.budget);
         if budget.logs.take().is_err() {
             budget.logs_dropped += 1;
             return Err(PeerError::TooFast { what: "log entries", per_second: LOGS.per_second });

@@ -314,8 +314,8 @@ async fn run_image(
         config: Arc::clone(&config),
         requests: Arc::clone(&requests) as Arc<dyn Requests>,
     };
-    let peers = Arc::new(Peers::new(socket, parts));
-    peers.attach(&bus);
+    let peers = Arc::new(Peers::new(parts));
+    peers::attach(&peers, socket);
     let observer = Arc::new(SiteObserver {
         manager: Arc::clone(&manager),
         events: Arc::clone(&registry.events),

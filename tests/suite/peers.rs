@@ -157,8 +157,8 @@ fn b111_external_and_in_process_listeners_share_one_order() {
         let registry = Arc::new(Registry::new(&before, 1, None, parts));
         let requests = Arc::new(BusRequests(bus.clone()));
         let parts = refit::peers::Parts { bus: bus.clone(), registry, config, requests };
-        let peers = Arc::new(refit::peers::Peers::new(socket, parts));
-        peers.attach(&bus);
+        let peers = Arc::new(refit::peers::Peers::new(parts));
+        refit::peers::attach(&peers, socket);
         let acknowledged = Arc::new(AtomicBool::new(false));
         for priority in [30, 10] {
             let acknowledged = Arc::clone(&acknowledged);

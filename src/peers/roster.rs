@@ -1,13 +1,12 @@
-//! [`Peers`]: all connections, and the socket that they come from, on the bus.
+//! [`Peers`]: all who are on the bus, by name, and what they may take up together.
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::io;
-use std::os::unix::net::UnixListener;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use refit_bus::{self as bus, Bus, Call, Failure, Level, State, StopReason, Subscription, Work};
+use refit_base::lock;
+use refit_bus::{Bus, Level, State};
 use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
@@ -19,16 +18,11 @@ use super::limits::{
 };
 use super::peer::{Peer, PeerView};
 use super::protocol::{PeerError, notification, shortened};
-use super::{DOWN, UP, connection};
+use super::{DOWN, UP};
 use crate::access::principal::Principal;
 use crate::carry::Registry;
 use crate::config::Config;
 use crate::requests::Requests;
-
-/// Binding is done before: a start only begins to accept.
-const BEGIN_MAX: Duration = Duration::from_secs(5);
-/// The pause after an accept that failed: no descriptor is left, and the next try would fail, too.
-const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
 /// What the peers need.
 pub struct Parts {
@@ -57,7 +51,6 @@ struct Known {
 /// All peers.
 pub struct Peers {
     pub(super) parts: Parts,
-    socket: UnixListener,
     known: Mutex<Known>,
     /// Counts the peers that came and went.
     changes: watch::Sender<u64>,
@@ -70,19 +63,14 @@ pub struct Peers {
     warnings: Mutex<(Bucket, u64)>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Peers {
-    /// Returns the peers that will come from `socket`; the channels of the appliance are declared.
-    pub fn new(socket: UnixListener, parts: Parts) -> Self {
+    /// Returns the peers, none yet; the channels of the appliance are declared.
+    pub fn new(parts: Parts) -> Self {
         for channel in parts.config.channels.iter().map(String::as_str).chain([UP, DOWN]) {
             parts.bus.declare(channel);
         }
         Self {
             parts,
-            socket,
             known: Mutex::default(),
             changes: watch::channel(0).0,
             tasks: Mutex::default(),
@@ -91,13 +79,6 @@ impl Peers {
             why: Mutex::new("exit"),
             warnings: Mutex::new((Bucket::new(WARNINGS), 0)),
         }
-    }
-
-    /// Puts the peers on the bus: they may come when the process enters, and are the last to go, together with the API.
-    pub fn attach(self: &Arc<Self>, bus: &Bus) {
-        let name = "refit.peers";
-        bus.subscribe(Subscription::new(bus::ENTER, name, Arc::clone(self) as _).priority(i32::MIN).limit(BEGIN_MAX));
-        bus.subscribe(Subscription::new(bus::EXIT, name, Arc::clone(self) as _).priority(i32::MAX).limit(BEGIN_MAX));
     }
 
     /// Returns all peers.
@@ -278,38 +259,8 @@ impl Peers {
         self.spawn(async move { drop(bus.publish(channel, about).await) });
     }
 
-    fn begin(self: &Arc<Self>) -> io::Result<()> {
-        let socket = self.socket.try_clone()?;
-        socket.set_nonblocking(true)?;
-        let socket = tokio::net::UnixListener::from_std(socket)?;
-        let peers = Arc::clone(self);
-        lock(&self.tasks).spawn(async move {
-            let mut connections = JoinSet::new();
-            loop {
-                // Cancel-safe: accepting and joining take from queues.
-                tokio::select! {
-                    biased;
-                    () = peers.stopping.cancelled() => break,
-                    Some(_) = connections.join_next() => {}
-                    accepted = socket.accept() => match accepted {
-                        Ok((stream, _)) => drop(connections.spawn(connection::serve(Arc::clone(&peers), stream))),
-                        Err(error) => {
-                            peers.parts.bus.log_error("cannot accept a connection to the bus", &error);
-                            tokio::time::sleep(ACCEPT_AGAIN).await;
-                        }
-                    },
-                }
-            }
-            drop(socket); // the appliance's own duplicate stays open
-            let ended = async { while connections.join_next().await.is_some() {} };
-            drop(tokio::time::timeout(FLUSH_MAX * 2, ended).await);
-            connections.shutdown().await;
-        });
-        Ok(())
-    }
-
     /// Ends every connection, saying why.
-    async fn end(&self, why: &'static str) {
+    pub(super) async fn end(&self, why: &'static str) {
         *lock(&self.why) = why;
         self.stopping.cancel();
         let mut tasks = std::mem::take(&mut *lock(&self.tasks));
@@ -321,18 +272,5 @@ impl Peers {
     /// Returns what is cancelled when all connections end, and why they do.
     pub(super) fn ending(&self) -> (CancellationToken, &'static str) {
         (self.stopping.clone(), *lock(&self.why))
-    }
-}
-
-impl bus::Listener for Peers {
-    fn call(self: Arc<Self>, call: Call) -> Work {
-        Box::pin(async move {
-            match call.reason {
-                None => self.begin().map_err(|error| Failure::new(format!("cannot accept peers: {error}")))?,
-                Some(StopReason::Replace(_)) => self.end("replace").await,
-                Some(StopReason::Stop | StopReason::Exit | StopReason::Undo) => self.end("exit").await,
-            }
-            Ok(Value::Null)
-        })
     }
 }
