@@ -28,6 +28,7 @@ pub mod events;
 pub mod guard;
 pub mod handover;
 pub mod home;
+pub mod http;
 pub mod logs;
 pub mod peers;
 pub mod process;

@@ -11,10 +11,10 @@ use base64::Engine;
 use refit_base::{Exit, Reported};
 use refit_bus::RequestKind;
 
-use super::connection::Peer;
 use super::{Problem, Shared};
 use crate::access::principal::{IdentityError, Principal};
 use crate::auth::LoginError;
+use crate::process::caller::Caller;
 use crate::requests;
 
 /// The cookie that holds a session's token.
@@ -99,7 +99,7 @@ pub(super) async fn require_account(State(app): State<Shared>, mut request: Requ
 
 /// Whoever runs the appliance may ask everything on the Unix socket; a component only what `appliance.toml` allows it.
 pub(super) async fn trust_socket(State(app): State<Shared>, mut request: Request, next: Next) -> Response {
-    let Some(Peer(caller)) = request.extensions_mut().remove::<Peer>() else {
+    let Some(caller) = request.extensions_mut().remove::<Arc<Caller>>() else {
         return not_known(&IdentityError::Gone).into_response();
     };
     let token =

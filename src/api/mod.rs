@@ -3,10 +3,8 @@
 //! One file per resource. Handlers read what others own and ask the bus and the update manager; they decide nothing.
 
 mod access;
-mod body;
 mod bus;
 mod components;
-mod connection;
 mod error;
 mod events;
 mod logs;
@@ -35,7 +33,7 @@ use crate::update::Manager;
 
 pub use error::Problem;
 pub use logs::CURSOR;
-pub use server::{Parked, SOCKET_MODE, Server};
+pub use server::{ApiServer, SOCKET_MODE};
 
 /// Everything that the handlers read.
 pub struct App {

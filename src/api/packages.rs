@@ -16,7 +16,7 @@ use tokio::io::AsyncWriteExt;
 
 use super::understood::Sent;
 use super::{Problem, Shared};
-use crate::update::line::alive;
+use crate::http::stall::with_minimum_rate;
 use crate::update::{PackageView, RepositoryView, UpdateError};
 
 /// How much of a package lies between the connection and the unpacking.
@@ -52,7 +52,8 @@ pub(super) async fn receive(
     request: Request,
 ) -> Result<(StatusCode, Json<PackageView>), Problem> {
     let total = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-    let mut body = Box::pin(alive(request.into_body().into_data_stream(), app.manager.receive_timeout()));
+    let stream = request.into_body().into_data_stream();
+    let mut body = Box::pin(with_minimum_rate(stream, app.manager.receive_timeout()));
     let (reader, mut writer) = tokio::io::duplex(BETWEEN_BYTES);
     let feed = async {
         let mut broken = None;

@@ -27,7 +27,7 @@ use super::error::{RuntimeError, io_error};
 use super::observer::{SiteObserver, trace};
 use super::watch::Watch;
 use super::{End, Given, guard_link, settings, signals};
-use crate::api::{self, App, Parked, Server};
+use crate::api::{self, ApiServer, App};
 use crate::auth::Sessions;
 use crate::carry::{self, CarriedInstance, Carry, Registry, RegistryParts};
 use crate::component::{self, CarriedParts, Process, RunContext};
@@ -39,6 +39,7 @@ use crate::handover::listener::Listeners;
 use crate::handover::unix;
 use crate::handover::{Named, names, notify};
 use crate::home::{Home, HomeError};
+use crate::http::{Parked, Server};
 use crate::logs::{self, Logs};
 use crate::peers::{self, Peers};
 use crate::process::cgroup::Cgroups;
@@ -339,7 +340,7 @@ async fn run_image(
         stopping: CancellationToken::new(),
     });
     let socket = sockets.api.try_clone().map_err(io_error("duplicate the API's socket"))?;
-    let server = Arc::new(Server::new(app, socket, admin, before, parked));
+    let server = Arc::new(ApiServer::new(app, socket, admin, &before, parked));
     server.attach(&bus);
     settings::attach(&bus, Arc::clone(&config), context.release_dir.clone(), &context.home);
     for component in &components {
@@ -402,7 +403,7 @@ async fn run_image(
             tasks.shutdown().await;
             // Until the next image says that it is ready, nothing is.
             registry.tell_guard("RELOADING=1", &[]);
-            let descriptors = describe(&context, &server, manager.trial_ns(), sockets, kept_channel, lock)
+            let descriptors = describe(&context, server.http(), manager.trial_ns(), sockets, kept_channel, lock)
                 .map_err(io_error("describe what is handed over"))?;
             Ok(End::Replace { program: replacement.program.clone(), label: replacement.label.clone(), descriptors })
         }

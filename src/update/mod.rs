@@ -5,7 +5,6 @@
 //! trial leaves the running release untouched; whatever fails in it ends in the previous one, with the reason in the history.
 
 mod error;
-pub(crate) mod line;
 mod plan;
 mod preflight;
 mod receiving;

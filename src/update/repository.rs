@@ -6,25 +6,19 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
 use refit_base::clock;
 use refit_updater::package::PackageError;
 use refit_updater::receive::{ReceiveError, Receiver};
 use refit_updater::repository::{Answer, Directory, Listed, Server, check};
 use refit_updater::trust::{TrustError, TrustStatus};
-use reqwest::{StatusCode, header, redirect};
+use reqwest::StatusCode;
 use semver::Version;
 use serde::Serialize;
-use tokio::runtime::Handle;
-use tokio_util::io::{StreamReader, SyncIoBridge};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::line::alive;
 use super::receiving::{PackageView, Progress};
 use super::{Manager, UpdateError};
-
-/// How long a connection may take to come about.
-const CONNECT_MAX: Duration = Duration::from_secs(15);
+use crate::http::fetch::{Fetched, Fetcher, shown_address};
 
 /// What a repository offers to this appliance.
 #[derive(Debug, Clone, Serialize)]
@@ -49,20 +43,9 @@ pub struct OfferView {
     pub failed_before: Option<String>,
 }
 
-/// Returns the address of a repository as it is shown: without the password that may be in it.
-fn shown_address(address: &str) -> String {
-    if let Ok(mut url) = reqwest::Url::parse(address)
-        && url.password().is_some()
-        && url.set_password(Some("***")).is_ok()
-    {
-        return url.to_string();
-    }
-    address.to_owned()
-}
-
 /// A repository, wherever it is.
 enum Place {
-    Web(Web),
+    Web(Fetcher),
     Directory(Directory),
 }
 
@@ -73,72 +56,36 @@ impl Place {
         if address.starts_with('/') {
             return Ok(Self::Directory(Directory(PathBuf::from(address))));
         }
-        let mut builder = reqwest::Client::builder().connect_timeout(CONNECT_MAX).read_timeout(silence_max);
-        if address.starts_with("http://") {
-            // Nothing is encrypted, so no certificates are read; what is fetched is signed in any case.
-            builder = builder.tls_certs_only(std::iter::empty()).redirect(redirect::Policy::custom(within_http));
-        }
-        let client = builder.build().map_err(|source| UpdateError::HttpClient { source })?;
-        let base = format!("{}/", address.trim_end_matches('/'));
-        Ok(Self::Web(Web { client, base, silence_max, cancelled, handle: Handle::current() }))
+        let fetcher = Fetcher::new(address, silence_max, cancelled);
+        fetcher.map(Self::Web).map_err(|source| UpdateError::HttpClient { source })
     }
 }
 
 impl Server for Place {
     fn open(&mut self, path: &str, range: Option<Range<u64>>) -> io::Result<Option<Answer>> {
         match self {
-            Self::Web(web) => web.open(path, range),
+            Self::Web(fetcher) => open(fetcher, path, range),
             Self::Directory(directory) => directory.open(path, range),
         }
     }
 }
 
-/// Follows redirects as long as they need no certificates.
-fn within_http(attempt: redirect::Attempt<'_>) -> redirect::Action {
-    if attempt.url().scheme() == "http" { redirect::Policy::default().redirect(attempt) } else { attempt.stop() }
-}
-
-/// A repository on a web server.
-struct Web {
-    client: reqwest::Client,
-    base: String,
-    silence_max: Duration,
-    cancelled: CancellationToken,
-    handle: Handle,
-}
-
-impl Server for Web {
-    fn open(&mut self, path: &str, range: Option<Range<u64>>) -> io::Result<Option<Answer>> {
-        let mut request = self.client.get(format!("{}{path}", self.base));
-        if let Some(range) = &range {
-            // The last byte is part of what HTTP calls a range.
-            let last = range.end.saturating_sub(1);
-            request = request.header(header::RANGE, format!("bytes={}-{last}", range.start));
+/// Opens the file `path` of a repository on a web server.
+fn open(fetcher: &Fetcher, path: &str, range: Option<Range<u64>>) -> io::Result<Option<Answer>> {
+    let Fetched { status, location, body } = fetcher.get(path, range.as_ref())?;
+    match status {
+        StatusCode::OK | StatusCode::PARTIAL_CONTENT => {
+            Ok(Some(Answer { input: body, whole: status == StatusCode::OK }))
         }
-        // Sent inside the runtime, whose timers the client uses: who asks is a thread of its own.
-        let answer = self.handle.block_on(async {
-            tokio::select! {
-                () = self.cancelled.cancelled() => Err(io::Error::other("nobody waits for it any more")),
-                answer = request.send() => answer.map_err(|error| io::Error::other(error.without_url())),
-            }
-        })?;
-        match answer.status() {
-            StatusCode::OK | StatusCode::PARTIAL_CONTENT => {}
-            StatusCode::NOT_FOUND | StatusCode::GONE => return Ok(None),
-            // What an object store says of a file that is not there, to those who may not list: and the root after the
-            // newest one never is.
-            StatusCode::FORBIDDEN if path.ends_with(".root.json") => return Ok(None),
-            status if status.is_redirection() => {
-                let to = answer.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
-                return Err(io::Error::other(format!("the server says that it is elsewhere: {}", to.unwrap_or("?"))));
-            }
-            status => return Err(io::Error::other(format!("the server answered {status}"))),
+        StatusCode::NOT_FOUND | StatusCode::GONE => Ok(None),
+        // What an object store says of a file that is not there, to those who may not list: and the root after the newest
+        // one never is.
+        StatusCode::FORBIDDEN if path.ends_with(".root.json") => Ok(None),
+        status if status.is_redirection() => {
+            let to = location.as_deref().unwrap_or("?");
+            Err(io::Error::other(format!("the server says that it is elsewhere: {to}")))
         }
-        let whole = answer.status() == StatusCode::OK;
-        // An answer that ends early is asked for anew, and that fails once it is cancelled.
-        let bytes = alive(answer.bytes_stream(), self.silence_max).take_until(self.cancelled.clone().cancelled_owned());
-        let input = SyncIoBridge::new_with_handle(StreamReader::new(Box::pin(bytes)), self.handle.clone());
-        Ok(Some(Answer { input: Box::new(input), whole }))
+        status => Err(io::Error::other(format!("the server answered {status}"))),
     }
 }
 

@@ -24,12 +24,8 @@ use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use tokio_util::sync::CancellationToken;
 
-use super::body::whole;
+use super::body::drained;
 use crate::process::caller::Caller;
-
-/// Who is at the other end, if the socket says so.
-#[derive(Debug, Clone)]
-pub(super) struct Peer(pub(super) Arc<Caller>);
 
 /// How a connection ended here.
 pub(super) enum End<S> {
@@ -58,10 +54,11 @@ impl Traffic {
 
 /// Serves `socket`, of which `read` was read before, until it ends or `stopping` is cancelled.
 ///
-/// With `park`, a stop leaves it at the next boundary; otherwise the connection is told to end there.
+/// With `park`, a stop leaves it at the next boundary; otherwise the connection is told to end there. Each request has the
+/// `caller` among its extensions, as an `Arc`, if the socket says who that is.
 pub(super) async fn serve<S>(
     socket: S,
-    peer: Option<Peer>,
+    caller: Option<Arc<Caller>>,
     read: Bytes,
     router: Router,
     stopping: CancellationToken,
@@ -76,7 +73,7 @@ where
     let counted = Arc::clone(&traffic);
     let stop = stopping.clone();
     let service =
-        service_fn(move |request| answer(router.clone(), request, peer.clone(), Arc::clone(&counted), stop.clone()));
+        service_fn(move |request| answer(router.clone(), request, caller.clone(), Arc::clone(&counted), stop.clone()));
     let mut connection = http1::Builder::new().serve_connection(io, service);
     let mut stop = pin!(stopping.cancelled());
     let mut told = false;
@@ -111,15 +108,15 @@ where
 async fn answer(
     router: TowerToHyperService<Router>,
     mut request: hyper::Request<Incoming>,
-    peer: Option<Peer>,
+    caller: Option<Arc<Caller>>,
     traffic: Arc<Traffic>,
     stopping: CancellationToken,
 ) -> Result<Response, std::convert::Infallible> {
     let counted = Counted::new(&traffic);
-    if let Some(peer) = peer {
-        request.extensions_mut().insert(peer);
+    if let Some(caller) = caller {
+        request.extensions_mut().insert(caller);
     }
-    let request: Request = whole(request, Arc::clone(&traffic.unread), stopping).map(Body::new);
+    let request: Request = drained(request, Arc::clone(&traffic.unread), stopping).map(Body::new);
     let response = router.call(request).await?;
     Ok(response.map(|body| Body::new(Answer { body, _counted: counted })))
 }

@@ -12,7 +12,7 @@ const RATE_MIN: u64 = 1 << 10;
 
 /// Returns what `body` brings, until it has brought next to nothing for as long as `silence_max`. The time in which nobody
 /// reads does not count.
-pub(crate) fn alive<E: Into<Box<dyn Error + Send + Sync>>>(
+pub(crate) fn with_minimum_rate<E: Into<Box<dyn Error + Send + Sync>>>(
     body: impl Stream<Item = Result<Bytes, E>> + Unpin,
     silence_max: Duration,
 ) -> impl Stream<Item = io::Result<Bytes>> {
@@ -21,19 +21,19 @@ pub(crate) fn alive<E: Into<Box<dyn Error + Send + Sync>>>(
         let begun = Instant::now();
         let chunk = match tokio::time::timeout(silence_max, body.try_next()).await {
             Ok(chunk) => chunk.map_err(io::Error::other)?,
-            Err(_elapsed) => return Err(dead(brought, waited + begun.elapsed())),
+            Err(_elapsed) => return Err(stalled(brought, waited + begun.elapsed())),
         };
         let Some(chunk) = chunk else { return Ok(None) };
         let (waited, brought) = (waited + begun.elapsed(), brought + chunk.len() as u64);
         let (waited, brought) = match waited < silence_max {
             true => (waited, brought),
-            false if brought < bytes_min => return Err(dead(brought, waited)),
+            false if brought < bytes_min => return Err(stalled(brought, waited)),
             false => (Duration::ZERO, 0),
         };
         Ok(Some((chunk, (body, waited, brought))))
     })
 }
 
-fn dead(brought: u64, waited: Duration) -> io::Error {
+fn stalled(brought: u64, waited: Duration) -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, format!("{brought} bytes came in {:.0} s", waited.as_secs_f64()))
 }

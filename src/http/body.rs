@@ -26,17 +26,17 @@ const SILENCE_MAX: Duration = Duration::from_secs(5);
 const LAST_MAX: Duration = Duration::from_secs(1);
 
 /// Returns `request` with a body that reads its own rest. `unread` counts those whose end was not seen yet.
-pub(super) fn whole(
+pub(super) fn drained(
     request: Request<Incoming>,
     unread: Arc<AtomicUsize>,
     stopping: CancellationToken,
-) -> Request<Whole> {
+) -> Request<DrainedBody> {
     let is_awaited = request.headers().contains_key(EXPECT);
-    request.map(|body| Whole { body: Some(body), ended: false, is_awaited, unread, stopping })
+    request.map(|body| DrainedBody { body: Some(body), ended: false, is_awaited, unread, stopping })
 }
 
-/// A request's body.
-pub(super) struct Whole {
+/// A request's body, whose rest is read although nobody wants it.
+pub(super) struct DrainedBody {
     /// There until the rest is read.
     body: Option<Incoming>,
     ended: bool,
@@ -46,7 +46,7 @@ pub(super) struct Whole {
     stopping: CancellationToken,
 }
 
-impl Body for Whole {
+impl Body for DrainedBody {
     type Data = Bytes;
     type Error = hyper::Error;
 
@@ -70,7 +70,7 @@ impl Body for Whole {
     }
 }
 
-impl Drop for Whole {
+impl Drop for DrainedBody {
     fn drop(&mut self) {
         let Some(body) = self.body.take().filter(|body| !self.ended && !body.is_end_stream()) else { return };
         self.unread.fetch_add(1, Ordering::AcqRel);

@@ -1,0 +1,13 @@
+//! HTTP, both sides of it. This room knows how it is spoken, and no resource, account or release.
+//!
+//! [`server`] accepts from the listeners that it is handed; [`connection`] is one connection, served or parked; [`body`] a
+//! request's body, read to its end although it was answered early. [`fetch`] is the client; [`stall`] tells when a line that
+//! brings next to nothing is given up.
+
+pub(crate) mod body;
+pub(crate) mod connection;
+pub(crate) mod fetch;
+pub(crate) mod server;
+pub(crate) mod stall;
+
+pub use server::{Endpoint, Parked, Server, Socket};

@@ -1,0 +1,223 @@
+//! [`Server`]: accepts connections, serves them, and parks those that are idle when it stops.
+//!
+//! It is handed its listeners, each with the router that answers there, and binds none itself. What it answers, to whom, and
+//! who hears that it began are others' affairs.
+
+use std::io;
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::Router;
+use axum::serve::Listener;
+use bytes::Bytes;
+use refit_base::clock::monotonic_ns;
+use refit_base::lock;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::connection::{self, End};
+use crate::process::caller::Caller;
+
+/// How many connections are parked: each is a descriptor of the handover. The others end as if they had been idle too long.
+const PARKED_MAX: usize = 256;
+
+/// A listener, and what answers there.
+#[derive(Debug)]
+pub struct Endpoint {
+    /// The listener's name, by which its parked connections find it again.
+    pub name: &'static str,
+    /// The listener.
+    pub socket: Socket,
+    /// What answers.
+    pub router: Router,
+}
+
+/// A listener, by kind.
+#[derive(Debug)]
+pub enum Socket {
+    /// The kernel says who is at the other end of its connections: requests have a `Caller`.
+    Unix(UnixListener),
+    /// Nobody says who that is.
+    Tcp(TcpListener),
+}
+
+/// A connection that waits between two requests, for the next process image.
+#[derive(Debug)]
+pub struct Parked {
+    /// The name of the listener that it was accepted from.
+    pub listener: String,
+    /// The connection.
+    pub socket: OwnedFd,
+    /// What was read and belongs to no request yet.
+    pub read: Bytes,
+}
+
+/// Serves HTTP from its beginning to its end, once.
+pub struct Server {
+    endpoints: Vec<Endpoint>,
+    drain_grace: Duration,
+    stopping: CancellationToken,
+    serving: Mutex<JoinSet<()>>,
+    stopped_accepting_ns: Mutex<Option<u64>>,
+    /// Whether connections are parked when the server stops: only if another image follows.
+    park: Arc<AtomicBool>,
+    /// Connections of the image before until the beginning, and those for the next image after the end.
+    parked: Arc<Mutex<Vec<Parked>>>,
+}
+
+/// What is done with the two ends of a connection, by kind of socket.
+struct Ends<S> {
+    /// Returns who is at the other end.
+    caller: fn(&S) -> Option<Arc<Caller>>,
+    /// Returns the socket for the next image.
+    into_socket: fn(S) -> io::Result<OwnedFd>,
+}
+
+impl Server {
+    /// Returns a server of `endpoints`, which cancels `stopping` when it stops. `parked` are the connections of the image before.
+    pub fn new(
+        endpoints: Vec<Endpoint>,
+        stopping: CancellationToken,
+        drain_grace: Duration,
+        parked: Vec<Parked>,
+    ) -> Self {
+        Self {
+            endpoints,
+            drain_grace,
+            stopping,
+            serving: Mutex::new(JoinSet::new()),
+            stopped_accepting_ns: Mutex::new(None),
+            park: Arc::new(AtomicBool::new(false)),
+            parked: Arc::new(Mutex::new(parked)),
+        }
+    }
+
+    /// Returns when it stopped accepting, on the monotonic clock.
+    pub fn stopped_accepting_ns(&self) -> Option<u64> {
+        *lock(&self.stopped_accepting_ns)
+    }
+
+    /// Returns the connections that wait for the next image.
+    pub fn take_parked(&self) -> Vec<Parked> {
+        std::mem::take(&mut *lock(&self.parked))
+    }
+
+    /// Begins to accept, and goes on with the connections of the image before.
+    ///
+    /// # Errors
+    /// A socket cannot be used; those before it are served.
+    pub fn begin(&self) -> io::Result<()> {
+        let mut parked = self.take_parked();
+        let mut serving = lock(&self.serving);
+        for Endpoint { name, socket, router } in &self.endpoints {
+            let waiting = parked.extract_if(.., |parked| parked.listener == *name);
+            match socket {
+                Socket::Unix(socket) => {
+                    let waiting = adopt(waiting, |socket| tokio::net::UnixStream::from_std(socket.into()))?;
+                    let socket = socket.try_clone()?;
+                    socket.set_nonblocking(true)?;
+                    let socket = tokio::net::UnixListener::from_std(socket)?;
+                    let ends = Ends::<tokio::net::UnixStream> {
+                        caller: |stream| {
+                            let peer = stream.peer_cred().ok()?;
+                            Some(Arc::new(Caller::new(peer.uid(), peer.pid())))
+                        },
+                        into_socket: |stream| Ok(stream.into_std()?.into()),
+                    };
+                    serving.spawn(self.accepting(name, socket, router.clone(), waiting, ends));
+                }
+                Socket::Tcp(socket) => {
+                    let waiting = adopt(waiting, |socket| tokio::net::TcpStream::from_std(socket.into()))?;
+                    let socket = socket.try_clone()?;
+                    socket.set_nonblocking(true)?;
+                    let socket = tokio::net::TcpListener::from_std(socket)?;
+                    let ends = Ends::<tokio::net::TcpStream> {
+                        caller: |_| None,
+                        into_socket: |stream| Ok(stream.into_std()?.into()),
+                    };
+                    serving.spawn(self.accepting(name, socket, router.clone(), waiting, ends));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Accepts from `listener` until the server stops, and serves what it accepts and what is `waiting`; ends when every
+    /// connection has ended or is parked.
+    fn accepting<L: Listener>(
+        &self,
+        name: &'static str,
+        mut listener: L,
+        router: Router,
+        waiting: Vec<(L::Io, Bytes)>,
+        ends: Ends<L::Io>,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        let stopping = self.stopping.clone();
+        let (park, parked) = (Arc::clone(&self.park), Arc::clone(&self.parked));
+        let serve = {
+            let stopping = stopping.clone();
+            move |socket, read| {
+                let caller = (ends.caller)(&socket);
+                connection::serve(socket, caller, read, router.clone(), stopping.clone(), Arc::clone(&park))
+            }
+        };
+        async move {
+            let ended = |end: Result<End<L::Io>, tokio::task::JoinError>| {
+                let Ok(End::Parked(socket, read)) = end else { return };
+                let mut parked = lock(&parked);
+                if parked.len() >= PARKED_MAX {
+                    return;
+                }
+                match (ends.into_socket)(socket) {
+                    Ok(socket) => parked.push(Parked { listener: name.to_owned(), socket, read }),
+                    Err(error) => tracing::warn!(listener.name = name, %error, "cannot park a connection"),
+                }
+            };
+            let mut connections = JoinSet::new();
+            for (socket, read) in waiting {
+                connections.spawn(serve(socket, read));
+            }
+            loop {
+                // Cancel-safe: accepting and joining take from queues.
+                tokio::select! {
+                    biased;
+                    () = stopping.cancelled() => break,
+                    Some(end) = connections.join_next() => ended(end),
+                    (socket, _) = listener.accept() => drop(connections.spawn(serve(socket, Bytes::new()))),
+                }
+            }
+            drop(listener); // the appliance's own duplicate stays open
+            while let Some(end) = connections.join_next().await {
+                ended(end);
+            }
+        }
+    }
+
+    /// Ends accepting, drains for a while, and parks what is idle if this process image is `replaced`. A `hurry`
+    /// ends the draining.
+    pub async fn drain(&self, replaced: bool, hurry: &CancellationToken) {
+        self.park.store(replaced, Ordering::Release);
+        *lock(&self.stopped_accepting_ns) = Some(monotonic_ns());
+        self.stopping.cancel();
+        let mut serving = std::mem::take(&mut *lock(&self.serving));
+        // Cancel-safe: dropping the set ends the connections that are left.
+        tokio::select! {
+            () = async { while serving.join_next().await.is_some() {} } => {}
+            () = tokio::time::sleep(self.drain_grace) => {}
+            () = hurry.cancelled() => {}
+        }
+        serving.shutdown().await;
+    }
+}
+
+/// Returns the sockets of parked connections, each with what was read of the next request.
+fn adopt<S>(
+    parked: impl Iterator<Item = Parked>,
+    socket: impl Fn(OwnedFd) -> io::Result<S>,
+) -> io::Result<Vec<(S, Bytes)>> {
+    parked.map(|parked| Ok((socket(parked.socket)?, parked.read))).collect()
+}
