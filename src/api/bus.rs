@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::access::{self, Who};
-use super::understood::Sent;
+use super::extract::JsonBody;
 use super::{Problem, Shared};
 use crate::access::permission::is_reserved;
 use crate::access::principal::Principal;
@@ -36,7 +36,7 @@ pub(super) async fn request(
     State(app): State<Shared>,
     Extension(who): Extension<Who>,
     Extension(principal): Extension<Principal>,
-    Sent(Posted { request, digest, version }): Sent<Posted>,
+    JsonBody(Posted { request, digest, version }): JsonBody<Posted>,
 ) -> Result<TicketAnswer, Problem> {
     let body = RequestBody { request, digest, version };
     let forbidden =
@@ -79,7 +79,7 @@ pub(super) struct Publication {
 /// Publishes, and returns what each listener answered.
 pub(super) async fn publish(
     State(app): State<Shared>,
-    Sent(Publication { channel, argument }): Sent<Publication>,
+    JsonBody(Publication { channel, argument }): JsonBody<Publication>,
 ) -> Result<Json<Value>, Problem> {
     if is_reserved(&channel) {
         let detail = format!("nobody publishes on {channel:?} from outside");

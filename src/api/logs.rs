@@ -35,7 +35,7 @@ const RETRY_MS: u32 = 300;
 const NDJSON: &str = "application/x-ndjson";
 
 #[derive(Debug, Deserialize)]
-pub(super) struct Asked {
+pub(super) struct LogQuery {
     n: Option<usize>,
     after: Option<u64>,
     #[serde(default)]
@@ -45,7 +45,7 @@ pub(super) struct Asked {
 pub(super) async fn logs(
     State(app): State<Shared>,
     Path(name): Path<String>,
-    Query(asked): Query<Asked>,
+    Query(query): Query<LogQuery>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     if !app.components.contains_key(&name) {
@@ -53,17 +53,17 @@ pub(super) async fn logs(
     }
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let by_line = text(header::ACCEPT.as_str()).is_some_and(|accepted| accepted.contains(NDJSON));
-    let count = asked.n.unwrap_or(LINES_DEFAULT);
+    let count = query.n.unwrap_or(LINES_DEFAULT);
     let logs = &app.context.registry.logs;
     // A browser that connects again asks as it did first, and says what it has seen.
-    let seen = text("last-event-id").and_then(|text| text.parse().ok()).filter(|_| asked.follow).or(asked.after);
+    let seen = text("last-event-id").and_then(|text| text.parse().ok()).filter(|_| query.follow).or(query.after);
     let newest = *logs.watch(&name).borrow();
     let lines = match seen {
-        Some(_) if asked.follow => Vec::new(),
+        Some(_) if query.follow => Vec::new(),
         Some(seen) => logs.after(&name, seen, count).await,
         None => logs.last(&name, count).await,
     };
-    if asked.follow {
+    if query.follow {
         let cursor = lines.last().map(|line| line.seq).or(seen).unwrap_or(newest);
         return Ok(follow(app, name, &lines, cursor, by_line));
     }

@@ -7,13 +7,13 @@ mod bus;
 mod components;
 mod error;
 mod events;
+mod extract;
 mod logs;
 mod metrics;
 mod packages;
 mod server;
 mod session;
 mod status;
-mod understood;
 mod updates;
 
 use std::collections::BTreeMap;
@@ -87,6 +87,6 @@ fn routes(app: Shared) -> Router {
         .route("/metrics", get(metrics::metrics))
         .merge(crate::web::routes())
         .fallback(|| async { Problem::missing("there is nothing at this address") })
-        .layer(from_fn(understood::or_problem))
+        .layer(from_fn(extract::or_problem))
         .with_state(app)
 }

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 
-use super::understood::Sent;
+use super::extract::JsonBody;
 use super::{Problem, Shared};
 use crate::http::stall::with_minimum_rate;
 use crate::update::{PackageView, RepositoryView, UpdateError};
@@ -31,10 +31,10 @@ pub(super) struct Options {
     digest: Option<Digest>,
 }
 
-/// A release of the repository.
+/// Which release of the repository is fetched.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Wanted {
+pub(super) struct FetchBody {
     version: semver::Version,
     #[serde(default)]
     allow_downgrade: bool,
@@ -94,10 +94,10 @@ pub(super) async fn receive(
 /// `POST /api/v1/packages`: fetches a release from the repository.
 pub(super) async fn fetch(
     State(app): State<Shared>,
-    Sent(wanted): Sent<Wanted>,
+    JsonBody(body): JsonBody<FetchBody>,
 ) -> Result<(StatusCode, Json<PackageView>), Problem> {
-    let result = app.manager.fetch(wanted.version, wanted.allow_downgrade).await;
-    approved(&app, result, wanted.digest).await
+    let result = app.manager.fetch(body.version, body.allow_downgrade).await;
+    approved(&app, result, body.digest).await
 }
 
 /// `GET /api/v1/repository`: what the repository offers.

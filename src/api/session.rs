@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::understood::Sent;
+use super::extract::JsonBody;
 use super::{Problem, Shared, access};
 
 #[derive(Debug, Deserialize)]
@@ -17,7 +17,7 @@ pub(super) struct Login {
     password: String,
 }
 
-pub(super) async fn begin(State(app): State<Shared>, Sent(login): Sent<Login>) -> Result<Response, Problem> {
+pub(super) async fn begin(State(app): State<Shared>, JsonBody(login): JsonBody<Login>) -> Result<Response, Problem> {
     let user = login.user.unwrap_or_else(|| crate::auth::ADMIN.to_owned());
     let user = access::check(&app, user, login.password).await.map_err(access::refused)?;
     let token = app.context.registry.sessions.begin(&user);

@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use super::access::Who;
 use super::bus::{TicketAnswer, accepted};
-use super::understood::{Sent, SentOrNot};
+use super::extract::{JsonBody, OptionalJsonBody};
 use super::{Problem, Shared};
 use crate::requests::{RequestBody, RequestError, Requests};
 
@@ -26,7 +26,7 @@ pub(super) struct Destination {
 pub(super) async fn update(
     State(app): State<Shared>,
     Extension(who): Extension<Who>,
-    Sent(destination): Sent<Destination>,
+    JsonBody(destination): JsonBody<Destination>,
 ) -> Answer {
     begin(&app, destination, RequestKind::Update, &who).map_err(|error| Problem::asking(&error))
 }
@@ -35,7 +35,7 @@ pub(super) async fn update(
 pub(super) async fn rollback(
     State(app): State<Shared>,
     Extension(who): Extension<Who>,
-    SentOrNot(destination): SentOrNot<Destination>,
+    OptionalJsonBody(destination): OptionalJsonBody<Destination>,
 ) -> Answer {
     begin(&app, destination, RequestKind::Rollback, &who).map_err(|error| Problem::asking(&error))
 }

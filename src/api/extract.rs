@@ -1,4 +1,4 @@
-//! What is not understood of a request is a problem like every other: a method, a query, a body.
+//! What handlers take from a request. What is not understood of it is a problem like every other: a method, a query, a body.
 
 use axum::body::{Bytes, to_bytes};
 use axum::extract::{FromRequest, Request};
@@ -19,9 +19,9 @@ const SENTENCE_BYTES_MAX: usize = 4 << 10;
 ///
 /// On the admin listener it must be sent as `application/json`: a browser sends that for no other site's page, not even for one
 /// on another port of this machine, which its cookies do not tell apart from ours. On the Unix socket there are no browsers.
-pub(super) struct Sent<T>(pub(super) T);
+pub(super) struct JsonBody<T>(pub(super) T);
 
-impl<T: DeserializeOwned> FromRequest<Shared> for Sent<T> {
+impl<T: DeserializeOwned> FromRequest<Shared> for JsonBody<T> {
     type Rejection = Problem;
 
     async fn from_request(mut request: Request, app: &Shared) -> Result<Self, Problem> {
@@ -34,9 +34,9 @@ impl<T: DeserializeOwned> FromRequest<Shared> for Sent<T> {
 }
 
 /// A body in JSON that may be missing: nothing is the default then.
-pub(super) struct SentOrNot<T>(pub(super) T);
+pub(super) struct OptionalJsonBody<T>(pub(super) T);
 
-impl<T: DeserializeOwned + Default> FromRequest<Shared> for SentOrNot<T> {
+impl<T: DeserializeOwned + Default> FromRequest<Shared> for OptionalJsonBody<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, app: &Shared) -> Result<Self, Problem> {
