@@ -16,7 +16,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::call::{Call, Phase};
 use crate::context::Purpose;
-use crate::crew::{Crew, Foreman};
 use crate::failure::Failure;
 use crate::handle::Bus;
 use crate::log::Level;
@@ -27,6 +26,7 @@ use crate::request::StopReason;
 use crate::request::{Origin, Progress, Replacement, Request};
 use crate::shared::{BusEvent, Fault, Observer, Options, Shared};
 use crate::state::{Goal, State};
+use crate::tasks::{TaskRunner, TaskSet};
 
 /// How long the log's listeners have for what still waits when everything else is done.
 const LAST_WORDS_MAX: Duration = Duration::from_secs(1);
@@ -73,8 +73,8 @@ pub struct Engine {
     shared: Arc<Shared>,
     changes: watch::Receiver<u64>,
     handles: mpsc::Receiver<std::convert::Infallible>,
-    tasks: Option<Foreman>,
-    scribes: Option<Foreman>,
+    tasks: Option<TaskRunner>,
+    log_tasks: Option<TaskRunner>,
     /// The names of what started, in waves, in the order in which it did.
     started: Vec<Vec<String>>,
     generation: u64,
@@ -83,16 +83,16 @@ pub struct Engine {
 impl Bus {
     /// Returns a bus in the state `Initial`, and what drives it.
     pub fn new(options: Options) -> (Self, Engine) {
-        let (task_crew, tasks) = Crew::new();
-        let (log_crew, scribes) = Crew::new();
-        let shared = Arc::new(Shared::new(options, task_crew, log_crew));
+        let (task_set, tasks) = TaskSet::new();
+        let (log_task_set, log_tasks) = TaskSet::new();
+        let shared = Arc::new(Shared::new(options, task_set, log_task_set));
         let (alive, handles) = mpsc::channel(1);
         let engine = Engine {
             changes: shared.changes.subscribe(),
             shared: Arc::clone(&shared),
             handles,
             tasks: Some(tasks),
-            scribes: Some(scribes),
+            log_tasks: Some(log_tasks),
             started: Vec::new(),
             generation: 0,
         };
@@ -130,7 +130,7 @@ impl Engine {
     /// Lives until `Exited`, and says why.
     pub async fn run(mut self) -> Ended {
         let mut helpers = tokio::task::JoinSet::new();
-        let (closing_tasks, closing_log) = self.employ(&mut helpers);
+        let (closing_tasks, closing_log) = self.start_task_runners(&mut helpers);
         loop {
             self.shared.settle_here();
             let status = self.shared.status();
@@ -157,11 +157,14 @@ impl Engine {
         }
     }
 
-    /// Starts those who look after tasks and log. Each returns whom it had to leave behind.
-    fn employ(&mut self, helpers: &mut tokio::task::JoinSet<Vec<String>>) -> (CancellationToken, CancellationToken) {
-        let mut hire = |foreman: Option<Foreman>, limit: Duration, is_log: bool| {
-            let Some(foreman) = foreman else { return CancellationToken::new() };
-            let closing = foreman.closing();
+    /// Starts the runners of the tasks and of the log's tasks. Each returns the names of those that it had to leave behind.
+    fn start_task_runners(
+        &mut self,
+        helpers: &mut tokio::task::JoinSet<Vec<String>>,
+    ) -> (CancellationToken, CancellationToken) {
+        let mut start = |runner: Option<TaskRunner>, limit: Duration, is_log: bool| {
+            let Some(runner) = runner else { return CancellationToken::new() };
+            let closing = runner.closing();
             let shared = Arc::clone(&self.shared);
             helpers.spawn(async move {
                 let failed = |name: &str, failure: Failure| {
@@ -169,13 +172,13 @@ impl Engine {
                         shared.fault(name, "run", failure);
                     }
                 };
-                let left = foreman.work(limit, failed).await;
+                let left = runner.work(limit, failed).await;
                 if is_log { Vec::new() } else { left }
             });
             closing
         };
         let exit = self.shared.options.exit;
-        (hire(self.tasks.take(), exit, false), hire(self.scribes.take(), LAST_WORDS_MAX, true))
+        (start(self.tasks.take(), exit, false), start(self.log_tasks.take(), LAST_WORDS_MAX, true))
     }
 
     /// Waits for the tasks that the bus owns, and names those that do not end.

@@ -11,7 +11,6 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::component::{Component, Life};
 use crate::context::{self, Purpose};
-use crate::crew::NotTaken;
 use crate::failure::Failure;
 use crate::log::{Level, LogCounts};
 use crate::publication::{self, DEPTH_MAX, Report, plain};
@@ -19,6 +18,7 @@ use crate::registry::{self, AttachError, Subscription};
 use crate::request::{Origin, Request, Ticket};
 use crate::shared::{BusEvent, Fault, Shared};
 use crate::state::State;
+use crate::tasks::NotTaken;
 
 /// The handle. Clones are the same bus. When the last one is gone nobody could ever ask again, and the site ends.
 #[derive(Clone)]

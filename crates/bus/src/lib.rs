@@ -9,7 +9,7 @@
 //!
 //! The subjects: `state` and `machine` are the pure part, `shared` what handles and engine share, `registry` who listens
 //! where, `order` in which order, `publication` how they are called, `context` where a
-//! task runs, `log` the lossy channel for people, `crew` the tasks that
+//! task runs, `log` the lossy channel for people, `tasks` the tasks that
 //! the bus owns, `service` components that are a task.
 //!
 //! The crate knows no HTTP, no TLS and no package: it is for any daemon that wants to start, reload and stop in order.
@@ -19,7 +19,6 @@
 mod call;
 mod component;
 mod context;
-mod crew;
 mod engine;
 mod failure;
 mod handle;
@@ -32,10 +31,10 @@ mod request;
 mod service;
 mod shared;
 mod state;
+mod tasks;
 
 pub use call::{Call, Listener, Phase, Work, listener};
 pub use component::{Act, Component, Limits};
-pub use crew::NotTaken;
 pub use engine::{Ended, Engine};
 pub use failure::Failure;
 pub use handle::{Bus, WaitError};
@@ -48,4 +47,5 @@ pub use request::{Origin, Progress, Replacement, Request, StopReason, Ticket};
 pub use service::{OnEnd, Service, ServiceState};
 pub use shared::{AfterFailure, BusEvent, Fault, Observer, Options};
 pub use state::{Goal, State};
+pub use tasks::NotTaken;
 pub use tokio_util::sync::CancellationToken;

@@ -15,10 +15,10 @@ use serde_json::json;
 use tokio::sync::mpsc;
 
 use crate::context::{self, Purpose};
-use crate::crew::Crew;
 use crate::publication::{Round, call_for, plain};
 use crate::registry::{self, Registry};
 use crate::state::State;
+use crate::tasks::TaskSet;
 
 /// How many entries may wait for one listener: a life of the site with room to spare.
 const QUEUE_MAX: usize = 1024;
@@ -102,13 +102,13 @@ struct Sink {
 pub(crate) struct Log {
     sinks: Mutex<Vec<Sink>>,
     counters: Arc<Counters>,
-    scribes: Crew,
+    log_tasks: TaskSet,
 }
 
 impl Log {
-    /// Returns a log without listeners; their tasks will be among `scribes`.
-    pub(crate) fn new(scribes: Crew) -> Self {
-        Self { sinks: Mutex::new(Vec::new()), counters: Arc::new(Counters::default()), scribes }
+    /// Returns a log without listeners; their tasks will be among `log_tasks`.
+    pub(crate) fn new(log_tasks: TaskSet) -> Self {
+        Self { sinks: Mutex::new(Vec::new()), counters: Arc::new(Counters::default()), log_tasks }
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Sink>> {
@@ -150,7 +150,7 @@ impl Log {
             Ok(())
         };
         // A bus that has ended delivers nothing any more.
-        drop(self.scribes.take(format!("the log listener {name}"), Box::pin(deliver)));
+        drop(self.log_tasks.take(format!("the log listener {name}"), Box::pin(deliver)));
     }
 
     /// Ends delivering to the listener `name`.

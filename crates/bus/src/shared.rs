@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::crew::Crew;
 use crate::failure::Failure;
 use crate::log::{Level, Log};
 use crate::machine::{Decision, RequestKind, SiteStatus, decide};
@@ -17,6 +16,7 @@ use crate::publication::Report;
 use crate::registry::Registry;
 use crate::request::{Origin, Progress, Replacement, Request, Ticket};
 use crate::state::{Goal, State};
+use crate::tasks::TaskSet;
 
 /// How many faults are kept: the first ones say what went wrong.
 const FAULTS_MAX: usize = 100;
@@ -170,14 +170,14 @@ pub(crate) struct Shared {
     pub(crate) changes: watch::Sender<u64>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) log: Log,
-    pub(crate) tasks: Crew,
+    pub(crate) tasks: TaskSet,
     pub(crate) observer: OnceLock<Arc<dyn Observer>>,
     pub(crate) hurry: CancellationToken,
     pub(crate) publications: AtomicU64,
 }
 
 impl Shared {
-    pub(crate) fn new(options: Options, tasks: Crew, scribes: Crew) -> Self {
+    pub(crate) fn new(options: Options, tasks: TaskSet, log_tasks: TaskSet) -> Self {
         Self {
             core: Mutex::new(Core {
                 status: SiteStatus { state: State::Initial, goal: Goal::Idle, leaving: None, reload_waits: false },
@@ -193,7 +193,7 @@ impl Shared {
             state: watch::channel(State::Initial).0,
             changes: watch::channel(0).0,
             registry: Arc::new(Registry::new()),
-            log: Log::new(scribes),
+            log: Log::new(log_tasks),
             tasks,
             observer: OnceLock::new(),
             hurry: CancellationToken::new(),

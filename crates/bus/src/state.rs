@@ -1,6 +1,6 @@
 //! The states of the site and the ways between them, as data.
 //!
-//! [`State::steps`] is the table of transitions; [`State::toward`] is the next step on the way to a [`Goal`]. Nothing here has
+//! [`State::steps`] is the table of transitions; [`State::next_step`] is the next step on the way to a [`Goal`]. Nothing here has
 //! a clock, a task or a listener.
 
 use serde::{Deserialize, Serialize};

@@ -18,40 +18,40 @@ const WAITING_MAX: usize = 4096;
 /// What a task does.
 pub(crate) type Job = Pin<Box<dyn Future<Output = Result<(), Failure>> + Send>>;
 
-struct Named {
+struct NamedTask {
     name: String,
     job: Job,
 }
 
 /// Where tasks are given.
 #[derive(Clone)]
-pub(crate) struct Crew(mpsc::Sender<Named>);
+pub(crate) struct TaskSet(mpsc::Sender<NamedTask>);
 
 /// Why a task was not taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the bus takes no task any more: it has ended, or {WAITING_MAX} wait for it to run")]
 pub struct NotTaken;
 
-impl Crew {
-    /// Returns where tasks are given, and who starts them.
-    pub(crate) fn new() -> (Self, Foreman) {
+impl TaskSet {
+    /// Returns where tasks are given, and what starts them.
+    pub(crate) fn new() -> (Self, TaskRunner) {
         let (sender, receiver) = mpsc::channel(WAITING_MAX);
-        (Self(sender), Foreman { waiting: receiver, closing: CancellationToken::new() })
+        (Self(sender), TaskRunner { waiting: receiver, closing: CancellationToken::new() })
     }
 
     /// Starts a task, now or as soon as the bus runs.
     pub(crate) fn take(&self, name: String, job: Job) -> Result<(), NotTaken> {
-        self.0.try_send(Named { name, job }).map_err(|_| NotTaken)
+        self.0.try_send(NamedTask { name, job }).map_err(|_| NotTaken)
     }
 }
 
-/// Who starts the tasks and sees them end.
-pub(crate) struct Foreman {
-    waiting: mpsc::Receiver<Named>,
+/// Starts the tasks and sees them end.
+pub(crate) struct TaskRunner {
+    waiting: mpsc::Receiver<NamedTask>,
     closing: CancellationToken,
 }
 
-impl Foreman {
+impl TaskRunner {
     /// Returns what ends the work: nothing more is taken, and what runs has a time limit from then on.
     pub(crate) fn closing(&self) -> CancellationToken {
         self.closing.clone()
@@ -78,7 +78,7 @@ impl Foreman {
             // Cancel-safe: both take from queues, or wait.
             tokio::select! {
                 biased;
-                Some(Named { name, job }) = self.waiting.recv() => {
+                Some(NamedTask { name, job }) = self.waiting.recv() => {
                     let task = tasks.spawn(job);
                     names.insert(task.id(), name);
                 }
