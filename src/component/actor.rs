@@ -172,7 +172,7 @@ impl bus::Component for Process {
     }
 
     fn stop(self: Arc<Self>, reason: StopReason, hurry: CancellationToken) -> Act {
-        let keep_running = reason.leaves(&self.component.name);
+        let keep_running = reason.keeps_running(&self.component.name);
         self.tell(Action::Stop { keep_running, hurry })
     }
 

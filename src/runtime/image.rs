@@ -408,7 +408,7 @@ async fn run_image(
             Ok(End::Replace { program: replacement.program.clone(), label: replacement.label.clone(), descriptors })
         }
         None => {
-            if ended.asked && !manager.gives_way() {
+            if ended.asked && !manager.yields_to_guard() {
                 // Without it the guard would start the next runtime.
                 registry.tell_guard("STOPPING=1", &[]);
             }

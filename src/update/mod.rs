@@ -124,7 +124,7 @@ pub struct Manager {
     staged: Mutex<Vec<Staged>>,
     tasks: Mutex<JoinSet<()>>,
     /// Whether this image ends so that the guard selects the release anew.
-    gives_way: AtomicBool,
+    yields_to_guard: AtomicBool,
     /// When this image journaled a trial.
     trial_ns: Mutex<Option<u64>>,
     /// Whether [`Manager::tidy`] has been.
@@ -143,7 +143,7 @@ impl Manager {
             finished: Mutex::new(parts.journal.finished.clone()),
             view: Mutex::new(None),
             parts,
-            gives_way: AtomicBool::new(false),
+            yields_to_guard: AtomicBool::new(false),
             trial_ns: Mutex::new(None),
             tidy: AtomicBool::new(false),
             receiving: Arc::new(tokio::sync::Semaphore::new(1)),
@@ -317,8 +317,8 @@ impl Manager {
     }
 
     /// Returns whether this image ends so that the guard selects the release anew.
-    pub fn gives_way(&self) -> bool {
-        self.gives_way.load(Ordering::Relaxed)
+    pub fn yields_to_guard(&self) -> bool {
+        self.yields_to_guard.load(Ordering::Relaxed)
     }
 
     /// Runs `work` as long as this process image lives.

@@ -17,13 +17,13 @@ use crate::config::{Config, Handover};
 ///
 /// # Errors
 /// The next release's live configuration cannot be read.
-pub(super) fn leave(
+pub(super) fn keep_running(
     running: &[CarriedInstance],
     next: &Config,
     manifest: &Manifest,
     live: &Path,
 ) -> io::Result<BTreeSet<String>> {
-    let mut leave = BTreeSet::new();
+    let mut keep_running = BTreeSet::new();
     for component in &next.components {
         let stays = match component.handover {
             Handover::Overlap | Handover::Keep => true,
@@ -37,8 +37,8 @@ pub(super) fn leave(
             }
         };
         if stays {
-            leave.insert(component.name.clone());
+            keep_running.insert(component.name.clone());
         }
     }
-    Ok(leave)
+    Ok(keep_running)
 }

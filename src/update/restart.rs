@@ -23,7 +23,7 @@ impl Manager {
         let replacement = Replacement {
             label: config.version.to_string(),
             program,
-            leave: config.components.iter().map(|component| component.name.clone()).collect(),
+            keep_running: config.components.iter().map(|component| component.name.clone()).collect(),
         };
         Ok(bus.request(Request::Restart(Arc::new(replacement)), origin))
     }

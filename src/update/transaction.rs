@@ -189,12 +189,12 @@ impl Manager {
     pub(super) fn replacement(&self, examined: &preflight::Examined) -> Result<Arc<Replacement>, UpdateError> {
         let running = self.parts.context.registry.instances();
         let live = self.parts.store.config_dir(&examined.release.version);
-        let leave = plan::leave(&running, &examined.config, &examined.release.manifest, &live)
+        let keep_running = plan::keep_running(&running, &examined.config, &examined.release.manifest, &live)
             .map_err(|source| UpdateError::Io { what: "read the live configuration", source })?;
         Ok(Arc::new(Replacement {
             label: examined.release.version.to_string(),
             program: examined.program.clone(),
-            leave,
+            keep_running,
         }))
     }
 }

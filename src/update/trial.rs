@@ -53,7 +53,7 @@ impl Manager {
                     }
                     // The guard decides: the journal says which release is next.
                     None => {
-                        self.gives_way.store(true, Ordering::Relaxed);
+                        self.yields_to_guard.store(true, Ordering::Relaxed);
                         drop(bus.request(Request::Exit, Origin("trial".to_owned())));
                     }
                 }

@@ -327,7 +327,7 @@ async fn ask(bus: &Bus, number: usize, steps: Vec<Step>) -> Vec<refit::Ticket> {
             Step::Restart => Request::Restart(Arc::new(Replacement {
                 label: "next".to_owned(),
                 program: "/nowhere".into(),
-                leave: BTreeSet::new(),
+                keep_running: BTreeSet::new(),
             })),
             Step::Rest(millis) => {
                 tokio::time::sleep(Duration::from_millis(millis)).await;

@@ -20,7 +20,7 @@ use crate::failure::Failure;
 use crate::handle::Bus;
 use crate::log::Level;
 use crate::order::{Order, Row, waves_of_any};
-use crate::publication::{Answer, Outcome, Round, answer, call_for, in_waves, plain};
+use crate::publication::{Answer, Outcome, Round, answer, call_for, in_waves, plain_call};
 use crate::registry::{ENTER, EXIT, Entry, RELOAD, START, STOP};
 use crate::request::StopReason;
 use crate::request::{Origin, Progress, Replacement, Request};
@@ -256,7 +256,7 @@ impl Engine {
 
     fn template(&self, channel: &str) -> Call {
         let number = self.shared.publications.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
-        Call { by_the_site: true, ..plain(channel, number, self.shared.status().state, Value::Null, 1) }
+        Call { by_the_site: true, ..plain_call(channel, number, self.shared.status().state, Value::Null, 1) }
     }
 
     /// Calls every listener of `channel` in order. Returns whether none failed; failures are faults.
@@ -402,7 +402,7 @@ impl Engine {
                     Order { needs: Vec::new(), after, priority: entry.order.priority }
                 }
                 None if starts.contains(&entry.name) => continue,
-                None if entry.group.as_ref().is_some_and(|group| reason.leaves(group)) => continue,
+                None if entry.group.as_ref().is_some_and(|group| reason.keeps_running(group)) => continue,
                 None => entry.order.clone(),
             };
             rows.push((entry, order));

@@ -13,7 +13,7 @@ use crate::component::{Component, Life};
 use crate::context::{self, Purpose};
 use crate::failure::Failure;
 use crate::log::{Level, LogCounts};
-use crate::publication::{self, DEPTH_MAX, Report, plain};
+use crate::publication::{self, DEPTH_MAX, Report, plain_call};
 use crate::registry::{self, AttachError, Subscription};
 use crate::request::{Origin, Request, Ticket};
 use crate::shared::{BusEvent, Fault, Shared};
@@ -177,7 +177,7 @@ impl Bus {
             return report;
         }
         let number = shared.publications.fetch_add(1, Ordering::Relaxed) + 1;
-        let call = plain(channel, number, self.state(), argument, depth + 1);
+        let call = plain_call(channel, number, self.state(), argument, depth + 1);
         report.answers =
             publication::publish(snapshot.entries, &call, shared.options.listener, shared.options.grace).await;
         for (name, failure) in report.failures() {

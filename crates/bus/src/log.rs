@@ -15,7 +15,7 @@ use serde_json::json;
 use tokio::sync::mpsc;
 
 use crate::context::{self, Purpose};
-use crate::publication::{Round, call_for, plain};
+use crate::publication::{Round, call_for, plain_call};
 use crate::registry::{self, Registry};
 use crate::state::State;
 use crate::tasks::TaskSet;
@@ -130,7 +130,7 @@ impl Log {
                 waiting.in_hand = true;
                 let there = registry.snapshot(registry::LOG).entries.into_iter().find(|there| there.name == own);
                 let Some(listener) = there else { break };
-                let call = plain(registry::LOG, 0, State::Initial, json!(entry), 0);
+                let call = plain_call(registry::LOG, 0, State::Initial, json!(entry), 0);
                 let mut round = Round::new(grace);
                 let limit = listener.limit.unwrap_or(limit);
                 round.begin(0, listener, call_for(&call, limit), Purpose::Log);

@@ -166,7 +166,7 @@ impl Round {
         // A limit beyond the end of all clocks is none.
         let held_at = tokio::time::Instant::now().checked_add(patience);
         self.held_at = self.held_at.max(held_at.unwrap_or(self.held_at));
-        let task = self.tasks.spawn(context::inside(purpose, depth, one(entry, call, grace)));
+        let task = self.tasks.spawn(context::inside(purpose, depth, call_one(entry, call, grace)));
         self.places.insert(task.id(), place);
     }
 
@@ -193,7 +193,7 @@ impl Round {
                 Ok(ended) => ended,
                 Err(error) => {
                     let id = error.id();
-                    let outcome = Outcome::Failed { failure: panicked(error) };
+                    let outcome = Outcome::Failed { failure: task_failure(error) };
                     (id, End { outcome, elapsed: Duration::ZERO, late: false })
                 }
             };
@@ -217,22 +217,22 @@ impl Round {
 }
 
 /// Returns the failure of a task that did not return.
-pub(crate) fn panicked(error: JoinError) -> Failure {
+pub(crate) fn task_failure(error: JoinError) -> Failure {
     match error.try_into_panic() {
-        Ok(panic) => said(&*panic),
+        Ok(panic) => panic_failure(&*panic),
         Err(_) => Failure::new("was cancelled"),
     }
 }
 
 /// Returns the failure that a panic is.
-pub(crate) fn said(panic: &(dyn std::any::Any + Send)) -> Failure {
+pub(crate) fn panic_failure(panic: &(dyn std::any::Any + Send)) -> Failure {
     let text = panic.downcast_ref::<&str>().copied();
     let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     Failure::new(format!("panicked: {}", text.unwrap_or("no message")))
 }
 
 /// Makes one call, within its time.
-async fn one(entry: Arc<Entry>, call: Call, grace: Duration) -> End {
+async fn call_one(entry: Arc<Entry>, call: Call, grace: Duration) -> End {
     let begun = Instant::now();
     let limit = call.limit;
     let cancelled = call.cancelled.clone();
@@ -334,7 +334,7 @@ pub(crate) fn answer(entry: &Entry, outcome: Outcome, elapsed: Duration) -> Answ
 }
 
 /// Returns the call of a publication that is no transition.
-pub(crate) fn plain(channel: &str, publication: u64, state: crate::State, argument: Value, depth: u32) -> Call {
+pub(crate) fn plain_call(channel: &str, publication: u64, state: crate::State, argument: Value, depth: u32) -> Call {
     Call {
         channel: channel.to_owned(),
         publication,

@@ -66,7 +66,7 @@ pub struct Replacement {
     /// The program to execute.
     pub program: PathBuf,
     /// The components that are not stopped: the next image takes them over as they run.
-    pub leave: BTreeSet<String>,
+    pub keep_running: BTreeSet<String>,
 }
 
 /// Why a component is stopped.
@@ -84,10 +84,10 @@ pub enum StopReason {
 
 impl StopReason {
     /// Returns whether the component `name` is to be left running for the next process image.
-    pub fn leaves(&self, name: &str) -> bool {
+    pub fn keeps_running(&self, name: &str) -> bool {
         match self {
             Self::Stop | Self::Exit | Self::Undo => false,
-            Self::Replace(replacement) => replacement.leave.contains(name),
+            Self::Replace(replacement) => replacement.keep_running.contains(name),
         }
     }
 

@@ -15,7 +15,7 @@ use crate::failure::Failure;
 use crate::handle::Bus;
 use crate::log::Level;
 use crate::order::Order;
-use crate::publication::said;
+use crate::publication::panic_failure;
 use crate::request::StopReason;
 use crate::request::{Origin, Request};
 
@@ -146,7 +146,7 @@ impl Service {
             let failure = match result {
                 Ok(Ok(())) => Failure::new("ended without having been asked to"),
                 Ok(Err(failure)) => failure,
-                Err(panic) => said(&*panic),
+                Err(panic) => panic_failure(&*panic),
             };
             self.state.send_replace(ServiceState::Degraded(failure.reason.clone()));
             match self.on_end {

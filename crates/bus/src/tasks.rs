@@ -10,7 +10,7 @@ use tokio::task::{Id, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::failure::Failure;
-use crate::publication::panicked;
+use crate::publication::task_failure;
 
 /// How many tasks may wait to be started: they do so only until the bus runs.
 const WAITING_MAX: usize = 4096;
@@ -67,7 +67,7 @@ impl TaskRunner {
                 Ok((id, result)) => (id, result),
                 Err(error) => {
                     let error: tokio::task::JoinError = error;
-                    (error.id(), Err(panicked(error)))
+                    (error.id(), Err(task_failure(error)))
                 }
             };
             if let (Some(name), Err(failure)) = (names.remove(&id), result) {

@@ -21,7 +21,7 @@ use crate::release::Release;
 use crate::wait::{LIMIT, eventually};
 
 fn replacement() -> Arc<Replacement> {
-    Arc::new(Replacement { label: "next".to_owned(), program: "/bin/next".into(), leave: BTreeSet::new() })
+    Arc::new(Replacement { label: "next".to_owned(), program: "/bin/next".into(), keep_running: BTreeSet::new() })
 }
 
 #[test]
