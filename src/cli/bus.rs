@@ -1,6 +1,10 @@
 //! `refit bus`: the bus from a shell.
 
-use std::ops::ControlFlow;
+mod inhibit;
+mod timeline;
+mod watch;
+
+use std::ffi::OsString;
 use std::time::Duration;
 
 use refit_base::Exit;
@@ -8,12 +12,11 @@ use serde_json::{Value, json};
 
 use super::client::{Client, ClientError};
 use super::context::Context;
-use super::follow::{self, read_events};
+use super::follow::{conclude, wait_for_outcome};
 use super::table::{cell, print_table};
-use super::timeline::Timeline;
 
-/// The pause before a broken stream is opened again.
-const TRY_AGAIN: Duration = Duration::from_millis(200);
+/// The pause before the appliance is asked again whether it still answers.
+const ASK_AGAIN: Duration = Duration::from_millis(200);
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Bus {
@@ -42,7 +45,7 @@ pub(super) enum Bus {
     Inhibit {
         /// The program and its arguments.
         #[arg(last = true, required = true)]
-        command: Vec<std::ffi::OsString>,
+        command: Vec<OsString>,
     },
 }
 
@@ -66,20 +69,20 @@ pub(super) async fn run(context: &Context, bus: &Bus) -> Result<Exit, ClientErro
                 return Ok(Exit::Done);
             }
             if answer["ticket"]["state"] != "accepted" {
-                return Ok(follow::conclude(context, &answer["ticket"]));
+                return Ok(conclude(context, &answer["ticket"]));
             }
             if request == "exit" {
                 // Nobody is left to answer when it is done; that nobody answers is the outcome.
-                wait_for_the_end(&client).await;
+                wait_for_exit(&client).await;
                 let mut ticket = answer["ticket"].clone();
                 (ticket["state"], ticket["exit"]) = (json!("done"), json!(Exit::Done.code()));
-                return Ok(follow::conclude(context, &ticket));
+                return Ok(conclude(context, &ticket));
             }
-            follow::wait(context, &client, id).await
+            wait_for_outcome(context, &client, id).await
         }
         Bus::Publish { channel, argument } => publish(context, &client, channel, argument.as_ref()).await,
-        Bus::Watch => watch(context, &client).await,
-        Bus::Inhibit { command } => Ok(super::inhibit::main(context, command)),
+        Bus::Watch => watch::run(context, &client).await,
+        Bus::Inhibit { command } => Ok(inhibit::run(context, command)),
     }
 }
 
@@ -92,7 +95,7 @@ async fn publish(
     let body = json!({ "channel": channel, "argument": argument });
     let answer = client.post("/api/v1/bus/publications", &body).await?;
     let answers = answer["report"]["answers"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let good = answers.iter().all(|one| one["outcome"] == "ok" || one["outcome"] == "skipped");
+    let all_good = answers.iter().all(|answer| answer["outcome"] == "ok" || answer["outcome"] == "skipped");
     if context.json {
         context.print(&answer.to_string());
     } else if answers.is_empty() {
@@ -100,47 +103,19 @@ async fn publish(
     } else {
         let rows: Vec<Vec<String>> = answers
             .iter()
-            .map(|one| {
-                let said = if one["outcome"] == "ok" { &one["value"] } else { &one["reason"] };
-                let took = format!("{} ms", one["elapsed_us"].as_u64().unwrap_or(0) / 1000);
-                vec![cell(&one["listener"]), cell(&one["outcome"]), took, cell(said)]
+            .map(|answer| {
+                let text = if answer["outcome"] == "ok" { &answer["value"] } else { &answer["reason"] };
+                let took = format!("{} ms", answer["elapsed_us"].as_u64().unwrap_or(0) / 1000);
+                vec![cell(&answer["listener"]), cell(&answer["outcome"]), took, cell(text)]
             })
             .collect();
         print_table(context, &["LISTENER", "OUTCOME", "TOOK", "SAID"], &rows);
     }
-    Ok(if good { Exit::Done } else { Exit::Failed })
+    Ok(if all_good { Exit::Done } else { Exit::Failed })
 }
 
-async fn wait_for_the_end(client: &Client) {
+async fn wait_for_exit(client: &Client) {
     while !matches!(client.get("/api/v1/status").await, Err(ClientError::Unavailable { .. })) {
-        tokio::time::sleep(TRY_AGAIN).await;
-    }
-}
-
-async fn watch(context: &Context, client: &Client) -> Result<Exit, ClientError> {
-    let mut after = None;
-    let mut timeline = Timeline::new(context.has_colours());
-    if !context.json {
-        let state = client.get("/api/v1/bus").await?;
-        context.print(&timeline.begin(&cell(&state["state"])));
-    }
-    loop {
-        let mut newest = after;
-        let show = |event: Option<&Value>| {
-            let Some(event) = event else { return ControlFlow::Continue(()) };
-            newest = event["id"].as_u64().or(newest);
-            if context.json {
-                context.print(&event.to_string());
-            } else if let Some(line) = timeline.line(event) {
-                context.print(&line);
-            }
-            ControlFlow::Continue(())
-        };
-        match read_events(client, after, show).await {
-            // Only the first connection has to succeed: later ones wait for the next process image.
-            Err(error) if after.is_none() => return Err(error),
-            Ok(()) | Err(_) => after = newest,
-        }
-        tokio::time::sleep(TRY_AGAIN).await;
+        tokio::time::sleep(ASK_AGAIN).await;
     }
 }

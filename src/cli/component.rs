@@ -1,12 +1,13 @@
 //! `refit component`: one component.
 
+mod logs;
+
 use refit_base::Exit;
 use serde_json::json;
 
 use super::client::{Client, ClientError};
 use super::component_table::print_components;
 use super::context::Context;
-use super::logs;
 use super::table::cell;
 
 #[derive(Debug, clap::Subcommand)]
@@ -46,7 +47,7 @@ pub(super) async fn run(context: &Context, component: &Component) -> Result<Exit
         Component::Start { name } => act(context, &client, name, "start").await?,
         Component::Stop { name } => act(context, &client, name, "stop").await?,
         Component::Restart { name } => act(context, &client, name, "restart").await?,
-        Component::Logs(logs) => return logs::main(context, &client, logs).await,
+        Component::Logs(logs) => return logs::run(context, &client, logs).await,
     }
     Ok(Exit::Done)
 }

@@ -4,15 +4,13 @@ use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt;
 use indicatif::{ProgressBar, ProgressStyle};
 use refit_base::Exit;
-use reqwest::Method;
-use reqwest::header;
 use serde_json::{Value, json};
 
 use super::client::{Client, ClientError};
 use super::context::Context;
+use super::events::read_events;
 use super::notes;
 use super::table::list;
 
@@ -35,7 +33,7 @@ struct Silence {
 impl Silence {
     /// Returns `error` when it has lasted too long. Before that people are told, on `bar` or, where there is none to be seen, in a
     /// line on standard error, once.
-    fn goes_on(&mut self, bar: &ProgressBar, error: ClientError) -> Result<(), ClientError> {
+    fn extend(&mut self, bar: &ProgressBar, error: ClientError) -> Result<(), ClientError> {
         let lasted = self.since.get_or_insert_with(Instant::now).elapsed();
         let Some(left) = UNREACHABLE_MAX.checked_sub(lasted).filter(|left| !left.is_zero()) else {
             bar.finish_and_clear();
@@ -56,7 +54,7 @@ impl Silence {
     }
 
     /// It answers.
-    fn is_over(&mut self, bar: &ProgressBar) {
+    fn end(&mut self, bar: &ProgressBar) {
         if let Some(message) = self.interrupted.take() {
             bar.set_message(message);
         }
@@ -64,8 +62,8 @@ impl Silence {
     }
 }
 
-/// What is shown of an update.
-struct Shown {
+/// How an update is displayed, and how much of it was.
+struct UpdateDisplay {
     bar: ProgressBar,
     last_event: u64,
     finished: bool,
@@ -75,20 +73,20 @@ struct Shown {
 pub(super) async fn follow(context: &Context, client: &Client, id: &str) -> Result<Exit, ClientError> {
     let bar = if context.is_watched() { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
     bar.enable_steady_tick(Duration::from_millis(100));
-    let mut shown = Shown { bar, last_event: 0, finished: false };
+    let mut display = UpdateDisplay { bar, last_event: 0, finished: false };
     let mut silence = Silence::default();
     loop {
-        match listen(context, client, id, &mut shown).await {
-            Ok(()) => silence.is_over(&shown.bar),
+        match show_events(context, client, id, &mut display).await {
+            Ok(()) => silence.end(&display.bar),
             Err(error @ (ClientError::Unavailable { .. } | ClientError::Broken { .. })) => {
-                silence.goes_on(&shown.bar, error)?;
+                silence.extend(&display.bar, error)?;
             }
             Err(error) => return Err(error),
         }
         // The stream ended: with the update, or because the runtime replaced itself.
-        match ticket(client, id).await {
+        match get_ticket(client, id).await {
             Ok(ticket) if ticket["state"] != "accepted" => {
-                shown.bar.finish_and_clear();
+                display.bar.finish_and_clear();
                 return Ok(conclude(context, &ticket));
             }
             Ok(_) | Err(ClientError::Unavailable { .. } | ClientError::Broken { .. }) => {}
@@ -99,46 +97,27 @@ pub(super) async fn follow(context: &Context, client: &Client, id: &str) -> Resu
 }
 
 /// Reads events until the stream breaks or is silent for a while, or the update has ended.
-async fn listen(context: &Context, client: &Client, id: &str, shown: &mut Shown) -> Result<(), ClientError> {
-    let after = Some(shown.last_event);
+async fn show_events(
+    context: &Context,
+    client: &Client,
+    id: &str,
+    display: &mut UpdateDisplay,
+) -> Result<(), ClientError> {
+    let after = Some(display.last_event);
     let take = |event: Option<&Value>| {
         // Silence: what came of it is looked up.
         let Some(event) = event else { return ControlFlow::Break(()) };
-        shown.last_event = event["id"].as_u64().unwrap_or(shown.last_event);
+        display.last_event = event["id"].as_u64().unwrap_or(display.last_event);
         if event["data"]["id"] == id {
-            show(context, event, shown);
+            show_event(context, event, display);
         }
-        if shown.finished { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        if display.finished { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
     read_events(client, after, take).await
 }
 
-/// Reads the events after number `after`, or those from now on, until `take` breaks it off or the stream ends. `take` is given
-/// nothing when nothing has happened for a while.
-pub(super) async fn read_events(
-    client: &Client,
-    after: Option<u64>,
-    mut take: impl FnMut(Option<&Value>) -> ControlFlow<()>,
-) -> Result<(), ClientError> {
-    let path = after.map_or_else(|| "/api/v1/events".to_owned(), |after| format!("/api/v1/events?after={after}"));
-    let request = client.request(Method::GET, &path).header(header::ACCEPT, "application/x-ndjson");
-    let mut stream = client.send(request).await?.bytes_stream();
-    let mut pending = Vec::new();
-    while let Some(Ok(chunk)) = stream.next().await {
-        pending.extend_from_slice(&chunk);
-        while let Some(end) = pending.iter().position(|byte| *byte == b'\n') {
-            let line: Vec<u8> = pending.drain(..=end).collect();
-            let event = serde_json::from_slice::<Value>(&line);
-            if (line == b"\n" || event.is_ok()) && take(event.as_ref().ok()).is_break() {
-                return Ok(());
-            }
-        }
-    }
-    Ok(())
-}
-
 /// Shows one event of the update.
-fn show(context: &Context, event: &Value, shown: &mut Shown) {
+fn show_event(context: &Context, event: &Value, display: &mut UpdateDisplay) {
     if context.json {
         context.print(&event.to_string());
     }
@@ -147,13 +126,13 @@ fn show(context: &Context, event: &Value, shown: &mut Shown) {
     match event["event"].as_str().unwrap_or_default() {
         "update.step" => {
             let step = data["step"].as_str().unwrap_or_default();
-            shown.bar.set_style(ProgressStyle::default_spinner());
-            shown.bar.set_message(text.to_owned());
+            display.bar.set_style(ProgressStyle::default_spinner());
+            display.bar.set_message(text.to_owned());
             if !context.json {
                 let line = format!("{step:<13} {text}");
-                shown.bar.suspend(|| context.print(&line));
+                display.bar.suspend(|| context.print(&line));
             }
-            shown.finished = matches!(step, "committed" | "rolled-back" | "failed");
+            display.finished = matches!(step, "committed" | "rolled-back" | "failed");
         }
         "update.config" if !context.json => {
             for file in list(&data["files"]) {
@@ -161,25 +140,25 @@ fn show(context: &Context, event: &Value, shown: &mut Shown) {
                 if new_default.is_string() {
                     let line =
                         format!("{:<13} {}", "warning", notes::unmerged(&data["version"], &file["path"], new_default));
-                    shown.bar.suspend(|| context.print(&line));
+                    display.bar.suspend(|| context.print(&line));
                 }
             }
         }
         "update.progress" => {
             if let Ok(style) = ProgressStyle::with_template("{msg} [{wide_bar}] {percent}%") {
-                shown.bar.set_style(style);
+                display.bar.set_style(style);
             }
-            shown.bar.set_length(1000);
+            display.bar.set_length(1000);
             let progress = data["progress"].as_f64().unwrap_or(0.0).clamp(0.0, 1.0);
             #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and 1000")]
-            shown.bar.set_position((progress * 1000.0) as u64);
-            shown.bar.set_message(text.to_owned());
+            display.bar.set_position((progress * 1000.0) as u64);
+            display.bar.set_message(text.to_owned());
         }
         _ => {}
     }
 }
 
-async fn ticket(client: &Client, id: &str) -> Result<Value, ClientError> {
+async fn get_ticket(client: &Client, id: &str) -> Result<Value, ClientError> {
     let mut answer = client.get(&format!("/api/v1/bus/requests/{id}")).await?;
     Ok(answer["ticket"].take())
 }
@@ -202,14 +181,14 @@ pub(super) fn conclude(context: &Context, ticket: &Value) -> Exit {
 }
 
 /// Waits for the outcome of a ticket without showing steps.
-pub(super) async fn wait(context: &Context, client: &Client, id: &str) -> Result<Exit, ClientError> {
+pub(super) async fn wait_for_outcome(context: &Context, client: &Client, id: &str) -> Result<Exit, ClientError> {
     let (mut silence, hidden) = (Silence::default(), ProgressBar::hidden());
     loop {
         match client.get(&format!("/api/v1/bus/requests/{id}?wait_ms=10000")).await {
             Ok(answer) if answer["ticket"]["state"] != "accepted" => return Ok(conclude(context, &answer["ticket"])),
-            Ok(_) => silence.is_over(&hidden),
+            Ok(_) => silence.end(&hidden),
             Err(error @ (ClientError::Unavailable { .. } | ClientError::Broken { .. })) => {
-                silence.goes_on(&hidden, error)?;
+                silence.extend(&hidden, error)?;
             }
             Err(error) => return Err(error),
         }

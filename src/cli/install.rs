@@ -18,7 +18,8 @@ use tokio_util::io::ReaderStream;
 
 use super::client::{Client, ClientError};
 use super::context::Context;
-use super::follow::{follow, read_events};
+use super::events::read_events;
+use super::follow::follow;
 use super::input::Input;
 use super::notes;
 
@@ -75,7 +76,7 @@ pub(super) async fn run(context: &Context, install: &Install) -> Result<Exit, Cl
                 Some(version) => fetch(context, &client, install, &version).await?,
                 None => send(context, &client, install, &input).await?,
             };
-            tell_package(context, &package);
+            print_package(context, &package);
             if install.stage_only {
                 return Ok(Exit::Done);
             }
@@ -198,7 +199,7 @@ fn bytes_left(file: &mut File) -> io::Result<Option<u64>> {
     Ok(Some(metadata.len().saturating_sub(file.stream_position()?)))
 }
 
-fn tell_package(context: &Context, package: &Value) {
+fn print_package(context: &Context, package: &Value) {
     if context.json {
         return context.print(&json!({ "event": "package.received", "data": package }).to_string());
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 
-use super::table::cell;
+use crate::cli::table::cell;
 
 /// The width of the column that says what an event is about.
 const ABOUT_WIDTH: usize = 9;
@@ -60,7 +60,7 @@ impl Timeline {
         let clock = at.split('T').nth(1).unwrap_or(at).trim_end_matches('Z');
         let now: Option<Timestamp> = at.parse().ok();
         let since = match (now, self.last) {
-            (Some(now), Some(last)) => after(now.duration_since(last)),
+            (Some(now), Some(last)) => since_last(now.duration_since(last)),
             (Some(_) | None, _) => String::new(),
         };
         self.last = now.or(self.last);
@@ -74,7 +74,7 @@ impl Timeline {
 }
 
 /// Returns how long after the line before, in the unit that suits it.
-fn after(elapsed: SignedDuration) -> String {
+fn since_last(elapsed: SignedDuration) -> String {
     let elapsed = Duration::try_from(elapsed).unwrap_or_default();
     let millis = elapsed.as_millis();
     match millis {
@@ -90,7 +90,7 @@ fn line(about: &'static str, text: String, tone: Tone) -> Option<Line> {
 }
 
 /// Returns `value` after `before`, or nothing if there is none.
-fn with(before: &str, value: &Value) -> String {
+fn prefixed(before: &str, value: &Value) -> String {
     if value.is_null() { String::new() } else { format!("{before}{}", cell(value)) }
 }
 
@@ -135,14 +135,14 @@ fn sentence(event: &Value) -> Option<Line> {
                 "rolled-back" | "rolling-back" | "failed" => Tone::Bad,
                 _ => Tone::Plain,
             };
-            line("update", format!("{step}{}", with(": ", &data["text"])), tone)
+            line("update", format!("{step}{}", prefixed(": ", &data["text"])), tone)
         }
         "update.progress" | "package.progress" => {
             let percent = data["progress"].as_f64().map(|part| format!("{:.0} % ", part * 100.0)).unwrap_or_default();
-            let said = [&data["text"], &data["step"]].into_iter().find(|value| !value.is_null());
+            let detail = [&data["text"], &data["step"]].into_iter().find(|value| !value.is_null());
             line(
                 "update",
-                format!("{percent}{}", said.map(cell).unwrap_or_default()).trim_end().to_owned(),
+                format!("{percent}{}", detail.map(cell).unwrap_or_default()).trim_end().to_owned(),
                 Tone::Plain,
             )
         }
@@ -181,13 +181,13 @@ fn component(data: &Value) -> Option<Line> {
     let state = data["state"].as_str().unwrap_or_default();
     let mut text = format!("{} is {state}", cell(&data["name"]));
     if state == "running" {
-        text.push_str(&with(", process ", &data["pid"]));
+        text.push_str(&prefixed(", process ", &data["pid"]));
     }
     let health = data["health"].as_str().unwrap_or("none");
     if !matches!(health, "none" | "unknown") {
         text.push_str(&format!(", {health}"));
     }
-    text.push_str(&with(": ", if data["reason"].is_null() { &data["status"] } else { &data["reason"] }));
+    text.push_str(&prefixed(": ", if data["reason"].is_null() { &data["status"] } else { &data["reason"] }));
     let tone = match (state, health) {
         ("failed", _) | (_, "unhealthy") => Tone::Bad,
         ("backoff", _) | (_, "doubtful") => Tone::Warning,
@@ -199,8 +199,8 @@ fn component(data: &Value) -> Option<Line> {
 
 /// Returns the data of an event that this program does not know: a newer runtime's.
 fn other_data(data: &Value) -> String {
-    let one = |(key, value): (&String, &Value)| format!(" {key} {}", cell(value));
-    data.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null()).map(one).collect()
+    let field = |(key, value): (&String, &Value)| format!(" {key} {}", cell(value));
+    data.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null()).map(field).collect()
 }
 
 #[cfg(test)]

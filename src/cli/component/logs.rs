@@ -1,7 +1,6 @@
 //! `refit component logs`: what a component printed, and what it prints from now on.
 
-use std::ffi::OsStr;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
@@ -9,9 +8,9 @@ use refit_base::Exit;
 use reqwest::{Method, Response, header};
 use serde_json::Value;
 
-use super::client::{Client, ClientError};
-use super::context::Context;
 use crate::api::CURSOR;
+use crate::cli::client::{Client, ClientError};
+use crate::cli::context::Context;
 
 /// The pause before a stream that ended is asked for again: the image that replaces itself takes less.
 const TRY_AGAIN: Duration = Duration::from_millis(50);
@@ -21,7 +20,7 @@ const SILENT_MAX: Duration = Duration::from_secs(120);
 const ANSWER_LINE_BYTES_MAX: usize = 1 << 20;
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Logs {
+pub(in crate::cli) struct Logs {
     /// Its name.
     name: String,
     /// How many lines.
@@ -33,7 +32,7 @@ pub(super) struct Logs {
 }
 
 /// Why a stream is read no further.
-enum End {
+enum StreamEnd {
     /// It broke, or the image ended.
     Stream,
     /// Nobody reads what is printed here.
@@ -50,15 +49,10 @@ struct Printer {
     pending: Vec<u8>,
 }
 
-pub(super) async fn main(context: &Context, client: &Client, logs: &Logs) -> Result<Exit, ClientError> {
-    let no_color = context.process.environment.get(OsStr::new("NO_COLOR")).is_some_and(|value| !value.is_empty());
-    let mut printer = Printer {
-        json: context.json,
-        coloured: !no_color && io::stdout().is_terminal(),
-        cursor: None,
-        pending: Vec::new(),
-    };
-    let answer = open(client, logs, None).await?;
+pub(super) async fn run(context: &Context, client: &Client, logs: &Logs) -> Result<Exit, ClientError> {
+    let mut printer =
+        Printer { json: context.json, coloured: context.has_colours(), cursor: None, pending: Vec::new() };
+    let answer = request_logs(client, logs, None).await?;
     if !logs.follow {
         printer.drain(answer).await.map_err(|source| ClientError::Broken { source })?;
         return Ok(Exit::Done);
@@ -78,7 +72,7 @@ pub(super) async fn main(context: &Context, client: &Client, logs: &Logs) -> Res
 }
 
 /// Asks for the lines; from `after` on when some were seen.
-async fn open(client: &Client, logs: &Logs, after: Option<u64>) -> Result<Response, ClientError> {
+async fn request_logs(client: &Client, logs: &Logs, after: Option<u64>) -> Result<Response, ClientError> {
     let from = after.map_or_else(|| format!("n={}", logs.n), |after| format!("after={after}"));
     let path = format!("/api/v1/components/{}/logs?{from}&follow={}", logs.name, logs.follow);
     client.send(client.request(Method::GET, &path).header(header::ACCEPT, "application/x-ndjson")).await
@@ -95,12 +89,12 @@ async fn follow(
         let cursor = answer.headers().get(CURSOR).and_then(|value| value.to_str().ok()?.parse().ok());
         printer.cursor = printer.cursor.or(cursor);
         // A stream that breaks ends like any other: it is asked for again.
-        if matches!(printer.drain(answer).await, Ok(End::Reader)) {
+        if matches!(printer.drain(answer).await, Ok(StreamEnd::Reader)) {
             return Ok(Exit::Done);
         }
         let since = Instant::now();
         answer = loop {
-            match open(client, logs, printer.cursor).await {
+            match request_logs(client, logs, printer.cursor).await {
                 Ok(answer) => break answer,
                 // The guard holds the socket as long as there is an appliance.
                 Err(ClientError::Unavailable { .. }) => {
@@ -116,14 +110,14 @@ async fn follow(
 
 impl Printer {
     /// Prints the lines of an answer, until it ends.
-    async fn drain(&mut self, answer: Response) -> Result<End, reqwest::Error> {
+    async fn drain(&mut self, answer: Response) -> Result<StreamEnd, reqwest::Error> {
         self.pending.clear(); // a line that was broken off comes again
         let mut stream = answer.bytes_stream();
         while let Some(chunk) = stream.next().await {
             self.pending.extend_from_slice(&chunk?);
             let Some(end) = self.pending.iter().rposition(|byte| *byte == b'\n') else {
                 if self.pending.len() > ANSWER_LINE_BYTES_MAX {
-                    return Ok(End::Stream);
+                    return Ok(StreamEnd::Stream);
                 }
                 continue;
             };
@@ -132,17 +126,17 @@ impl Printer {
             for line in whole.split(|byte| *byte == b'\n') {
                 let Ok(object) = serde_json::from_slice::<Value>(line) else { continue };
                 self.cursor = object["seq"].as_u64().or(self.cursor);
-                text.push_str(&self.line(&object));
+                text.push_str(&self.format(&object));
                 text.push('\n');
             }
             if io::stdout().lock().write_all(text.as_bytes()).is_err() {
-                return Ok(End::Reader);
+                return Ok(StreamEnd::Reader);
             }
         }
-        Ok(End::Stream)
+        Ok(StreamEnd::Stream)
     }
 
-    fn line(&self, object: &Value) -> String {
+    fn format(&self, object: &Value) -> String {
         if self.json {
             return object.to_string();
         }
@@ -183,7 +177,7 @@ mod tests {
     use super::*;
 
     fn printed(coloured: bool, object: &Value) -> String {
-        Printer { json: false, coloured, cursor: None, pending: Vec::new() }.line(object)
+        Printer { json: false, coloured, cursor: None, pending: Vec::new() }.format(object)
     }
 
     #[test]

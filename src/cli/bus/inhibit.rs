@@ -7,12 +7,12 @@ use std::process::Command;
 
 use refit_base::{Exit, Reported};
 
-use super::context::Context;
+use crate::cli::context::Context;
 use crate::runtime::Inhibitor;
 
 /// Why a command could not be run under the inhibitor.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum InhibitError {
+enum InhibitError {
     /// The lock cannot be held.
     #[error("cannot hold the inhibitor of {}", home.display())]
     Hold {
@@ -58,14 +58,14 @@ impl Reported for InhibitError {
 }
 
 /// Runs `command` while the inhibitor is held. Returns the command's own status as far as it is one of ours.
-pub(super) fn main(context: &Context, command: &[OsString]) -> Exit {
-    match run(context, command) {
+pub(super) fn run(context: &Context, command: &[OsString]) -> Exit {
+    match try_run(context, command) {
         Ok(exit) => exit,
         Err(error) => context.fail(&error),
     }
 }
 
-fn run(context: &Context, command: &[OsString]) -> Result<Exit, InhibitError> {
+fn try_run(context: &Context, command: &[OsString]) -> Result<Exit, InhibitError> {
     let home = context.home.path().to_owned();
     let _held = Inhibitor::hold(&context.home).map_err(|source| InhibitError::Hold { home, source })?;
     let Some((program, arguments)) = command.split_first() else { return Ok(Exit::Usage) };

@@ -1,0 +1,44 @@
+//! `refit bus watch`: what happens on the appliance, until interrupted.
+
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+use refit_base::Exit;
+use serde_json::Value;
+
+use super::timeline::Timeline;
+use crate::cli::client::{Client, ClientError};
+use crate::cli::context::Context;
+use crate::cli::events::read_events;
+use crate::cli::table::cell;
+
+/// The pause before a broken stream is opened again.
+const TRY_AGAIN: Duration = Duration::from_millis(200);
+
+pub(super) async fn run(context: &Context, client: &Client) -> Result<Exit, ClientError> {
+    let mut after = None;
+    let mut timeline = Timeline::new(context.has_colours());
+    if !context.json {
+        let state = client.get("/api/v1/bus").await?;
+        context.print(&timeline.begin(&cell(&state["state"])));
+    }
+    loop {
+        let mut newest = after;
+        let show = |event: Option<&Value>| {
+            let Some(event) = event else { return ControlFlow::Continue(()) };
+            newest = event["id"].as_u64().or(newest);
+            if context.json {
+                context.print(&event.to_string());
+            } else if let Some(line) = timeline.line(event) {
+                context.print(&line);
+            }
+            ControlFlow::Continue(())
+        };
+        match read_events(client, after, show).await {
+            // Only the first connection has to succeed: later ones wait for the next process image.
+            Err(error) if after.is_none() => return Err(error),
+            Ok(()) | Err(_) => after = newest,
+        }
+        tokio::time::sleep(TRY_AGAIN).await;
+    }
+}

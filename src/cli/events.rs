@@ -1,0 +1,33 @@
+//! The stream of events of a running appliance.
+
+use std::ops::ControlFlow;
+
+use futures_util::StreamExt;
+use reqwest::{Method, header};
+use serde_json::Value;
+
+use super::client::{Client, ClientError};
+
+/// Reads the events after number `after`, or those from now on, until `take` breaks it off or the stream ends. `take` is given
+/// nothing when nothing has happened for a while.
+pub(super) async fn read_events(
+    client: &Client,
+    after: Option<u64>,
+    mut take: impl FnMut(Option<&Value>) -> ControlFlow<()>,
+) -> Result<(), ClientError> {
+    let path = after.map_or_else(|| "/api/v1/events".to_owned(), |after| format!("/api/v1/events?after={after}"));
+    let request = client.request(Method::GET, &path).header(header::ACCEPT, "application/x-ndjson");
+    let mut stream = client.send(request).await?.bytes_stream();
+    let mut pending = Vec::new();
+    while let Some(Ok(chunk)) = stream.next().await {
+        pending.extend_from_slice(&chunk);
+        while let Some(end) = pending.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = pending.drain(..=end).collect();
+            let event = serde_json::from_slice::<Value>(&line);
+            if (line == b"\n" || event.is_ok()) && take(event.as_ref().ok()).is_break() {
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
