@@ -194,9 +194,9 @@ impl Client {
     }
 
     fn failed(&self, source: reqwest::Error) -> ClientError {
-        match refused(&source) {
+        match connection_failure(&source) {
             Some(source) if source.kind() == std::io::ErrorKind::PermissionDenied => {
-                ClientError::Forbidden { socket: self.socket.clone(), remedy: who_may(&self.socket), source }
+                ClientError::Forbidden { socket: self.socket.clone(), remedy: account_remedy(&self.socket), source }
             }
             Some(source) => ClientError::Unavailable { socket: self.socket.clone(), source },
             None => ClientError::Broken { source: source.without_url() },
@@ -210,7 +210,7 @@ pub(super) fn run_online(context: &Context, work: impl Future<Output = Result<Ex
         Ok(runtime) => runtime,
         Err(error) => {
             let line = format!("cannot start the async runtime: {error}");
-            return context.complain(&line, "system_refused", "check the limits of the system", Exit::Failed);
+            return context.print_failure(&line, "system_refused", "check the limits of the system", Exit::Failed);
         }
     };
     let ended = runtime.block_on(work);
@@ -230,7 +230,7 @@ fn is_final(status: StatusCode) -> bool {
 }
 
 /// Returns which account may use `socket`: that of whoever runs the appliance, as far as it can be seen from here.
-fn who_may(socket: &Path) -> String {
+fn account_remedy(socket: &Path) -> String {
     let owner = socket.ancestors().find_map(|path| Some(path.metadata().ok()?.uid()));
     let user = owner.and_then(|uid| User::from_uid(Uid::from_raw(uid)).ok().flatten());
     match user.map(|user| user.name).filter(|name| name != "root") {
@@ -240,7 +240,7 @@ fn who_may(socket: &Path) -> String {
 }
 
 /// Returns the cause if it is that no connection was made: what the system said, without the layers above it.
-fn refused(error: &reqwest::Error) -> Option<std::io::Error> {
+fn connection_failure(error: &reqwest::Error) -> Option<std::io::Error> {
     let mut cause: Option<&(dyn Error + 'static)> = error.source();
     while let Some(inner) = cause {
         if let Some(inner) = inner.downcast_ref::<std::io::Error>() {

@@ -80,7 +80,7 @@ pub(super) fn run(context: &Context, config: &Config) -> Exit {
             if context.json {
                 context.print(&json!({ "mistakes": [] }).to_string());
             }
-            context.tell("no mistakes");
+            context.print_text("no mistakes");
             return Exit::Done;
         }
         Err(error) => error,
@@ -91,11 +91,11 @@ pub(super) fn run(context: &Context, config: &Config) -> Exit {
                 context.print(&json!({ "mistakes": mistakes }).to_string());
             }
             for mistake in mistakes {
-                context.tell(&mistake.to_string());
+                context.print_text(&mistake.to_string());
             }
             let count = mistakes.len();
             let detail = format!("{count} {} in the configuration", if count == 1 { "mistake" } else { "mistakes" });
-            context.complain(&detail, error.code(), error.remedy(), error.exit())
+            context.print_failure(&detail, error.code(), error.remedy(), error.exit())
         }
         CheckError::Home(_)
         | CheckError::Journal(_)

@@ -61,7 +61,7 @@ impl Context {
     }
 
     /// Prints a line for people; nothing when the answer is in JSON.
-    pub(super) fn tell(&self, text: &str) {
+    pub(super) fn print_text(&self, text: &str) {
         if !self.json {
             self.print(text);
         }
@@ -100,7 +100,7 @@ impl Context {
         match self.unwritten.get() {
             Some(error) if exit == Exit::Done => {
                 let line = format!("cannot write the answer: {error}");
-                self.complain(&line, "output_unwritable", "make room where it goes, then ask again", Exit::Disk)
+                self.print_failure(&line, "output_unwritable", "make room where it goes, then ask again", Exit::Disk)
             }
             Some(_) | None => exit,
         }
@@ -108,11 +108,11 @@ impl Context {
 
     /// Says what failed, why, and what to do. Returns the exit status.
     pub(super) fn fail(&self, error: &(impl Reported + 'static)) -> Exit {
-        self.complain(&Chain(error).to_string(), error.code(), error.remedy(), error.exit())
+        self.print_failure(&Chain(error).to_string(), error.code(), error.remedy(), error.exit())
     }
 
     /// Prints one line on standard error and, for scripts, one object on standard output.
-    pub(super) fn complain(&self, detail: &str, code: &str, remedy: &str, exit: Exit) -> Exit {
+    pub(super) fn print_failure(&self, detail: &str, code: &str, remedy: &str, exit: Exit) -> Exit {
         let what_to_do = if remedy.is_empty() { String::new() } else { format!("; {remedy}") };
         drop(writeln!(io::stderr().lock(), "refit: {detail}{what_to_do}"));
         if self.json {

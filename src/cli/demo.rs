@@ -30,7 +30,7 @@ use serde_json::json;
 use self::releases::{Addresses, write_release};
 use super::client::Client;
 use super::context::Context;
-use super::init::{self, Made};
+use super::init::{self, NewHome};
 use super::input::Input;
 use crate::auth;
 use crate::config::LOCAL_FILE;
@@ -72,7 +72,7 @@ enum DemoError {
     NotStarted,
 }
 
-fn failed(what: &'static str) -> impl FnOnce(io::Error) -> DemoError {
+fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> DemoError {
     move |source| DemoError::Io { what, source }
 }
 
@@ -81,7 +81,7 @@ pub(super) fn run(context: &Context, _demo: &Demo) -> Exit {
         Ok(exit) => exit,
         Err(error) => {
             let remedy = "see the lines above, or try another --home";
-            context.complain(&Chain(&error).to_string(), "demo_failed", remedy, Exit::Failed)
+            context.print_failure(&Chain(&error).to_string(), "demo_failed", remedy, Exit::Failed)
         }
     }
 }
@@ -92,7 +92,7 @@ fn run_demo(context: &Context) -> Result<Exit, DemoError> {
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGCHLD] {
         signals.add(signal);
     }
-    signals.thread_block().map_err(io::Error::from).map_err(failed("block signals"))?;
+    signals.thread_block().map_err(io::Error::from).map_err(io_error("block signals"))?;
 
     let named = context.process.arguments.iter().any(|word| word.to_string_lossy().starts_with("--home"))
         || context.process.environment.contains_key(std::ffi::OsStr::new("REFIT_HOME"));
@@ -100,7 +100,7 @@ fn run_demo(context: &Context) -> Result<Exit, DemoError> {
         None
     } else {
         let dir = tempfile::Builder::new().prefix("refit-demo-").tempdir();
-        Some(dir.map_err(failed("make a temporary directory"))?)
+        Some(dir.map_err(io_error("make a temporary directory"))?)
     };
     let home = match &temporary {
         Some(dir) => Home::new(&context.process.cwd, dir.path()),
@@ -112,8 +112,8 @@ fn run_demo(context: &Context) -> Result<Exit, DemoError> {
         auth::set_password(&home, auth::ADMIN, &password).map_err(init::InitError::from)?;
         password
     } else {
-        context.tell("making keys and packages ...");
-        make(&home, &context.process.program)?.password
+        context.print_text("making keys and packages ...");
+        set_up(&home, &context.process.program)?.password
     };
     let mut guard = start_guard(&home, &context.process.program)?;
     let result = serve(context, &home, &password, &mut guard, &signals);
@@ -121,24 +121,26 @@ fn run_demo(context: &Context) -> Result<Exit, DemoError> {
     drop(guard.wait());
     if let Some(dir) = temporary {
         // Releases are read-only: dropping the directory would leave them to whoever is not root.
-        remove_tree(dir.path()).map_err(failed("remove the temporary home"))?;
+        remove_tree(dir.path()).map_err(io_error("remove the temporary home"))?;
     }
     result
 }
 
 /// Makes keys, packages and the home with release 1.0.0.
-fn make(home: &Home, program: &Path) -> Result<Made, DemoError> {
+fn set_up(home: &Home, program: &Path) -> Result<NewHome, DemoError> {
     let packages = home.path().join("packages");
-    fs::create_dir_all(&packages).map_err(failed("make the home"))?;
+    fs::create_dir_all(&packages).map_err(io_error("make the home"))?;
     let keys = Keys::init(&home.path().join("keys"), expiry())?;
     // Held until the home is made: another demo that is made meanwhile finds others.
-    let (addresses, held) = addresses().map_err(failed("find free ports"))?;
-    let refit = fs::read(program).map_err(failed("read this program"))?;
-    let scratch =
-        tempfile::Builder::new().prefix("demo-").tempdir_in(home.path()).map_err(failed("make a scratch directory"))?;
+    let (addresses, held) = addresses().map_err(io_error("find free ports"))?;
+    let refit = fs::read(program).map_err(io_error("read this program"))?;
+    let scratch = tempfile::Builder::new()
+        .prefix("demo-")
+        .tempdir_in(home.path())
+        .map_err(io_error("make a scratch directory"))?;
     let write = |version: &str, extra: &[(&str, &str)]| -> Result<PathBuf, DemoError> {
         let dir = scratch.path().join(format!("{version}{}", if extra.is_empty() { "" } else { "-hostile" }));
-        write_release(&dir, version, extra, &addresses, &refit).map_err(failed("write a demo release"))?;
+        write_release(&dir, version, extra, &addresses, &refit).map_err(io_error("write a demo release"))?;
         Ok(dir)
     };
     let options = PackOptions {
@@ -172,7 +174,7 @@ fn make_repository(home: &Home, package: &Path, keys: &Keys) -> Result<(), DemoE
     Repository::init(&dir, keys, &terms)?.add(package, keys, &terms)?;
     let quoted = toml::Value::from(dir.to_string_lossy().into_owned());
     let text = format!("# Of this machine alone: it overrides appliance.toml.\n[update]\nrepository = {quoted}\n");
-    durable::replace(home.path(), LOCAL_FILE, text.as_bytes()).map_err(failed("write local.toml"))
+    durable::replace(home.path(), LOCAL_FILE, text.as_bytes()).map_err(io_error("write local.toml"))
 }
 
 fn expiry() -> Timestamp {
@@ -207,11 +209,11 @@ fn change_one_byte(package: &Path, path: &str) -> Result<(), DemoError> {
         file.read_exact_at(&mut byte, at)?;
         file.write_all_at(&[byte[0] ^ 1], at)
     };
-    change().map_err(failed("make the hostile package"))
+    change().map_err(io_error("make the hostile package"))
 }
 
 fn start_guard(home: &Home, program: &Path) -> Result<Child, DemoError> {
-    let log = fs::File::create(home.path().join("demo.log")).map_err(failed("make the log"))?;
+    let log = fs::File::create(home.path().join("demo.log")).map_err(io_error("make the log"))?;
     Command::new(program)
         .args(["run", "--with-parent", "--home"])
         .arg(home.path())
@@ -221,7 +223,7 @@ fn start_guard(home: &Home, program: &Path) -> Result<Child, DemoError> {
         // Its own group: Ctrl-C reaches the demo, which ends the guard.
         .process_group(0)
         .spawn()
-        .map_err(failed("start the guard"))
+        .map_err(io_error("start the guard"))
 }
 
 /// Shows what there is to try, and waits for the end.
@@ -237,16 +239,16 @@ fn serve(
         drop(io::stderr().lock().write_all(&fs::read(&log).unwrap_or_default()));
         return Err(DemoError::NotStarted);
     };
-    show(context, home, password, &status);
+    print_instructions(context, home, password, &status);
     loop {
-        let signal = signals.wait().map_err(io::Error::from).map_err(failed("wait for signals"))?;
+        let signal = signals.wait().map_err(io::Error::from).map_err(io_error("wait for signals"))?;
         if signal == Signal::SIGCHLD {
             if let Ok(Some(ended)) = guard.try_wait() {
                 return Ok(ended.code().map_or(Exit::Failed, Exit::from_code));
             }
             continue;
         }
-        context.tell("ending ...");
+        context.print_text("ending ...");
         let pid = nix::unistd::Pid::from_raw(i32::try_from(guard.id()).unwrap_or(0));
         let _ = nix::sys::signal::kill(pid, Signal::SIGTERM); // gone already is as good
     }
@@ -271,7 +273,7 @@ fn wait_running(home: &Home, guard: &mut Child) -> Option<serde_json::Value> {
     None
 }
 
-fn show(context: &Context, home: &Home, password: &str, status: &serde_json::Value) {
+fn print_instructions(context: &Context, home: &Home, password: &str, status: &serde_json::Value) {
     let address = |name: &str| {
         let listeners = status["listeners"].as_array().into_iter().flatten();
         let found = listeners.clone().find(|listener| listener["name"] == name);

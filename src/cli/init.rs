@@ -103,7 +103,7 @@ impl Reported for InitError {
 }
 
 /// What [`make_home`] made.
-pub(super) struct Made {
+pub(super) struct NewHome {
     pub(super) appliance: String,
     pub(super) version: Version,
     /// The password of the account that was made.
@@ -126,15 +126,15 @@ pub(super) fn run(context: &Context, init: &Init) -> Exit {
                 });
                 context.print(&object.to_string());
             }
-            context.tell(&format!("{} {} is installed in {home}", made.appliance, made.version));
+            context.print_text(&format!("{} {} is installed in {home}", made.appliance, made.version));
             if made.expired {
-                context.tell("note: the package's signatures are past their date");
+                context.print_text("note: the package's signatures are past their date");
             }
             if let Some(released) = &made.clock_behind {
-                context.tell(&format!("note: {}", notes::clock_behind(released)));
+                context.print_text(&format!("note: {}", notes::clock_behind(released)));
             }
-            context.tell(&format!("the page's account is {}, its password {}", auth::ADMIN, made.password));
-            context.tell(&format!("start it with `refit run --home {home}`"));
+            context.print_text(&format!("the page's account is {}, its password {}", auth::ADMIN, made.password));
+            context.print_text(&format!("start it with `refit run --home {home}`"));
             Exit::Done
         }
         Err(error) => context.fail(&error),
@@ -142,7 +142,7 @@ pub(super) fn run(context: &Context, init: &Init) -> Exit {
 }
 
 /// Makes a home and installs `package` as its first release. What fails leaves nothing where there was nothing.
-pub(super) fn make_home(home: &Home, package: &Input, root: &Path) -> Result<Made, InitError> {
+pub(super) fn make_home(home: &Home, package: &Input, root: &Path) -> Result<NewHome, InitError> {
     if journal::exists(home.path()) {
         return Err(InitError::Installed { home: home.path().to_owned() });
     }
@@ -160,7 +160,7 @@ pub(super) fn make_home(home: &Home, package: &Input, root: &Path) -> Result<Mad
     made
 }
 
-fn fill_home(home: &Home, package: &Input, root: &Path) -> Result<Made, InitError> {
+fn fill_home(home: &Home, package: &Input, root: &Path) -> Result<NewHome, InitError> {
     let unreadable = |path: &Path| {
         let path = path.to_owned();
         move |source| InitError::Read { path, source }
@@ -199,5 +199,5 @@ fn fill_home(home: &Home, package: &Input, root: &Path) -> Result<Made, InitErro
     merge_config(&store, None, &version, Existing::Replace)?;
     store.point_current(&version)?;
     journal::store(home.path(), &Journal::first(version.clone()))?;
-    Ok(Made { appliance: config.name, version, password, expired, clock_behind })
+    Ok(NewHome { appliance: config.name, version, password, expired, clock_behind })
 }

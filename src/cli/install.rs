@@ -58,14 +58,14 @@ pub(super) async fn run(context: &Context, install: &Install) -> Result<Exit, Cl
     let body = match (staged, version) {
         (Some(_), _) if install.stage_only => {
             let remedy = "leave --stage-only out to install it";
-            return Ok(context.complain("a digest names what is staged already", "usage", remedy, Exit::Usage));
+            return Ok(context.print_failure("a digest names what is staged already", "usage", remedy, Exit::Usage));
         }
         (Some(digest), _) => json!({ "digest": digest }),
         (None, Some(version)) if kept.is_some() || status["repository"].is_null() => {
             if let Some(release) = kept {
-                approve(install, &version, &release)?;
+                check_approved(install, &version, &release)?;
                 if install.stage_only {
-                    context.tell(&format!("{:<13} release {version} is complete on disk", "staged"));
+                    context.print_text(&format!("{:<13} release {version} is complete on disk", "staged"));
                     return Ok(Exit::Done);
                 }
             }
@@ -96,7 +96,7 @@ async fn installed(client: &Client, version: &Version) -> Result<Option<Value>, 
 }
 
 /// Refuses a release on the appliance that is not the one that was approved.
-fn approve(install: &Install, version: &Version, release: &Value) -> Result<(), ClientError> {
+fn check_approved(install: &Install, version: &Version, release: &Value) -> Result<(), ClientError> {
     let found = release["digest"].as_str().unwrap_or_default();
     match install.digest.map(|digest| digest.to_string()) {
         Some(approved) if approved != found => {

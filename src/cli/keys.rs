@@ -40,7 +40,7 @@ pub(super) enum Keys {
 
 /// How keys are made.
 #[derive(Debug, clap::Args)]
-pub(super) struct Making {
+pub(super) struct KeyOptions {
     /// Where the keys of the root role go, if not beside the others (or, in a rotation, to those they replace): a medium
     /// that is put away.
     #[arg(long, value_name = "DIR")]
@@ -52,7 +52,7 @@ pub(super) struct Making {
     /// Use the key that FILE (.key.toml) describes, behind a command, for this role and for no other; may be repeated, for
     /// further roles and for further keys of one. A rotation makes no key for a role that had one outside, unless it is
     /// told to by ROLE=none.
-    #[arg(long, value_name = "ROLE=FILE", value_parser = outside)]
+    #[arg(long, value_name = "ROLE=FILE", value_parser = parse_external)]
     external: Vec<(KeyRole, Option<PathBuf>)>,
     /// How many days the root is good.
     #[arg(long, default_value_t = ROOT_EXPIRES_DAYS_DEFAULT, value_parser = number_in(1..=DAYS_MAX))]
@@ -73,7 +73,7 @@ pub(super) struct Init {
     #[arg(long)]
     separate_roles: bool,
     #[command(flatten)]
-    making: Making,
+    options: KeyOptions,
 }
 
 #[derive(Debug, clap::Args)]
@@ -93,7 +93,7 @@ pub(super) struct Rotate {
     #[arg(long, value_name = "DIR")]
     with: Vec<PathBuf>,
     #[command(flatten)]
-    making: Making,
+    options: KeyOptions,
 }
 
 #[derive(Debug, clap::Args)]
@@ -145,7 +145,7 @@ impl Reported for KeyCommandError {
     }
 }
 
-fn outside(text: &str) -> Result<(KeyRole, Option<PathBuf>), String> {
+fn parse_external(text: &str) -> Result<(KeyRole, Option<PathBuf>), String> {
     let (role, file) = text.split_once('=').ok_or("ROLE=FILE is wanted")?;
     let names = || keys::role_names().collect::<Vec<_>>().join(", ");
     let role = keys::role_named(role).ok_or_else(|| format!("{role:?} is no role; there are {}", names()))?;
@@ -165,7 +165,7 @@ pub(super) fn run(context: &Context, keys: &Keys) -> Exit {
     }
 }
 
-impl Making {
+impl KeyOptions {
     /// Returns the passphrase for new keys, if they are to have one. `locked`: the old ones do.
     fn passphrase(&self, context: &Context, locked: bool) -> Result<Option<Zeroizing<String>>, KeyCommandError> {
         if !self.encrypt && !locked {
@@ -176,7 +176,7 @@ impl Making {
     }
 
     /// Returns the keys outside by role, and the roles that are to have none.
-    fn outside(&self, context: &Context) -> Result<Vec<(KeyRole, Option<PathBuf>)>, KeyCommandError> {
+    fn external_keys(&self, context: &Context) -> Result<Vec<(KeyRole, Option<PathBuf>)>, KeyCommandError> {
         let has_file = |role| self.external.iter().any(|(named, file)| *named == role && file.is_some());
         if let Some((role, _)) = self.external.iter().find(|(role, file)| file.is_none() && has_file(*role)) {
             return Err(KeyCommandError::Made { role: *role, why: "name no file for that role, or leave it out" });
@@ -189,30 +189,30 @@ fn init(context: &Context, init: &Init) -> Result<(), KeyCommandError> {
     let dir = context.path(&init.dir);
     let spare = u64::from(init.threshold > 1);
     let mut outside = Vec::new();
-    for (role, file) in init.making.outside(context)? {
+    for (role, file) in init.options.external_keys(context)? {
         let why = "leave it out: the first keys are made unless a file is named";
         outside.push((role, file.ok_or(KeyCommandError::Made { role, why })?));
     }
     let setup = Setup {
-        root_expires: in_days(init.making.expires_days),
+        root_expires: in_days(init.options.expires_days),
         root_keys: init.root_keys.unwrap_or(init.threshold + spare),
         root_threshold: init.threshold,
         separate_roles: init.separate_roles,
-        root_dir: init.making.offline_root.as_ref().map(|dir| context.path(dir)),
+        root_dir: init.options.offline_root.as_ref().map(|dir| context.path(dir)),
         outside,
-        passphrase: init.making.passphrase(context, false)?,
+        passphrase: init.options.passphrase(context, false)?,
     };
     let made = SigningKeys::create(&dir, &setup)?;
     let root = dir.join("1.root.json");
     if context.json {
         context.print(&json!({ "keys": dir, "root": root, "roles": made.status() }).to_string());
     }
-    tell_roles(context, &made.status());
-    context.tell("keep the keys secret and keep copies: without the root's, nobody can replace a lost one");
+    print_roles(context, &made.status());
+    context.print_text("keep the keys secret and keep copies: without the root's, nobody can replace a lost one");
     if let Some(offline) = setup.root_dir.as_ref().filter(|dir| holds_root(dir, &made.status())) {
-        context.tell(&format!("put {} away; it is needed again to rotate keys", offline.display()));
+        context.print_text(&format!("put {} away; it is needed again to rotate keys", offline.display()));
     }
-    context.tell(&format!("appliances trust {}; ship it with them", root.display()));
+    context.print_text(&format!("appliances trust {}; ship it with them", root.display()));
     Ok(())
 }
 
@@ -222,33 +222,38 @@ fn holds_root(dir: &Path, roles: &[KeyStatus]) -> bool {
     root.flat_map(|status| &status.keys).any(|(_, file)| file.as_ref().is_some_and(|file| file.starts_with(dir)))
 }
 
-fn tell_roles(context: &Context, roles: &[KeyStatus]) {
+fn print_roles(context: &Context, roles: &[KeyStatus]) {
     for role in roles {
         for (id, file) in &role.keys {
             let file = file.as_ref().map_or_else(|| "elsewhere".to_owned(), |file| file.display().to_string());
-            context.tell(&format!("{:<10} {} of {}  {id:.12}  {file}", role.role, role.threshold, role.keys.len()));
+            context.print_text(&format!(
+                "{:<10} {} of {}  {id:.12}  {file}",
+                role.role,
+                role.threshold,
+                role.keys.len()
+            ));
         }
     }
 }
 
 fn rotate(context: &Context, rotate: &Rotate) -> Result<(), KeyCommandError> {
     let mut with = rotate.with.clone();
-    with.extend(rotate.making.offline_root.clone().filter(|dir| context.path(dir).is_dir()));
+    with.extend(rotate.options.offline_root.clone().filter(|dir| context.path(dir).is_dir()));
     let keys = signing_keys::open(context, &rotate.dir, &with)?;
     let roles: BTreeSet<&'static str> = keys::role_names()
         .filter(|name| rotate.role.is_empty() || rotate.role.iter().any(|role| role == name))
         .collect();
     let rotation = Rotation {
         roles,
-        root_expires: in_days(rotate.making.expires_days),
+        root_expires: in_days(rotate.options.expires_days),
         root_keys: rotate.root_keys,
         root_threshold: rotate.threshold,
-        root_dir: rotate.making.offline_root.as_ref().map(|dir| context.path(dir)),
-        outside: rotate.making.outside(context)?,
-        passphrase: rotate.making.passphrase(context, keys.are_locked())?,
+        root_dir: rotate.options.offline_root.as_ref().map(|dir| context.path(dir)),
+        outside: rotate.options.external_keys(context)?,
+        passphrase: rotate.options.passphrase(context, keys.are_locked())?,
     };
     let (keys, rotated) = keys.rotate(&rotation)?;
-    tell_rotated(context, &keys, &rotated);
+    print_rotated(context, &keys, &rotated);
     Ok(())
 }
 
@@ -264,11 +269,11 @@ fn renew(context: &Context, renew: &Renew) -> Result<(), KeyCommandError> {
         passphrase: None,
     };
     let (keys, rotated) = keys.rotate(&rotation)?;
-    tell_rotated(context, &keys, &rotated);
+    print_rotated(context, &keys, &rotated);
     Ok(())
 }
 
-fn tell_rotated(context: &Context, keys: &SigningKeys, rotated: &Rotated) {
+fn print_rotated(context: &Context, keys: &SigningKeys, rotated: &Rotated) {
     let roles = keys.status();
     if context.json {
         let object = json!({
@@ -278,13 +283,13 @@ fn tell_rotated(context: &Context, keys: &SigningKeys, rotated: &Rotated) {
         context.print(&object.to_string());
     }
     for file in &rotated.made {
-        context.tell(&format!("made     {}", file.display()));
+        context.print_text(&format!("made     {}", file.display()));
     }
     for file in &rotated.retired {
-        context.tell(&format!("retired  {}", file.display()));
+        context.print_text(&format!("retired  {}", file.display()));
     }
-    tell_roles(context, &roles);
-    context.tell(&format!(
+    print_roles(context, &roles);
+    context.print_text(&format!(
         "root {} is {}; appliances get it with the next package or from the repository after `refit repo refresh`",
         rotated.version,
         rotated.root.display()

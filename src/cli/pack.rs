@@ -11,7 +11,9 @@ use refit_base::clock;
 use refit_base::{Exit, Reported};
 use refit_updater::keys::{Keys, KeysError};
 use refit_updater::manifest::Codec;
-use refit_updater::pack::{METADATA_VERSION, PackError, PackOptions, PackStep, file_name, pack as make_package};
+use refit_updater::pack::{
+    METADATA_VERSION, PackError, PackOptions, PackReport, PackStep, file_name, pack as make_package,
+};
 use refit_updater::repository::author::{Repository, RepositoryError, Terms};
 use serde_json::json;
 
@@ -115,16 +117,6 @@ impl Reported for PackCommandError {
     }
 }
 
-/// Returns when a release that is packed now was made: what `SOURCE_DATE_EPOCH` says, as other build tools do, so that the
-/// same input gives the same package; or now.
-fn release_date(context: &Context) -> Result<Timestamp, PackCommandError> {
-    let text = context.process.environment.get(&OsString::from(SOURCE_DATE_EPOCH));
-    let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(clock::now()) };
-    let seconds = text.to_str().and_then(|text| text.parse().ok());
-    let time = seconds.and_then(|seconds| Timestamp::from_second(seconds).ok());
-    time.ok_or_else(|| PackCommandError::NoTime { text: text.clone() })
-}
-
 pub(super) fn run(context: &Context, pack: &Pack) -> Exit {
     match try_run(context, pack) {
         Ok(()) => Exit::Done,
@@ -134,15 +126,7 @@ pub(super) fn run(context: &Context, pack: &Pack) -> Exit {
 
 fn try_run(context: &Context, pack: &Pack) -> Result<(), PackCommandError> {
     let begun = Instant::now();
-    let dir = context.path(&pack.dir);
-    if !dir.is_dir() {
-        return Err(PackCommandError::NoDirectory { path: dir });
-    }
-    if !dir.join(config::FILE).exists() {
-        return Err(PackError::NoDescription { dir }.into());
-    }
-    // The whole configuration is checked here, where it can still be mended, and not first on the appliance.
-    let config = Config::load_with_programs(&Programs::anywhere(&dir), &dir.join(config::NO_LOCAL_FILE))?;
+    let (dir, config) = load_release(context, pack)?;
     let keys = signing_keys::open(context, &pack.keys, &pack.with)?;
     let mut repository = pack.repo.as_ref().map(|dir| Repository::open(&context.path(dir))).transpose()?;
     // What the repository would refuse for its keys is refused before minutes of compressing.
@@ -158,27 +142,8 @@ fn try_run(context: &Context, pack: &Pack) -> Result<(), PackCommandError> {
         Some(scratch) => scratch.path().join(&name),
         None => context.path(&pack.out.clone().unwrap_or(name)),
     };
-    let released = release_date(context)?;
-    let options = PackOptions {
-        codec: if pack.codec == "gzip" { Codec::Gzip } else { Codec::Zstd },
-        level: pack.level,
-        arch: pack.arch.clone(),
-        expires: released.checked_add(SignedDuration::from_hours(24 * pack.expires_days)).unwrap_or(Timestamp::MAX),
-        released,
-        metadata_version: pack.metadata_version,
-    };
-    let bar = context.bytes_bar("reading");
-    bar.enable_steady_tick(Duration::from_millis(100));
-    let report = make_package(&dir, &out, &keys, &options, &mut |progress| {
-        bar.set_length(progress.bytes_total);
-        bar.set_position(progress.bytes);
-        bar.set_message(match progress.step {
-            PackStep::Hashing => "reading",
-            PackStep::Compressing => "compressing",
-        });
-    });
-    bar.finish_and_clear();
-    let report = report?;
+    let options = options(context, pack)?;
+    let report = make_with_bar(context, &dir, &out, &keys, &options)?;
     let mut outcome = None;
     if let Some(repository) = &mut repository {
         let expires = options.expires;
@@ -193,8 +158,72 @@ fn try_run(context: &Context, pack: &Pack) -> Result<(), PackCommandError> {
             object["outcome"] = json!(outcome);
         }
         context.print(&object.to_string());
-        return Ok(());
+    } else {
+        print_report(context, &report, &place, begun.elapsed());
     }
+    Ok(())
+}
+
+/// Returns the directory of the release and its configuration.
+fn load_release(context: &Context, pack: &Pack) -> Result<(PathBuf, Config), PackCommandError> {
+    let dir = context.path(&pack.dir);
+    if !dir.is_dir() {
+        return Err(PackCommandError::NoDirectory { path: dir });
+    }
+    if !dir.join(config::FILE).exists() {
+        return Err(PackError::NoDescription { dir }.into());
+    }
+    // The whole configuration is checked here, where it can still be mended, and not first on the appliance.
+    let config = Config::load_with_programs(&Programs::anywhere(&dir), &dir.join(config::NO_LOCAL_FILE))?;
+    Ok((dir, config))
+}
+
+/// Returns how the package is made.
+fn options(context: &Context, pack: &Pack) -> Result<PackOptions, PackCommandError> {
+    let released = release_date(context)?;
+    Ok(PackOptions {
+        codec: if pack.codec == "gzip" { Codec::Gzip } else { Codec::Zstd },
+        level: pack.level,
+        arch: pack.arch.clone(),
+        expires: released.checked_add(SignedDuration::from_hours(24 * pack.expires_days)).unwrap_or(Timestamp::MAX),
+        released,
+        metadata_version: pack.metadata_version,
+    })
+}
+
+/// Returns when a release that is packed now was made: what `SOURCE_DATE_EPOCH` says, as other build tools do, so that the
+/// same input gives the same package; or now.
+fn release_date(context: &Context) -> Result<Timestamp, PackCommandError> {
+    let text = context.process.environment.get(&OsString::from(SOURCE_DATE_EPOCH));
+    let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(clock::now()) };
+    let seconds = text.to_str().and_then(|text| text.parse().ok());
+    let time = seconds.and_then(|seconds| Timestamp::from_second(seconds).ok());
+    time.ok_or_else(|| PackCommandError::NoTime { text: text.clone() })
+}
+
+/// Makes the package and shows how far it is.
+fn make_with_bar(
+    context: &Context,
+    dir: &Path,
+    out: &Path,
+    keys: &Keys,
+    options: &PackOptions,
+) -> Result<PackReport, PackError> {
+    let bar = context.bytes_bar("reading");
+    bar.enable_steady_tick(Duration::from_millis(100));
+    let report = make_package(dir, out, keys, options, &mut |progress| {
+        bar.set_length(progress.bytes_total);
+        bar.set_position(progress.bytes);
+        bar.set_message(match progress.step {
+            PackStep::Hashing => "reading",
+            PackStep::Compressing => "compressing",
+        });
+    });
+    bar.finish_and_clear();
+    report
+}
+
+fn print_report(context: &Context, report: &PackReport, place: &Path, elapsed: Duration) {
     context.print(&format!("{} {} for {}", report.appliance, report.version, report.arch));
     context.print("");
     print_totals(context, &report.totals);
@@ -204,9 +233,8 @@ fn try_run(context: &Context, pack: &Pack) -> Result<(), PackCommandError> {
         "package   {}, {} in {:.1} s",
         place.display(),
         HumanBytes(report.package_bytes),
-        begun.elapsed().as_secs_f32()
+        elapsed.as_secs_f32()
     ));
-    Ok(())
 }
 
 /// Says on standard error that what is signed is past its date the moment it is made.

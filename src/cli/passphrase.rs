@@ -21,7 +21,7 @@ pub(super) fn finder(context: &Context) -> Arc<Passphrase<'static>> {
     Arc::new(move |key: &Path| {
         let found = match &file {
             Some(file) => from_file(file).map(Some),
-            None if io::stdin().is_terminal() => ask(&format!("passphrase of {}: ", key.display())).map(Some),
+            None if io::stdin().is_terminal() => prompt(&format!("passphrase of {}: ", key.display())).map(Some),
             None => Ok(None),
         };
         found.map_err(|error| with_file(file.as_deref(), &error))
@@ -41,8 +41,8 @@ fn choose_from(file: Option<&Path>) -> io::Result<Option<Zeroizing<String>>> {
     let found = match file {
         Some(file) => from_file(file)?,
         None if io::stdin().is_terminal() => {
-            let first = ask("passphrase of the new keys: ")?;
-            if *ask("the same again: ")? != *first {
+            let first = prompt("passphrase of the new keys: ")?;
+            if *prompt("the same again: ")? != *first {
                 return Err(io::Error::new(io::ErrorKind::InvalidInput, "the two passphrases differ"));
             }
             first
@@ -65,8 +65,8 @@ fn from_file(file: &Path) -> io::Result<Zeroizing<String>> {
     Ok(Zeroizing::new(text.lines().next().unwrap_or_default().to_owned()))
 }
 
-fn ask(prompt: &str) -> io::Result<Zeroizing<String>> {
-    rpassword::prompt_password(prompt).map(Zeroizing::new)
+fn prompt(text: &str) -> io::Result<Zeroizing<String>> {
+    rpassword::prompt_password(text).map(Zeroizing::new)
 }
 
 /// Returns `error` with the name of the file that it is about, if there is one.

@@ -32,7 +32,7 @@ pub(super) enum Repo {
         #[command(flatten)]
         writing: Writing,
         #[command(flatten)]
-        retired: Retired,
+        retired: RetiredKeys,
         /// The packages.
         #[arg(required = true)]
         packages: Vec<PathBuf>,
@@ -42,7 +42,7 @@ pub(super) enum Repo {
         #[command(flatten)]
         writing: Writing,
         #[command(flatten)]
-        retired: Retired,
+        retired: RetiredKeys,
     },
     /// Show what is in a repository.
     Show {
@@ -58,7 +58,7 @@ pub(super) enum Repo {
 
 /// What is done about metadata of retired keys.
 #[derive(Debug, clap::Args)]
-pub(super) struct Retired {
+pub(super) struct RetiredKeys {
     /// Vouch for metadata that retired keys signed and that is not known to be what was published last with this directory
     /// of keys; the releases in it are listed with their digests.
     #[arg(long)]
@@ -163,11 +163,11 @@ fn try_run(context: &Context, repo: &Repo) -> Result<(), RepoError> {
             let repository = Repository::init(&dir, &keys, &terms)?;
             let contents = repository.contents(&keys)?;
             warn(&repository, &contents);
-            show(context, &contents, None, None);
+            print_contents(context, &contents, None, None);
         }
         Repo::Add { writing, packages, retired } => {
             let (dir, keys, terms) = writing.open(context)?;
-            let (mut repository, accepted) = open(context, &dir, &keys, retired.accept_retired)?;
+            let (mut repository, accepted) = open_repository(context, &dir, &keys, retired.accept_retired)?;
             let packages: Vec<PathBuf> = packages.iter().map(|package| context.path(package)).collect();
             // One that is not there is known before the first of them changes anything.
             for path in &packages {
@@ -176,8 +176,8 @@ fn try_run(context: &Context, repo: &Repo) -> Result<(), RepoError> {
             let mut added = Vec::new();
             for package in &packages {
                 let addition = repository.add(package, &keys, &terms)?;
-                let release = name_of(&addition.offer);
-                context.tell(&match addition.outcome {
+                let release = release_name(&addition.offer);
+                context.print_text(&match addition.outcome {
                     Outcome::Added => format!("added {release}"),
                     Outcome::Restored => format!("restored {release}: files of it were missing or damaged"),
                     Outcome::Present => format!("{release} is there already"),
@@ -186,25 +186,25 @@ fn try_run(context: &Context, repo: &Repo) -> Result<(), RepoError> {
             }
             let contents = repository.contents(&keys)?;
             warn(&repository, &contents);
-            show(context, &contents, accepted.as_deref(), Some(&added));
+            print_contents(context, &contents, accepted.as_deref(), Some(&added));
         }
         Repo::Refresh { writing, retired } => {
             let (dir, keys, terms) = writing.open(context)?;
-            let (mut repository, accepted) = open(context, &dir, &keys, retired.accept_retired)?;
+            let (mut repository, accepted) = open_repository(context, &dir, &keys, retired.accept_retired)?;
             let contents = repository.refresh(&keys, &terms)?;
             warn(&repository, &contents);
-            show(context, &contents, accepted.as_deref(), None);
+            print_contents(context, &contents, accepted.as_deref(), None);
         }
         Repo::Show { reading, accept_retired } => {
             let dir = context.path(&reading.dir);
             match reading.trust(context)? {
-                Trusted::Keys(keys) => {
-                    let (repository, accepted) = open(context, &dir, &keys, *accept_retired)?;
+                TrustAnchor::Keys(keys) => {
+                    let (repository, accepted) = open_repository(context, &dir, &keys, *accept_retired)?;
                     let contents = repository.contents(&keys)?;
                     warn(&repository, &contents);
-                    show(context, &contents, accepted.as_deref(), None);
+                    print_contents(context, &contents, accepted.as_deref(), None);
                 }
-                Trusted::Root(root) => show(context, &contents(&dir, &root)?, None, None),
+                TrustAnchor::Root(root) => print_contents(context, &contents(&dir, &root)?, None, None),
             }
         }
         Repo::Check(reading) => check_all(context, reading)?,
@@ -224,26 +224,26 @@ impl Writing {
 }
 
 /// By what a repository is verified.
-enum Trusted {
+enum TrustAnchor {
     Keys(Box<Keys>),
     Root(Vec<u8>),
 }
 
 impl Reading {
-    fn trust(&self, context: &Context) -> Result<Trusted, RepoError> {
+    fn trust(&self, context: &Context) -> Result<TrustAnchor, RepoError> {
         match (&self.root, &self.keys) {
-            (None, Some(dir)) => Ok(Trusted::Keys(Box::new(signing_keys::open(context, dir, &self.with)?))),
+            (None, Some(dir)) => Ok(TrustAnchor::Keys(Box::new(signing_keys::open(context, dir, &self.with)?))),
             (root, _) => {
                 let path = context.path(&root.clone().unwrap_or_default());
                 let root = durable::read_limited(&path, METADATA_BYTES_MAX);
-                Ok(Trusted::Root(root.map_err(|source| RepoError::Read { path, source })?))
+                Ok(TrustAnchor::Root(root.map_err(|source| RepoError::Read { path, source })?))
             }
         }
     }
 }
 
 /// Opens a repository, and vouches for it if that is wanted. Returns the releases that somebody vouches for.
-fn open(
+fn open_repository(
     context: &Context,
     dir: &Path,
     keys: &Keys,
@@ -252,21 +252,22 @@ fn open(
     let mut repository = Repository::open(dir)?;
     let accepted = if accept_retired { Some(repository.accept_retired(keys)?) } else { None };
     for Listed { offer, digest } in accepted.iter().flatten() {
-        let (release, digest) = (name_of(offer), digest.map_or_else(|| "-".to_owned(), |digest| digest.to_string()));
-        context.tell(&format!("accepted {release}, which retired keys signed: digest {digest}"));
+        let (release, digest) =
+            (release_name(offer), digest.map_or_else(|| "-".to_owned(), |digest| digest.to_string()));
+        context.print_text(&format!("accepted {release}, which retired keys signed: digest {digest}"));
     }
     Ok((repository, accepted))
 }
 
-fn name_of(offer: &Offer) -> String {
+fn release_name(offer: &Offer) -> String {
     format!("{} {} for {}", offer.appliance, offer.version, offer.arch)
 }
 
 fn check_all(context: &Context, reading: &Reading) -> Result<(), RepoError> {
     let dir = context.path(&reading.dir);
     let root = match reading.trust(context)? {
-        Trusted::Keys(keys) => keys.root().to_vec(),
-        Trusted::Root(root) => root,
+        TrustAnchor::Keys(keys) => keys.root().to_vec(),
+        TrustAnchor::Root(root) => root,
     };
     let bar = context.bytes_bar("checking");
     let found = check(&dir, &root, clock::now(), &mut |progress| {
@@ -279,7 +280,7 @@ fn check_all(context: &Context, reading: &Reading) -> Result<(), RepoError> {
         context.print(&json!(found).to_string());
     }
     for problem in &found.problems {
-        context.tell(&problem.to_string());
+        context.print_text(&problem.to_string());
     }
     match found.problems.first() {
         Some(first) => Err(RepoError::Damaged { dir, problems: found.problems.len(), first: first.to_string() }),
@@ -287,13 +288,14 @@ fn check_all(context: &Context, reading: &Reading) -> Result<(), RepoError> {
             let releases = &found.contents.releases;
             let bytes = releases.iter().map(|release| release.offer.payload_bytes).sum();
             let (count, until) = (releases.len(), found.contents.timestamp_expires);
-            context.tell(&format!("in order: {count} releases, {}; refresh it before {until}", HumanBytes(bytes)));
+            context
+                .print_text(&format!("in order: {count} releases, {}; refresh it before {until}", HumanBytes(bytes)));
             Ok(())
         }
     }
 }
 
-fn show(context: &Context, contents: &Contents, accepted: Option<&[Listed]>, added: Option<&[Addition]>) {
+fn print_contents(context: &Context, contents: &Contents, accepted: Option<&[Listed]>, added: Option<&[Addition]>) {
     if context.json {
         let mut object = json!(contents);
         if let Some(accepted) = accepted {

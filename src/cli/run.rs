@@ -25,7 +25,7 @@ pub(super) fn run(context: Context, run: Run) -> Exit {
         Ok(descriptors) => descriptors,
         Err(error) => {
             let line = format!("cannot take the descriptors of the service manager: {error}");
-            return context.complain(&line, "system_refused", "", Exit::Failed);
+            return context.print_failure(&line, "system_refused", "", Exit::Failed);
         }
     };
     let stream = context.process.environment.get(OsStr::new(journal::STREAM_VARIABLE));

@@ -41,7 +41,7 @@ pub(super) async fn run(context: &Context) -> Result<Exit, ClientError> {
             cell(&update["step"]),
         ));
     }
-    if let Some(line) = reception(&status["receiving"]) {
+    if let Some(line) = reception_line(&status["receiving"]) {
         context.print(&line);
     }
     for package in list(&status["staged"]) {
@@ -79,14 +79,14 @@ pub(super) async fn run(context: &Context) -> Result<Exit, ClientError> {
 }
 
 /// Returns what arrives and how far it is.
-fn reception(receiving: &Value) -> Option<String> {
+fn reception_line(receiving: &Value) -> Option<String> {
     let step = receiving["step"].as_str()?;
     let what = receiving["version"].as_str().map_or("a package".to_owned(), |version| format!("release {version}"));
     let bytes = |key: &str| receiving[key].as_u64().map(|bytes| indicatif::BinaryBytes(bytes).to_string());
-    let far = match (bytes("received_bytes"), bytes("total_bytes")) {
+    let progress = match (bytes("received_bytes"), bytes("total_bytes")) {
         (Some(received), Some(total)) => format!(", {received} of {total}"),
         (Some(received), None) => format!(", {received}"),
         (None, _) => String::new(),
     };
-    Some(format!("receiving {what} since {}: {step}{far}", cell(&receiving["since"])))
+    Some(format!("receiving {what} since {}: {step}{progress}", cell(&receiving["since"])))
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use refit_base::clock;
 use refit_base::{Exit, Reported};
-use refit_updater::trust::{Trust as Trusted, TrustError};
+use refit_updater::trust::{Trust as TrustStore, TrustError};
 use serde_json::json;
 
 use super::context::Context;
@@ -71,16 +71,16 @@ pub(super) fn run(context: &Context, trust: &Trust) -> Exit {
 fn reset(context: &Context, root: &std::path::Path) -> Result<(), TrustCommandError> {
     let path = context.path(root);
     let bytes = std::fs::read(&path).map_err(|source| TrustCommandError::Read { path: path.clone(), source })?;
-    Trusted::reset(context.home.path(), &bytes)?;
+    TrustStore::reset(context.home.path(), &bytes)?;
     if context.json {
         context.print(&json!({ "trusted": path }).to_string());
     }
-    context.tell(&format!("{} is trusted; which versions were seen is forgotten", path.display()));
+    context.print_text(&format!("{} is trusted; which versions were seen is forgotten", path.display()));
     Ok(())
 }
 
 fn show(context: &Context) -> Result<(), TrustCommandError> {
-    let status = Trusted::open(context.home.path())?.status(clock::now())?;
+    let status = TrustStore::open(context.home.path())?.status(clock::now())?;
     if context.json {
         context.print(&json!(status).to_string());
         return Ok(());

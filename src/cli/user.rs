@@ -35,7 +35,7 @@ pub(super) fn run(context: &Context, user: &User) -> Exit {
         let mut line = String::new();
         if let Err(error) = io::stdin().lock().read_line(&mut line) {
             let text = format!("cannot read the password from standard input: {error}");
-            return context.complain(&text, "input", "", Exit::Usage);
+            return context.print_failure(&text, "input", "", Exit::Usage);
         }
         line.trim_end_matches(['\n', '\r']).to_owned()
     };

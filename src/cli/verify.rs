@@ -81,12 +81,13 @@ fn try_verify(context: &Context, verify: &Verify) -> Result<(), VerifyError> {
         context.print(&json!({ "version": version, "report": report }).to_string());
     }
     for problem in &report.problems {
-        context.tell(&problem.to_string());
+        context.print_text(&problem.to_string());
     }
     match report.problems.first() {
         Some(first) => Err(VerifyError::Damaged { version, problems: report.problems.len(), first: first.to_string() }),
         None => {
-            context.tell(&format!("release {version} is as signed: {} files, {} bytes", report.files, report.bytes));
+            context
+                .print_text(&format!("release {version} is as signed: {} files, {} bytes", report.files, report.bytes));
             Ok(())
         }
     }

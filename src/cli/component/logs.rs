@@ -62,7 +62,7 @@ pub(super) async fn run(context: &Context, client: &Client, logs: &Logs) -> Resu
         followed = follow(client, logs, &mut printer, answer) => followed,
         interrupted = tokio::signal::ctrl_c() => {
             if let Err(error) = interrupted {
-                return Ok(context.complain(
+                return Ok(context.print_failure(
                     &format!("cannot wait for Ctrl-C: {error}"), "system_refused", "check the limits of the system", Exit::Failed,
                 ));
             }
