@@ -7,9 +7,9 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
+use refit_author::inspect::inspect;
 use refit_updater::Digest;
 use refit_updater::durable::FileSystem;
-use refit_updater::inspect::inspect;
 use refit_updater::manifest::Body;
 
 use crate::{BenchError, failed, refit_failed};

@@ -16,15 +16,15 @@ use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 use nix::sys::signal::{SigSet, Signal};
+use refit_author::inspect::inspect;
+use refit_author::keys::Keys;
+use refit_author::pack::{METADATA_VERSION, PackOptions, pack};
+use refit_author::publish::{Repository, Terms};
 use refit_base::clock;
 use refit_base::{Chain, Exit};
 use refit_updater::durable::{self, remove_tree};
-use refit_updater::inspect::inspect;
 use refit_updater::journal;
-use refit_updater::keys::Keys;
 use refit_updater::manifest::{Body, Codec};
-use refit_updater::pack::{METADATA_VERSION, PackOptions, pack};
-use refit_updater::repository::author::{Repository, Terms};
 use serde_json::json;
 
 use self::releases::{Addresses, write_release};
@@ -59,13 +59,13 @@ enum DemoError {
         source: io::Error,
     },
     #[error("cannot make the demo's keys")]
-    Keys(#[from] refit_updater::keys::KeysError),
+    Keys(#[from] refit_author::keys::KeysError),
     #[error("cannot make the demo's packages")]
-    Pack(#[from] refit_updater::pack::PackError),
+    Pack(#[from] refit_author::pack::PackError),
     #[error("cannot look into a demo package")]
-    Inspect(#[from] refit_updater::inspect::InspectError),
+    Inspect(#[from] refit_author::inspect::InspectError),
     #[error("cannot make the demo's repository")]
-    Repository(#[from] refit_updater::repository::author::RepositoryError),
+    Repository(#[from] refit_author::publish::RepositoryError),
     #[error("cannot install the demo")]
     Init(#[from] init::InitError),
     #[error("the demo did not start")]

@@ -4,9 +4,9 @@ use std::io;
 use std::path::PathBuf;
 
 use indicatif::HumanBytes;
+use refit_author::inspect::{Change, Comparison, InspectError, Inspection, compare, inspect_open};
 use refit_base::clock;
 use refit_base::{Exit, Reported};
-use refit_updater::inspect::{Change, Comparison, InspectError, Inspection, compare, inspect_open};
 use refit_updater::manifest::Body;
 use serde_json::json;
 

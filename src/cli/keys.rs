@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use refit_author::keys::{self, KeyRole, KeyStatus, Keys as SigningKeys, KeysError, Rotated, Rotation, Setup};
 use refit_base::{Exit, Reported};
-use refit_updater::keys::{self, KeyRole, KeyStatus, Keys as SigningKeys, KeysError, Rotated, Rotation, Setup};
 use serde_json::json;
 use zeroize::Zeroizing;
 

@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 
 use indicatif::HumanBytes;
 use jiff::{SignedDuration, Timestamp};
-use refit_base::clock;
-use refit_base::{Exit, Reported};
-use refit_updater::keys::{Keys, KeysError};
-use refit_updater::manifest::Codec;
-use refit_updater::pack::{
+use refit_author::keys::{Keys, KeysError};
+use refit_author::pack::{
     METADATA_VERSION, PackError, PackOptions, PackReport, PackStep, file_name, pack as make_package,
 };
-use refit_updater::repository::author::{Repository, RepositoryError, Terms};
+use refit_author::publish::{Repository, RepositoryError, Terms};
+use refit_base::clock;
+use refit_base::{Exit, Reported};
+use refit_updater::manifest::Codec;
 use serde_json::json;
 
 use super::arguments::{DAYS_MAX, in_days, number_in};

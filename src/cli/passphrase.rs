@@ -4,8 +4,8 @@ use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use refit_author::keys::Passphrase;
 use refit_updater::durable;
-use refit_updater::keys::Passphrase;
 use zeroize::Zeroizing;
 
 use super::context::Context;

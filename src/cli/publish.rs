@@ -3,8 +3,8 @@
 use std::io::{self, Write};
 
 use indicatif::HumanBytes;
+use refit_author::publish::{Contents, LIST_BYTES_MAX, Repository};
 use refit_base::Chain;
-use refit_updater::repository::author::{Contents, LIST_BYTES_MAX, Repository};
 
 /// How long a timestamp is good when nobody says: so long can somebody between hide a newer release. It must be signed
 /// anew before, by `refit repo refresh` and a clock; a month forgives one that stood still for a while.

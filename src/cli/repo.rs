@@ -4,14 +4,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use indicatif::HumanBytes;
+use refit_author::keys::{Keys, KeysError};
+use refit_author::publish::{Addition, Contents, Outcome, Repository, RepositoryError, Terms, check, contents};
 use refit_base::clock;
 use refit_base::{Exit, Reported};
 use refit_updater::durable;
-use refit_updater::keys::{Keys, KeysError};
 use refit_updater::package::METADATA_BYTES_MAX;
-use refit_updater::repository::author::{
-    Addition, Contents, Outcome, Repository, RepositoryError, Terms, check, contents,
-};
 use refit_updater::repository::{Listed, Offer};
 use serde_json::json;
 

@@ -3,8 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use refit_author::keys::{Keys, KeysError};
 use refit_base::Exit;
-use refit_updater::keys::{Keys, KeysError};
 
 use super::context::Context;
 use super::passphrase;

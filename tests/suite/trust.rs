@@ -83,7 +83,7 @@ fn a_root_past_its_date_is_said_when_packing() {
     let dir = tempfile::tempdir().expect("a directory");
     let (keys, tree, out) = (dir.path().join("keys"), dir.path().join("tree"), dir.path().join("out.refit"));
     let expires = "2020-01-01T00:00:00Z".parse().expect("a time");
-    refit_updater::keys::Keys::init(&keys, expires).expect("make keys");
+    refit_author::keys::Keys::init(&keys, expires).expect("make keys");
     Release::bare("1.0.0").write(&tree);
     let mut pack = refit();
     pack.arg("pack").arg(&tree).arg("-o").arg(&out).arg("--keys").arg(&keys);

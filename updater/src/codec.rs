@@ -30,24 +30,33 @@ impl Codec {
 }
 
 /// Compresses frames.
-pub(crate) enum Encoder {
+pub struct Encoder(Compressor);
+
+enum Compressor {
     Zstd(zstd::bulk::Compressor<'static>),
     Gzip(flate2::Compression),
 }
 
 impl Encoder {
-    pub(crate) fn new(codec: Codec, level: i32) -> io::Result<Self> {
-        match codec {
-            Codec::Zstd => Ok(Self::Zstd(zstd::bulk::Compressor::new(level)?)),
-            Codec::Gzip => Ok(Self::Gzip(flate2::Compression::new(level.unsigned_abs()))),
-        }
+    /// Returns what compresses with `codec`, as hard as `level`.
+    ///
+    /// # Errors
+    /// The codec cannot be prepared.
+    pub fn new(codec: Codec, level: i32) -> io::Result<Self> {
+        Ok(Self(match codec {
+            Codec::Zstd => Compressor::Zstd(zstd::bulk::Compressor::new(level)?),
+            Codec::Gzip => Compressor::Gzip(flate2::Compression::new(level.unsigned_abs())),
+        }))
     }
 
     /// Returns `content` as one complete frame.
-    pub(crate) fn encode(&mut self, content: &[u8]) -> io::Result<Vec<u8>> {
-        match self {
-            Self::Zstd(compressor) => compressor.compress(content),
-            Self::Gzip(level) => {
+    ///
+    /// # Errors
+    /// The codec failed.
+    pub fn encode(&mut self, content: &[u8]) -> io::Result<Vec<u8>> {
+        match &mut self.0 {
+            Compressor::Zstd(compressor) => compressor.compress(content),
+            Compressor::Gzip(level) => {
                 // No name and no time: the same content has the same bytes.
                 let mut encoder = flate2::GzBuilder::new().mtime(0).write(Vec::new(), *level);
                 encoder.write_all(content)?;

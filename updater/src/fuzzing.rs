@@ -5,9 +5,9 @@
 //! lies behind them must be as hard as what lies before. A broken promise is a panic, as a fuzzer wants it.
 
 use crate::codec::{Decoder, Encoder};
-use crate::inspect::{InspectError, check_payload};
 use crate::manifest::{Codec, FRAME_BYTES_MAX, Manifest};
 use crate::package::Package;
+use crate::receive::{PayloadError, check_payload};
 
 /// Reads `bytes` as a manifest. One that is accepted must say the same after it was written and read again.
 ///
@@ -33,7 +33,7 @@ pub fn package(bytes: &[u8]) {
     let Ok(package) = Package::open(bytes) else { return };
     let Ok(manifest) = Manifest::parse(package.manifest()) else { return };
     let Ok(payload) = package.into_payload(manifest.payload_bytes()) else { return };
-    drop(check_payload(payload, &manifest, |_stored| Ok::<_, InspectError>(())));
+    drop(check_payload(payload, &manifest, |_stored| Ok::<_, PayloadError>(())));
 }
 
 /// Decodes `bytes` as a frame: the first byte is the codec, the next three the size that it is said to have.

@@ -1,23 +1,23 @@
 //! Update packages and releases: everything between the bytes of a package and an installed release.
 //!
+//! This is the appliance's side; `refit-author`, which makes and publishes packages, is the vendor's.
+//!
 //! The way of an update through the modules:
 //!
-//! - [`pack`] makes a package from a directory and [`keys`] sign it;
 //! - [`package`] takes the bytes apart, within limits; [`trust`] decides whether they are signed, with [`refit_tuf`];
 //! - [`manifest`] says what is in a release, and refuses what must never be;
 //! - [`receive`] streams a package into staging: verified, decoded, synced, read-only;
 //! - [`release`] keeps the releases on disk, [`config`] carries the admin's edits from one to the next;
 //! - [`journal`] is the state of the update transaction, [`history`] what became of each attempt;
 //! - [`repository`] has the same parts side by side on a web server;
-//! - [`inspect`] shows what a package holds without installing it;
 //! - [`durable`] is the only file that renames, links and syncs; [`fault`] names the points where tests crash it.
 //!
 //! The crate knows no HTTP server, no bus and no component, reads no environment variable and no working directory (the
-//! crash points of test builds excepted, and the system's directory for temporary files in [`inspect`]), and takes every path as an argument.
+//! crash points of test builds excepted), and takes every path as an argument.
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed"))]
 
-mod codec;
+pub mod codec;
 pub mod config;
 pub mod digest;
 pub mod durable;
@@ -25,11 +25,8 @@ pub mod fault;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 pub mod history;
-pub mod inspect;
 pub mod journal;
-pub mod keys;
 pub mod manifest;
-pub mod pack;
 pub mod package;
 pub mod receive;
 pub mod release;

@@ -26,6 +26,8 @@ pub const INSTALLED_PATH: &str = ".refit/manifest.json";
 pub const RESERVED_DIR: &str = ".refit";
 /// The architecture of a package that holds no native code and so fits every machine.
 pub const ARCH_ANY: &str = "any";
+/// What says, in the signed metadata of a manifest, when the release was made.
+pub const RELEASED: &str = "released";
 
 /// The manifest is held in memory while a package streams by; some 30,000 files fit.
 pub const MANIFEST_BYTES_MAX: u64 = 16 << 20;
@@ -253,7 +255,7 @@ impl Manifest {
     ///
     /// # Errors
     /// One of them must not be in a release.
-    pub(crate) fn check_names(
+    pub fn check_names(
         about: About,
         directories: Vec<DirectoryEntry>,
         files: Vec<FileEntry>,

@@ -18,16 +18,16 @@ pub use refit_tuf::METADATA_BYTES_MAX;
 /// The unit of a tar.
 pub const BLOCK_BYTES: usize = 512;
 /// Bytes of the end of a package: two blocks with nothing in them.
-pub(crate) const END_BYTES: u64 = 2 * BLOCK_BYTES as u64;
+pub const END_BYTES: u64 = 2 * BLOCK_BYTES as u64;
 /// Bytes of all metadata files of a package: they are held in memory.
 pub const METADATA_BYTES_TOTAL_MAX: u64 = 4 << 20;
 
 /// Where a package keeps its metadata.
-pub(crate) const METADATA_DIR: &str = "metadata/";
+pub const METADATA_DIR: &str = "metadata/";
 /// The manifest's entry, and its name as a target.
-pub(crate) const MANIFEST_NAME: &str = "manifest.json";
+pub const MANIFEST_NAME: &str = "manifest.json";
 /// The payload's entry.
-pub(crate) const PAYLOAD_NAME: &str = "payload";
+pub const PAYLOAD_NAME: &str = "payload";
 
 /// Why bytes are no package.
 #[derive(Debug, thiserror::Error)]
@@ -328,7 +328,8 @@ impl<R: Read> Package<R> {
     }
 
     /// Returns how many bytes of the package lie before the entry of the payload.
-    pub(crate) fn bytes_before_payload(&self) -> u64 {
+    #[must_use]
+    pub fn bytes_before_payload(&self) -> u64 {
         let metadata = self.metadata.roots.values().chain(self.metadata.files.values());
         metadata.chain([&self.manifest]).map(|bytes| entry_bytes(bytes.len() as u64)).sum()
     }
@@ -472,7 +473,7 @@ struct Entry {
 ///
 /// # Errors
 /// The name does not fit a header.
-pub(crate) fn header(name: &str, bytes: u64) -> io::Result<[u8; BLOCK_BYTES]> {
+pub fn header(name: &str, bytes: u64) -> io::Result<[u8; BLOCK_BYTES]> {
     let mut header = tar::Header::new_ustar();
     header.set_path(name)?;
     header.set_mode(0o644);
@@ -486,12 +487,14 @@ pub(crate) fn header(name: &str, bytes: u64) -> io::Result<[u8; BLOCK_BYTES]> {
 }
 
 /// Returns how many bytes of a package an entry with `bytes` takes: its header, its content, and what fills up its last block.
-pub(crate) fn entry_bytes(bytes: u64) -> u64 {
+#[must_use]
+pub fn entry_bytes(bytes: u64) -> u64 {
     BLOCK_BYTES as u64 + bytes + filling(bytes) as u64
 }
 
 /// Returns how many bytes fill up the last block of an entry with `bytes`.
-pub(crate) fn filling(bytes: u64) -> usize {
+#[must_use]
+pub fn filling(bytes: u64) -> usize {
     let block = BLOCK_BYTES as u64;
     usize::try_from((block - bytes % block) % block).unwrap_or(0)
 }

@@ -29,8 +29,8 @@ use crate::package::{Package, PackageError, Payload};
 use crate::release::Store;
 use crate::trust::{Expired, Trust, VerifiedManifest};
 
-pub use error::{FrameTrouble, ReceiveError};
-pub(crate) use unpack::{check_frame, is_hole};
+pub use error::{FrameTrouble, PayloadError, ReceiveError};
+pub use unpack::{check_payload, is_hole};
 
 /// Headers and small frames are read in one call.
 const INPUT_BUFFER_BYTES: usize = 64 << 10;

@@ -1,11 +1,10 @@
 //! A repository: releases side by side in a directory on any static web server.
 //!
 //! It has the parts of packages as files: TUF metadata of all releases together, and for each release its manifest and its
-//! payload, of which a client fetches only the byte ranges that it lacks. [`author`] writes one; [`check`] and
+//! payload, of which a client fetches only the byte ranges that it lacks. `refit-author` writes one; [`check`] and
 //! [`Receiver::fetch`] are the appliance's side, with the same client, policy and unpacking as for a package ([`crate::trust`],
 //! [`crate::receive`]). How bytes are had is a [`Server`]'s business.
 
-pub mod author;
 mod ranges;
 
 use std::collections::BTreeMap;
@@ -27,7 +26,7 @@ use crate::trust::{Catalogue, Trust, TrustError};
 use ranges::RangeReader;
 
 /// Where manifests and payloads lie.
-pub(crate) const TARGETS_DIR: &str = "targets/";
+pub const TARGETS_DIR: &str = "targets/";
 /// What ends the name of a payload.
 const PAYLOAD_SUFFIX: &str = "payload";
 
@@ -66,8 +65,8 @@ impl Server for Directory {
     }
 }
 
-/// The metadata of a [`Server`].
-struct Metadata<'a, S>(&'a mut S);
+/// The metadata of a [`Server`], for the TUF client.
+pub struct Metadata<'a, S>(pub &'a mut S);
 
 impl<S: Server> Fetch for Metadata<'_, S> {
     fn metadata(&mut self, name: &str, bytes_max: u64) -> io::Result<Option<Vec<u8>>> {
@@ -108,7 +107,8 @@ pub struct Offer {
 
 impl Offer {
     /// Returns the release that the target `name` is, if it is one.
-    fn of(name: &str, target: &Target) -> Option<Self> {
+    #[must_use]
+    pub fn of(name: &str, target: &Target) -> Option<Self> {
         let offer = Self::deserialize(&target.custom).ok()?;
         // The name is signed along with what it says, and must agree: the manifest is asked for by it.
         (offer.target_name() == name).then_some(offer)
@@ -133,13 +133,15 @@ pub struct Listed {
 }
 
 /// Returns the path of the payload that belongs to the manifest `target`, called `name`.
-fn payload_path(name: &str, target: &Target) -> Option<String> {
+#[must_use]
+pub fn payload_path(name: &str, target: &Target) -> Option<String> {
     let manifest = target.consistent_path(name)?;
     Some(format!("{TARGETS_DIR}{}{PAYLOAD_SUFFIX}", manifest.strip_suffix(MANIFEST_NAME)?))
 }
 
 /// Returns the releases that these targets are, oldest first.
-fn listed(targets: &BTreeMap<String, Target>) -> Vec<Listed> {
+#[must_use]
+pub fn listed(targets: &BTreeMap<String, Target>) -> Vec<Listed> {
     let listed = |(name, target): (&String, &Target)| {
         let digest = target.hashes.get("sha256").and_then(|digest| digest.parse().ok());
         Some(Listed { offer: Offer::of(name, target)?, digest })

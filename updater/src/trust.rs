@@ -41,7 +41,7 @@ use error::io_error;
 use seen::{Seen, Source};
 
 pub use error::{SeenTrouble, TrustError};
-pub(crate) use load::{Loaded, RELEASED, load};
+pub use load::{Loaded, load};
 pub use status::{RoleStatus, TrustStatus};
 
 /// The trusted root, in `trust/`.

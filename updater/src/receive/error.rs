@@ -127,6 +127,56 @@ pub enum ReceiveError {
     Lost,
 }
 
+/// Why a payload is not the one that was signed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PayloadError {
+    /// The package around it is not in order.
+    #[error(transparent)]
+    Package {
+        /// What is wrong with it.
+        #[from]
+        source: PackageError,
+    },
+    /// A frame is not the one that was signed.
+    #[error("{path:?}: {why}")]
+    Frame {
+        /// The file it belongs to.
+        path: String,
+        /// What is wrong with it.
+        why: FrameTrouble,
+    },
+    /// The codec cannot be used.
+    #[error("cannot prepare to decode")]
+    Codec {
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl PayloadError {
+    /// Returns what kind of failure it was.
+    #[must_use]
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Package { source } => source.class(),
+            Self::Frame { .. } => Class::Refused,
+            Self::Codec { .. } => Class::Internal,
+        }
+    }
+
+    /// Returns what to do about it.
+    #[must_use]
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Self::Package { source } => source.remedy(),
+            Self::Frame { .. } => "get the package again from its vendor",
+            Self::Codec { .. } => "try again; if it stays so, report it as a bug of refit",
+        }
+    }
+}
+
 /// What is wrong with a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

@@ -16,7 +16,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use super::plan::{Content, Plan};
-use super::{FrameTrouble, ReceiveError, ReceiveProgress};
+use super::{FrameTrouble, PayloadError, ReceiveError, ReceiveProgress};
 use crate::codec::Decoder;
 use crate::digest::{Digest, Hasher};
 use crate::durable;
@@ -253,18 +253,42 @@ fn write_frame(
 }
 
 /// Decodes a frame into `content`, if its stored bytes are those that were signed.
-pub(crate) fn check_frame(
-    decoder: &mut Decoder,
-    frame: &Frame,
-    stored: &[u8],
-    content: &mut Vec<u8>,
-) -> Result<(), FrameTrouble> {
+fn check_frame(decoder: &mut Decoder, frame: &Frame, stored: &[u8], content: &mut Vec<u8>) -> Result<(), FrameTrouble> {
     // First of all: the decoder, a large piece of software, only ever sees what the vendor signed.
     if Digest::of(stored) != frame.stored_sha256 {
         return Err(FrameTrouble::Stored);
     }
     let size = usize::try_from(frame.size).map_err(|_too_large| FrameTrouble::Decode)?;
     decoder.decode(stored, size, content).map_err(|_no_frame| FrameTrouble::Decode)
+}
+
+/// Decodes every frame of `payload` and compares what it finds with the manifest. The stored bytes of each frame are given
+/// to `keep` right after they were found to be those that were signed: all together they are the payload.
+///
+/// # Errors
+/// The payload is not the one that was signed, or `keep` failed.
+pub fn check_payload<R: Read, E: From<PayloadError>>(
+    mut payload: Payload<R>,
+    manifest: &Manifest,
+    mut keep: impl FnMut(&[u8]) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut decoder = Decoder::new(manifest.codec()).map_err(|source| PayloadError::Codec { source })?;
+    let (mut stored, mut content) = (Vec::new(), Vec::new());
+    for file in manifest.files() {
+        let Body::Regular { frames, sha256, .. } = &file.body else { continue };
+        let trouble = |why| PayloadError::Frame { path: file.path.clone(), why };
+        let mut whole = Hasher::default();
+        for frame in frames {
+            payload.read(frame.stored, &mut stored).map_err(PayloadError::from)?;
+            check_frame(&mut decoder, frame, &stored, &mut content).map_err(trouble)?;
+            keep(&stored)?;
+            whole.update(&content);
+        }
+        if !frames.is_empty() && whole.finish() != *sha256 {
+            return Err(trouble(FrameTrouble::Content).into());
+        }
+    }
+    Ok(payload.finish().map_err(PayloadError::from)?)
 }
 
 impl<'m> Target<'m> {
@@ -315,7 +339,8 @@ pub(super) fn write_with_holes(file: &File, content: &[u8], at: u64) -> std::io:
 }
 
 /// Returns whether `piece` is nothing but zeros.
-pub(crate) fn is_hole(piece: &[u8]) -> bool {
+#[must_use]
+pub fn is_hole(piece: &[u8]) -> bool {
     // The first bytes decide nearly always; the rest is compared by the word.
     piece.iter().take(16).all(|byte| *byte == 0) && piece.iter().fold(0, |any, byte| any | byte) == 0
 }

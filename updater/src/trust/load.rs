@@ -10,31 +10,36 @@ use tough::schema::{RoleType, Signed};
 
 use super::TrustError;
 use crate::digest::Digest;
-use crate::manifest::Manifest;
+use crate::manifest::{Manifest, RELEASED};
 use crate::package::{MANIFEST_NAME, Metadata};
 
-/// What says, in the signed metadata, when a release was made.
-pub(crate) const RELEASED: &str = "released";
-
 /// Metadata that is signed as a root requires.
-pub(crate) struct Loaded {
-    pub(crate) root: RootDocument,
-    pub(crate) timestamp: Document<TimestampContent>,
-    pub(crate) snapshot: Document<SnapshotContent>,
-    pub(crate) targets: Document<TargetsContent>,
+pub struct Loaded {
+    /// The newest root.
+    pub root: RootDocument,
+    /// The timestamp.
+    pub timestamp: Document<TimestampContent>,
+    /// The snapshot.
+    pub snapshot: Document<SnapshotContent>,
+    /// The targets.
+    pub targets: Document<TargetsContent>,
     /// Whether the package brought a root that is newer than the trusted one.
-    pub(crate) is_root_new: bool,
+    pub is_root_new: bool,
 }
 
 impl Loaded {
     /// Returns the manifest in `bytes`, if it is the one that was signed, and when its release was made.
-    pub(crate) fn manifest(&self, bytes: &[u8]) -> Result<(Manifest, Option<Timestamp>), TrustError> {
+    ///
+    /// # Errors
+    /// It is not, or it describes what must not be in a release.
+    pub fn manifest(&self, bytes: &[u8]) -> Result<(Manifest, Option<Timestamp>), TrustError> {
         let target = self.targets.content.targets.get(MANIFEST_NAME).ok_or(TrustError::NoTarget)?;
         parse_manifest(target, MANIFEST_NAME, bytes)
     }
 
     /// Returns when the first of the roles expires, and which.
-    pub(crate) fn first_expiry(&self) -> (Timestamp, RoleType) {
+    #[must_use]
+    pub fn first_expiry(&self) -> (Timestamp, RoleType) {
         let root = (self.root.expires, RoleType::Root);
         [
             (self.timestamp.expires, RoleType::Timestamp),
@@ -60,7 +65,10 @@ pub(super) fn parse_manifest(
 }
 
 /// Verifies `metadata` against the root that `store` holds, and against what else it holds of earlier packages.
-pub(crate) fn load(store: MemoryStore, trusted: &RootDocument, metadata: &Metadata) -> Result<Loaded, TrustError> {
+///
+/// # Errors
+/// It is not to be trusted.
+pub fn load(store: MemoryStore, trusted: &RootDocument, metadata: &Metadata) -> Result<Loaded, TrustError> {
     check_spelling(metadata)?;
     check_roots(metadata, trusted)?;
     // Expiry is judged by the caller: a package in a drawer may be older than any date.

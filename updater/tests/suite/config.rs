@@ -3,10 +3,9 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
+use refit_fixtures_vendor::{Home, Vendor, options, put, snapshot};
 use refit_updater::config::{Existing, Outcome, merge_config};
 use semver::Version;
-
-use crate::support::{Home, Vendor, options, put, snapshot};
 
 #[test]
 fn edits_survive_an_update_and_a_rollback_finds_its_own() {

@@ -6,14 +6,13 @@ use std::process::Output;
 use std::sync::atomic::AtomicBool;
 
 use refit_fixtures::tools::{assert_passed, child};
+use refit_fixtures_vendor::{Home, Vendor, now, put};
 use refit_updater::config::{Existing, merge_config};
 use refit_updater::fault::POINTS;
 use refit_updater::receive::{Policy, Receiver};
 use refit_updater::release::Store;
 use refit_updater::trust::{Expired, Trust};
 use semver::Version;
-
-use crate::support::{Home, Vendor, now, put};
 
 /// Names, to the child, the home in which it is to work.
 const HOME_VARIABLE: &str = "SUITE_CRASH_HOME";

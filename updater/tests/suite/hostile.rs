@@ -5,12 +5,11 @@ use std::sync::atomic::AtomicBool;
 
 use refit_base::Class;
 use refit_fixtures::hostile::{Workshop, corpus};
+use refit_fixtures_vendor::{Vendor, chain, now, snapshot};
 use refit_updater::receive::{Policy, ReceiveError, Receiver};
 use refit_updater::release::Store;
 use refit_updater::trust::{Expired, Trust};
 use tempfile::TempDir;
-
-use crate::support::{Vendor, chain, now, snapshot};
 
 #[test]
 fn every_package_of_the_corpus_is_refused() {

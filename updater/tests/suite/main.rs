@@ -1,4 +1,4 @@
-//! The crate from outside: packages are made, received, altered and refused, releases kept, verified and dropped.
+//! The crate from outside: packages are received, altered and refused, releases kept, verified and dropped.
 #![forbid(unsafe_code)]
 #![allow(
     clippy::unwrap_used,
@@ -11,17 +11,12 @@ mod config;
 #[cfg(feature = "fault")]
 mod crash;
 mod hostile;
-mod keys;
-mod making;
-mod outside;
 mod policy;
-mod publishing;
 mod reading;
 mod repair;
 mod repository;
 mod roundtrip;
 mod sharing;
 mod space;
-mod support;
 mod tampering;
 mod trust;

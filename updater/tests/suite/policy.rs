@@ -1,15 +1,14 @@
 //! What is signed and still not for this appliance, or not now.
 
 use jiff::Timestamp;
+use refit_author::pack::PackOptions;
 use refit_base::Class;
+use refit_fixtures_vendor::{Home, Vendor, now, options, put};
 use refit_updater::Manifest;
 use refit_updater::manifest::{ARCH_ANY, About, Codec};
-use refit_updater::pack::PackOptions;
 use refit_updater::receive::Policy;
 use refit_updater::trust::Expired;
 use semver::Version;
-
-use crate::support::{Home, Vendor, now, options, put};
 
 #[test]
 fn policy_by_rows() {

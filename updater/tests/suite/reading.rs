@@ -35,7 +35,7 @@ fn every_refusal_has_its_message() {
             }
         }
         let error = Manifest::parse(manifest.to_string().as_bytes()).unwrap_err();
-        let message = crate::support::chain(&error);
+        let message = refit_fixtures_vendor::chain(&error);
         assert!(message.contains(expected), "{pointer} = {value}: {message}");
     }
     check("/format", json!(2), "the manifest has format 2, this refit knows format 1");

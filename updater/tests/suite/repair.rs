@@ -4,11 +4,10 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
+use refit_fixtures_vendor::{Home, Vendor, noise, options, put, snapshot};
 use refit_updater::durable;
 use refit_updater::receive::Received;
 use refit_updater::release::{Release, StoreError};
-
-use crate::support::{Home, Vendor, noise, options, put, snapshot};
 
 /// Something that happens to a release.
 type Damage = fn(&Path);

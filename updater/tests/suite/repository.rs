@@ -4,86 +4,16 @@ use std::fs;
 use std::io::{self, Read};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
 
-use refit_updater::keys::Keys;
-use refit_updater::pack::PackOptions;
-use refit_updater::receive::{ReceiveError, Received};
-use refit_updater::repository::author::{self, Checked, Repository, RepositoryError, Terms};
-use refit_updater::repository::{Answer, Directory, Offer, Server, check};
-use semver::Version;
-
-use crate::keys::{ALL, rotation};
-use crate::support::{Home, Vendor, chain, far, noise, now, options, put, snapshot};
-
-pub(crate) fn terms() -> Terms {
-    Terms { now: now(), expires: far(), timestamp_expires: "2030-01-15T00:00:00Z".parse().unwrap() }
-}
-
-/// A vendor with a repository.
-pub(crate) struct Published {
-    pub(crate) vendor: Vendor,
-    pub(crate) dir: PathBuf,
-}
-
-impl Published {
-    pub(crate) fn new() -> Self {
-        let vendor = Vendor::new();
-        let dir = vendor.dir.path().join("repository");
-        Repository::init(&dir, &vendor.keys, &terms()).unwrap();
-        Self { vendor, dir }
-    }
-
-    pub(crate) fn add(&self, version: &str) -> Offer {
-        let (path, ..) = self.vendor.pack_file(&self.vendor.tree(version), &options());
-        Repository::open(&self.dir).unwrap().add(&path, &self.vendor.keys, &terms()).unwrap().offer
-    }
-
-    pub(crate) fn keys_dir(&self) -> PathBuf {
-        self.vendor.dir.path().join("keys")
-    }
-
-    /// Gives every role a new key. Returns the keys; those of `vendor` are retired.
-    pub(crate) fn rotate(&self) -> Keys {
-        self.rotate_roles(&ALL)
-    }
-
-    /// Makes the next root, with new keys for these roles.
-    pub(crate) fn rotate_roles(&self, roles: &[&'static str]) -> Keys {
-        Keys::open(&self.keys_dir()).unwrap().rotate(&rotation(roles)).unwrap().0
-    }
-
-    /// Copies the keys, as somebody who steals them.
-    pub(crate) fn steal(&self) -> Keys {
-        let stolen = self.vendor.dir.path().join("stolen");
-        copy(&self.keys_dir(), &stolen);
-        Keys::open(&stolen).unwrap()
-    }
-
-    pub(crate) fn refresh(&self, keys: &Keys) -> Result<Vec<String>, RepositoryError> {
-        let contents = Repository::open(&self.dir).unwrap().refresh(keys, &terms())?;
-        Ok(contents.releases.into_iter().map(|release| release.offer.version.to_string()).collect())
-    }
-
-    pub(crate) fn check(&self) -> Checked {
-        let mut last = None;
-        let found = author::check(&self.dir, self.vendor.keys.root(), now(), &mut |progress| {
-            assert!(last.is_none_or(|last| last <= progress.bytes) && progress.bytes <= progress.bytes_total);
-            last = Some(progress.bytes);
-        });
-        let found = found.unwrap();
-        assert_eq!(last, Some(found.contents.releases.iter().map(|release| release.offer.payload_bytes).sum()));
-        found
-    }
-
-    pub(crate) fn server(&self) -> Counted {
-        let directory = Directory(self.dir.clone());
-        Counted { directory, asked: Vec::new(), breaks: 0, break_after: 10, ends_quietly: true, knows_ranges: true }
-    }
-}
+use refit_author::pack::PackOptions;
+use refit_author::publish::{Repository, RepositoryError, Terms};
+use refit_fixtures_vendor::{
+    Home, Published, Vendor, chain, copy, fetch_from, noise, options, put, snapshot, terms, versions,
+};
+use refit_updater::repository::{Answer, Directory, Server, check};
 
 /// A directory that says what was asked of it, and may break off.
-pub(crate) struct Counted {
+struct Counted {
     directory: Directory,
     asked: Vec<(String, Option<Range<u64>>)>,
     /// How many answers end early, and after how many bytes.
@@ -92,6 +22,13 @@ pub(crate) struct Counted {
     /// Whether an answer that ends early looks as if it were whole, or fails.
     ends_quietly: bool,
     knows_ranges: bool,
+}
+
+impl Counted {
+    fn new(published: &Published) -> Self {
+        let directory = Directory(published.dir.clone());
+        Self { directory, asked: Vec::new(), breaks: 0, break_after: 10, ends_quietly: true, knows_ranges: true }
+    }
 }
 
 impl Server for Counted {
@@ -119,16 +56,6 @@ impl Read for Broken {
     }
 }
 
-pub(crate) fn fetch_from(home: &Home, server: &mut impl Server, version: &str) -> Result<Received, ReceiveError> {
-    let version = Version::parse(version).unwrap();
-    home.receiver(&AtomicBool::new(false)).fetch(server, &version, &mut |_| {})
-}
-
-pub(crate) fn versions(home: &Home, dir: &Path) -> Vec<String> {
-    let offers = check(&mut Directory(dir.to_owned()), &home.trust, &home.policy).unwrap();
-    offers.into_iter().map(|release| release.offer.version.to_string()).collect()
-}
-
 #[test]
 fn a_release_comes_from_a_package_or_from_a_repository_and_is_the_same() {
     let published = Published::new();
@@ -136,12 +63,12 @@ fn a_release_comes_from_a_package_or_from_a_repository_and_is_the_same() {
     published.add("1.1.0");
     let (one, other) = (Home::new(&published.vendor), Home::new(&published.vendor));
     assert_eq!(versions(&one, &published.dir), ["1.0.0", "1.1.0"]);
-    let fetched = fetch_from(&one, &mut published.server(), "1.1.0").unwrap();
+    let fetched = fetch_from(&one, &mut Counted::new(&published), "1.1.0").unwrap();
     let received = other.receive(&published.vendor.package("1.1.0")).unwrap();
     assert_eq!((fetched.digest, &fetched.manifest), (received.digest, &received.manifest));
     let release = one.store.admit(fetched, &[]).unwrap();
     one.assert_whole(&release);
-    let error = fetch_from(&one, &mut published.server(), "1.2.0").unwrap_err();
+    let error = fetch_from(&one, &mut Counted::new(&published), "1.2.0").unwrap_err();
     assert_eq!(error.code(), "not-offered");
 }
 
@@ -162,14 +89,14 @@ fn only_what_is_missing_is_fetched_and_a_broken_line_goes_on_where_it_broke() {
     let home = Home::new(&published.vendor);
     let ranges =
         |server: &Counted| -> Vec<Range<u64>> { server.asked.iter().filter_map(|(_, range)| range.clone()).collect() };
-    let mut server = published.server();
+    let mut server = Counted::new(&published);
     server.breaks = 2;
     let first = fetch_from(&home, &mut server, "1.0.0").unwrap();
     let asked = ranges(&server);
     assert_eq!((asked.len(), asked[0].start, asked[1].start, asked[2].start), (3, 0, 10, 20), "{asked:?}");
     home.assert_whole(&home.store.admit(first, &[]).unwrap());
 
-    let mut server = published.server();
+    let mut server = Counted::new(&published);
     let second = fetch_from(&home, &mut server, "1.1.0").unwrap();
     let bytes: u64 = ranges(&server).iter().map(|range| range.end - range.start).sum();
     assert!((300_000..400_000).contains(&bytes), "{bytes} of {}", second.manifest.payload_bytes());
@@ -178,7 +105,7 @@ fn only_what_is_missing_is_fetched_and_a_broken_line_goes_on_where_it_broke() {
     // A server that knows no ranges is asked once, and once more for each time that the line breaks.
     let plain = Home::new(&published.vendor);
     for (version, breaks) in [("1.0.0", 0), ("1.1.0", 2)] {
-        let mut server = published.server();
+        let mut server = Counted::new(&published);
         (server.knows_ranges, server.breaks, server.break_after) = (false, breaks, 100);
         let fetched = fetch_from(&plain, &mut server, version).unwrap();
         assert_eq!(ranges(&server).len(), 1 + breaks as usize, "{:?}", server.asked);
@@ -187,16 +114,16 @@ fn only_what_is_missing_is_fetched_and_a_broken_line_goes_on_where_it_broke() {
     // Where it breaks in what is read, and where in what is passed over.
     for break_after in [100, 1 << 20] {
         let home = Home::new(&published.vendor);
-        let first = fetch_from(&home, &mut published.server(), "1.0.0").unwrap();
+        let first = fetch_from(&home, &mut Counted::new(&published), "1.0.0").unwrap();
         home.store.admit(first, &[]).unwrap();
-        let mut server = published.server();
+        let mut server = Counted::new(&published);
         (server.knows_ranges, server.breaks, server.break_after, server.ends_quietly) = (false, 1, break_after, false);
         let second = fetch_from(&home, &mut server, "1.1.0").unwrap();
         assert_eq!(ranges(&server).len(), 2, "{:?}", server.asked);
         home.assert_whole(&home.store.admit(second, &[]).unwrap());
     }
 
-    let mut server = published.server();
+    let mut server = Counted::new(&published);
     (server.breaks, server.break_after) = (u32::MAX, 0);
     let error = fetch_from(&Home::new(&published.vendor), &mut server, "1.0.0").unwrap_err();
     assert_eq!(error.code(), "package-interrupted", "{}", chain(&error));
@@ -208,7 +135,7 @@ fn no_byte_that_is_served_can_be_changed() {
     let offer = published.add("1.0.0");
     let home = Home::new(&published.vendor);
     let before = home.snapshot();
-    let mut server = published.server();
+    let mut server = Counted::new(&published);
     fetch_from(&Home::new(&published.vendor), &mut server, "1.0.0").unwrap();
     let read: Vec<PathBuf> = server.asked.iter().map(|(path, _)| published.dir.join(path)).collect();
     let files: Vec<_> = snapshot(&published.dir).into_iter().filter(|(path, ..)| read.contains(path)).collect();
@@ -220,7 +147,7 @@ fn no_byte_that_is_served_can_be_changed() {
             let mut bytes = content.clone();
             bytes[index] ^= 0x01;
             put(path.parent().unwrap(), path.file_name().unwrap().to_str().unwrap(), &bytes, mode & 0o777);
-            let outcome = fetch_from(&home, &mut published.server(), "1.0.0");
+            let outcome = fetch_from(&home, &mut Counted::new(&published), "1.0.0");
             // The metadata may be whole, and remembered, before what it leads to is refused; nothing else may change.
             assert!(outcome.is_err(), "byte {index} of {}", path.display());
             altered += 1;
@@ -234,7 +161,7 @@ fn no_byte_that_is_served_can_be_changed() {
         changed.iter().all(|(path, ..)| path.ends_with("trust") || path.ends_with("repository.json")),
         "{changed:?}"
     );
-    fetch_from(&home, &mut published.server(), "1.0.0").unwrap();
+    fetch_from(&home, &mut Counted::new(&published), "1.0.0").unwrap();
 }
 
 #[test]
@@ -273,7 +200,7 @@ fn a_rotation_reaches_the_appliance_through_the_repository() {
     Repository::open(&published.dir).unwrap().refresh(&keys, &terms()).unwrap();
     assert_eq!(versions(&home, &published.dir), ["1.0.0"]);
     assert_eq!(home.trust.root().unwrap(), keys.root());
-    fetch_from(&home, &mut published.server(), "1.0.0").unwrap();
+    fetch_from(&home, &mut Counted::new(&published), "1.0.0").unwrap();
 }
 
 /// Puts the metadata of a package that this vendor packed into `dir`, as if it were a repository's.
@@ -313,13 +240,4 @@ fn the_metadata_of_a_package_is_no_repository() {
     let error = Repository::open(&published.dir).unwrap().refresh(&published.vendor.keys, &terms()).unwrap_err();
     assert!(matches!(error, RepositoryError::PackageMetadata { .. }), "{error}");
     assert_eq!(snapshot(&published.dir), before);
-}
-
-pub(crate) fn copy(from: &Path, to: &Path) {
-    for (path, mode, content) in snapshot(from) {
-        let name = path.strip_prefix(from).unwrap();
-        if path.is_file() {
-            put(to, name.to_str().unwrap(), &content, mode & 0o777);
-        }
-    }
 }

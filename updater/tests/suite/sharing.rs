@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use refit_fixtures::tools::{assert_passed, in_namespace};
+use refit_fixtures_vendor::{Home, Vendor, noise, options, policy, put};
 use refit_updater::manifest::Body;
 use refit_updater::receive::Receiver;
 use refit_updater::release::{Release, Trouble};
@@ -13,8 +14,6 @@ use refit_updater::trust::Trust;
 use refit_updater::{Digest, Store};
 use semver::Version;
 use serde_json::{Value, json};
-
-use crate::support::{Home, Vendor, noise, options, policy, put};
 
 const LIBRARY: &str = "lib/libshop.so";
 const LIBRARY_BYTES: u64 = 29;
@@ -351,7 +350,7 @@ fn a_file_whose_frames_are_signed_and_whose_digest_is_that_of_another_is_refused
     let out = vendor.out("package.refit");
     // The vendor's machine lies: after the file was hashed it is another, with the same size and time.
     let mut lied = false;
-    let mut lie = |progress: refit_updater::pack::PackProgress| {
+    let mut lie = |progress: refit_author::pack::PackProgress| {
         if progress.bytes == progress.bytes_total && !lied {
             lied = true;
             let file = OpenOptions::new().write(true).open(&path).unwrap();
@@ -359,7 +358,7 @@ fn a_file_whose_frames_are_signed_and_whose_digest_is_that_of_another_is_refused
             file.set_modified(modified).unwrap();
         }
     };
-    refit_updater::pack::pack(&tree, &out, &vendor.keys, &options(), &mut lie).unwrap();
+    refit_author::pack::pack(&tree, &out, &vendor.keys, &options(), &mut lie).unwrap();
     assert!(lied);
     let home = Home::new(&vendor);
     let before = home.snapshot();

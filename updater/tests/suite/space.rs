@@ -13,9 +13,8 @@ use std::sync::atomic::AtomicBool;
 use nix::sys::resource::{Resource, setrlimit};
 use refit_base::Class;
 use refit_fixtures::tools::{assert_passed, child, in_namespace};
+use refit_fixtures_vendor::{Home, Vendor, noise, options, put};
 use refit_updater::receive::{ReceiveError, ReceiveProgress};
-
-use crate::support::{Home, Vendor, noise, options, put};
 
 /// Names, to a child, the directory in which it is to work.
 const DIR_VARIABLE: &str = "SUITE_SPACE_DIR";

@@ -4,8 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use refit_base::Class;
-
-use crate::support::{Home, Vendor, chain, noise, options, put};
+use refit_fixtures_vendor::{Home, Vendor, chain, noise, options, put};
 
 /// The borders between the parts of a package: of every header, of every content, of every filling.
 fn borders(package: &[u8]) -> Vec<usize> {

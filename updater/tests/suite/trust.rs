@@ -2,14 +2,12 @@
 
 use std::fs;
 
+use refit_author::keys::Keys;
+use refit_author::pack::PackOptions;
 use refit_base::Class;
-use refit_updater::keys::Keys;
-use refit_updater::pack::PackOptions;
+use refit_fixtures_vendor::{Home, Vendor, chain, now, options, put, rotation};
 use refit_updater::receive::ReceiveError;
 use refit_updater::trust::Trust;
-
-use crate::keys::rotation;
-use crate::support::{Home, Vendor, chain, now, options, put};
 
 /// A home that has accepted a package whose metadata has version 2.
 fn accepted(vendor: &Vendor) -> Home {

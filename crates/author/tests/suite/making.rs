@@ -3,14 +3,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use refit_author::keys::{KeyRole, Keys, KeysError, Rotation, Setup};
 use refit_fixtures::tools::{assert_passed, in_namespace};
-use refit_updater::keys::{KeyRole, Keys, KeysError, Rotation, Setup};
+use refit_fixtures_vendor::{ALL, Vendor, far, put, rotation, snapshot};
 use serde_json::json;
 use tempfile::TempDir;
 use zeroize::Zeroizing;
 
-use crate::keys::{ALL, key_files, rotation, says, try_pack};
-use crate::support::{Vendor, far, put, snapshot};
+use crate::keys::{key_files, says, try_pack};
 
 /// Writes the list of files that an interrupted run made: directory, name, content, key.
 fn leave_list(keys: &Path, root: &str, files: &[(&Path, &str, &[u8], &str)]) {

@@ -13,7 +13,7 @@
 mod check;
 mod current;
 mod error;
-mod publish;
+mod metadata;
 #[cfg(test)]
 mod tests;
 
@@ -27,18 +27,19 @@ use std::path::{Path, PathBuf};
 use jiff::{SignedDuration, Timestamp};
 use refit_tuf::document::{Document, RootDocument, SnapshotContent, TargetsContent};
 use refit_tuf::{METADATA_BYTES_MAX, Target};
+use refit_updater::digest::Digest;
+use refit_updater::durable;
+use refit_updater::manifest::MANIFEST_BYTES_MAX;
+use refit_updater::package::METADATA_DIR;
+use refit_updater::receive::{PayloadError, check_payload};
+use refit_updater::repository::{Listed, Offer, TARGETS_DIR, payload_path};
 use serde::Serialize;
 use serde_json::json;
 use tempfile::TempDir;
 use tough::schema::RoleType;
 
-use super::{Listed, Offer, TARGETS_DIR, payload_path};
-use crate::digest::Digest;
-use crate::durable;
-use crate::inspect::{InspectError, Signed as SignedPackage, check_payload, open_signed};
-use crate::keys::{Keys, KeysError, PublishedError, metadata};
-use crate::manifest::MANIFEST_BYTES_MAX;
-use crate::package::METADATA_DIR;
+use crate::inspect::{InspectError, Signed as SignedPackage, open_signed};
+use crate::keys::{Keys, KeysError, PublishedError, metadata as signed_part};
 use check::payload_trouble;
 
 pub use check::{CheckProgress, Checked, Problem, Trouble, check};
@@ -119,12 +120,12 @@ pub struct Addition {
 
 /// Why a payload was not taken over.
 enum Copying {
-    Package(InspectError),
+    Package(PayloadError),
     Write(io::Error),
 }
 
-impl From<InspectError> for Copying {
-    fn from(error: InspectError) -> Self {
+impl From<PayloadError> for Copying {
+    fn from(error: PayloadError) -> Self {
         Self::Package(error)
     }
 }
@@ -241,7 +242,7 @@ impl Repository {
             installed_bytes: manifest.installed_bytes(),
         };
         let (name, digest) = (offer.target_name(), Digest::of(&bytes));
-        let target = metadata::target(&bytes, json!(offer));
+        let target = signed_part::target(&bytes, json!(offer));
         let typed: Target = serde_json::from_value(target.clone())
             .map_err(|source| KeysError::Encode { role: RoleType::Targets, source: Box::new(source) })?;
         let listed = current.targets.content.targets.get(&name);
@@ -266,7 +267,7 @@ impl Repository {
         let mut temp = temp().tempfile_in(place).map_err(RepositoryError::io("make a file in", place))?;
         let copied = check_payload(payload, &manifest, |stored| temp.write_all(stored).map_err(Copying::Write));
         copied.map_err(|error| match error {
-            Copying::Package(source) => refused(source),
+            Copying::Package(source) => refused(source.into()),
             Copying::Write(source) => RepositoryError::io("write", &payload_path)(source),
         })?;
         let signed = if listed.is_some() {

@@ -7,27 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use jiff::Timestamp;
-use refit_updater::keys::{KeyRole, Keys, KeysError, Passphrase, Rotation, Setup};
-use refit_updater::pack::pack;
+use refit_author::keys::{KeyRole, Keys, KeysError, Passphrase, Rotation, Setup};
+use refit_author::pack::pack;
+use refit_fixtures_vendor::{ALL, Home, Vendor, far, options, put, rotation};
 use tempfile::TempDir;
 use zeroize::Zeroizing;
 
 use crate::making::{rotate_sealed, sealed};
-use crate::support::{Home, Vendor, far, options, put};
-
-pub(crate) const ALL: [&str; 4] = ["root", "timestamp", "snapshot", "targets"];
-
-pub(crate) fn rotation(roles: &[&'static str]) -> Rotation {
-    Rotation {
-        roles: roles.iter().copied().collect(),
-        root_expires: far(),
-        root_keys: None,
-        root_threshold: None,
-        root_dir: None,
-        outside: Vec::new(),
-        passphrase: None,
-    }
-}
 
 pub(crate) fn says(text: &'static str) -> Arc<Passphrase<'static>> {
     Arc::new(move |_| Ok(Some(Zeroizing::new(text.to_owned()))))

@@ -7,14 +7,14 @@ use std::io;
 use std::num::NonZeroU64;
 
 use refit_tuf::{Client, Dates, Fetch, MemoryStore, SameVersion};
+use refit_updater::digest::Digest;
+use refit_updater::repository::Directory;
 use serde_json::Value;
 use tough::schema::RoleType;
 
 use super::current::{Current, Files, Roots};
 use super::{LIST_BYTES_MAX, Repository, RepositoryError, Terms, replace};
-use crate::digest::Digest;
-use crate::keys::{Keys, metadata};
-use crate::repository::Directory;
+use crate::keys::{Keys, metadata as signed_part};
 
 /// Metadata that is signed and not written yet.
 #[derive(Debug)]
@@ -77,8 +77,8 @@ impl Repository {
         let mut files = Vec::new();
         let snapshot = match &targets {
             Some((targets, version)) => {
-                let bytes = keys.sign(RoleType::Targets, &metadata::targets(targets, *version, terms.expires))?;
-                let snapshot = metadata::snapshot(&bytes, *version, snapshot_version, terms.expires);
+                let bytes = keys.sign(RoleType::Targets, &signed_part::targets(targets, *version, terms.expires))?;
+                let snapshot = signed_part::snapshot(&bytes, *version, snapshot_version, terms.expires);
                 files.push((format!("{version}.targets.json"), bytes));
                 let bytes = keys.sign(RoleType::Snapshot, &snapshot)?;
                 files.push((format!("{snapshot_version}.snapshot.json"), bytes.clone()));
@@ -86,7 +86,7 @@ impl Repository {
             }
             None => kept_snapshot.to_vec(),
         };
-        let timestamp = metadata::timestamp(&snapshot, snapshot_version, timestamp_version, terms.timestamp_expires);
+        let timestamp = signed_part::timestamp(&snapshot, snapshot_version, timestamp_version, terms.timestamp_expires);
         let timestamp = keys.sign(RoleType::Timestamp, &timestamp)?;
         let digest = Digest::of(&timestamp);
         files.push(("timestamp.json".to_owned(), timestamp));

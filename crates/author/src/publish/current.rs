@@ -12,14 +12,14 @@ use std::path::Path;
 use jiff::Timestamp;
 use refit_tuf::document::{Document, RootDocument, SnapshotContent, TargetsContent};
 use refit_tuf::{Client, Dates, Fetch, MemoryStore, SameVersion, TufError};
+use refit_updater::digest::Digest;
+use refit_updater::package::MANIFEST_NAME;
+use refit_updater::repository::{Directory, Listed, Metadata, listed};
 use serde_json::Value;
 use tough::schema::{RoleType, Root};
 
 use super::{Contents, Repository, RepositoryError};
-use crate::digest::Digest;
 use crate::keys::Keys;
-use crate::package::MANIFEST_NAME;
-use crate::repository::{Directory, Listed, Metadata, listed};
 
 /// The metadata of a repository, verified.
 pub(super) struct Current {

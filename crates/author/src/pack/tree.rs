@@ -4,12 +4,12 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use refit_updater::digest::Digest;
+use refit_updater::manifest::{Body, DirectoryEntry, FileEntry, Kind, Mode};
 use semver::Version;
 use serde::Deserialize;
 
 use super::PackError;
-use crate::digest::Digest;
-use crate::manifest::{Body, DirectoryEntry, FileEntry, Kind, Mode};
 
 /// The description of an appliance, at the top of its release.
 const DESCRIPTION_NAME: &str = "appliance.toml";

@@ -7,8 +7,10 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::signer::{KEY_BYTES_MAX, Signer, public_of};
-use crate::durable;
+use refit_updater::durable;
+
+use super::making::KEY_BYTES_MAX;
+use super::signer::{Signer, public_of};
 
 /// Where keys go that a newer root no longer names.
 const RETIRED_DIR: &str = "retired";

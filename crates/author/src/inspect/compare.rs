@@ -5,12 +5,12 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use refit_updater::digest::Digest;
+use refit_updater::manifest::{Body, FileEntry, Kind, Manifest};
 use semver::Version;
 use serde::Serialize;
 
 use super::Inspection;
-use crate::digest::Digest;
-use crate::manifest::{Body, FileEntry, Kind, Manifest};
 
 /// What happens to a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

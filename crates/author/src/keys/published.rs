@@ -9,11 +9,11 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use refit_updater::digest::Digest;
+use refit_updater::durable;
 use serde::{Deserialize, Serialize};
 
 use super::Keys;
-use crate::digest::Digest;
-use crate::durable;
 
 /// Where it lies in a directory of keys. It is no name of a key or root.
 const PUBLISHED_NAME: &str = "published.json";

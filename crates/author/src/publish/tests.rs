@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::fs;
 
+use refit_updater::manifest::Codec;
+
 use super::*;
-use crate::manifest::Codec;
 use crate::pack::{METADATA_VERSION, PackOptions, pack};
 
 #[test]
@@ -32,7 +33,7 @@ fn a_list_that_nobody_would_read_is_not_written() {
     };
     let fill = |repository: &mut Repository, bytes: u64| {
         let note = "x".repeat(usize::try_from(bytes).unwrap());
-        let targets = BTreeMap::from([("filler".to_owned(), metadata::target(b"", json!({ "note": note })))]);
+        let targets = BTreeMap::from([("filler".to_owned(), signed_part::target(b"", json!({ "note": note })))]);
         let current = repository.current(&keys).unwrap();
         let signed = repository.sign_next(&keys, &terms, &current, Some(targets))?;
         repository.write(&keys, &signed)

@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 
 use jiff::Timestamp;
+use refit_updater::digest::Digest;
 use serde_json::{Map, Value, json};
-
-use crate::digest::Digest;
 
 /// The version of the TUF specification that the metadata follows.
 pub(super) const SPEC_VERSION: &str = "1.0.0";

@@ -12,14 +12,12 @@ use jiff::Timestamp;
 use refit_base::Class;
 use refit_tuf::document::RootDocument;
 use refit_tuf::{MemoryStore, TufError};
+use refit_updater::digest::Digest;
+use refit_updater::manifest::{Manifest, Totals};
+use refit_updater::package::{END_BYTES, Package, PackageError, Payload, entry_bytes, filling};
+use refit_updater::receive::{PayloadError, check_payload};
+use refit_updater::trust::{Loaded, TrustError, load};
 use serde::Serialize;
-
-use crate::codec::Decoder;
-use crate::digest::Digest;
-use crate::manifest::{Body, Manifest, Totals};
-use crate::package::{END_BYTES, Package, PackageError, Payload, entry_bytes, filling};
-use crate::receive::{FrameTrouble, check_frame};
-use crate::trust::{Loaded, TrustError, load};
 
 pub use compare::{Change, Comparison, FileChange, Side, compare};
 
@@ -104,20 +102,12 @@ pub enum InspectError {
         #[from]
         source: TrustError,
     },
-    /// A frame is not the one that was signed.
-    #[error("{path:?}: {why}")]
-    Frame {
-        /// The file it belongs to.
-        path: String,
-        /// What is wrong with it.
-        why: FrameTrouble,
-    },
-    /// The codec cannot be used.
-    #[error("cannot prepare to decode")]
-    Codec {
+    /// The payload is not the one that was signed.
+    #[error(transparent)]
+    Payload {
         /// Why.
-        #[source]
-        source: io::Error,
+        #[from]
+        source: PayloadError,
     },
 }
 
@@ -133,10 +123,19 @@ impl Inspection {
 impl InspectError {
     /// Returns the error for a package that is the file at `path`: nobody can send that again.
     pub(crate) fn in_file(self, path: &Path) -> Self {
-        if let Self::Package { source: PackageError::Input { source } } = self {
-            return Self::Read { path: path.to_owned(), source };
+        match self {
+            Self::Package { source: PackageError::Input { source } }
+            | Self::Payload { source: PayloadError::Package { source: PackageError::Input { source } } } => {
+                Self::Read { path: path.to_owned(), source }
+            }
+            Self::Open { .. }
+            | Self::Directory { .. }
+            | Self::Read { .. }
+            | Self::NotARoot { .. }
+            | Self::Package { .. }
+            | Self::Trust { .. }
+            | Self::Payload { .. } => self,
         }
-        self
     }
 
     /// Returns what kind of failure it was.
@@ -147,8 +146,7 @@ impl InspectError {
             Self::Directory { .. } | Self::NotARoot { .. } => Class::Refused,
             Self::Package { source } => source.class(),
             Self::Trust { source } => source.class(),
-            Self::Frame { .. } => Class::Refused,
-            Self::Codec { .. } => Class::Internal,
+            Self::Payload { source } => source.class(),
         }
     }
 
@@ -162,8 +160,7 @@ impl InspectError {
             Self::NotARoot { .. } => "name the vendor's root: N.root.json in the directory of the keys",
             Self::Package { source } => source.remedy(),
             Self::Trust { source } => source.remedy(),
-            Self::Frame { .. } => "get the package again from its vendor",
-            Self::Codec { .. } => "try again; if it stays so, report it as a bug of refit",
+            Self::Payload { source } => source.remedy(),
         }
     }
 }
@@ -197,7 +194,7 @@ fn inspect_file(file: File, root: Option<&[u8]>, check: bool, now: Timestamp) ->
     let before_payload = package.bytes_before_payload();
     let Signed { bytes, manifest, released, loaded, mut payload } = verify(package, root)?;
     if check {
-        check_payload(payload, &manifest, |_stored| Ok::<_, InspectError>(()))?;
+        check_payload(payload, &manifest, |_stored| Ok::<_, PayloadError>(()))?;
     } else {
         payload.skip(manifest.payload_bytes())?;
         payload.finish()?;
@@ -255,30 +252,4 @@ fn verify<R: Read>(package: Package<R>, root: Option<&[u8]>) -> Result<Signed<R>
     let (manifest, released) = loaded.manifest(&bytes)?;
     let payload = package.into_payload(manifest.payload_bytes())?;
     Ok(Signed { bytes, manifest, released, payload, loaded })
-}
-
-/// Decodes every frame of `payload` and compares what it finds with the manifest. The stored bytes of each frame are given
-/// to `keep` right after they were found to be those that were signed: all together they are the payload.
-pub(crate) fn check_payload<R: Read, E: From<InspectError>>(
-    mut payload: Payload<R>,
-    manifest: &Manifest,
-    mut keep: impl FnMut(&[u8]) -> Result<(), E>,
-) -> Result<(), E> {
-    let mut decoder = Decoder::new(manifest.codec()).map_err(|source| InspectError::Codec { source })?;
-    let (mut stored, mut content) = (Vec::new(), Vec::new());
-    for file in manifest.files() {
-        let Body::Regular { frames, sha256, .. } = &file.body else { continue };
-        let trouble = |why| InspectError::Frame { path: file.path.clone(), why };
-        let mut whole = crate::digest::Hasher::new();
-        for frame in frames {
-            payload.read(frame.stored, &mut stored).map_err(InspectError::from)?;
-            check_frame(&mut decoder, frame, &stored, &mut content).map_err(trouble)?;
-            keep(&stored)?;
-            whole.update(&content);
-        }
-        if !frames.is_empty() && whole.finish() != *sha256 {
-            return Err(trouble(FrameTrouble::Content).into());
-        }
-    }
-    Ok(payload.finish().map_err(InspectError::from)?)
 }

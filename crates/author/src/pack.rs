@@ -17,16 +17,16 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use jiff::Timestamp;
+use refit_updater::codec::Encoder;
+use refit_updater::digest::{Digest, Hasher};
+use refit_updater::durable;
+use refit_updater::manifest::{About, Body, Codec, FileEntry, Frame, HOLE_BYTES, Kind, Manifest, Totals};
+use refit_updater::package::{BLOCK_BYTES, END_BYTES, MANIFEST_NAME, PAYLOAD_NAME, filling, header};
+use refit_updater::receive::is_hole;
 use semver::Version;
 use serde::Serialize;
 
-use crate::codec::Encoder;
-use crate::digest::{Digest, Hasher};
-use crate::durable;
 use crate::keys::Keys;
-use crate::manifest::{About, Body, Codec, FileEntry, Frame, HOLE_BYTES, Kind, Manifest, Totals};
-use crate::package::{BLOCK_BYTES, END_BYTES, MANIFEST_NAME, PAYLOAD_NAME, filling, header};
-use crate::receive::is_hole;
 
 pub use error::PackError;
 
@@ -39,7 +39,7 @@ const READ_BYTES: usize = 256 << 10;
 const PACKAGE_MODE: u32 = 0o644;
 /// Links that are followed from one to the next to where a package goes: as many as the kernel follows.
 const LINKS_MAX: u32 = 40;
-/// The metadata version of a package whose vendor asks for none: see [`crate::trust`].
+/// The metadata version of a package whose vendor asks for none: see [`refit_updater::trust`].
 pub const METADATA_VERSION: u64 = 1;
 
 /// How a package is made.
@@ -49,7 +49,7 @@ pub struct PackOptions {
     pub codec: Codec,
     /// How hard; `None` is the codec's own choice.
     pub level: Option<i32>,
-    /// The machine it is for, as `std::env::consts::ARCH` names it, or [`crate::manifest::ARCH_ANY`].
+    /// The machine it is for, as `std::env::consts::ARCH` names it, or [`refit_updater::manifest::ARCH_ANY`].
     pub arch: String,
     /// When its metadata expires.
     pub expires: Timestamp,

@@ -5,19 +5,20 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::thread;
 
+use refit_author::keys::Keys;
+use refit_author::publish::{self, Outcome, Repository, RepositoryError, TEMP_PREFIX, Trouble, contents};
 use refit_base::Class;
+use refit_fixtures_vendor::{
+    ALL, Home, Published, Vendor, chain, copy, fetch_from, noise, now, options, put, rotation, snapshot, terms,
+    versions,
+};
 use refit_updater::digest::Digest;
-use refit_updater::keys::Keys;
-use refit_updater::repository::author::{self, Outcome, Repository, RepositoryError, TEMP_PREFIX, Trouble, contents};
-
-use crate::keys::{ALL, rotation};
-use crate::repository::{Published, copy, fetch_from, terms, versions};
-use crate::support::{Home, Vendor, chain, noise, now, options, put, snapshot};
+use refit_updater::repository::Directory;
 
 /// Packs 6.6.6 with stolen keys and adds it to the repository in `dir`, which they still fit.
 fn add_with(vendor: &Vendor, stolen: &Keys, dir: &Path) {
     let out = vendor.out("stolen.refit");
-    refit_updater::pack::pack(&vendor.tree("6.6.6"), &out, stolen, &options(), &mut |_| {}).unwrap();
+    refit_author::pack::pack(&vendor.tree("6.6.6"), &out, stolen, &options(), &mut |_| {}).unwrap();
     Repository::open(dir).unwrap().add(&out, stolen, &terms()).unwrap();
 }
 
@@ -48,7 +49,7 @@ fn what_a_retired_key_signed_is_not_signed_anew() {
         assert!(error.remedy().contains("--accept-retired"), "{}", error.remedy());
         let tree = published.vendor.tree("1.1.0");
         let out = published.vendor.out("new.refit");
-        refit_updater::pack::pack(&tree, &out, &keys, &options(), &mut |_| {}).unwrap();
+        refit_author::pack::pack(&tree, &out, &keys, &options(), &mut |_| {}).unwrap();
         let error = Repository::open(&published.dir).unwrap().add(&out, &keys, &terms()).unwrap_err();
         assert!(matches!(error, RepositoryError::Retired { .. }), "{error:?}");
         assert_eq!(snapshot(&published.dir), before);
@@ -268,7 +269,7 @@ fn the_package_that_was_checked_is_the_one_that_is_published() {
         writer.join().unwrap();
     });
     let home = Home::new(&published.vendor);
-    let fetched = fetch_from(&home, &mut published.server(), "1.0.0").unwrap();
+    let fetched = fetch_from(&home, &mut Directory(published.dir.clone()), "1.0.0").unwrap();
     assert_eq!(fetched.digest, home.receive(&checked).unwrap().digest);
 }
 
@@ -315,7 +316,7 @@ fn an_older_copy_of_the_keys_changes_nothing() {
         let keys = published.rotate_roles(roles);
         published.refresh(&keys).unwrap();
         let out = published.vendor.out("stale.refit");
-        refit_updater::pack::pack(&published.vendor.tree("1.1.0"), &out, &stale, &options(), &mut |_| {}).unwrap();
+        refit_author::pack::pack(&published.vendor.tree("1.1.0"), &out, &stale, &options(), &mut |_| {}).unwrap();
         let before = (snapshot(&published.dir), snapshot(&published.vendor.dir.path().join("stolen")));
         let mut repository = Repository::open(&published.dir).unwrap();
         for error in [
@@ -345,7 +346,7 @@ fn a_copy_of_the_keys_that_missed_only_a_later_date_goes_on() {
     Repository::open(&published.dir).unwrap().check_keys(&copy).unwrap();
     assert_eq!(published.refresh(&copy).unwrap(), ["1.0.0"]);
     let out = published.vendor.out("copy.refit");
-    refit_updater::pack::pack(&published.vendor.tree("1.1.0"), &out, &copy, &options(), &mut |_| {}).unwrap();
+    refit_author::pack::pack(&published.vendor.tree("1.1.0"), &out, &copy, &options(), &mut |_| {}).unwrap();
     Repository::open(&published.dir).unwrap().add(&out, &copy, &terms()).unwrap();
     assert_eq!(versions(&home, &published.dir), ["1.0.0", "1.1.0"]);
     assert_eq!(home.trust.root().unwrap(), keys.root(), "the newer root stays");
@@ -458,7 +459,7 @@ fn what_a_release_lost_is_found_and_put_back() {
         assert_eq!(snapshot(&published.dir), before);
     }
     let home = Home::new(&published.vendor);
-    fetch_from(&home, &mut published.server(), "1.1.0").unwrap();
+    fetch_from(&home, &mut Directory(published.dir.clone()), "1.1.0").unwrap();
 }
 
 #[test]
@@ -470,7 +471,7 @@ fn a_check_needs_the_root_alone_and_names_every_problem() {
     // By the first root as by the newest, and neither writes anything.
     let before = snapshot(&published.dir);
     for root in [published.vendor.keys.root(), keys.root()] {
-        let found = author::check(&published.dir, root, now(), &mut |_| {}).unwrap();
+        let found = publish::check(&published.dir, root, now(), &mut |_| {}).unwrap();
         assert_eq!((found.problems.len(), found.contents.releases.len()), (0, 1));
         assert_eq!(found.contents, contents(&published.dir, root).unwrap());
     }
@@ -480,7 +481,7 @@ fn a_check_needs_the_root_alone_and_names_every_problem() {
     for (path, ..) in snapshot(&published.dir.join("targets")).iter().filter(|(path, ..)| path.is_file()) {
         fs::remove_file(path).unwrap();
     }
-    let found = author::check(&published.dir, keys.root(), late, &mut |_| {}).unwrap();
+    let found = publish::check(&published.dir, keys.root(), late, &mut |_| {}).unwrap();
     let found: Vec<_> = found.problems.iter().map(|problem| (problem.path.as_str(), &problem.why)).collect();
     assert!(
         matches!(
@@ -496,10 +497,10 @@ fn a_check_needs_the_root_alone_and_names_every_problem() {
     );
     assert!(found[2].0.ends_with(".manifest.json") && found[3].0.ends_with(".payload"), "{found:?}");
     let stranger = Vendor::new();
-    let error = author::check(&published.dir, stranger.keys.root(), now(), &mut |_| {}).unwrap_err();
+    let error = publish::check(&published.dir, stranger.keys.root(), now(), &mut |_| {}).unwrap_err();
     assert!(matches!(error, RepositoryError::Metadata { .. }), "{error:?}");
     for error in [
-        author::check(&published.dir, b"{}", now(), &mut |_| {}).unwrap_err(),
+        publish::check(&published.dir, b"{}", now(), &mut |_| {}).unwrap_err(),
         contents(&published.dir, b"{}").unwrap_err(),
     ] {
         assert!(matches!(error, RepositoryError::NotARoot { .. }), "{error:?}");

@@ -4,13 +4,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use refit_author::keys::{KeyRole, KeyStatus, Keys, Rotation, Setup, role_named};
 use refit_fixtures::tools::{missing, put_program};
-use refit_updater::keys::{KeyRole, KeyStatus, Keys, Rotation, Setup, role_named};
+use refit_fixtures_vendor::{ALL, Home, Vendor, far, put, rotation, snapshot};
 use tempfile::TempDir;
 use zeroize::Zeroizing;
 
-use crate::keys::{ALL, key_files, rotation, says, try_pack};
-use crate::support::{Home, Vendor, far, put, snapshot};
+use crate::keys::{key_files, says, try_pack};
 
 /// A program that signs with a key of OpenSSL, as a security module would.
 fn device(dir: &Path, kind: &[&str], sign: &str) -> PathBuf {

@@ -19,6 +19,7 @@ use aws_lc_rs::signature::Ed25519KeyPair;
 use jiff::SignedDuration;
 use pkcs8::{EncryptedPrivateKeyInfoRef, PrivateKeyInfoRef};
 use refit_tuf::document;
+use refit_updater::durable;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
@@ -29,8 +30,8 @@ use tough::sign::Sign;
 use zeroize::Zeroizing;
 
 use super::error::KeysError;
-use super::{making, program};
-use crate::durable;
+use super::making::{self, KEY_BYTES_MAX};
+use super::program;
 
 /// What ends the name of a private key.
 const KEY_SUFFIX: &str = ".key.pem";
@@ -46,8 +47,6 @@ const PUBLIC_TAG: &str = "PUBLIC KEY";
 const PRIVATE_MODE: u32 = 0o600;
 /// A public key is everybody's.
 const PUBLIC_MODE: u32 = 0o644;
-/// An RSA key of 8192 bits has some 6 KiB; a larger file is something else.
-pub(super) const KEY_BYTES_MAX: u64 = 16 << 10;
 /// What precedes the 32 bytes of an ed25519 public key in its DER form (RFC 8410).
 const ED25519_SPKI: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
 /// How long a program may take to sign if its description does not say: somebody may have to find a token and touch it.

@@ -8,15 +8,15 @@ use jiff::Timestamp;
 use refit_base::Chain;
 use refit_tuf::document::RootDocument;
 use refit_tuf::{METADATA_BYTES_MAX, Target, TufError};
+use refit_updater::digest::Digest;
+use refit_updater::durable;
+use refit_updater::manifest::{Body, MANIFEST_BYTES_MAX, Manifest, ManifestError};
+use refit_updater::package::METADATA_DIR;
+use refit_updater::repository::{Offer, TARGETS_DIR, payload_path};
 use serde::{Serialize, Serializer};
 
 use super::current::{Current, Roots, check_root, read};
 use super::{Contents, RepositoryError};
-use crate::digest::Digest;
-use crate::durable;
-use crate::manifest::{Body, MANIFEST_BYTES_MAX, Manifest, ManifestError};
-use crate::package::METADATA_DIR;
-use crate::repository::{Offer, TARGETS_DIR, payload_path};
 
 /// How far a check is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -24,15 +24,15 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use refit_tuf::document::{canonical, spell};
 use refit_tuf::{METADATA_BYTES_MAX, ROOTS_MAX};
+use refit_updater::durable;
+use refit_updater::manifest::RELEASED;
+use refit_updater::package::{MANIFEST_NAME, METADATA_DIR};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tough::schema::decoded::{Decoded, Hex};
 use tough::schema::{Role, RoleType, Root, Signature, Signed};
 use zeroize::Zeroizing;
 
-use crate::durable;
-use crate::package::{MANIFEST_NAME, METADATA_DIR};
-use crate::trust::RELEASED;
 use signer::Signer;
 
 pub use error::KeysError;

@@ -10,18 +10,19 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use refit_updater::digest::Digest;
+use refit_updater::durable;
 use serde::{Deserialize, Serialize};
 use tough::schema::decoded::{Decoded, Hex};
 use zeroize::Zeroizing;
 
 use super::error::KeysError;
 use super::io_error;
-use super::signer::KEY_BYTES_MAX;
-use crate::digest::Digest;
-use crate::durable;
 
 /// Where the list lies in a directory of keys. It is no name of a key or root.
 const MAKING_NAME: &str = ".making.json";
+/// An RSA key of 8192 bits has some 6 KiB; a larger file is something else.
+pub(super) const KEY_BYTES_MAX: u64 = 16 << 10;
 /// The format of [`MakingFile`].
 const FORMAT: u64 = 1;
 /// Keys of a role and their public halves are some forty files, with paths of at most 4 KiB; a larger file is something else.

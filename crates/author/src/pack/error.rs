@@ -4,8 +4,9 @@ use std::io;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
+use refit_updater::manifest::{Codec, ManifestError};
+
 use crate::keys::KeysError;
-use crate::manifest::{Codec, ManifestError};
 
 /// Why a directory was not packed. The package's file is what it was.
 #[derive(Debug, thiserror::Error)]

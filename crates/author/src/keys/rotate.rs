@@ -13,6 +13,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use refit_tuf::ROOTS_MAX;
 use refit_tuf::document::{canonical, spell};
+use refit_updater::durable;
 use tough::schema::decoded::{Decoded, Hex};
 use tough::schema::key::Key;
 use tough::schema::{RoleKeys, RoleType, Root, Signed};
@@ -24,7 +25,6 @@ use super::metadata::{SPEC_VERSION, whole_seconds};
 use super::retire::retire;
 use super::signer::{Fresh, Signer};
 use super::{Keys, ROLES, ROOT_SUFFIX, io_error, nobody, role_name};
-use crate::durable;
 
 /// How the first keys are made.
 #[derive(Debug, Clone)]
