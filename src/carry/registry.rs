@@ -8,10 +8,11 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use refit_base::lock;
 use tokio::sync::watch;
 
 use super::document::{CARRY_FORMAT, Carry};
@@ -103,13 +104,9 @@ impl Registry {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Returns which process image this is, from 1.
     pub fn generation(&self) -> u32 {
-        self.lock().generation
+        lock(&self.inner).generation
     }
 
     /// Tells the guard something. A guard that is gone is noticed elsewhere.
@@ -134,7 +131,7 @@ impl Registry {
             }
         }
         {
-            let mut inner = self.lock();
+            let mut inner = lock(&self.inner);
             let newest = inner.generations.entry(instance.component.clone()).or_default();
             *newest = instance.generation.max(*newest);
             inner.instances.insert(instance.id.clone(), (instance, Arc::clone(descriptors)));
@@ -159,12 +156,12 @@ impl Registry {
 
     /// Returns the highest generation of the processes of `component`.
     pub(crate) fn newest_generation(&self, component: &str) -> u32 {
-        self.lock().generations.get(component).copied().unwrap_or(0)
+        lock(&self.inner).generations.get(component).copied().unwrap_or(0)
     }
 
     /// Removes a process that has ended.
     pub(crate) fn remove(&self, id: &str) {
-        if let Some((_, descriptors)) = self.lock().instances.remove(id) {
+        if let Some((_, descriptors)) = lock(&self.inner).instances.remove(id) {
             for (part, _) in descriptors.parts() {
                 self.tell_guard(&format!("FDSTOREREMOVE=1\nFDNAME={}{id}.{part}", names::INSTANCE), &[]);
             }
@@ -175,7 +172,7 @@ impl Registry {
     /// Returns the document of this moment, with the number of the one that the guard has.
     fn carry(&self) -> Carry {
         let output = self.logs.carried();
-        let inner = self.lock();
+        let inner = lock(&self.inner);
         Carry {
             format: CARRY_FORMAT,
             sequence: inner.sequence,
@@ -197,8 +194,8 @@ impl Registry {
 
     /// Gives the guard the document of this moment, and has it drop the one before. Returns the document.
     pub fn save(&self) -> Carry {
-        let _one_at_a_time = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
-        self.lock().sequence += 1;
+        let _one_at_a_time = lock(&self.saving);
+        lock(&self.inner).sequence += 1;
         let carry = self.carry();
         match carry.seal() {
             Ok(file) => {
@@ -217,12 +214,12 @@ impl Registry {
 
     /// Returns the releases that some process was started from: they must stay on disk.
     pub fn releases_in_use(&self) -> Vec<semver::Version> {
-        self.lock().instances.values().map(|(instance, _)| instance.release.clone()).collect()
+        lock(&self.inner).instances.values().map(|(instance, _)| instance.release.clone()).collect()
     }
 
     /// Returns the running processes, as they are carried.
     pub fn instances(&self) -> Vec<CarriedInstance> {
-        self.lock().instances.values().map(|(instance, _)| instance.clone()).collect()
+        lock(&self.inner).instances.values().map(|(instance, _)| instance.clone()).collect()
     }
 
     /// Returns a duplicate of every process's descriptors, for the next image.
@@ -230,7 +227,7 @@ impl Registry {
     /// # Errors
     /// No descriptor is left.
     pub fn describe(&self) -> io::Result<Vec<Named>> {
-        let inner = self.lock();
+        let inner = lock(&self.inner);
         let mut parts = Vec::new();
         for (instance, descriptors) in inner.instances.values() {
             for (part, descriptor) in descriptors.parts() {

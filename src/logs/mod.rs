@@ -15,10 +15,10 @@ mod writer;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use refit_base::clock;
+use refit_base::{clock, lock};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -187,15 +187,11 @@ impl Logs {
         Self { inner: Mutex::new(inner), place, writer, paused: CancellationToken::new(), readers: watch::channel(0).0 }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Adds a line that a process of `component` printed. Never waits.
     pub(crate) fn push(&self, component: &str, instance: &str, stream: Stream, piece: Piece<'_>, priority: Option<u8>) {
         let now = clock::now();
         let (name, line) = {
-            let mut inner = self.lock();
+            let mut inner = lock(&self.inner);
             let seq = (inner.last + 1).max(u64::try_from(now.as_microsecond()).unwrap_or(0));
             let line = Arc::new(LogLine {
                 seq,
@@ -224,7 +220,7 @@ impl Logs {
 
     /// Returns the last `count` lines that one process printed.
     pub fn last_of(&self, component: &str, instance: &str, count: usize) -> Vec<String> {
-        let inner = self.lock();
+        let inner = lock(&self.inner);
         let Some(ring) = inner.rings.get(component) else { return Vec::new() };
         let of_it = ring.lines.iter().rev().filter(|line| line.instance == instance && line.stream != Stream::Refit);
         let mut lines: Vec<String> = of_it.take(count).map(|line| line.line.clone()).collect();
@@ -236,7 +232,7 @@ impl Logs {
     pub async fn last(self: &Arc<Self>, component: &str, count: usize) -> Vec<Arc<LogLine>> {
         let count = count.min(LINES_ASKED_MAX);
         let newest: Vec<Arc<LogLine>> = {
-            let inner = self.lock();
+            let inner = lock(&self.inner);
             inner.rings.get(component).map_or_else(Vec::new, |ring| ring.last(count).cloned().collect())
         };
         let missing = count - newest.len();
@@ -252,7 +248,7 @@ impl Logs {
     pub async fn after(self: &Arc<Self>, component: &str, after: u64, count: usize) -> Vec<Arc<LogLine>> {
         let count = count.min(LINES_ASKED_MAX);
         let (here, before, whole) = {
-            let mut inner = self.lock();
+            let mut inner = lock(&self.inner);
             let ring = inner.ring(component);
             let begin = ring.lines.partition_point(|line| line.seq <= after);
             let here: Vec<Arc<LogLine>> = ring.lines.range(begin..).take(count).cloned().collect();
@@ -302,12 +298,12 @@ impl Logs {
 
     /// Returns a receiver of the number of the newest line of `component`.
     pub fn watch(&self, component: &str) -> watch::Receiver<u64> {
-        self.lock().ring(component).newest.subscribe()
+        lock(&self.inner).ring(component).newest.subscribe()
     }
 
     /// Returns what the next image gets. It is complete when nobody reads any more, which is not for us to say.
     pub fn carried(&self) -> Carried {
-        let inner = self.lock();
+        let inner = lock(&self.inner);
         let lines = inner.rings.iter().map(|(name, ring)| {
             let mut bytes = 0;
             let mut lines: Vec<LogLine> = ring
@@ -414,12 +410,12 @@ impl Reader {
 
     /// Keeps a line that has begun for the next image.
     pub(crate) fn leave(&self, place: String, partial: Vec<u8>) {
-        self.logs.lock().partial.insert(place, partial);
+        lock(&self.logs.inner).partial.insert(place, partial);
     }
 
     /// Returns the line that had begun when the image before ended.
     pub(crate) fn found(&self, place: &str) -> Vec<u8> {
-        self.logs.lock().partial.remove(place).unwrap_or_default()
+        lock(&self.logs.inner).partial.remove(place).unwrap_or_default()
     }
 }
 

@@ -6,9 +6,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use refit_base::lock;
 
 use super::budget::Budget;
 use super::files::Files;
@@ -114,12 +116,6 @@ struct Shared {
     changed: Condvar,
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// The writer.
 #[derive(Debug)]
 pub(super) struct Writer {
@@ -143,7 +139,7 @@ impl Writer {
     /// Queues a line; drops and counts it if there is too much. Never waits.
     pub(super) fn push(&self, component: &Arc<str>, line: &Arc<LogLine>) {
         let now = Instant::now();
-        let mut queue = self.shared.lock();
+        let mut queue = lock(&self.shared.queue);
         let allowed =
             queue.budgets.entry(Arc::clone(component)).or_insert_with(|| Budget::new(now)).allows(line.line.len(), now);
         let queued = Queued { component: Arc::clone(component), line: Arc::clone(line), count: 1 };
@@ -159,13 +155,13 @@ impl Writer {
 
     /// Has the files closed; the next line goes to the newest that is there then.
     pub(super) fn reopen(&self) {
-        self.shared.lock().reopen = true;
+        lock(&self.shared.queue).reopen = true;
         self.shared.changed.notify_all();
     }
 
     /// Waits until what was queued before is written, at most `limit`. Blocks.
     pub(super) fn settle(&self, limit: Duration) {
-        let queue = self.shared.lock();
+        let queue = lock(&self.shared.queue);
         let waited =
             self.shared.changed.wait_timeout_while(queue, limit, |queue| queue.busy || !queue.lines.is_empty());
         drop(waited);
@@ -173,7 +169,7 @@ impl Writer {
 
     /// Has the thread write what is queued and end, and waits for it, at most `limit`. Blocks.
     pub(super) fn close(&self, limit: Duration) {
-        let mut queue = self.shared.lock();
+        let mut queue = lock(&self.shared.queue);
         queue.closed = true;
         self.shared.changed.notify_all();
         // What was dropped is said last of all.
@@ -182,7 +178,7 @@ impl Writer {
         let (queue, waited) = waited.unwrap_or_else(PoisonError::into_inner);
         let ended = !waited.timed_out();
         drop(queue);
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let thread = lock(&self.thread).take();
         // One that hangs in a write ends with the process.
         if let (true, Some(thread)) = (ended, thread)
             && thread.join().is_err()
@@ -194,7 +190,7 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        self.shared.lock().closed = true;
+        lock(&self.shared.queue).closed = true;
         self.shared.changed.notify_all();
     }
 }
@@ -202,7 +198,7 @@ impl Drop for Writer {
 fn write(shared: &Shared, mut output: Output) {
     let mut looked = Instant::now();
     loop {
-        let mut queue = shared.lock();
+        let mut queue = lock(&shared.queue);
         queue.busy = false;
         shared.changed.notify_all();
         loop {
@@ -231,7 +227,7 @@ fn write(shared: &Shared, mut output: Output) {
             output.files.reopen();
         }
         let lost = output.write(&lines);
-        let mut queue = shared.lock();
+        let mut queue = lock(&shared.queue);
         if !queue.closed {
             for queued in lost {
                 queue.drop_line(queued);
