@@ -11,7 +11,9 @@
 //! - [`peers`]: other processes on the bus, each with the rights of its component;
 //! - [`update`]: the transaction from a package to a release that proved good, or back;
 //! - [`api`] and [`web`]: the same HTTP for the page, for scripts and for the commands;
-//! - [`auth`], [`config`], [`requests`], [`events`], [`tickets`], [`home`]: what they share.
+//! - [`http`]: the server below the API, and the client;
+//! - [`auth`] and `access`: accounts and sessions; who asks, and what they may;
+//! - [`config`], [`requests`], [`events`], [`tickets`], [`home`]: what they share.
 //!
 //! The bus is the crate `refit-bus`, which this one re-exports as [`bus`]. Packages, trust, releases on disk and the journal
 //! are the crate `refit-updater`; errors, exit statuses and the clock are `refit-base`.
