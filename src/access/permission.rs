@@ -5,14 +5,14 @@ use refit_bus::{self as bus, RequestKind};
 use super::principal::Principal;
 
 impl Principal {
-    /// Returns why it may not request `ask`; `None` if it may.
-    pub(crate) fn forbids(&self, ask: RequestKind) -> Option<String> {
+    /// Returns why it may not make requests of this `kind`; `None` if it may.
+    pub(crate) fn forbids(&self, kind: RequestKind) -> Option<String> {
         match self {
             Self::Operator { .. } => None,
-            Self::Component { allow, .. } if allow.contains(&ask) => None,
+            Self::Component { allow, .. } if allow.contains(&kind) => None,
             Self::Component { name, .. } => {
-                let ask = ask.name();
-                Some(format!("{ask} is not among what appliance.toml allows the component {name}"))
+                let kind = kind.name();
+                Some(format!("{kind} is not among what appliance.toml allows the component {name}"))
             }
         }
     }

@@ -173,10 +173,10 @@ async fn live(
     mut writer: OwnedWriteHalf,
 ) {
     // Nothing is written before all are there: whoever reads the answer misses no publication from then on.
-    for one in listening {
-        verbs::listen(peers, peer, one);
+    for subscription in listening {
+        verbs::listen(peers, peer, subscription);
     }
-    peers.came(peer);
+    peers.publish_up(peer);
     let (stopping, _) = peers.ending();
     let end = {
         let reading = read(peers, peer, lines);
@@ -206,7 +206,7 @@ async fn live(
         },
     };
     // Before the calls fail: whoever hears that one was lost finds the reason among the events.
-    peers.went(peer, &why, level);
+    peers.remove(peer, &why, level);
     peer.lose(&format!("lost: {why}"));
     peer.ending.cancel();
     peer.out.close();

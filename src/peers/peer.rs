@@ -219,7 +219,7 @@ impl Peer {
     }
 
     /// Tells an entry of the log, if there is room: it is no call, and waits for nothing.
-    fn tell_log(&self, mut entry: Value) {
+    fn send_log(&self, mut entry: Value) {
         let mut dropped = lock(&self.log_dropped);
         entry["dropped"] = json!(*dropped);
         match self.out.push_lossy(&notification("log", &entry)) {
@@ -263,7 +263,7 @@ impl Waiting {
             answer = &mut self.receiver => return answer.unwrap_or_else(|_| Err(Failure::new("lost"))),
             () = cancelled.cancelled() => {}
         }
-        self.tell("the time is over, or the answer is not wanted any more");
+        self.send_cancel("the time is over, or the answer is not wanted any more");
         (&mut self.receiver).await.unwrap_or_else(|_| Err(Failure::new("lost")))
     }
 
@@ -274,7 +274,7 @@ impl Waiting {
     }
 
     /// Tells the peer that the call is not wanted any more, once.
-    fn tell(&mut self, reason: &str) {
+    fn send_cancel(&mut self, reason: &str) {
         if !std::mem::replace(&mut self.told, true) {
             // One that cannot be told is being cut off.
             drop(self.peer.send(&notification("cancel", &json!({ "id": self.id, "reason": reason }))));
@@ -286,7 +286,7 @@ impl Drop for Waiting {
     fn drop(&mut self) {
         let was_open = lock(&self.peer.calls).open.remove(&self.id).is_some();
         if was_open {
-            self.tell("nobody waits any longer");
+            self.send_cancel("nobody waits any longer");
         }
     }
 }
@@ -299,7 +299,7 @@ impl Listener for External {
         let peer = Arc::clone(&self.0);
         Box::pin(async move {
             if call.channel == bus::LOG {
-                peer.tell_log(call.argument);
+                peer.send_log(call.argument);
                 return Ok(Value::Null);
             }
             if call.channel == bus::START && peer.resumes.swap(false, Ordering::Relaxed) {

@@ -92,7 +92,7 @@ impl Peers {
     }
 
     /// Tells every peer a state of the site.
-    pub fn tell_state(&self, state: State) {
+    pub fn send_state(&self, state: State) {
         let message = notification("state", &json!({ "state": state }));
         for peer in lock(&self.known).named.values() {
             drop(peer.send(&message)); // one that does not read is cut off
@@ -235,21 +235,21 @@ impl Peers {
         drop(tokio::time::timeout(limit, wait).await);
     }
 
-    /// Tells that a peer has come.
-    pub(super) fn came(self: &Arc<Self>, peer: &Peer) {
+    /// Publishes that a peer has come.
+    pub(super) fn publish_up(self: &Arc<Self>, peer: &Peer) {
         let about = json!({ "component": peer.principal.component_name(), "peer": peer.name });
-        self.tell(UP, about, Level::Debug, format!("{} is on the bus", peer.name));
+        self.publish(UP, about, Level::Debug, format!("{} is on the bus", peer.name));
     }
 
-    /// Removes a peer and tells why it is gone.
-    pub(super) fn went(self: &Arc<Self>, peer: &Peer, reason: &str, level: Level) {
+    /// Removes a peer and publishes why it is gone.
+    pub(super) fn remove(self: &Arc<Self>, peer: &Peer, reason: &str, level: Level) {
         lock(&self.known).named.remove(&peer.name);
         self.changes.send_modify(|count| *count += 1);
         let about = json!({ "component": peer.principal.component_name(), "peer": peer.name, "reason": reason });
-        self.tell(DOWN, about, level, format!("{} is off the bus: {reason}", peer.name));
+        self.publish(DOWN, about, level, format!("{} is off the bus: {reason}", peer.name));
     }
 
-    fn tell(self: &Arc<Self>, channel: &'static str, about: Value, level: Level, text: String) {
+    fn publish(self: &Arc<Self>, channel: &'static str, about: Value, level: Level, text: String) {
         self.parts.bus.log(level, text);
         self.parts.registry.events.publish(channel, about.clone());
         if self.stopping.is_cancelled() {

@@ -85,7 +85,7 @@ pub(super) fn check_all(peers: &Peers, wanted: &[Subscribe]) -> Result<Vec<Liste
     if wanted.len() > SUBSCRIPTIONS_MAX {
         return Err(PeerError::TooMany { what: "subscriptions", max: SUBSCRIPTIONS_MAX });
     }
-    wanted.iter().map(|one| check(peers, one)).collect()
+    wanted.iter().map(|subscribe| check(peers, subscribe)).collect()
 }
 
 fn check(peers: &Peers, wanted: &Subscribe) -> Result<Listening, PeerError> {

@@ -21,7 +21,7 @@ impl Observer for SiteObserver {
         match event {
             BusEvent::State(state) => {
                 self.events.publish("bus.state", json!({ "state": state }));
-                self.peers.tell_state(*state);
+                self.peers.send_state(*state);
                 if *state == bus::State::Exiting {
                     self.manager.about_to_exec();
                 }
