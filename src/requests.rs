@@ -5,7 +5,7 @@ use std::sync::Arc;
 use refit_base::{Chain, Exit, Reported};
 use refit_bus::{Bus, Level, Origin, Progress, Request, RequestKind, Ticket};
 use refit_updater::Digest;
-use refit_updater::journal::Kind;
+use refit_updater::attempt::Kind;
 use semver::Version;
 use serde::Deserialize;
 use serde_json::json;

@@ -21,9 +21,9 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
-use refit_base::clock;
 use refit_base::{Chain, Exit, Reported};
-use refit_updater::journal::{self, Ending, JournalError, State};
+use refit_updater::attempt::Ending;
+use refit_updater::journal::{self, JournalError, State};
 use refit_updater::spare;
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
 use rustix::pipe::PipeFlags;
@@ -527,15 +527,7 @@ impl Guard {
     }
 
     fn ending(&self, reason: String) -> Ending {
-        let now = clock::now();
-        Ending {
-            at: clock::rfc3339(now),
-            at_ms: now.as_millisecond(),
-            step: self.image.step().to_owned(),
-            reason,
-            component: None,
-            output: Vec::new(),
-        }
+        Ending::now(self.image.step(), reason)
     }
 }
 

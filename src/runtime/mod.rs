@@ -17,10 +17,10 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use refit_base::clock;
 use refit_base::{Chain, Exit, Reported};
 use refit_updater::Store;
-use refit_updater::journal::{self, Ending, State};
+use refit_updater::attempt::Ending;
+use refit_updater::journal::{self, State};
 use semver::Version;
 
 use crate::component::fingerprint;
@@ -109,16 +109,7 @@ fn abandon(home: &Home, reason: String) -> Result<(), journal::JournalError> {
     if !matches!(journal.state, State::Trial { .. }) {
         return Ok(());
     }
-    let now = clock::now();
-    let ending = Ending {
-        at: clock::rfc3339(now),
-        at_ms: now.as_millisecond(),
-        step: "exec".to_owned(),
-        reason,
-        component: None,
-        output: Vec::new(),
-    };
-    match journal.failed(&ending) {
+    match journal.failed(&Ending::now("exec", reason)) {
         Ok(failed) => journal::store(home.path(), &failed),
         Err(_) => Ok(()), // looked at above
     }

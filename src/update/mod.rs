@@ -22,9 +22,10 @@ use std::time::Duration;
 use refit_base::Chain;
 use refit_base::clock;
 use refit_bus::{Bus, Fault, Replacement};
+use refit_updater::attempt::{Attempt, Ending, Kind, Outcome};
 use refit_updater::config::{self, Unmerged};
-use refit_updater::history::{self, Entry};
-use refit_updater::journal::{self, Attempt, Ending, Journal, Kind, State};
+use refit_updater::history::Entry;
+use refit_updater::journal::{self, Journal, State};
 use refit_updater::release::Release;
 use refit_updater::trust::Trust;
 use refit_updater::{Digest, Store};
@@ -253,18 +254,6 @@ impl Manager {
         self.parts.context.registry.events.publish("update.step", data);
     }
 
-    fn ending(step: &str, reason: String) -> Ending {
-        let now = clock::now();
-        Ending {
-            at: clock::rfc3339(now),
-            at_ms: now.as_millisecond(),
-            step: step.to_owned(),
-            reason,
-            component: None,
-            output: Vec::new(),
-        }
-    }
-
     /// Begins an update or a rollback. Returns its ticket.
     ///
     /// # Errors
@@ -337,7 +326,7 @@ impl Manager {
         if !matches!(journal.state, State::Staged { .. }) {
             return Ok(journal);
         }
-        let ending = Self::ending("staged", "the update could not be recorded".to_owned());
+        let ending = Ending::now("staged", "the update could not be recorded".to_owned());
         let ended = journal.failed(&ending).map_err(|_| UpdateError::Busy)?;
         self.write(ended)?;
         self.record_finished()?;
@@ -426,7 +415,7 @@ impl Manager {
     pub fn start_failed(&self, faults: &[Fault]) -> Option<Arc<Replacement>> {
         let first = faults.first()?;
         let reason = format!("component {} did not start: {}", first.component, first.cause);
-        let mut ending = Self::ending("starting", reason);
+        let mut ending = Ending::now("starting", reason);
         ending.component = Some(first.component.clone());
         ending.output.clone_from(&first.output);
         self.abandon_trial(&ending)
@@ -449,14 +438,14 @@ impl Manager {
 
     fn tell_finished(&self, entry: &Entry) {
         let step = match entry.outcome {
-            history::Outcome::Done => "committed",
-            history::Outcome::RolledBack => "rolled-back",
-            history::Outcome::Failed => "failed",
+            Outcome::Done => "committed",
+            Outcome::RolledBack => "rolled-back",
+            Outcome::Failed => "failed",
         };
         let reason = entry.reason.clone().unwrap_or_default();
         let text = match entry.outcome {
-            history::Outcome::Done => format!("release {} is good", entry.to),
-            history::Outcome::RolledBack | history::Outcome::Failed => format!("release {} runs again", entry.from),
+            Outcome::Done => format!("release {} is good", entry.to),
+            Outcome::RolledBack | Outcome::Failed => format!("release {} runs again", entry.from),
         };
         let data = json!({
             "id": entry.id, "kind": entry.kind, "step": step, "from": entry.from, "to": entry.to,
@@ -466,9 +455,9 @@ impl Manager {
         let registry = &self.parts.context.registry;
         registry.events.publish("update.step", data);
         let text = match entry.outcome {
-            history::Outcome::Done => None,
-            history::Outcome::RolledBack => Some(format!("rolled back to {}: {reason}", entry.from)),
-            history::Outcome::Failed => Some(reason),
+            Outcome::Done => None,
+            Outcome::RolledBack => Some(format!("rolled back to {}: {reason}", entry.from)),
+            Outcome::Failed => Some(reason),
         };
         registry.tickets.resolve(&entry.id, if text.is_none() { "done" } else { "failed" }, text);
         registry.save();

@@ -8,9 +8,10 @@ use std::sync::Arc;
 use refit_base::clock;
 use refit_base::{Chain, Exit, Reported};
 use refit_bus::{Bus, Origin, Progress, Replacement, Request};
+use refit_updater::attempt::{Attempt, Ending, Kind, Outcome};
 use refit_updater::config::{self, MergeReport};
-use refit_updater::history::{self, Entry, Outcome};
-use refit_updater::journal::{Attempt, Ending, Event, Journal, Kind, State};
+use refit_updater::history::{self, Entry};
+use refit_updater::journal::{Event, Journal, State};
 use refit_updater::release::Release;
 use semver::Version;
 use serde_json::json;
@@ -57,7 +58,7 @@ impl Manager {
             Err(failed) => failed,
         };
         let (step, error) = failed;
-        let mut ending = Self::ending(step, error::reason(&error));
+        let mut ending = Ending::now(step, error::reason(&error));
         ending.output = error.output();
         // A disk is the admin's to mend, everything else the vendor's.
         let disk = error.exit() == Exit::Disk || error::is_disk(&error);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use refit_base::Chain;
 use refit_base::clock;
 use refit_bus::{self as bus, Origin, Request};
-use refit_updater::journal::{Attempt, Ending};
+use refit_updater::attempt::{Attempt, Ending};
 use serde_json::json;
 
 use super::{Manager, lock, millis};
@@ -108,7 +108,7 @@ impl Manager {
                 healthy_since = None;
                 if waited_from.elapsed() >= patience {
                     let text = format!("{} did not become healthy in time", waiting.join(", "));
-                    let mut ending = Self::ending("probation", text);
+                    let mut ending = Ending::now("probation", text);
                     ending.component = waiting.first().map(|name| (*name).to_owned());
                     return Err(ending);
                 }
@@ -153,7 +153,7 @@ impl Manager {
                 | crate::component::Health::Healthy => return None,
             },
         };
-        let mut ending = Self::ending("probation", format!("component {} {reason}", view.name));
+        let mut ending = Ending::now("probation", format!("component {} {reason}", view.name));
         ending.component = Some(view.name.clone());
         ending.output = if view.output.is_empty() {
             let logs = &self.parts.context.registry.logs;
@@ -188,7 +188,7 @@ impl Manager {
                 Ok(false) => format!("nobody accepted a connection within {} s", ANSWER_MAX.as_secs()),
                 Err(error) => error.to_string(),
             };
-            let mut ending = Self::ending("probation", format!("the listener {name} at {address} is dead: {why}"));
+            let mut ending = Ending::now("probation", format!("the listener {name} at {address} is dead: {why}"));
             ending.component = owner.map(|component| component.name.clone());
             return Err(ending);
         }
@@ -202,7 +202,7 @@ impl Manager {
         let work = move || {
             let mut journal = manager.journal();
             journal.attempt = Some(committed.clone());
-            let healthy = journal.healthy(&Self::ending("committed", String::new()));
+            let healthy = journal.healthy(&Ending::now("committed", String::new()));
             match healthy {
                 Ok(journal) => manager.write(journal).and_then(|()| manager.record_finished()),
                 Err(error) => {

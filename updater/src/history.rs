@@ -8,11 +8,12 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
+use refit_base::clock;
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
+use crate::attempt::{Attempt, Ending, Kind, Outcome};
 use crate::durable;
-use crate::journal::{Attempt, Ending, Kind};
 use crate::spare;
 
 /// The history's file below the home.
@@ -21,18 +22,6 @@ pub const HISTORY_FILE: &str = "history.jsonl";
 pub const HISTORY_TAIL_BYTES_MAX: u64 = 4 << 20;
 /// How many lines of output an entry keeps.
 pub const OUTPUT_LINES_MAX: usize = 40;
-
-/// How an attempt ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Outcome {
-    /// The release it went to proved healthy and stays.
-    Done,
-    /// The release it went to was started and the previous one runs again.
-    RolledBack,
-    /// It ended before anything was stopped.
-    Failed,
-}
 
 /// One finished attempt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,7 +60,7 @@ impl Entry {
         let output = &ending.output;
         Self {
             id: attempt.id,
-            at: ending.at.clone(),
+            at: clock::rfc3339(ending.at),
             who: attempt.who,
             kind: attempt.kind,
             from: attempt.from,
@@ -81,7 +70,7 @@ impl Entry {
             reason: (!ending.reason.is_empty()).then(|| ending.reason.clone()),
             component: ending.component.clone(),
             output: output[output.len().saturating_sub(OUTPUT_LINES_MAX)..].to_vec(),
-            duration_ms: u64::try_from(ending.at_ms - attempt.started_ms).unwrap_or(0),
+            duration_ms: u64::try_from(ending.at.as_millisecond() - attempt.started_ms).unwrap_or(0),
             durations: attempt.durations,
         }
     }
@@ -118,6 +107,8 @@ pub fn read(home: &Path) -> io::Result<Vec<Entry>> {
 
 #[cfg(test)]
 mod tests {
+    use jiff::Timestamp;
+
     use super::*;
     use crate::digest::Digest;
 
@@ -129,13 +120,12 @@ mod tests {
             from: Version::new(1, 0, 0),
             to: Version::new(1, 1, 0),
             digest: Digest::of(b"manifest"),
-            started_at: "2026-01-01T00:00:00Z".into(),
+            started_at: "1970-01-01T00:00:01.000Z".into(),
             started_ms: 1_000,
             durations: BTreeMap::new(),
         };
         let ending = Ending {
-            at: "2026-01-01T00:00:01Z".into(),
-            at_ms: 3_000,
+            at: Timestamp::from_millisecond(3_000).expect("a time"),
             step: "probation".into(),
             reason: String::new(),
             component: None,

@@ -10,12 +10,14 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use refit_base::clock;
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
+use crate::attempt::{Attempt, Ending, Outcome};
 use crate::digest::Digest;
 use crate::durable;
-use crate::history::{Entry, Outcome};
+use crate::history::Entry;
 use crate::spare;
 
 /// The version of the journal's format that this code writes, and the only one that it reads.
@@ -125,41 +127,6 @@ impl State {
     }
 }
 
-/// Whether an attempt goes to a new release or back to a kept one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Kind {
-    /// To a release that arrived in a package.
-    Update,
-    /// To a release that ran here before, because somebody asked.
-    Rollback,
-}
-
-/// An update or rollback under way.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Attempt {
-    /// The ticket's name.
-    pub id: String,
-    /// To a new release, or back.
-    pub kind: Kind,
-    /// Who asked.
-    pub who: String,
-    /// The release it starts from.
-    pub from: Version,
-    /// The release it goes to.
-    pub to: Version,
-    /// The digest of that release's manifest.
-    pub digest: Digest,
-    /// When it began, RFC 3339.
-    pub started_at: String,
-    /// When it began, in milliseconds since the epoch, for durations across a start.
-    pub started_ms: i64,
-    /// How long each finished step took, in milliseconds.
-    #[serde(default)]
-    pub durations: BTreeMap<String, u64>,
-}
-
 /// A release that was tried and did not prove healthy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -185,23 +152,6 @@ pub struct Journal {
     pub good: Vec<Version>,
     /// Releases that failed: they are not offered again unless somebody names them.
     pub failed: BTreeMap<Version, FailedRelease>,
-}
-
-/// How an attempt ended, as whoever saw it end reports it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ending {
-    /// When, RFC 3339.
-    pub at: String,
-    /// When, in milliseconds since the epoch.
-    pub at_ms: i64,
-    /// The step it ended in.
-    pub step: String,
-    /// Why; empty for one that succeeded.
-    pub reason: String,
-    /// The component that was at fault.
-    pub component: Option<String>,
-    /// The last output of what failed.
-    pub output: Vec<String>,
 }
 
 impl Journal {
@@ -256,7 +206,7 @@ impl Journal {
         if outcome != Outcome::Done {
             self.failed.insert(
                 attempt.to.clone(),
-                FailedRelease { digest: attempt.digest, reason: ending.reason.clone(), at: ending.at.clone() },
+                FailedRelease { digest: attempt.digest, reason: ending.reason.clone(), at: clock::rfc3339(ending.at) },
             );
             while self.failed.len() > FAILED_MAX {
                 self.failed.pop_first();
@@ -410,7 +360,10 @@ pub fn exists(home: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use jiff::Timestamp;
+
     use super::*;
+    use crate::attempt::Kind;
 
     fn version(text: &str) -> Version {
         Version::parse(text).expect("a version")
@@ -462,8 +415,7 @@ mod tests {
 
     fn ending() -> Ending {
         Ending {
-            at: "2026-01-01T00:00:05Z".into(),
-            at_ms: 5_000,
+            at: Timestamp::from_millisecond(5_000).expect("a time"),
             step: "trial".into(),
             reason: "the runtime ended: signal 6".into(),
             component: None,
@@ -481,7 +433,7 @@ mod tests {
             from: version("1.0.0"),
             to: version("1.1.0"),
             digest: Digest::of(b"manifest"),
-            started_at: "2026-01-01T00:00:00Z".into(),
+            started_at: "1970-01-01T00:00:00.000Z".into(),
             started_ms: 0,
             durations: BTreeMap::new(),
         });
@@ -494,9 +446,14 @@ mod tests {
         let journal = journal.expect("a change");
         assert_eq!(wanted, version("1.0.0"));
         assert_eq!(journal.state, idle("1.0.0"));
-        assert_eq!(journal.failed[&version("1.1.0")].reason, "the runtime ended: signal 6");
+        let failed = &journal.failed[&version("1.1.0")];
+        assert_eq!(
+            (failed.reason.as_str(), failed.at.as_str()),
+            ("the runtime ended: signal 6", "1970-01-01T00:00:05.000Z")
+        );
         let entry = journal.finished.expect("an entry");
         assert_eq!((entry.outcome, entry.duration_ms), (Outcome::RolledBack, 5_000));
+        assert_eq!(entry.at, "1970-01-01T00:00:05.000Z");
     }
 
     #[test]

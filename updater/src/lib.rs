@@ -8,7 +8,7 @@
 //! - [`manifest`] says what is in a release, and refuses what must never be;
 //! - [`receive`] streams a package into staging: verified, decoded, synced, read-only;
 //! - [`release`] keeps the releases on disk, [`config`] carries the admin's edits from one to the next;
-//! - [`journal`] is the state of the update transaction, [`history`] what became of each attempt;
+//! - [`journal`] is the state of the update transaction, [`attempt`] one run of it, [`history`] what became of each;
 //! - [`repository`] has the same parts side by side on a web server;
 //! - [`durable`] is the only file that renames, links and syncs; [`fault`] names the points where tests crash it.
 //!
@@ -17,6 +17,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed"))]
 
+pub mod attempt;
 pub mod codec;
 pub mod config;
 pub mod digest;
