@@ -26,6 +26,8 @@ pub const INSTALLED_PATH: &str = ".refit/manifest.json";
 pub const RESERVED_DIR: &str = ".refit";
 /// The architecture of a package that holds no native code and so fits every machine.
 pub const ARCH_ANY: &str = "any";
+/// Permissions of the directories that are Refit's own in a release, and of its top.
+pub(crate) const DIR_MODE: u32 = 0o555;
 /// What says, in the signed metadata of a manifest, when the release was made.
 pub const RELEASED: &str = "released";
 

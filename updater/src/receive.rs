@@ -6,6 +6,7 @@
 //! Whatever fails leaves staging without a trace of it, and the home's trust as it was.
 
 mod error;
+mod holes;
 mod plan;
 mod unpack;
 
@@ -19,23 +20,21 @@ use std::thread;
 use jiff::Timestamp;
 use semver::Version;
 use serde::Serialize;
-use tough::schema::RoleType;
 
 use crate::digest::Digest;
 use crate::durable;
 use crate::fault;
-use crate::manifest::{ARCH_ANY, INSTALLED_PATH, Manifest, RESERVED_DIR};
+use crate::manifest::{ARCH_ANY, DIR_MODE, INSTALLED_PATH, Manifest, RESERVED_DIR};
 use crate::package::{Package, PackageError, Payload};
-use crate::release::Store;
+use crate::release::{Received, Store};
 use crate::trust::{Expired, Trust, VerifiedManifest};
 
 pub use error::{FrameTrouble, PayloadError, ReceiveError};
-pub use unpack::{check_payload, is_hole};
+pub use holes::is_hole;
+pub use unpack::check_payload;
 
 /// Headers and small frames are read in one call.
 const INPUT_BUFFER_BYTES: usize = 64 << 10;
-/// Permissions of the directories that are Refit's own in a release, and of its top.
-pub(crate) const DIR_MODE: u32 = 0o555;
 /// Permissions of the installed manifest.
 const MANIFEST_MODE: u32 = 0o444;
 
@@ -111,33 +110,6 @@ pub enum ReceiveProgress {
     },
     /// Everything has arrived and is being synced.
     Syncing,
-}
-
-/// A package that was received: a whole release in staging, without a name in `releases/` yet.
-#[derive(Debug)]
-pub struct Received {
-    /// Digest of its manifest: the identity of the release.
-    pub digest: Digest,
-    /// What it holds.
-    pub manifest: Manifest,
-    /// Where it lies.
-    pub dir: PathBuf,
-    /// The role whose metadata was the first to be past its date, if some is, and the date.
-    pub expired: Option<(RoleType, Timestamp)>,
-    /// The date of a signed release that the clock is before, if it is.
-    pub clock_behind: Option<Timestamp>,
-    /// Bytes it shares with kept releases.
-    pub linked_bytes: u64,
-    /// Bytes that were written for it.
-    pub written_bytes: u64,
-}
-
-impl Received {
-    /// Returns what was received at an earlier time.
-    pub(crate) fn again(digest: Digest, manifest: Manifest, dir: PathBuf) -> Self {
-        let linked_bytes = manifest.installed_bytes();
-        Self { digest, manifest, dir, expired: None, clock_behind: None, linked_bytes, written_bytes: 0 }
-    }
 }
 
 /// What receives releases: a home, whom it trusts, and what it accepts.

@@ -4,6 +4,7 @@
 //! rename of a tree that was verified and synced before, so what has the name is whole. `current` is a link that the journal decides about.
 
 mod checked;
+mod received;
 mod repair;
 mod verify;
 
@@ -18,10 +19,10 @@ use crate::digest::Digest;
 use crate::durable;
 use crate::fault;
 use crate::manifest::{self, Body, MANIFEST_BYTES_MAX, Manifest, ManifestError, Mode};
-use crate::receive::Received;
 use crate::spare;
 
 pub(crate) use checked::Checked;
+pub use received::Received;
 pub use verify::{Problem, Trouble, VerifyProgress, VerifyReport};
 
 /// The link to the release that runs.

@@ -21,7 +21,8 @@ use serde::{Deserialize, Serialize};
 use crate::digest::Digest;
 use crate::manifest::{ARCH_ANY, MANIFEST_BYTES_MAX};
 use crate::package::{MANIFEST_NAME, METADATA_DIR, Payload};
-use crate::receive::{Policy, ReceiveError, ReceiveProgress, Received, Receiver};
+use crate::receive::{Policy, ReceiveError, ReceiveProgress, Receiver};
+use crate::release::Received;
 use crate::trust::{Catalogue, Trust, TrustError};
 use ranges::RangeReader;
 

@@ -11,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use super::ReceiveError;
-use super::unpack::write_with_holes;
+use super::holes::write_with_holes;
 use crate::digest::Digest;
 use crate::durable;
 use crate::manifest::{Body, Manifest, Mode};

@@ -9,18 +9,18 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
+use super::holes::write_with_holes;
 use super::plan::{Content, Plan};
 use super::{FrameTrouble, PayloadError, ReceiveError, ReceiveProgress};
 use crate::codec::Decoder;
 use crate::digest::{Digest, Hasher};
 use crate::durable;
-use crate::manifest::{Body, FileEntry, Frame, HOLE_BYTES, Manifest};
+use crate::manifest::{Body, FileEntry, Frame, Manifest};
 use crate::package::Payload;
 
 /// Bytes of all buffers, which is what bounds the workers of a machine with many cores: an appliance that receives, with
@@ -323,26 +323,6 @@ impl<'m> Target<'m> {
         }
         Ok(whole)
     }
-}
-
-/// Writes `content` at `at` into a file of its final size, but for its holes: those are there already.
-pub(super) fn write_with_holes(file: &File, content: &[u8], at: u64) -> std::io::Result<()> {
-    let (mut begin, mut end) = (0, 0); // the run that is to be written
-    for piece in content.chunks(HOLE_BYTES) {
-        if is_hole(piece) {
-            file.write_all_at(&content[begin..end], at + begin as u64)?;
-            begin = end + piece.len();
-        }
-        end += piece.len();
-    }
-    file.write_all_at(&content[begin..end], at + begin as u64)
-}
-
-/// Returns whether `piece` is nothing but zeros.
-#[must_use]
-pub fn is_hole(piece: &[u8]) -> bool {
-    // The first bytes decide nearly always; the rest is compared by the word.
-    piece.iter().take(16).all(|byte| *byte == 0) && piece.iter().fold(0, |any, byte| any | byte) == 0
 }
 
 /// A panic of another thread is reported when that thread is joined; until then its data is as good as ever.

@@ -9,10 +9,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use super::verify::{self, Problem, Trouble};
-use super::{Checked, Release, Store, StoreError, io_error, read_manifest};
+use super::{Checked, Received, Release, Store, StoreError, io_error, read_manifest};
 use crate::durable;
-use crate::manifest::{INSTALLED_PATH, RESERVED_DIR};
-use crate::receive::{DIR_MODE, Received};
+use crate::manifest::{DIR_MODE, INSTALLED_PATH, RESERVED_DIR};
 
 impl Store {
     /// Puts everything right in which the installed release differs from `received`, a whole copy of the very same release.

@@ -6,8 +6,7 @@ use std::path::Path;
 
 use refit_fixtures_vendor::{Home, Vendor, noise, options, put, snapshot};
 use refit_updater::durable;
-use refit_updater::receive::Received;
-use refit_updater::release::{Release, StoreError};
+use refit_updater::release::{Received, Release, StoreError};
 
 /// Something that happens to a release.
 type Damage = fn(&Path);
