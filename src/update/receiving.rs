@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use refit_base::Chain;
 use refit_base::clock;
 use refit_updater::Digest;
-use refit_updater::manifest::{Body, Manifest};
+use refit_updater::manifest::Changes;
 use refit_updater::receive::{Policy, ReceiveError, ReceiveProgress, Receiver};
 use refit_updater::release::Received;
 use semver::Version;
@@ -84,17 +84,6 @@ pub struct Staged {
     /// Where it lies.
     #[serde(skip)]
     dir: PathBuf,
-}
-
-/// The difference between two releases, by path.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct Changes {
-    /// New files.
-    pub added: Vec<String>,
-    /// Files with other content or permissions.
-    pub changed: Vec<String>,
-    /// Files that are gone.
-    pub removed: Vec<String>,
 }
 
 /// Is told how far a reception is.
@@ -253,7 +242,7 @@ impl Manager {
             installed_bytes: received.manifest.installed_bytes(),
             written_bytes: received.written_bytes,
             linked_bytes: received.linked_bytes,
-            changes: running.ok().map(|running| changes(&running.manifest, &received.manifest)),
+            changes: running.ok().map(|running| Changes::between(&running.manifest, &received.manifest)),
             expired: received.expired.is_some(),
             clock_behind: received.clock_behind.map(clock::rfc3339),
             failed_before: journal.failed.get(&version).map(|failed| failed.reason.clone()),
@@ -289,26 +278,5 @@ impl Manager {
         let received = self.parts.store.received(digest)?;
         let received = received.ok_or(UpdateError::UnknownPackage { digest: *digest })?;
         Ok(self.parts.store.drop_received(&received)?)
-    }
-}
-
-/// Returns what differs between two releases.
-pub(super) fn changes(from: &Manifest, to: &Manifest) -> Changes {
-    let content = |body: &Body| match body {
-        Body::Regular { mode, sha256, .. } => format!("{mode:?} {sha256}"),
-        Body::Link { target } => target.clone(),
-    };
-    let of = |manifest: &Manifest| -> std::collections::BTreeMap<String, String> {
-        manifest.files().iter().map(|file| (file.path.clone(), content(&file.body))).collect()
-    };
-    let (old, new) = (of(from), of(to));
-    Changes {
-        added: new.keys().filter(|path| !old.contains_key(*path)).cloned().collect(),
-        changed: new
-            .iter()
-            .filter(|(path, content)| old.get(*path).is_some_and(|before| before != *content))
-            .map(|(path, _)| path.clone())
-            .collect(),
-        removed: old.keys().filter(|path| !new.contains_key(*path)).cloned().collect(),
     }
 }

@@ -4,6 +4,7 @@
 //! one validation (`manifest/check.rs`), which refuses every name, mode and number that must never reach a disk. What
 //! signed it is another question: see [`crate::trust`].
 
+mod changes;
 mod check;
 mod totals;
 
@@ -15,6 +16,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::digest::Digest;
 
+pub use changes::Changes;
 pub use check::ManifestError;
 pub use totals::{KindTotals, Totals};
 
