@@ -1,22 +1,28 @@
 //! Refit: a self-updating appliance runtime.
 //!
 //! An appliance that replaces all of itself, its own running binary included, without dropping a connection, and that always
-//! comes back. The modules, from the outside in:
+//! comes back. The modules, from the outside in; each imports only modules below it, as `tests/rooms/` checks:
 //!
-//! - [`cli`]: the commands; they talk to a running appliance through its API;
-//! - [`guard`]: the parent process, which keeps descriptors, starts the runtime and decides the release;
+//! - [`cli`]: the commands, one file each; they talk to a running appliance through its API, or work on files;
 //! - [`runtime`]: everything put together for one release, in one process image after the other;
-//! - [`component`]: the programs that the appliance is made of;
-//! - [`handover`]: how descriptors and state get from one process image to the next;
-//! - [`peers`]: other processes on the bus, each with the rights of its component;
-//! - [`update`]: the transaction from a package to a release that proved good, or back;
+//! - [`guard`]: the parent process, which keeps descriptors, starts the runtime and decides the release;
 //! - [`api`] and [`web`]: the same HTTP for the page, for scripts and for the commands;
-//! - [`http`]: the server below the API, and the client;
-//! - [`auth`] and `access`: accounts and sessions; who asks, and what they may;
-//! - [`config`], [`requests`], [`events`], [`tickets`], [`home`]: what they share.
+//! - [`peers`]: other processes on the bus, each with the rights of its component;
+//! - [`requests`]: requests to the bus and to the update manager, each with a ticket;
+//! - [`update`]: the transaction from a package to a release that proved good, or back;
+//! - `access`: who asks, and what they may;
+//! - [`component`]: the programs that the appliance is made of;
+//! - [`http`]: the server, its connections, and the client; it knows no resource;
+//! - [`carry`]: what outlives a process image, as one document;
+//! - [`logs`]: what components print;
+//! - [`auth`]: the accounts of the page and their sessions;
+//! - [`process`]: processes started, found, signalled and ended, and their control groups;
+//! - [`handover`]: how descriptors and state get from one process image to the next;
+//! - [`config`], [`events`], [`tickets`], [`home`]: what the others share.
 //!
 //! The bus is the crate `refit-bus`, which this one re-exports as [`bus`]. Packages, trust, releases on disk and the journal
-//! are the crate `refit-updater`; errors, exit statuses and the clock are `refit-base`.
+//! are the crate `refit-updater`; signing keys, packing and publishing are `refit-author`; errors, exit statuses and the clock
+//! are `refit-base`.
 #![deny(unsafe_code)]
 
 pub(crate) mod access;
