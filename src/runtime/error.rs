@@ -1,6 +1,6 @@
-//! Why a runtime could not start.
+//! Why a runtime could not start, and where that is said.
 
-use std::io;
+use std::io::{self, Write};
 
 use refit_base::{Exit, Reported};
 use refit_bus::AttachError;
@@ -103,4 +103,10 @@ impl Reported for RuntimeError {
 /// Returns the error of a system call that was to do `what`.
 pub(super) fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> RuntimeError {
     move |source| RuntimeError::Io { what, source }
+}
+
+/// Prints one line for whoever reads standard error. Returns `exit`.
+pub(super) fn say(text: &str, exit: Exit) -> Exit {
+    drop(writeln!(std::io::stderr().lock(), "refit: {text}"));
+    exit
 }

@@ -3,18 +3,18 @@
 //! [`main`] takes what the image was given, lives ([`image`]), and either ends or replaces itself. The exec happens here, on the
 //! main thread, after the async runtime has been dropped. If it fails, this image goes on with what it had.
 
+mod announce;
+mod assemble;
 mod error;
 mod guard_link;
+mod hand_over;
 mod image;
 mod observer;
 mod settings;
 mod signals;
 mod watch;
 
-use std::collections::BTreeMap;
-use std::ffi::{OsStr, OsString};
-use std::io::Write;
-use std::path::PathBuf;
+use std::ffi::OsStr;
 use std::time::Duration;
 
 use refit_base::{Chain, Exit, Reported};
@@ -23,12 +23,15 @@ use refit_updater::attempt::Ending;
 use refit_updater::journal::{self, State};
 use semver::Version;
 
+use self::error::say;
+use self::image::End;
 use crate::component::fingerprint;
 use crate::config::{self, Config, Programs};
 use crate::handover::exec::{self, EXECUTING, Plan};
-use crate::handover::inherit::{Announcement, Inheritance};
+use crate::handover::inherit::Inheritance;
 use crate::home::Home;
 
+pub use assemble::Given;
 pub use error::RuntimeError;
 pub use watch::Inhibitor;
 
@@ -36,27 +39,6 @@ pub use watch::Inhibitor;
 const SHUTDOWN_MAX: Duration = Duration::from_millis(500);
 /// The fewest worker threads: one that is held up must not hold up the others.
 const WORKERS_MIN: usize = 2;
-
-/// What the runtime is given by whoever starts it.
-#[derive(Debug)]
-pub struct Given {
-    /// The home.
-    pub home: Home,
-    /// The variables of the handover.
-    pub announcement: Announcement,
-    /// The whole environment.
-    pub environment: BTreeMap<OsString, OsString>,
-    /// The installed `refit`.
-    pub installed: PathBuf,
-    /// The guard's `NOTIFY_SOCKET`.
-    pub notify: Option<PathBuf>,
-}
-
-/// How the life of one image ended.
-enum End {
-    Exit(Exit),
-    Replace { program: PathBuf, label: String, descriptors: Vec<crate::handover::Named> },
-}
 
 /// Runs the appliance. Returns the exit status.
 pub fn main(given: &Given) -> Exit {
@@ -113,12 +95,6 @@ fn abandon(home: &Home, reason: String) -> Result<(), journal::JournalError> {
         Ok(failed) => journal::store(home.path(), &failed),
         Err(_) => Ok(()), // looked at above
     }
-}
-
-/// Prints one line for whoever reads standard error. Returns `exit`.
-fn say(text: &str, exit: Exit) -> Exit {
-    drop(writeln!(std::io::stderr().lock(), "refit: {text}"));
-    exit
 }
 
 /// Reads everything that the release `version` needs, its programs on `search` (`PATH`) included, and starts nothing.

@@ -1,0 +1,64 @@
+//! What the runtime announces while the site runs: how each component does, and that the site runs.
+
+use std::sync::Arc;
+
+use refit_base::Chain;
+use refit_bus::{self as bus, Bus, Failure};
+use serde_json::json;
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::carry::Registry;
+use crate::component::{self, Process};
+use crate::update::Manager;
+
+/// Publishes what changes of a component.
+pub(super) async fn publish_changes(component: Arc<Process>, registry: Arc<Registry>, bus: Bus) {
+    let mut views = component.view();
+    let mut last = None;
+    loop {
+        let view = views.borrow_and_update().clone();
+        let seen = Some((view.state, view.pid, view.health.clone(), view.status.clone()));
+        if seen != last {
+            let has_failed = view.state == component::State::Failed;
+            // A start that fails is the bus's to record; one that gave up while the site runs is nobody else's.
+            if has_failed && bus.state() == bus::State::Running && last.is_some_and(|(state, ..)| state != view.state) {
+                let reason = view.reason.clone().unwrap_or_default();
+                bus.fault(&view.name, "run", Failure { reason, output: view.output.clone() });
+            }
+            last = seen;
+            let data = json!({
+                "name": view.name, "state": view.state, "pid": view.pid, "health": view.health.name(),
+                "reason": view.reason, "status": view.status,
+            });
+            registry.events.publish("component", data);
+        }
+        if views.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Tidies the disk, and tells the guard and the update manager when the site runs.
+pub(super) async fn announce_running(
+    bus: Bus,
+    manager: Arc<Manager>,
+    registry: Arc<Registry>,
+    name: String,
+    permit: Option<OwnedSemaphorePermit>,
+) {
+    let mut states = bus.watch();
+    // After the first accept: what waits for the disk is not on the way there.
+    let entered = states.wait_for(|state| !matches!(state, bus::State::Initial | bus::State::Entering)).await.is_ok();
+    if let (true, Some(permit)) = (entered, permit)
+        && let Err(error) = manager.tidy(permit).await
+    {
+        tracing::error!(error = %Chain(&error), "cannot tidy the home; the next start tries again");
+    }
+    if states.wait_for(|state| *state == bus::State::Running).await.is_ok() {
+        let status = format!("READY=1\nSTATUS={name} is running");
+        registry.tell_guard(&status, &[]);
+        manager.site_runs();
+        registry.tickets.settle_carried();
+        registry.save();
+    }
+}

@@ -1,0 +1,287 @@
+//! What one image is made of, put together from what was handed over and what is on disk. Nothing runs yet.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use refit_base::clock;
+use refit_bus::{Bus, Engine, Options};
+use refit_updater::Store;
+use refit_updater::journal::{self, Journal};
+use refit_updater::release::Release;
+use refit_updater::trust::Trust;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::error::{RuntimeError, io_error};
+use super::guard_link::store_with_guard;
+use super::hand_over::{Sockets, unpark};
+use super::observer::trace;
+use crate::auth::Sessions;
+use crate::carry::{CarriedInstance, Carry, Registry, RegistryParts};
+use crate::component::{self, CarriedParts, Process, RunContext};
+use crate::config::{self, Config, Programs};
+use crate::events::Events;
+use crate::handover::inherit::{Announcement, Inheritance};
+use crate::handover::listener::Listeners;
+use crate::handover::{Named, names, notify};
+use crate::home::{Home, HomeError};
+use crate::http::Parked;
+use crate::logs::{self, Logs};
+use crate::process::cgroup::Cgroups;
+use crate::tickets::Tickets;
+use crate::update::{Manager, Parts, Times};
+
+/// How long a report to the guard may wait for a place in its queue: a guard that hangs must not hang the runtime.
+const GUARD_WAIT_MAX: Duration = Duration::from_secs(1);
+
+/// A database that migrates may ask for hours; every component has a deadline of its own.
+const TRANSITION_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// What the runtime is given by whoever starts it.
+#[derive(Debug)]
+pub struct Given {
+    /// The home.
+    pub home: Home,
+    /// The variables of the handover.
+    pub announcement: Announcement,
+    /// The whole environment.
+    pub environment: BTreeMap<OsString, OsString>,
+    /// The installed `refit`.
+    pub installed: PathBuf,
+    /// The guard's `NOTIFY_SOCKET`.
+    pub notify: Option<PathBuf>,
+}
+
+/// The parts of one release that run, and what they run in.
+pub(super) struct Site {
+    pub(super) bus: Bus,
+    pub(super) manager: Arc<Manager>,
+    pub(super) components: Vec<Arc<Process>>,
+    pub(super) context: Arc<RunContext>,
+    pub(super) config: Arc<Config>,
+}
+
+/// What one image is made of.
+pub(super) struct Assembled {
+    pub(super) site: Site,
+    pub(super) engine: Engine,
+    pub(super) sockets: Sockets,
+    /// The tasks of this image: those of the components.
+    pub(super) tasks: JoinSet<()>,
+    /// The lock of the home, as long as it lives.
+    pub(super) lock: Option<OwnedFd>,
+    pub(super) guard_channel: Option<OwnedFd>,
+    /// Where the guard's word on the ends of processes goes.
+    pub(super) reaped: watch::Sender<BTreeMap<i32, String>>,
+    /// The connections of the image before.
+    pub(super) parked: Vec<Parked>,
+    pub(super) before: Carry,
+    /// The descriptors of processes that the image before does not tell of: they stay open, for a process may write there.
+    pub(super) unclaimed: Vec<Named>,
+}
+
+/// Puts together the image that began at `begun_ns` of the monotonic clock.
+pub(super) fn assemble(given: &Given, mut inherited: Inheritance, begun_ns: u64) -> Result<Assembled, RuntimeError> {
+    let Handed { guard_channel, lock, stored, instances: mut instance_parts, api, bus, parked, before } =
+        take_handed(&mut inherited)?;
+    let disk = read_disk(given, before.instances.is_empty())?;
+    let had: Vec<String> = inherited.names();
+    let mut listeners = Listeners::adopt(&disk.config.listeners, &mut inherited)?;
+    if disk.config.listeners.get(config::ADMIN).is_some_and(|address| !address.ip().is_loopback()) {
+        tracing::warn!("the admin listener speaks plain HTTP and is not bound to the loopback address");
+    }
+    let sockets = Sockets::adopt(&given.home, api, bus)?;
+    for part in inherited.take_rest() {
+        // A listener of the release before: it may be wanted again.
+        tracing::info!(listener.name = part.name, "a listener that this release does not have is kept aside");
+        listeners.keep_aside(part);
+    }
+
+    let registry = registry(&before, connect_guard(given), given, &disk.config);
+    for older in stored.iter().filter_map(|number| number.parse().ok()).filter(|number| *number != before.sequence) {
+        registry.drop_state(older); // a crash came between keeping the newer and dropping the older
+    }
+    store_with_guard(&registry, &listeners, &had, &sockets)?;
+    let micros = disk.config.update.watchdog.as_micros();
+    registry.tell_guard(&format!("WATCHDOG_USEC={micros}\nWATCHDOG=1"), &[]);
+
+    let (reaped_sender, reaped) = watch::channel(BTreeMap::new());
+    let context = Arc::new(RunContext {
+        home: given.home.clone(),
+        release_dir: disk.release.dir.clone(),
+        version: disk.release.version.clone(),
+        config_dir: disk.store.config_dir(&disk.release.version),
+        listeners: Mutex::new(listeners),
+        registry,
+        reaped,
+        environment: given.environment.clone(),
+        cgroups: cgroups(&disk.config, &given.home, &before.instances),
+    });
+    let mut tasks = JoinSet::new();
+    let components = components(&disk, &context, before.instances.clone(), &mut instance_parts, &mut tasks)?;
+    let (bus, engine) = Bus::new(Options { transition: TRANSITION_MAX, ..Options::default() });
+    trace(&bus);
+    let manager = Arc::new(Manager::new(Parts {
+        store: disk.store,
+        trust: disk.trust,
+        journal: disk.journal,
+        config: Arc::clone(&disk.config),
+        digest: disk.release.digest,
+        context: Arc::clone(&context),
+        components: components.clone(),
+        installed: given.installed.clone(),
+        bus: bus.clone(),
+        times: Times { trial_ns: before.trial_ns, exec_ns: before.exec_ns, begun_ns },
+    }));
+    Ok(Assembled {
+        site: Site { bus, manager, components, context, config: disk.config },
+        engine,
+        sockets,
+        tasks,
+        lock,
+        guard_channel,
+        reaped: reaped_sender,
+        parked: unpark(parked, &before.parked),
+        before,
+        unclaimed: instance_parts,
+    })
+}
+
+/// What the image before handed over, but for the listeners.
+struct Handed {
+    guard_channel: Option<OwnedFd>,
+    lock: Option<OwnedFd>,
+    /// The numbers of the documents that the guard keeps.
+    stored: Vec<String>,
+    /// The descriptors of the components' processes.
+    instances: Vec<Named>,
+    api: Option<UnixListener>,
+    bus: Option<UnixListener>,
+    parked: Vec<Named>,
+    /// The newest document.
+    before: Carry,
+}
+
+/// Takes what is not a listener, and reads the document.
+fn take_handed(inherited: &mut Inheritance) -> Result<Handed, RuntimeError> {
+    let guard_channel = inherited.take(names::GUARD);
+    let lock = inherited.take(names::LOCK);
+    let (stored, states): (Vec<String>, Vec<OwnedFd>) =
+        inherited.take_all(names::STATE).into_iter().map(|part| (part.name, part.descriptor)).unzip();
+    let instances = inherited.take_all(names::INSTANCE);
+    let api = inherited.take(names::API).map(UnixListener::from);
+    let bus = inherited.take(names::BUS).map(UnixListener::from);
+    let parked = inherited.take_all(names::PARKED);
+    let before = Carry::newest(&states).map_err(io_error("read the state of the image before"))?;
+    Ok(Handed { guard_channel, lock, stored, instances, api, bus, parked, before })
+}
+
+/// What is read from disk before anything else.
+struct OnDisk {
+    store: Store,
+    trust: Trust,
+    journal: Journal,
+    release: Release,
+    config: Arc<Config>,
+}
+
+/// Reads it. `fresh` is whether no component runs yet: then their programs have to be there.
+fn read_disk(given: &Given, fresh: bool) -> Result<OnDisk, RuntimeError> {
+    let home = given.home.path();
+    let journal = journal::load(home)?.ok_or_else(|| HomeError::Empty { home: home.to_owned() })?;
+    let store = Store::open(home)?;
+    let trust = Trust::of(home);
+    let release = store.release(journal.state.wanted())?;
+    let local = home.join(config::LOCAL_FILE);
+    let config = if fresh {
+        let search = given.environment.get(OsStr::new("PATH")).map(OsString::as_os_str);
+        Config::load_with_programs(&Programs::here(&release.dir, search), &local)?
+    } else {
+        Config::load(&release.dir, &local)?
+    };
+    let config = Arc::new(config);
+    Ok(OnDisk { store, trust, journal, release, config })
+}
+
+/// Returns the socket on which the guard hears this image; `None` if there is no guard, or it cannot be reached.
+fn connect_guard(given: &Given) -> Option<UnixDatagram> {
+    match notify::connect(given.notify.as_deref()?, GUARD_WAIT_MAX) {
+        Ok(socket) => Some(socket),
+        Err(error) => {
+            tracing::warn!(%error, "cannot reach the guard");
+            None
+        }
+    }
+}
+
+/// Returns the registry of this image, which goes on after what the image `before` left.
+fn registry(before: &Carry, guard: Option<UnixDatagram>, given: &Given, config: &Config) -> Arc<Registry> {
+    let output = logs::Place {
+        dir: given.home.log(),
+        limits: config.log,
+        components: config.components.iter().map(|component| component.name.clone()).collect(),
+        journal: given.environment.get(OsStr::new(logs::journal::VARIABLE)).map(PathBuf::from),
+    };
+    let stem = format!("{:x}", clock::now().as_millisecond());
+    Arc::new(Registry::new(
+        before,
+        before.generation + 1,
+        guard,
+        RegistryParts {
+            events: Arc::new(match before.exec_ns {
+                Some(_in_order) => Events::new(before.events.clone()),
+                None => Events::after_crash(before.events.clone(), before.generation),
+            }),
+            tickets: Arc::new(Tickets::new(before.tickets.clone(), stem)),
+            logs: Arc::new(Logs::open(before.output(), Some(output))),
+            sessions: Arc::new(Sessions::new(before.sessions.clone())),
+        },
+    ))
+}
+
+/// Returns the control groups of this home, without those of processes that are no more.
+fn cgroups(config: &Config, home: &Home, instances: &[CarriedInstance]) -> Cgroups {
+    if !config.cgroups {
+        return Cgroups::none("`[runtime] cgroups` says that there are to be none");
+    }
+    let limits = config.components.iter().any(|component| !component.spawn.limits.is_empty());
+    let kept = instances.iter().map(|instance| instance.id.clone()).collect();
+    Cgroups::open(home.path(), limits, &kept)
+}
+
+/// Makes the components of this release, each with its processes from the image before. Processes of components that the
+/// release does not have are ended.
+fn components(
+    disk: &OnDisk,
+    context: &Arc<RunContext>,
+    carried: Vec<CarriedInstance>,
+    parts: &mut Vec<Named>,
+    tasks: &mut JoinSet<()>,
+) -> Result<Vec<Arc<Process>>, RuntimeError> {
+    let fingerprints = Manager::fingerprints(&disk.config, &disk.release, &context.config_dir)
+        .map_err(io_error("read the live configuration"))?;
+    let mut by_component: BTreeMap<String, Vec<(CarriedInstance, CarriedParts)>> = BTreeMap::new();
+    for instance in carried {
+        let Some(found) = CarriedParts::find(&instance.id, parts) else { continue };
+        by_component.entry(instance.component.clone()).or_default().push((instance, found));
+    }
+    let components = disk
+        .config
+        .components
+        .iter()
+        .zip(fingerprints)
+        .map(|(definition, fingerprint)| {
+            let carried = by_component.remove(&definition.name).unwrap_or_default();
+            Arc::new(Process::new(definition.clone(), fingerprint, Arc::clone(context), carried, tasks))
+        })
+        .collect();
+    for (instance, parts) in by_component.into_values().flatten() {
+        component::end_stray(instance, parts, Arc::clone(context), tasks);
+    }
+    Ok(components)
+}
