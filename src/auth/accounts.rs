@@ -5,7 +5,7 @@ use std::io;
 use std::path::PathBuf;
 
 use argon2::{Algorithm, Argon2, Params, PasswordHash, PasswordHasher, Version};
-use refit_base::{Exit, Reported};
+use refit_base::{Exit, FileError, Reported, file_error};
 use refit_updater::durable;
 use serde::{Deserialize, Serialize};
 
@@ -27,18 +27,15 @@ const HASH_KIB: u32 = 12 << 10;
 /// See [`HASH_KIB`].
 const HASH_PASSES: u32 = 3;
 
+/// What an error says that the file is needed for.
+const ACTION: &str = "use the accounts";
+
 /// What is wrong with the accounts, or with a password.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthError {
     /// The file cannot be used.
-    #[error("cannot use the accounts {}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     /// The file is damaged or of another format.
     #[error("the accounts {} are damaged or of another format", path.display())]
     Damaged {
@@ -59,7 +56,7 @@ pub enum AuthError {
 impl Reported for AuthError {
     fn code(&self) -> &'static str {
         match self {
-            Self::Io { .. } | Self::Damaged { .. } => "accounts_unusable",
+            Self::File(_) | Self::Damaged { .. } => "accounts_unusable",
             Self::Length => "password_length",
             Self::Hash { .. } => "password_hash",
         }
@@ -67,7 +64,7 @@ impl Reported for AuthError {
 
     fn remedy(&self) -> &str {
         match self {
-            Self::Io { .. } => "check the disk and the permissions of the home",
+            Self::File(_) => "check the disk and the permissions of the home",
             Self::Damaged { .. } => "set the password anew with `refit user passwd`",
             Self::Length => "choose another one; nothing was changed",
             Self::Hash { .. } => "try again; nothing was changed",
@@ -76,7 +73,7 @@ impl Reported for AuthError {
 
     fn exit(&self) -> Exit {
         match self {
-            Self::Io { .. } => Exit::Disk,
+            Self::File(_) => Exit::Disk,
             Self::Damaged { .. } => Exit::Config,
             Self::Length => Exit::Usage,
             Self::Hash { .. } => Exit::Failed,
@@ -107,7 +104,7 @@ pub(super) fn load(home: &Home) -> Result<BTreeMap<String, String>, AuthError> {
     let bytes = match durable::read_limited(&path, USERS_BYTES_MAX) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
-        Err(source) => return Err(AuthError::Io { path, source }),
+        Err(error) => return Err(file_error(ACTION, &path)(error).into()),
     };
     match serde_json::from_slice::<UsersV1>(&bytes) {
         Ok(users) if users.format == USERS_FORMAT => {
@@ -144,13 +141,12 @@ pub fn set_password(home: &Home, name: &str, password: &str) -> Result<(), AuthE
         format: USERS_FORMAT,
         users: users.into_iter().map(|(name, password)| (name, UserV1 { password })).collect(),
     };
-    let path = home.users();
     let dir = home.path().join("auth");
     let written = durable::create_dirs(&dir).and_then(|()| {
         let bytes = serde_json::to_vec_pretty(&document).map_err(io::Error::from)?;
         durable::replace_with_mode(&dir, "users.json", &bytes, 0o600)
     });
-    written.map_err(|source| AuthError::Io { path, source })
+    Ok(written.map_err(file_error(ACTION, &home.users()))?)
 }
 
 /// Returns whether the home has any account.
