@@ -10,7 +10,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use refit_base::{Exit, Reported};
+use refit_base::{Exit, FileError, Reported, file_error};
 use refit_updater::{durable, spare};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, test_kill_process};
@@ -123,14 +123,8 @@ pub enum HomeError {
         pid: i32,
     },
     /// A file of the home cannot be used.
-    #[error("cannot use {}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
 }
 
 impl Reported for HomeError {
@@ -139,7 +133,7 @@ impl Reported for HomeError {
             Self::Missing { .. } => "home_missing",
             Self::Empty { .. } => "home_empty",
             Self::InUse { .. } => "home_in_use",
-            Self::Io { .. } => "home_unusable",
+            Self::File(_) => "home_unusable",
         }
     }
 
@@ -149,7 +143,7 @@ impl Reported for HomeError {
                 "name the right directory with --home, or make it with `refit init PACKAGE --home DIR --root ROOT`"
             }
             Self::InUse { .. } => "stop the other one first, or use its page; nothing was changed",
-            Self::Io { .. } => "check the disk and the permissions of the home",
+            Self::File(_) => "check the disk and the permissions of the home",
         }
     }
 
@@ -157,7 +151,7 @@ impl Reported for HomeError {
         match self {
             Self::Missing { .. } | Self::Empty { .. } => Exit::Config,
             Self::InUse { .. } => Exit::TryLater,
-            Self::Io { .. } => Exit::Disk,
+            Self::File(_) => Exit::Disk,
         }
     }
 }
@@ -179,7 +173,7 @@ impl HomeLock {
     pub fn acquire(home: &Home, pid: u32, waiting: impl FnOnce()) -> Result<Self, HomeError> {
         let run = home.run();
         let path = run.join("lock");
-        let failed = |source| HomeError::Io { path: path.clone(), source };
+        let failed = |source| file_error("use", &path)(source);
         fs::create_dir_all(&run).map_err(failed)?;
         let mut file = OpenOptions::new()
             .read(true)
@@ -204,7 +198,7 @@ impl HomeLock {
                     }
                     std::thread::sleep(LOCK_RETRY);
                 }
-                Err(error) => return Err(failed(error.into())),
+                Err(error) => return Err(failed(error.into()).into()),
             }
         }
         let text = format!("{pid}\n");
@@ -240,7 +234,7 @@ impl PidFile {
         let text = format!("{pid}\n");
         // After a power cut no process has this number any more.
         spare::with_room(home.path(), || durable::replace_dispensable(&home.run(), PID_FILE, text.as_bytes()))
-            .map_err(|source| HomeError::Io { path: path.clone(), source })?;
+            .map_err(file_error("use", &path))?;
         Ok(Self { path, text })
     }
 }

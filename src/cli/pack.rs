@@ -109,7 +109,7 @@ impl Reported for PackCommandError {
         match self {
             Self::Keys(error) => signing_keys::exit_of(error),
             Self::Config(_) => Exit::Config,
-            Self::Pack(PackError::Io { .. }) => Exit::Disk,
+            Self::Pack(PackError::File(_)) => Exit::Disk,
             Self::Pack(_) => Exit::Refused,
             Self::Repository(error) => error.class().into(),
             Self::NoDirectory { .. } | Self::NoTime { .. } => Exit::Usage,

@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use refit_author::keys::{Keys, KeysError};
-use refit_base::Exit;
+use refit_base::{Exit, FileError};
 
 use super::context::Context;
 use super::passphrase;
@@ -17,7 +17,8 @@ pub(super) fn open(context: &Context, dir: &Path, with: &[PathBuf]) -> Result<Ke
 
 /// Returns the exit status of a command that fails with `error`.
 pub(super) fn exit_of(error: &KeysError) -> Exit {
-    let is_missing = matches!(error, KeysError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound);
+    let is_missing =
+        matches!(error, KeysError::File(FileError { source, .. }) if source.kind() == io::ErrorKind::NotFound);
     if is_missing || matches!(error, KeysError::Threshold { .. } | KeysError::NotRotated { .. }) {
         Exit::Usage // the command line names what is not there, or asks for the impossible, whatever the files hold
     } else if matches!(error, KeysError::Busy { .. }) {

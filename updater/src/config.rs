@@ -7,9 +7,9 @@
 
 mod tree;
 
-use std::io;
 use std::path::{Path, PathBuf};
 
+use refit_base::{FileError, file_error};
 use semver::Version;
 use serde::Serialize;
 
@@ -96,16 +96,8 @@ pub enum Existing {
 #[non_exhaustive]
 pub enum ConfigError {
     /// A file operation failed.
-    #[error("cannot {action} {}", path.display())]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// On which path.
-        path: PathBuf,
-        /// Why it failed.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     /// A name that is not UTF-8.
     #[error("the name of {} is not UTF-8", path.display())]
     Name {
@@ -125,15 +117,10 @@ impl ConfigError {
     #[must_use]
     pub fn remedy(&self) -> &'static str {
         match self {
-            Self::Io { .. } => "free space or check the disk and the permissions of the configuration, then try again",
+            Self::File(_) => "free space or check the disk and the permissions of the configuration, then try again",
             Self::Name { .. } | Self::Type { .. } => "remove it from the configuration, then try again",
         }
     }
-}
-
-fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ConfigError {
-    let path = path.to_owned();
-    move |source| ConfigError::Io { action, path, source }
 }
 
 /// Makes the live configuration of release `to`: from its defaults, and the admin's edits of the one of `from`.
@@ -165,15 +152,15 @@ pub fn merge_config(
     let beside = tempfile::Builder::new()
         .prefix("config-")
         .tempdir_in(&staging)
-        .map_err(io_error("make a directory in", &staging))?;
+        .map_err(file_error("make a directory in", &staging))?;
     let new = beside.path().join("new");
-    let file_system = durable::FileSystem::of(&staging).map_err(io_error("open", &staging))?;
+    let file_system = durable::FileSystem::of(&staging).map_err(file_error("open", &staging))?;
     result.write(&new)?;
-    file_system.sync().map_err(io_error("sync", &new))?;
+    file_system.sync().map_err(file_error("sync", &new))?;
     if exists {
-        durable::rename(&live, &beside.path().join("old")).map_err(io_error("move away", &live))?;
+        durable::rename(&live, &beside.path().join("old")).map_err(file_error("move away", &live))?;
     }
-    durable::rename(&new, &live).map_err(io_error("name", &live))?;
+    durable::rename(&new, &live).map_err(file_error("name", &live))?;
     fault::point("config_merged");
     Ok(MergeReport { kept_existing: false, files })
 }

@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use jiff::Timestamp;
+use refit_base::file_error;
 use semver::Version;
 use serde::Serialize;
 
@@ -200,7 +201,7 @@ impl Receiver<'_> {
 
         let staging = store.staging_dir();
         // Opened before the first byte is written: every error of writing back since then is one of this sync.
-        let file_system = durable::FileSystem::of(&staging).map_err(ReceiveError::disk("open", &staging))?;
+        let file_system = durable::FileSystem::of(&staging).map_err(file_error("open", &staging))?;
         let tree = Tree::new(&staging)?;
         make_directories(&tree.path, manifest)?;
         let made = plan.make_kept_and_empty(&tree.path)?;
@@ -220,7 +221,7 @@ impl Receiver<'_> {
             }
             file_system.sync()
         });
-        synced.map_err(ReceiveError::disk("sync", &tree.path))?;
+        synced.map_err(file_error("sync", &tree.path))?;
         fault::point("unpacked");
 
         if received_before {
@@ -281,14 +282,14 @@ impl Tree {
         let path = tempfile::Builder::new()
             .prefix("part-")
             .tempdir_in(staging)
-            .map_err(ReceiveError::disk("make a directory in", staging))?
+            .map_err(file_error("make a directory in", staging))?
             .keep();
         Ok(Self { path, named: false })
     }
 
     fn name(mut self, dir: &Path) -> Result<(), ReceiveError> {
         // Staging is emptied at every start.
-        durable::rename_unsynced(&self.path, dir).map_err(ReceiveError::disk("name", dir))?;
+        durable::rename_unsynced(&self.path, dir).map_err(file_error("name", dir))?;
         self.named = true;
         Ok(())
     }
@@ -308,7 +309,7 @@ impl Drop for Tree {
 fn make_directories(tree: &Path, manifest: &Manifest) -> Result<(), ReceiveError> {
     for directory in manifest.directories() {
         let path = tree.join(&directory.path);
-        fs::create_dir(&path).map_err(ReceiveError::disk("make", &path))?;
+        fs::create_dir(&path).map_err(file_error("make", &path))?;
     }
     Ok(())
 }
@@ -316,18 +317,18 @@ fn make_directories(tree: &Path, manifest: &Manifest) -> Result<(), ReceiveError
 /// Adds the manifest and takes the write permissions away.
 fn finish_tree(tree: &Path, verified: &VerifiedManifest) -> Result<(), ReceiveError> {
     let reserved = tree.join(RESERVED_DIR);
-    fs::create_dir(&reserved).map_err(ReceiveError::disk("make", &reserved))?;
+    fs::create_dir(&reserved).map_err(file_error("make", &reserved))?;
     let path = tree.join(INSTALLED_PATH);
     // Synced with everything else.
     let written = durable::create_new(&path, MANIFEST_MODE).and_then(|mut file| file.write_all(verified.bytes()));
-    written.map_err(ReceiveError::disk("write", &path))?;
+    written.map_err(file_error("write", &path))?;
     let chmod = |path: &Path, mode| {
-        fs::set_permissions(path, Permissions::from_mode(mode)).map_err(ReceiveError::disk("protect", path))
+        fs::set_permissions(path, Permissions::from_mode(mode)).map_err(file_error("protect", path))
     };
     chmod(&reserved, DIR_MODE)?;
     // Children before parents: a directory may be one that not even its owner may enter.
     for directory in verified.manifest().directories().iter().rev() {
         chmod(&tree.join(&directory.path), directory.mode.installed().bits())?;
     }
-    chmod(tree, DIR_MODE)
+    Ok(chmod(tree, DIR_MODE)?)
 }

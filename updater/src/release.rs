@@ -13,6 +13,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use refit_base::{FileError, file_error};
 use semver::Version;
 
 use crate::digest::Digest;
@@ -63,16 +64,8 @@ impl Release {
 #[non_exhaustive]
 pub enum StoreError {
     /// A file operation failed.
-    #[error("cannot {action} {}", path.display())]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// On which path.
-        path: PathBuf,
-        /// Why it failed.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     /// A directory that is no home.
     #[error("{} is no home of refit: it has no directory {missing:?}", home.display())]
     NoHome {
@@ -141,7 +134,7 @@ impl StoreError {
     #[must_use]
     pub fn remedy(&self) -> &'static str {
         match self {
-            Self::Io { .. } => "free space or check the disk and its permissions, then try again",
+            Self::File(_) => "free space or check the disk and its permissions, then try again",
             Self::NoHome { .. } => "name the right directory with --home, or make a home there first",
             Self::Unknown { .. } => "see `refit releases` for what is installed",
             Self::Manifest { .. } | Self::Misplaced { .. } | Self::Damaged { .. } => {
@@ -154,11 +147,6 @@ impl StoreError {
     }
 }
 
-fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
-    let path = path.to_owned();
-    move |source| StoreError::Io { action, path, source }
-}
-
 impl Store {
     /// Makes the directories of a home, those that are missing, and returns its store.
     ///
@@ -167,7 +155,7 @@ impl Store {
     pub fn init(home: &Path) -> Result<Self, StoreError> {
         for name in LAYOUT {
             let dir = home.join(name);
-            durable::create_dirs(&dir).map_err(io_error("make", &dir))?;
+            durable::create_dirs(&dir).map_err(file_error("make", &dir))?;
         }
         Ok(Self { home: home.to_owned() })
     }
@@ -214,8 +202,8 @@ impl Store {
     pub fn versions(&self) -> Result<Vec<Version>, StoreError> {
         let dir = self.releases_dir();
         let mut versions = Vec::new();
-        for entry in fs::read_dir(&dir).map_err(io_error("read", &dir))? {
-            let entry = entry.map_err(io_error("read", &dir))?;
+        for entry in fs::read_dir(&dir).map_err(file_error("read", &dir))? {
+            let entry = entry.map_err(file_error("read", &dir))?;
             // Anything else in there is not ours: it is neither shown nor removed.
             if let Some(version) = entry.file_name().to_str().and_then(|name| Version::parse(name).ok()) {
                 versions.push(version);
@@ -301,7 +289,7 @@ impl Store {
             }
             self.discard(&dir)?;
         }
-        durable::rename_tree(&received.dir, &dir).map_err(io_error("name", &dir))?;
+        durable::rename_tree(&received.dir, &dir).map_err(file_error("name", &dir))?;
         fault::point("admitted");
         Ok(Release { version, digest: received.digest, manifest: received.manifest, dir })
     }
@@ -337,11 +325,11 @@ impl Store {
     /// Something could not be removed.
     pub fn empty_staging(&self) -> Result<(), StoreError> {
         let staging = self.staging_dir();
-        for entry in fs::read_dir(&staging).map_err(io_error("read", &staging))? {
-            let path = entry.map_err(io_error("read", &staging))?.path();
-            durable::remove_tree(&path).map_err(io_error("remove", &path))?;
+        for entry in fs::read_dir(&staging).map_err(file_error("read", &staging))? {
+            let path = entry.map_err(file_error("read", &staging))?.path();
+            durable::remove_tree(&path).map_err(file_error("remove", &path))?;
         }
-        durable::sync_dir(&staging).map_err(io_error("sync", &staging))
+        Ok(durable::sync_dir(&staging).map_err(file_error("sync", &staging))?)
     }
 
     /// Makes `current` point to release `version`; repeating it changes nothing.
@@ -350,8 +338,8 @@ impl Store {
     /// The link is what it was; or, if only the last sync failed, the new one may be lost.
     pub fn point_current(&self, version: &Version) -> Result<(), StoreError> {
         let target = Path::new("releases").join(version.to_string());
-        spare::with_room(&self.home, || durable::replace_symlink(&self.home, CURRENT, &target))
-            .map_err(io_error("link", &self.home.join(CURRENT)))
+        let linked = spare::with_room(&self.home, || durable::replace_symlink(&self.home, CURRENT, &target));
+        Ok(linked.map_err(file_error("link", &self.home.join(CURRENT)))?)
     }
 
     /// Returns the version that `current` points to.
@@ -366,7 +354,7 @@ impl Store {
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
                 return Err(StoreError::CurrentIsNoLink { path });
             }
-            Err(source) => return Err(StoreError::Io { action: "read", path, source }),
+            Err(source) => return Err(FileError { action: "read", path, source }.into()),
         };
         let version =
             target.strip_prefix("releases").ok().and_then(Path::to_str).and_then(|name| Version::parse(name).ok());
@@ -449,10 +437,10 @@ impl Store {
         let gone = tempfile::Builder::new()
             .prefix(&format!("gone-{name}-"))
             .tempdir_in(self.staging_dir())
-            .map_err(io_error("make a directory in", &self.staging_dir()))?
+            .map_err(file_error("make a directory in", &self.staging_dir()))?
             .keep();
-        durable::rename_tree(dir, &gone.join("tree")).map_err(io_error("move away", dir))?;
-        durable::remove_tree(&gone).map_err(io_error("remove", &gone))
+        durable::rename_tree(dir, &gone.join("tree")).map_err(file_error("move away", dir))?;
+        Ok(durable::remove_tree(&gone).map_err(file_error("remove", &gone))?)
     }
 }
 
@@ -476,7 +464,7 @@ fn regular_files<'m>(dir: &Path, manifest: &'m Manifest) -> impl Iterator<Item =
 
 fn read_manifest(dir: &Path) -> Result<(Digest, Manifest), StoreError> {
     let path = dir.join(manifest::INSTALLED_PATH);
-    let bytes = durable::read_limited(&path, MANIFEST_BYTES_MAX).map_err(io_error("read", &path))?;
+    let bytes = durable::read_limited(&path, MANIFEST_BYTES_MAX).map_err(file_error("read", &path))?;
     let manifest = Manifest::parse(&bytes).map_err(|source| StoreError::Manifest { dir: dir.to_owned(), source })?;
     Ok((Digest::of(&bytes), manifest))
 }

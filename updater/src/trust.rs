@@ -27,6 +27,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
+use refit_base::file_error;
 use refit_tuf::document::RootDocument;
 use refit_tuf::{Client, Dates, Fetch, METADATA_BYTES_MAX, MemoryStore, SameVersion, Target};
 use serde::{Deserialize, Serialize};
@@ -37,7 +38,6 @@ use crate::durable;
 use crate::fault;
 use crate::manifest::Manifest;
 use crate::package::{MANIFEST_NAME, Metadata};
-use error::io_error;
 use seen::{Seen, Source};
 
 pub use error::{SeenTrouble, TrustError};
@@ -131,7 +131,7 @@ impl Trust {
         let path = trust.dir().join(ROOT_NAME);
         parse_new_root(root)?;
         if path.exists() {
-            let same = fs::read(&path).map_err(io_error("read", &path))? == root;
+            let same = fs::read(&path).map_err(file_error("read", &path))? == root;
             return if same { Ok(trust) } else { Err(TrustError::OtherRootTrusted { path }) };
         }
         trust.begin(root)?;
@@ -154,14 +154,14 @@ impl Trust {
 
     fn begin(&self, root: &[u8]) -> Result<(), TrustError> {
         let dir = self.dir();
-        durable::create_dirs(&dir).map_err(io_error("make", &dir))?;
+        durable::create_dirs(&dir).map_err(file_error("make", &dir))?;
         // While the root is missing nothing is trusted and the rest has no meaning: it goes first and comes last.
         let root_path = dir.join(ROOT_NAME);
-        durable::remove_file(&root_path).map_err(io_error("remove", &root_path))?;
+        durable::remove_file(&root_path).map_err(file_error("remove", &root_path))?;
         for source in Source::ALL {
             Seen::default().write(&dir, source)?;
         }
-        durable::replace(&dir, ROOT_NAME, root).map_err(io_error("write", &root_path))
+        Ok(durable::replace(&dir, ROOT_NAME, root).map_err(file_error("write", &root_path))?)
     }
 
     /// Returns the trust of a home, whatever state it is in: an appliance runs on when its trust is damaged, and only
@@ -193,7 +193,7 @@ impl Trust {
         if !path.exists() {
             return Err(TrustError::NoRoot { path });
         }
-        let bytes = durable::read_limited(&path, METADATA_BYTES_MAX).map_err(io_error("read", &path))?;
+        let bytes = durable::read_limited(&path, METADATA_BYTES_MAX).map_err(file_error("read", &path))?;
         RootDocument::verify_root(ROOT_NAME, &bytes)
             .map_err(|source| TrustError::RootDamaged { path, source: Box::new(source) })
     }
@@ -347,7 +347,7 @@ impl Trust {
         let dir = self.dir();
         // The root first: should the second write be lost, older metadata is still judged by keys that are newer.
         if let Some(root) = root {
-            durable::replace(&dir, ROOT_NAME, root).map_err(io_error("write", &dir.join(ROOT_NAME)))?;
+            durable::replace(&dir, ROOT_NAME, root).map_err(file_error("write", &dir.join(ROOT_NAME)))?;
         }
         seen.write(&dir, source)
     }

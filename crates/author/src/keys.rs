@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use refit_base::file_error;
 use refit_tuf::document::{canonical, spell};
 use refit_tuf::{METADATA_BYTES_MAX, ROOTS_MAX};
 use refit_updater::durable;
@@ -72,11 +73,6 @@ impl std::fmt::Debug for Keys {
         // Never the keys themselves.
         f.debug_struct("Keys").field("root_version", &self.newest.version).field("keys", &self.signers.len()).finish()
     }
-}
-
-fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> KeysError {
-    let path = path.to_owned();
-    move |source| KeysError::Io { action, path, source }
 }
 
 /// A passphrase that nobody has.
@@ -137,8 +133,8 @@ impl Keys {
         let mut signers: Vec<Signer> = Vec::new();
         for dir in [dir].into_iter().chain(others.iter().map(PathBuf::as_path)) {
             let mut names = Vec::new();
-            for entry in fs::read_dir(dir).map_err(io_error("read", dir))? {
-                names.push(entry.map_err(io_error("read", dir))?.file_name().to_string_lossy().into_owned());
+            for entry in fs::read_dir(dir).map_err(file_error("read", dir))? {
+                names.push(entry.map_err(file_error("read", dir))?.file_name().to_string_lossy().into_owned());
             }
             names.sort(); // the order of signatures does not depend on the directory
             for name in names.iter().filter(|name| Signer::is_name(name)) {
@@ -154,7 +150,7 @@ impl Keys {
             if !path.exists() {
                 break;
             }
-            let bytes = durable::read_limited(&path, METADATA_BYTES_MAX).map_err(io_error("read", &path))?;
+            let bytes = durable::read_limited(&path, METADATA_BYTES_MAX).map_err(file_error("read", &path))?;
             let root = serde_json::from_slice::<Signed<Root>>(&bytes).map(|root| root.signed).ok();
             let Some(root) = root.filter(|root| root.version.get() == number) else {
                 return Err(KeysError::Root { path });

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use jiff::Timestamp;
+use refit_base::file_error;
 use refit_updater::codec::Encoder;
 use refit_updater::digest::{Digest, Hasher};
 use refit_updater::durable;
@@ -125,7 +126,7 @@ pub fn pack(
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         Some(_) | None => Path::new("."),
     };
-    let real = |path: &Path| path.canonicalize().map_err(PackError::io("find", path));
+    let real = |path: &Path| path.canonicalize().map_err(file_error("find", path));
     if real(out_dir)?.starts_with(real(dir)?) {
         return Err(PackError::OutInside { out: out.to_owned(), dir: dir.to_owned() });
     }
@@ -142,7 +143,7 @@ pub fn pack(
     Manifest::check_names(about.clone(), tree.directories.clone(), tree.names())?;
     let hashed = hash_files(tree.files, progress)?;
 
-    let mut spool = tempfile::tempfile_in(out_dir).map_err(PackError::io("make a file in", out_dir))?;
+    let mut spool = tempfile::tempfile_in(out_dir).map_err(file_error("make a file in", out_dir))?;
     let files = compress(&hashed, &mut spool, out_dir, options.codec, level, progress)?;
     let mut entries: Vec<FileEntry> = files;
     entries.extend(tree.links);
@@ -151,7 +152,7 @@ pub fn pack(
     let manifest_bytes = manifest.to_bytes()?;
     let metadata = keys.sign_package(&manifest_bytes, options.expires, options.released, options.metadata_version)?;
 
-    let temp = tempfile::NamedTempFile::new_in(out_dir).map_err(PackError::io("make a file in", out_dir))?;
+    let temp = tempfile::NamedTempFile::new_in(out_dir).map_err(file_error("make a file in", out_dir))?;
     let mut assemble = || -> io::Result<u64> {
         let mut package = BufWriter::new(temp.as_file());
         for (name, bytes) in &metadata {
@@ -166,8 +167,8 @@ pub fn pack(
         temp.as_file().set_permissions(Permissions::from_mode(PACKAGE_MODE))?;
         Ok(temp.as_file().metadata()?.len())
     };
-    let package_bytes = assemble().map_err(PackError::io("write", out))?;
-    durable::commit_file(temp, out).map_err(PackError::io("write", out))?;
+    let package_bytes = assemble().map_err(file_error("write", out))?;
+    durable::commit_file(temp, out).map_err(file_error("write", out))?;
     Ok(PackReport {
         appliance: manifest.appliance().to_owned(),
         version: manifest.version().clone(),
@@ -187,16 +188,16 @@ fn destination(out: &Path) -> Result<PathBuf, PackError> {
     for _ in 0..=LINKS_MAX {
         match path.symlink_metadata() {
             Ok(found) if found.is_symlink() => {
-                let target = path.read_link().map_err(PackError::io("read", &path))?;
+                let target = path.read_link().map_err(file_error("read", &path))?;
                 path = path.parent().unwrap_or(Path::new(".")).join(target);
             }
             Ok(found) if found.is_file() => return Ok(path),
             Ok(_other) => return Err(PackError::OutType { path }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(path),
-            Err(error) => return Err(PackError::io("find", &path)(error)),
+            Err(error) => return Err(file_error("find", &path)(error).into()),
         }
     }
-    Err(PackError::io("find", out)(io::Error::from(rustix::io::Errno::LOOP)))
+    Err(file_error("find", out)(io::Error::from(rustix::io::Errno::LOOP)).into())
 }
 
 /// A file that was hashed, and how it was then.
@@ -212,7 +213,7 @@ fn hash_files(files: Vec<tree::SourceFile>, progress: &mut dyn FnMut(PackProgres
     parallel::in_order(
         &files,
         || Ok(vec![0; READ_BYTES]),
-        |buffer, file| hash_file(buffer, file).map_err(PackError::io("read", &file.path)),
+        |buffer, file| Ok(hash_file(buffer, file).map_err(file_error("read", &file.path))?),
         |(sha256, size, modified)| {
             bytes += size;
             digests.push((sha256, size, modified));
@@ -290,7 +291,7 @@ fn compress(
     let mut spool = BufWriter::with_capacity(READ_BYTES, spool);
     parallel::in_order(
         &jobs,
-        || Encoder::new(codec, level).map_err(PackError::io("prepare the codec for", out_dir)),
+        || Ok(Encoder::new(codec, level).map_err(file_error("prepare the codec for", out_dir))?),
         |encoder, job| {
             let mut make = || -> io::Result<_> {
                 let mut content = vec![0; usize::try_from(job.size).map_err(io::Error::other)?];
@@ -299,10 +300,10 @@ fn compress(
                 let holes = content.chunks(HOLE_BYTES).filter(|piece| is_hole(piece)).map(|piece| piece.len() as u64);
                 Ok((job, holes.sum::<u64>(), Digest::of(&stored), stored))
             };
-            make().map_err(PackError::io("compress", job.path))
+            Ok(make().map_err(file_error("compress", job.path))?)
         },
         |(job, hole_bytes, stored_sha256, stored)| {
-            spool.write_all(&stored).map_err(PackError::io("write into", out_dir))?;
+            spool.write_all(&stored).map_err(file_error("write into", out_dir))?;
             let length = stored.len() as u64;
             if let Some(frames) = frames.get_mut(job.entry) {
                 frames.push(Frame { offset, stored: length, stored_sha256, size: job.size });
@@ -314,15 +315,15 @@ fn compress(
             Ok(())
         },
     )?;
-    spool.flush().map_err(PackError::io("write into", out_dir))?;
+    spool.flush().map_err(file_error("write into", out_dir))?;
     let holes = |file: &Hashed| holes.get(&file.sha256).copied().unwrap_or_default();
     hashed.iter().zip(frames).map(|(file, frames)| file_entry(file, holes(file), frames)).collect()
 }
 
 fn file_entry(file: &Hashed, holes: u64, frames: Vec<Frame>) -> Result<FileEntry, PackError> {
     let path = &file.source.path;
-    let now = path.metadata().map_err(PackError::io("read", path))?;
-    let modified = now.modified().map_err(PackError::io("read", path))?;
+    let now = path.metadata().map_err(file_error("read", path))?;
+    let modified = now.modified().map_err(file_error("read", path))?;
     // What was hashed and what was compressed must be the same.
     if now.len() != file.source.size || modified != file.modified {
         return Err(PackError::Changed { path: path.clone() });

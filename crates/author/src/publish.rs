@@ -25,6 +25,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use jiff::{SignedDuration, Timestamp};
+use refit_base::file_error;
 use refit_tuf::document::{Document, RootDocument, SnapshotContent, TargetsContent};
 use refit_tuf::{METADATA_BYTES_MAX, Target};
 use refit_updater::digest::Digest;
@@ -137,7 +138,7 @@ impl Repository {
     /// There is one already, or what is left of one; the keys cannot sign, or a file operation failed.
     pub fn init(dir: &Path, keys: &Keys, terms: &Terms) -> Result<Self, RepositoryError> {
         for dir in [dir.to_owned(), dir.join(METADATA_DIR), dir.join(TARGETS_DIR)] {
-            durable::create_dirs(&dir).map_err(RepositoryError::io("make", &dir))?;
+            durable::create_dirs(&dir).map_err(file_error("make", &dir))?;
         }
         let mut repository = Self::locked(dir)?;
         if repository.metadata_path("timestamp.json").exists() {
@@ -180,7 +181,7 @@ impl Repository {
     /// Whatever is missing from now on was there.
     fn remove_marker(&self) -> Result<(), RepositoryError> {
         let marker = self.dir.join(INIT_NAME);
-        durable::remove_file(&marker).map_err(RepositoryError::io("remove", &marker))
+        Ok(durable::remove_file(&marker).map_err(file_error("remove", &marker))?)
     }
 
     /// Makes a directory in the repository for what only goes through it: it is removed with the value, or by whoever opens
@@ -189,7 +190,7 @@ impl Repository {
     /// # Errors
     /// A file operation failed.
     pub fn scratch(&self) -> Result<TempDir, RepositoryError> {
-        temp().tempdir_in(&self.dir).map_err(RepositoryError::io("make a directory in", &self.dir))
+        Ok(temp().tempdir_in(&self.dir).map_err(file_error("make a directory in", &self.dir))?)
     }
 
     /// Checks, as far as it can be told without signing, that these keys may write to it: that its metadata is theirs, and that
@@ -264,11 +265,11 @@ impl Repository {
 
         // Until it is found to be in order it lies in what there is of its directory: a refusal leaves nothing.
         let place = dir.ancestors().find(|dir| dir.is_dir()).unwrap_or(&self.dir);
-        let mut temp = temp().tempfile_in(place).map_err(RepositoryError::io("make a file in", place))?;
+        let mut temp = temp().tempfile_in(place).map_err(file_error("make a file in", place))?;
         let copied = check_payload(payload, &manifest, |stored| temp.write_all(stored).map_err(Copying::Write));
         copied.map_err(|error| match error {
             Copying::Package(source) => refused(source.into()),
-            Copying::Write(source) => RepositoryError::io("write", &payload_path)(source),
+            Copying::Write(source) => file_error("write", &payload_path)(source).into(),
         })?;
         let signed = if listed.is_some() {
             None
@@ -278,10 +279,10 @@ impl Repository {
             Some(self.sign_next(keys, terms, &current, Some(targets))?)
         };
 
-        durable::create_dirs(dir).map_err(RepositoryError::io("make", dir))?;
+        durable::create_dirs(dir).map_err(file_error("make", dir))?;
         let readable = temp.as_file().set_permissions(Permissions::from_mode(FILE_MODE));
         let named = readable.and_then(|()| durable::commit_file(temp, &payload_path));
-        named.map_err(RepositoryError::io("write", &payload_path))?;
+        named.map_err(file_error("write", &payload_path))?;
         replace(&manifest_path, &bytes)?;
         match signed {
             Some(signed) => {
@@ -325,8 +326,8 @@ impl Repository {
 fn lock(dir: &Path) -> Result<File, RepositoryError> {
     let path = dir.join(LOCK_NAME);
     let file = File::options().create(true).truncate(false).write(true).open(&path);
-    let file = file.map_err(RepositoryError::io("make", &path))?;
-    file.lock().map_err(RepositoryError::io("lock", &path))?;
+    let file = file.map_err(file_error("make", &path))?;
+    file.lock().map_err(file_error("lock", &path))?;
     Ok(file)
 }
 
@@ -367,19 +368,19 @@ fn names_in(dir: &Path) -> Result<BTreeSet<String>, RepositoryError> {
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
             return Ok(BTreeSet::new());
         }
-        Err(error) => return Err(RepositoryError::io("read", dir)(error)),
+        Err(error) => return Err(file_error("read", dir)(error).into()),
     };
     let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
     let names: io::Result<BTreeSet<String>> = names.collect();
-    let mut names = names.map_err(RepositoryError::io("read", dir))?;
+    let mut names = names.map_err(file_error("read", dir))?;
     names.retain(|name| !name.starts_with('.'));
     Ok(names)
 }
 
 fn replace(path: &Path, bytes: &[u8]) -> Result<(), RepositoryError> {
     let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(RepositoryError::io("write", path)(io::ErrorKind::InvalidInput.into()));
+        return Err(file_error("write", path)(io::ErrorKind::InvalidInput.into()).into());
     };
-    durable::replace_by(&temp(), dir, &name.to_string_lossy(), bytes, FILE_MODE)
-        .map_err(RepositoryError::io("write", path))
+    let written = durable::replace_by(&temp(), dir, &name.to_string_lossy(), bytes, FILE_MODE);
+    Ok(written.map_err(file_error("write", path))?)
 }

@@ -19,7 +19,7 @@ pub struct FileError {
 }
 
 /// Returns what makes the [`FileError`] of `action` on `path` from its reason: `.map_err(file_error("read", path))?`.
-pub fn file_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FileError {
+pub fn file_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FileError + use<> {
     let path = path.to_owned();
     move |source| FileError { action, path, source }
 }

@@ -6,7 +6,9 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
 
-use super::{ConfigError, io_error};
+use refit_base::file_error;
+
+use super::ConfigError;
 use crate::durable;
 
 /// Permissions that the owner of a live configuration needs: the defaults in a release are read-only.
@@ -25,13 +27,13 @@ pub(super) fn file_names(dir: &Path) -> Result<Vec<String>, ConfigError> {
         let entries = match fs::read_dir(&at) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(source) => return Err(io_error("read", &at)(source)),
+            Err(source) => return Err(file_error("read", &at)(source).into()),
         };
         for entry in entries {
-            let entry = entry.map_err(io_error("read", &at))?;
+            let entry = entry.map_err(file_error("read", &at))?;
             let file_name = entry.file_name();
             let Some(name) = file_name.to_str() else { return Err(ConfigError::Name { path: entry.path() }) };
-            if entry.file_type().map_err(io_error("read", &at))?.is_dir() {
+            if entry.file_type().map_err(file_error("read", &at))?.is_dir() {
                 dirs.push(format!("{prefix}{name}/"));
             } else {
                 names.push(format!("{prefix}{name}"));
@@ -85,23 +87,23 @@ impl Tree {
     }
 
     fn read_into(&mut self, dir: &Path, prefix: &str) -> Result<(), ConfigError> {
-        for entry in fs::read_dir(dir).map_err(io_error("read", dir))? {
-            let entry = entry.map_err(io_error("read", dir))?;
+        for entry in fs::read_dir(dir).map_err(file_error("read", dir))? {
+            let entry = entry.map_err(file_error("read", dir))?;
             let path = entry.path();
             let file_name = entry.file_name();
             let Some(name) = file_name.to_str() else { return Err(ConfigError::Name { path }) };
             let name = format!("{prefix}{name}");
-            let metadata = fs::symlink_metadata(&path).map_err(io_error("read", &path))?;
+            let metadata = fs::symlink_metadata(&path).map_err(file_error("read", &path))?;
             let mode = metadata.permissions().mode() & 0o777;
             if metadata.is_symlink() {
-                let target = fs::read_link(&path).map_err(io_error("read", &path))?;
+                let target = fs::read_link(&path).map_err(file_error("read", &path))?;
                 let Some(target) = target.to_str() else { return Err(ConfigError::Name { path }) };
                 self.entries.insert(name, Entry::Link { target: target.to_owned() });
             } else if metadata.is_dir() {
                 self.read_into(&path, &format!("{name}/"))?;
                 self.dirs.insert(name, mode | OWNER_DIR_MODE);
             } else if metadata.is_file() {
-                let bytes = fs::read(&path).map_err(io_error("read", &path))?;
+                let bytes = fs::read(&path).map_err(file_error("read", &path))?;
                 let owner = Some((metadata.uid(), metadata.gid()));
                 self.entries.insert(name, Entry::File { bytes, mode: mode | OWNER_FILE_MODE, owner });
             } else {
@@ -121,13 +123,13 @@ impl Tree {
             let path = dir.join(name);
             match entry {
                 Entry::File { bytes, mode, owner } => {
-                    durable::write_new(&path, bytes, *mode).map_err(io_error("write", &path))?;
+                    durable::write_new(&path, bytes, *mode).map_err(file_error("write", &path))?;
                     if let Some((user, group)) = owner {
-                        keep_owner(&path, *user, *group).map_err(io_error("give back", &path))?;
+                        keep_owner(&path, *user, *group).map_err(file_error("give back", &path))?;
                     }
                 }
                 Entry::Link { target } => {
-                    durable::symlink(Path::new(target), &path).map_err(io_error("link", &path))?;
+                    durable::symlink(Path::new(target), &path).map_err(file_error("link", &path))?;
                 }
             }
         }
@@ -136,8 +138,8 @@ impl Tree {
 }
 
 fn make_dir(path: &Path, mode: u32) -> Result<(), ConfigError> {
-    fs::create_dir(path).map_err(io_error("make", path))?;
-    fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(io_error("protect", path))
+    fs::create_dir(path).map_err(file_error("make", path))?;
+    Ok(fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(file_error("protect", path))?)
 }
 
 /// Gives a file the owner it had. Who is not root owns what it could write, and cannot give it away.

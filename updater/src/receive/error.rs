@@ -1,9 +1,9 @@
 //! Why a package was not received.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use refit_base::Class;
+use refit_base::{Class, FileError};
 use semver::Version;
 
 use crate::package::PackageError;
@@ -102,16 +102,8 @@ pub enum ReceiveError {
         why: FrameTrouble,
     },
     /// A file operation failed.
-    #[error("cannot {action} {}", path.display())]
-    Disk {
-        /// What was tried.
-        action: &'static str,
-        /// On which path.
-        path: PathBuf,
-        /// Why it failed.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     /// Somebody asked for the end.
     #[error("receiving the package was cancelled")]
     Cancelled,
@@ -193,12 +185,6 @@ pub enum FrameTrouble {
 }
 
 impl ReceiveError {
-    /// Returns the error of a file operation that failed.
-    pub(super) fn disk(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        let path = path.to_owned();
-        move |source| Self::Disk { action, path, source }
-    }
-
     /// Returns what kind of failure it was.
     #[must_use]
     pub fn class(&self) -> Class {
@@ -212,7 +198,7 @@ impl ReceiveError {
             | Self::NotOffered { .. }
             | Self::Frame { .. } => Class::Refused,
             Self::Trust { source } => source.class(),
-            Self::Store { .. } | Self::NoSpace { .. } | Self::NoInodes { .. } | Self::Disk { .. } => Class::Disk,
+            Self::Store { .. } | Self::NoSpace { .. } | Self::NoInodes { .. } | Self::File(_) => Class::Disk,
             Self::Start { .. } | Self::Lost => Class::Internal,
         }
     }
@@ -235,7 +221,7 @@ impl ReceiveError {
                 | PackageError::Trailing => "package-malformed",
             },
             Self::Trust { source } => source.code(),
-            Self::Store { .. } | Self::Disk { .. } => "disk",
+            Self::Store { .. } | Self::File(_) => "disk",
             Self::OtherAppliance { .. } => "other-appliance",
             Self::OtherArch { .. } => "other-arch",
             Self::NotNewer { .. } => "not-newer",
@@ -267,7 +253,7 @@ impl ReceiveError {
                 "free space, for example with fewer kept releases; nothing was changed"
             }
             Self::Frame { .. } => "get the package again from its vendor; nothing was changed",
-            Self::Disk { .. } => "free space or check the disk, then send the package again; nothing was changed",
+            Self::File(_) => "free space or check the disk, then send the package again; nothing was changed",
             Self::Cancelled => "send the package again when it is wanted; nothing was changed",
             Self::Start { .. } | Self::Lost => "try again; if it stays so, report it as a bug of refit",
         }

@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
+use refit_base::file_error;
+
 use super::ReceiveError;
 use super::holes::write_with_holes;
 use crate::digest::Digest;
@@ -166,7 +168,7 @@ impl Plan {
         }
         needed = needed.saturating_add(self.directories * BLOCK_BYTES);
         let stat = nix::sys::statvfs::statvfs(staging)
-            .map_err(|source| ReceiveError::disk("measure", staging)(io::Error::from(source)))?;
+            .map_err(|source| file_error("measure", staging)(io::Error::from(source)))?;
         let free = stat.blocks_available().saturating_mul(stat.fragment_size());
         if needed > free {
             return Err(ReceiveError::NoSpace { needed, free, path: staging.to_owned() });
@@ -187,7 +189,7 @@ impl Plan {
     pub(super) fn make_kept_and_empty(&mut self, tree: &Path) -> Result<Made, ReceiveError> {
         for (path, target) in &self.links {
             let path = tree.join(path);
-            durable::symlink(Path::new(target), &path).map_err(ReceiveError::disk("link", &path))?;
+            durable::symlink(Path::new(target), &path).map_err(file_error("link", &path))?;
         }
         let contents: Vec<(&Digest, &Content)> =
             self.contents.iter().filter(|(_, content)| !content.is_wanted()).collect();
@@ -285,7 +287,7 @@ impl Content {
                     self.unmake(tree)?;
                     return Ok(None);
                 }
-                Err(source) => return Err(ReceiveError::disk("open", &place.path)(source)),
+                Err(source) => return Err(file_error("open", &place.path)(source).into()),
             };
             if self.copy(from, tree, *mode, paths)? {
                 made.linked_bytes += self.size;
@@ -297,7 +299,7 @@ impl Content {
             // It was replaced meanwhile; or only looks so: overlayfs gives a file another inode when it gets another name.
             for (mode, path) in self.files.iter().filter_map(|(mode, paths)| Some((*mode, paths.first()?))) {
                 let path = tree.join(path);
-                is_whole(&path, digest, self.size, mode).map_err(ReceiveError::disk("share", &path))?;
+                is_whole(&path, digest, self.size, mode).map_err(file_error("share", &path))?;
             }
         }
         Ok(Some(made))
@@ -308,7 +310,7 @@ impl Content {
         for path in self.files.iter().flat_map(|(_, paths)| paths).map(|path| tree.join(path)) {
             match fs::remove_file(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(ReceiveError::disk("remove", &path)(error));
+                    return Err(file_error("remove", &path)(error).into());
                 }
                 _ => {}
             }
@@ -337,7 +339,7 @@ impl Content {
             link_all(&path, tree, others)?;
             Ok(shares)
         };
-        copy().map_err(ReceiveError::disk("copy", &path))
+        Ok(copy().map_err(file_error("copy", &path))?)
     }
 
     fn can_link(&self, mode: Mode) -> bool {
@@ -356,7 +358,7 @@ impl Content {
                 link_all(&path, tree, others)?;
                 Ok(file)
             };
-            files.push(create().map_err(ReceiveError::disk("make", &path))?);
+            files.push(create().map_err(file_error("make", &path))?);
         }
         Ok(files)
     }

@@ -14,6 +14,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
+use refit_base::file_error;
+
 use super::holes::write_with_holes;
 use super::plan::{Content, Plan};
 use super::{FrameTrouble, PayloadError, ReceiveError, ReceiveProgress};
@@ -244,7 +246,7 @@ fn write_frame(
     check_frame(decoder, job.frame, stored, content).map_err(trouble)?;
     let files = job.target.files(tree)?;
     for file in files.iter() {
-        write_with_holes(file, content, job.at).map_err(ReceiveError::disk("write", &tree.join(job.target.path)))?;
+        write_with_holes(file, content, job.at).map_err(file_error("write", &tree.join(job.target.path)))?;
     }
     if job.target.hash(content, job.at).map_err(trouble)? {
         files.iter().for_each(durable::begin_writeback);

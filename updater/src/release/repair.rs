@@ -8,8 +8,10 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use refit_base::file_error;
+
 use super::verify::{self, Problem, Trouble};
-use super::{Checked, Received, Release, Store, StoreError, io_error, read_manifest};
+use super::{Checked, Received, Release, Store, StoreError, read_manifest};
 use crate::durable;
 use crate::manifest::{DIR_MODE, INSTALLED_PATH, RESERVED_DIR};
 
@@ -35,14 +37,14 @@ impl Store {
             return Ok(0);
         }
         let releases = self.releases_dir();
-        Checked::forget(&releases).map_err(io_error("forget what was checked in", &releases))?;
+        Checked::forget(&releases).map_err(file_error("forget what was checked in", &releases))?;
         let staging = self.staging_dir();
         let beside = tempfile::Builder::new()
             .prefix("repair-")
             .tempdir_in(&staging)
-            .map_err(io_error("make a directory in", &staging))?;
+            .map_err(file_error("make a directory in", &staging))?;
         let bench = Bench { whole: &received.dir, damaged: &release.dir, beside: beside.path().join("file") };
-        let file_system = durable::FileSystem::of(&staging).map_err(io_error("open", &staging))?;
+        let file_system = durable::FileSystem::of(&staging).map_err(file_error("open", &staging))?;
         // First, for without it nothing starts.
         if !manifest_is_whole {
             bench.make_dir(RESERVED_DIR)?;
@@ -65,7 +67,7 @@ impl Store {
             bench.mend(problem)?;
         }
         bench.protect(&release)?;
-        file_system.sync().map_err(io_error("sync", &release.dir))?;
+        file_system.sync().map_err(file_error("sync", &release.dir))?;
         Ok(problems.len() + made + usize::from(!manifest_is_whole))
     }
 }
@@ -90,7 +92,7 @@ impl Bench<'_> {
             | Trouble::Target
             | Trouble::Unreadable => {
                 let whole = self.whole.join(&problem.path);
-                let is_dir = fs::symlink_metadata(&whole).map_err(io_error("read", &whole))?.is_dir();
+                let is_dir = fs::symlink_metadata(&whole).map_err(file_error("read", &whole))?.is_dir();
                 if is_dir { Ok(()) } else { self.replace(&problem.path) }
             }
         }
@@ -103,7 +105,7 @@ impl Bench<'_> {
             return Ok(false);
         }
         self.clear(path)?;
-        fs::create_dir(&dir).map_err(io_error("make", &dir))?;
+        fs::create_dir(&dir).map_err(file_error("make", &dir))?;
         Ok(true)
     }
 
@@ -114,32 +116,32 @@ impl Bench<'_> {
             self.clear(path)?;
         }
         make_writable(parent(&damaged))?;
-        durable::hard_link(&whole, &self.beside).map_err(io_error("link", &self.beside))?;
-        durable::rename_unsynced(&self.beside, &damaged).map_err(io_error("replace", &damaged))
+        durable::hard_link(&whole, &self.beside).map_err(file_error("link", &self.beside))?;
+        Ok(durable::rename_unsynced(&self.beside, &damaged).map_err(file_error("replace", &damaged))?)
     }
 
     /// Removes whatever is at `path`.
     fn clear(&self, path: &str) -> Result<(), StoreError> {
         let damaged = self.damaged.join(path);
         make_writable(parent(&damaged))?;
-        durable::remove_tree(&damaged).map_err(io_error("remove", &damaged))
+        Ok(durable::remove_tree(&damaged).map_err(file_error("remove", &damaged))?)
     }
 
     /// Gives every directory the permissions that it is to have, children before parents.
     fn protect(&self, release: &Release) -> Result<(), StoreError> {
         let chmod = |path: &Path, mode| {
-            fs::set_permissions(path, Permissions::from_mode(mode)).map_err(io_error("protect", path))
+            fs::set_permissions(path, Permissions::from_mode(mode)).map_err(file_error("protect", path))
         };
         chmod(&self.damaged.join(RESERVED_DIR), DIR_MODE)?;
         for directory in release.manifest.directories().iter().rev() {
             chmod(&self.damaged.join(&directory.path), directory.mode.installed().bits())?;
         }
-        chmod(self.damaged, DIR_MODE)
+        Ok(chmod(self.damaged, DIR_MODE)?)
     }
 }
 
 fn make_writable(dir: &Path) -> Result<(), StoreError> {
-    durable::set_owner_write(dir).map_err(io_error("make writable", dir))
+    Ok(durable::set_owner_write(dir).map_err(file_error("make writable", dir))?)
 }
 
 fn parent(path: &Path) -> &Path {

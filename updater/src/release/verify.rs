@@ -6,9 +6,10 @@ use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use refit_base::file_error;
 use serde::Serialize;
 
-use super::{Release, StoreError, io_error};
+use super::{Release, StoreError};
 use crate::digest::Digest;
 use crate::manifest::{Body, FileEntry, INSTALLED_PATH, Mode, RESERVED_DIR};
 
@@ -146,12 +147,12 @@ fn find_unexpected(
     known: &HashSet<&str>,
     problems: &mut Vec<Problem>,
 ) -> Result<(), StoreError> {
-    for entry in fs::read_dir(dir).map_err(io_error("read", dir))? {
-        let entry = entry.map_err(io_error("read", dir))?;
+    for entry in fs::read_dir(dir).map_err(file_error("read", dir))? {
+        let entry = entry.map_err(file_error("read", dir))?;
         let path = format!("{prefix}{}", entry.file_name().to_string_lossy());
         if !known.contains(path.as_str()) {
             problems.push(Problem { path, what: Trouble::Unexpected });
-        } else if entry.file_type().map_err(io_error("read", dir))?.is_dir() {
+        } else if entry.file_type().map_err(file_error("read", dir))?.is_dir() {
             find_unexpected(&entry.path(), &format!("{path}/"), known, problems)?;
         }
     }

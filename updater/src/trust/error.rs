@@ -1,10 +1,9 @@
 //! Why a package or a repository is not trusted, or the home's own trust cannot be used.
 
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use jiff::Timestamp;
-use refit_base::Class;
+use refit_base::{Class, FileError};
 use refit_tuf::TufError;
 use tough::schema::RoleType;
 
@@ -16,16 +15,8 @@ use crate::manifest::ManifestError;
 #[non_exhaustive]
 pub enum TrustError {
     /// A file operation failed.
-    #[error("cannot {action} {}", path.display())]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// On which path.
-        path: PathBuf,
-        /// Why it failed.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     /// The home trusts nobody yet.
     #[error("no root is trusted: {} is missing", path.display())]
     NoRoot {
@@ -190,7 +181,7 @@ impl TrustError {
     #[must_use]
     pub fn class(&self) -> Class {
         match self {
-            Self::Io { .. }
+            Self::File(_)
             | Self::SeenMissing { .. }
             | Self::SeenDamaged { .. }
             | Self::RootDamaged { .. }
@@ -215,7 +206,7 @@ impl TrustError {
     #[must_use]
     pub fn code(&self) -> &'static str {
         match self {
-            Self::Io { .. }
+            Self::File(_)
             | Self::SeenMissing { .. }
             | Self::SeenDamaged { .. }
             | Self::RootDamaged { .. }
@@ -241,7 +232,7 @@ impl TrustError {
     #[must_use]
     pub fn remedy(&self) -> &'static str {
         match self {
-            Self::Io { .. } => "free space or check the disk and its permissions, then try again",
+            Self::File(_) => "free space or check the disk and its permissions, then try again",
             Self::NoRoot { .. } => "give the appliance the vendor's root.json first: `refit trust reset ROOT`",
             Self::OtherRootTrusted { .. } => {
                 "a trusted root changes only through a package signed with it, or by `refit trust reset ROOT`"
@@ -277,9 +268,4 @@ impl TrustError {
             }
         }
     }
-}
-
-pub(super) fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> TrustError {
-    let path = path.to_owned();
-    move |source| TrustError::Io { action, path, source }
 }

@@ -8,11 +8,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
+use refit_base::file_error;
 use refit_tuf::document::{Document, RootDocument, SnapshotContent, TargetsContent, TimestampContent};
 use refit_tuf::{METADATA_BYTES_MAX, MemoryStore, TufError};
 use serde::{Deserialize, Serialize};
 
-use super::error::{SeenTrouble, TrustError, io_error};
+use super::error::{SeenTrouble, TrustError};
 use crate::durable;
 
 /// Four metadata files, written as text in another.
@@ -92,7 +93,7 @@ impl Seen {
         if !path.exists() {
             return Err(TrustError::SeenMissing { path });
         }
-        let bytes = durable::read_limited(&path, SEEN_BYTES_MAX).map_err(io_error("read", &path))?;
+        let bytes = durable::read_limited(&path, SEEN_BYTES_MAX).map_err(file_error("read", &path))?;
         Self::parse(&bytes).map_err(|source| TrustError::SeenDamaged { path, source: Box::new(source) })
     }
 
@@ -135,7 +136,7 @@ impl Seen {
         };
         let file = SeenFile { format: FORMAT, time: self.time, released: self.released, accepted };
         let bytes = serde_json::to_vec(&file).map_err(|source| damaged(source.into()))?;
-        durable::replace(dir, source.file_name(), &bytes).map_err(io_error("write", &path))
+        Ok(durable::replace(dir, source.file_name(), &bytes).map_err(file_error("write", &path))?)
     }
 }
 

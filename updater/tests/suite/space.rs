@@ -64,7 +64,7 @@ fn child_meets_its_limit() {
     assert_eq!(error.class(), Class::Disk, "{error}");
     assert_eq!(home.snapshot(), before, "something was left behind");
     match (case.as_str(), &error) {
-        ("full" | "limit", ReceiveError::Disk { .. }) => assert!(progressed),
+        ("full" | "limit", ReceiveError::File(_)) => assert!(progressed),
         ("small", ReceiveError::NoSpace { .. }) | ("inodes", ReceiveError::NoInodes { .. }) => assert!(!progressed),
         _other => panic!("{case}: {error:?}"),
     }

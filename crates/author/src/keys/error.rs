@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use refit_base::FileError;
 use tough::schema::RoleType;
 
 /// What went wrong with a directory of keys.
@@ -11,16 +12,8 @@ use tough::schema::RoleType;
 #[non_exhaustive]
 pub enum KeysError {
     /// A file operation failed.
-    #[error("cannot {action} {}", path.display())]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// On which path.
-        path: PathBuf,
-        /// Why it failed.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     /// The new root is there, and a key that it retires is where it was.
     #[error("root {version} is written, but cannot put {} into retired/", path.display())]
     Retire {
@@ -220,7 +213,7 @@ impl KeysError {
     pub fn is_disk(&self) -> bool {
         use io::ErrorKind::{AlreadyExists, FileTooLarge, InvalidFilename, IsADirectory, NotADirectory, NotFound};
         use io::ErrorKind::{PermissionDenied, UnexpectedEof};
-        let (source, reads) = if let Self::Io { action, source, .. } = self {
+        let (source, reads) = if let Self::File(FileError { action, source, .. }) = self {
             (source, *action == "read")
         } else if let Self::Retire { source, .. } = self {
             (source, false)
@@ -237,10 +230,10 @@ impl KeysError {
     #[must_use]
     pub fn remedy(&self) -> &'static str {
         match self {
-            Self::Io { .. } if self.is_disk() => {
+            Self::File(_) if self.is_disk() => {
                 "free space on that disk or check it, then try again; `refit keys show` tells what there is"
             }
-            Self::Io { .. } => "check that the directory can be read and written",
+            Self::File(_) => "check that the directory can be read and written",
             Self::Retire { .. } => {
                 "the rotation is done and needs no other; free space or check the directory: the next one puts the key aside"
             }

@@ -10,6 +10,7 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use refit_base::{FileError, file_error};
 use refit_updater::digest::Digest;
 use refit_updater::durable;
 use serde::{Deserialize, Serialize};
@@ -17,7 +18,6 @@ use tough::schema::decoded::{Decoded, Hex};
 use zeroize::Zeroizing;
 
 use super::error::KeysError;
-use super::io_error;
 
 /// Where the list lies in a directory of keys. It is no name of a key or root.
 const MAKING_NAME: &str = ".making.json";
@@ -78,7 +78,7 @@ impl Drop for Locked {
 /// # Errors
 /// Somebody else changes it.
 pub(super) fn lock(dir: &Path) -> Result<Locked, KeysError> {
-    let file = File::open(dir).map_err(io_error("read", dir))?;
+    let file = File::open(dir).map_err(file_error("read", dir))?;
     match file.try_lock() {
         // Some file systems lock no directories; there two runs at once are not told apart.
         Ok(()) | Err(TryLockError::Error(_)) => Ok(Locked(file)),
@@ -101,7 +101,7 @@ pub(super) fn clear(dir: &Path, others: &[&Path], named: &BTreeSet<Decoded<Hex>>
     let bytes = match durable::read_limited(&path, MAKING_BYTES_MAX) {
         Ok(bytes) => bytes,
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::FileTooLarge) => return Ok(()),
-        Err(source) => return Err(KeysError::Io { action: "read", path, source }),
+        Err(source) => return Err(FileError { action: "read", path, source }.into()),
     };
     // A list that this program did not write says nothing about any file.
     match serde_json::from_slice::<MakingFile>(&bytes) {
@@ -121,7 +121,7 @@ impl MakingFile {
             }
         }
         let path = dir.join(MAKING_NAME);
-        durable::remove_file(&path).map_err(io_error("remove", &path))
+        Ok(durable::remove_file(&path).map_err(file_error("remove", &path))?)
     }
 }
 
@@ -133,11 +133,11 @@ impl MadeFile {
         let path = dir.join(name);
         let beside = beside(&path);
         if fs::symlink_metadata(&beside).is_ok() {
-            durable::remove_file(&beside).map_err(io_error("remove", &beside))?; // whole or not
+            durable::remove_file(&beside).map_err(file_error("remove", &beside))?; // whole or not
         }
         match durable::read_limited(&path, KEY_BYTES_MAX) {
             Ok(bytes) if Digest::of(&bytes) == self.digest => {
-                durable::remove_file(&path).map_err(io_error("remove", &path))
+                Ok(durable::remove_file(&path).map_err(file_error("remove", &path))?)
             }
             Ok(_) | Err(_) => Ok(()), // missing, or somebody's
         }
@@ -165,7 +165,7 @@ impl<'a> Making<'a> {
         let written = serde_json::to_vec(&making.list)
             .map_err(io::Error::from)
             .and_then(|bytes| durable::replace(dir, MAKING_NAME, &bytes))
-            .map_err(io_error("write", &path))
+            .map_err(|source| file_error("write", &path)(source).into())
             .and_then(|()| write_files(files));
         match written {
             Ok(()) => Ok(making),
@@ -190,11 +190,11 @@ impl<'a> Making<'a> {
 fn write_files(files: &[NewFile]) -> Result<(), KeysError> {
     for NewFile { path, content, mode, .. } in files {
         let beside = beside(path);
-        durable::write_new(&beside, content.as_bytes(), *mode).map_err(io_error("write", path))?;
-        durable::rename_unsynced(&beside, path).map_err(io_error("write", path))?;
+        durable::write_new(&beside, content.as_bytes(), *mode).map_err(file_error("write", path))?;
+        durable::rename_unsynced(&beside, path).map_err(file_error("write", path))?;
     }
     for dir in files.iter().filter_map(|file| file.path.parent()).collect::<BTreeSet<_>>() {
-        durable::sync_dir(dir).map_err(io_error("sync", dir))?;
+        durable::sync_dir(dir).map_err(file_error("sync", dir))?;
     }
     Ok(())
 }

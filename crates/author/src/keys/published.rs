@@ -9,6 +9,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use refit_base::{FileError, file_error};
 use refit_updater::digest::Digest;
 use refit_updater::durable;
 use serde::{Deserialize, Serialize};
@@ -30,16 +31,8 @@ const PUBLISHED_BYTES_MAX: u64 = 1 << 20;
 #[non_exhaustive]
 pub enum PublishedError {
     /// A file operation failed.
-    #[error("cannot {action} {}", path.display())]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// On which path.
-        path: PathBuf,
-        /// Why it failed.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     /// The file is not what was written.
     #[error("{} is damaged", path.display())]
     Damaged {
@@ -119,7 +112,7 @@ impl Keys {
     /// Puts `next` in the place of what is known of its repository.
     fn remember(&self, next: Published) -> Result<(), PublishedError> {
         let path = self.dir.join(PUBLISHED_NAME);
-        let dir = File::open(&self.dir).map_err(io_error("open", &self.dir))?;
+        let dir = File::open(&self.dir).map_err(file_error("open", &self.dir))?;
         // Of two at the same moment neither forgets what the other wrote. Some network file systems have no locks on
         // directories; there one may, and its repository is as one that nobody knows.
         drop(dir.lock());
@@ -134,7 +127,7 @@ impl Keys {
         let file = PublishedFile { format: FORMAT, repositories };
         let bytes =
             serde_json::to_vec(&file).map_err(|source| PublishedError::Damaged { path: path.clone(), source })?;
-        durable::replace(&self.dir, PUBLISHED_NAME, &bytes).map_err(io_error("write", &path))
+        Ok(durable::replace(&self.dir, PUBLISHED_NAME, &bytes).map_err(file_error("write", &path))?)
     }
 }
 
@@ -144,7 +137,7 @@ fn read(dir: &Path) -> Result<Vec<Published>, PublishedError> {
     if fs::symlink_metadata(&path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
         return Ok(Vec::new());
     }
-    let bytes = durable::read_limited(&path, PUBLISHED_BYTES_MAX).map_err(io_error("read", &path))?;
+    let bytes = durable::read_limited(&path, PUBLISHED_BYTES_MAX).map_err(file_error("read", &path))?;
     let damaged = |source| PublishedError::Damaged { path: path.clone(), source };
     let Head { format } = serde_json::from_slice(&bytes).map_err(damaged)?;
     if format != FORMAT {
@@ -152,11 +145,6 @@ fn read(dir: &Path) -> Result<Vec<Published>, PublishedError> {
     }
     let file: PublishedFile = serde_json::from_slice(&bytes).map_err(damaged)?;
     Ok(file.repositories)
-}
-
-fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PublishedError {
-    let path = path.to_owned();
-    move |source| PublishedError::Io { action, path, source }
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use refit_base::file_error;
 use refit_tuf::ROOTS_MAX;
 use refit_tuf::document::{canonical, spell};
 use refit_updater::durable;
@@ -24,7 +25,7 @@ use super::making::{self, Locked, Making, NewFile};
 use super::metadata::{SPEC_VERSION, whole_seconds};
 use super::retire::retire;
 use super::signer::{Fresh, Signer};
-use super::{Keys, ROLES, ROOT_SUFFIX, io_error, nobody, role_name};
+use super::{Keys, ROLES, ROOT_SUFFIX, nobody, role_name};
 
 /// How the first keys are made.
 #[derive(Debug, Clone)]
@@ -167,7 +168,7 @@ impl Maker<'_> {
         let outside = self.outside.signers.iter().filter(|signer| keyids.contains(&signer.id));
         root.keys.extend(outside.map(|signer| (signer.id.clone(), signer.key.clone())));
         if keyids.is_empty() {
-            durable::create_dirs(dir).map_err(io_error("make", dir))?;
+            durable::create_dirs(dir).map_err(file_error("make", dir))?;
             for stem in stems(dir, stem, count) {
                 let fresh = Signer::generate(dir, &stem, self.passphrase)?;
                 keyids.push(fresh.signer.id.clone());
@@ -213,17 +214,17 @@ impl Keys {
     /// `dir` holds keys already or the setup is impossible, and nothing has changed; or a file operation failed.
     pub fn create(dir: &Path, setup: &Setup) -> Result<Self, KeysError> {
         let outside = Outside::read(setup.outside.iter().map(|(role, path)| (*role, path)))?;
-        durable::create_dirs(dir).map_err(io_error("make", dir))?;
+        durable::create_dirs(dir).map_err(file_error("make", dir))?;
         // A medium for the root's keys is not touched when they are elsewhere.
         let root_dir = setup.root_dir.as_deref().filter(|_| outside.of(RoleType::Root).is_empty()).unwrap_or(dir);
-        durable::create_dirs(root_dir).map_err(io_error("make", root_dir))?;
+        durable::create_dirs(root_dir).map_err(file_error("make", root_dir))?;
         let _locked = making::lock(dir)?;
         if !dir.join(format!("1{ROOT_SUFFIX}")).exists() {
             making::clear(dir, &[root_dir], &outside.signers.iter().map(|signer| signer.id.clone()).collect())?;
         }
         for dir in [dir, root_dir] {
-            for entry in fs::read_dir(dir).map_err(io_error("read", dir))? {
-                let entry = entry.map_err(io_error("read", dir))?;
+            for entry in fs::read_dir(dir).map_err(file_error("read", dir))? {
+                let entry = entry.map_err(file_error("read", dir))?;
                 let name = entry.file_name().to_string_lossy().into_owned();
                 let named = setup.outside.iter().any(|(_, path)| path.file_name() == entry.path().file_name());
                 if name.ends_with(ROOT_SUFFIX) || (Signer::is_name(&name) && !named) {
@@ -421,7 +422,7 @@ impl Keys {
         let (number, name) = (root.version.get(), format!("{}{ROOT_SUFFIX}", root.version));
         let making = Making::write(&self.dir, &name, &files)?;
         if let Err(source) = durable::replace(&self.dir, &name, &bytes) {
-            return Err(making.undo(io_error("write", &self.dir.join(&name))(source)));
+            return Err(making.undo(file_error("write", &self.dir.join(&name))(source).into()));
         }
         making.finish();
         self.roots.insert(number, bytes.clone());

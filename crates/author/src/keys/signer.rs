@@ -18,6 +18,7 @@ use std::time::Duration;
 use aws_lc_rs::signature::Ed25519KeyPair;
 use jiff::SignedDuration;
 use pkcs8::{EncryptedPrivateKeyInfoRef, PrivateKeyInfoRef};
+use refit_base::file_error;
 use refit_tuf::document;
 use refit_updater::durable;
 use serde::de::Error as _;
@@ -309,5 +310,5 @@ fn read_public(path: &Path) -> Result<Key, KeysError> {
 }
 
 fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, KeysError> {
-    durable::read_limited(path, KEY_BYTES_MAX).map(Zeroizing::new).map_err(super::io_error("read", path))
+    Ok(durable::read_limited(path, KEY_BYTES_MAX).map(Zeroizing::new).map_err(file_error("read", path))?)
 }

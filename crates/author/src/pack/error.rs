@@ -1,9 +1,9 @@
 //! Why a directory was not packed.
 
-use std::io;
 use std::ops::RangeInclusive;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
+use refit_base::FileError;
 use refit_updater::manifest::{Codec, ManifestError};
 
 use crate::keys::KeysError;
@@ -13,16 +13,8 @@ use crate::keys::KeysError;
 #[non_exhaustive]
 pub enum PackError {
     /// A file operation failed.
-    #[error("cannot {action} {}", path.display())]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// On which path.
-        path: PathBuf,
-        /// Why it failed.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     /// The directory says nothing about itself.
     #[error("{} has no appliance.toml", dir.display())]
     NoDescription {
@@ -108,17 +100,11 @@ pub enum PackError {
 }
 
 impl PackError {
-    /// Returns the error of a file operation that failed.
-    pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
-        let path = path.to_owned();
-        move |source| Self::Io { action, path, source }
-    }
-
     /// Returns what to do about it.
     #[must_use]
     pub fn remedy(&self) -> &'static str {
         match self {
-            Self::Io { .. } => "check that it can be read and written and that the disk has space",
+            Self::File(_) => "check that it can be read and written and that the disk has space",
             Self::NoDescription { .. } => "name the directory of a release: one with an appliance.toml",
             Self::Description { .. } => "give it an [appliance] section with name and version",
             Self::Name { .. } | Self::Type { .. } => "remove it from the directory, or rename it",

@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use refit_base::file_error;
 use refit_updater::digest::Digest;
 use refit_updater::manifest::{Body, DirectoryEntry, FileEntry, Kind, Mode};
 use semver::Version;
@@ -68,7 +69,7 @@ pub(super) fn describe(dir: &Path) -> Result<Description, PackError> {
     if !path.is_file() {
         return Err(PackError::NoDescription { dir: dir.to_owned() });
     }
-    let text = fs::read_to_string(&path).map_err(PackError::io("read", &path))?;
+    let text = fs::read_to_string(&path).map_err(file_error("read", &path))?;
     let file: File =
         toml::from_str(&text).map_err(|source| PackError::Description { path, source: Box::new(source) })?;
     Ok(file.appliance)
@@ -86,15 +87,15 @@ pub(super) fn walk(dir: &Path) -> Result<Tree, PackError> {
 }
 
 fn walk_into(dir: &Path, prefix: &str, tree: &mut Tree) -> Result<(), PackError> {
-    for entry in fs::read_dir(dir).map_err(PackError::io("read", dir))? {
-        let entry = entry.map_err(PackError::io("read", dir))?;
+    for entry in fs::read_dir(dir).map_err(file_error("read", dir))? {
+        let entry = entry.map_err(file_error("read", dir))?;
         let path = entry.path();
         let file_name = entry.file_name();
         let Some(name) = file_name.to_str() else { return Err(PackError::Name { path }) };
         let name = format!("{prefix}{name}");
-        let metadata = fs::symlink_metadata(&path).map_err(PackError::io("read", &path))?;
+        let metadata = fs::symlink_metadata(&path).map_err(file_error("read", &path))?;
         if metadata.is_symlink() {
-            let target = fs::read_link(&path).map_err(PackError::io("read", &path))?;
+            let target = fs::read_link(&path).map_err(file_error("read", &path))?;
             let Some(target) = target.to_str() else { return Err(PackError::Name { path }) };
             let body = Body::Link { target: target.to_owned() };
             tree.links.push(FileEntry { kind: Kind::of(&name), path: name, body });

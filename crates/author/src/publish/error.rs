@@ -1,9 +1,8 @@
 //! Why a repository is not changed.
 
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use refit_base::Class;
+use refit_base::{Class, FileError};
 use refit_tuf::TufError;
 
 use super::LIST_BYTES_MAX;
@@ -15,16 +14,8 @@ use crate::keys::{KeysError, PublishedError};
 #[non_exhaustive]
 pub enum RepositoryError {
     /// A file operation failed.
-    #[error("cannot {action} {}", path.display())]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// On which path.
-        path: PathBuf,
-        /// Why it failed.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     /// There is a repository already.
     #[error("{} is a repository already", dir.display())]
     Exists {
@@ -139,16 +130,11 @@ pub enum RepositoryError {
 }
 
 impl RepositoryError {
-    pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        let path = path.to_owned();
-        move |source| Self::Io { action, path, source }
-    }
-
     /// Returns what kind of failure it was.
     #[must_use]
     pub fn class(&self) -> Class {
         match self {
-            Self::Io { .. } => Class::Disk,
+            Self::File(_) => Class::Disk,
             Self::Package { source, .. } => source.class(),
             Self::Exists { .. }
             | Self::None { .. }
@@ -169,7 +155,7 @@ impl RepositoryError {
     #[must_use]
     pub fn remedy(&self) -> &'static str {
         match self {
-            Self::Io { .. } => "check that the directory can be written and has space",
+            Self::File(_) => "check that the directory can be written and has space",
             Self::Exists { .. } => "add releases with `refit repo add`, or choose another directory",
             Self::None { .. } => "make one with `refit repo init`",
             Self::Lost { .. } => {

@@ -64,7 +64,7 @@ fn a_package_takes_the_place_of_a_file_and_of_nothing_else() {
         assert!(matches!(done.unwrap_err(), PackError::OutType { .. }), "{name}");
         assert!(!is_begun, "{name}: refused before any work");
     }
-    assert!(matches!(pack("loop").0.unwrap_err(), PackError::Io { .. }));
+    assert!(matches!(pack("loop").0.unwrap_err(), PackError::File(_)));
     assert_eq!(kinds(), before);
     drop(socket);
     let package = vendor.package("1.0.0");

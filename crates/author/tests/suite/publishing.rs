@@ -81,7 +81,7 @@ fn after_a_rotation_what_was_published_last_goes_on_without_being_told() {
                 fs::create_dir(&in_the_way).unwrap();
                 let (path, ..) = published.vendor.pack_file(&published.vendor.tree("1.1.0"), &options());
                 let add = Repository::open(&published.dir).unwrap().add(&path, &published.vendor.keys, &terms());
-                assert!(matches!(add.unwrap_err(), RepositoryError::Io { .. }));
+                assert!(matches!(add.unwrap_err(), RepositoryError::File(_)));
                 fs::remove_dir(&in_the_way).unwrap();
             }
             Some(_after) => {
@@ -392,7 +392,7 @@ fn an_init_that_was_cut_off_goes_on() {
         fs::create_dir_all(&in_the_way).unwrap();
         put(&dir, ".init", b"", 0o644);
         let error = Repository::init(&dir, &vendor.keys, &terms()).unwrap_err();
-        assert!(matches!(error, RepositoryError::Io { .. }), "{error:?}");
+        assert!(matches!(error, RepositoryError::File(_)), "{error:?}");
         fs::remove_dir(&in_the_way).unwrap();
         assert!(matches!(Repository::open(&dir).unwrap_err(), RepositoryError::None { .. }), "there is none yet");
         drop(Repository::init(&dir, &vendor.keys, &terms()).unwrap());
