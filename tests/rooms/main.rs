@@ -1,10 +1,11 @@
-//! The rooms of the house: which module may import which.
+//! The rooms of the house: which module may import which, and no two files in a circle.
 //!
 //! The sources are read as text: `use` lines and paths in the code, each followed through re-exports to the file that defines
 //! the name. What only tests import does not count, and neither does a `pub use` whose name the file itself does not use.
 //! Between crates Cargo keeps the direction.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
+mod circles;
 mod directions;
 mod parser;
 mod samples;
@@ -14,6 +15,7 @@ mod tree;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use circles::circles;
 use directions::misdirected;
 use tree::Tree;
 
@@ -64,6 +66,13 @@ fn the_table_names_every_room_once_and_allows_only_those_above() {
         for other in allowed.split_whitespace() {
             assert!(rooms[..row].contains(&other), "{room} may not import {other}, which is not above it in the table");
         }
+    }
+}
+
+#[test]
+fn no_files_import_each_other_in_a_circle() {
+    for dir in crates() {
+        assert_none("files that import each other in a circle", &circles(&read(&dir)));
     }
 }
 
