@@ -10,7 +10,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use refit_base::{Exit, FileError, Reported, file_error};
+use refit_base::{Exit, FileError, Report, Reported, file_error};
 use refit_updater::{durable, spare};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, test_kill_process};
@@ -128,30 +128,18 @@ pub enum HomeError {
 }
 
 impl Reported for HomeError {
-    fn code(&self) -> &'static str {
+    fn report(&self) -> Report<'_> {
+        const NAME_ANOTHER: &str =
+            "name the right directory with --home, or make it with `refit init PACKAGE --home DIR --root ROOT`";
         match self {
-            Self::Missing { .. } => "home_missing",
-            Self::Empty { .. } => "home_empty",
-            Self::InUse { .. } => "home_in_use",
-            Self::File(_) => "home_unusable",
-        }
-    }
-
-    fn remedy(&self) -> &str {
-        match self {
-            Self::Missing { .. } | Self::Empty { .. } => {
-                "name the right directory with --home, or make it with `refit init PACKAGE --home DIR --root ROOT`"
-            }
-            Self::InUse { .. } => "stop the other one first, or use its page; nothing was changed",
-            Self::File(_) => "check the disk and the permissions of the home",
-        }
-    }
-
-    fn exit(&self) -> Exit {
-        match self {
-            Self::Missing { .. } | Self::Empty { .. } => Exit::Config,
-            Self::InUse { .. } => Exit::TryLater,
-            Self::File(_) => Exit::Disk,
+            Self::Missing { .. } => Report::new("home_missing", Exit::Config, NAME_ANOTHER),
+            Self::Empty { .. } => Report::new("home_empty", Exit::Config, NAME_ANOTHER),
+            Self::InUse { .. } => Report::new(
+                "home_in_use",
+                Exit::TryLater,
+                "stop the other one first, or use its page; nothing was changed",
+            ),
+            Self::File(_) => Report::new("home_unusable", Exit::Disk, "check the disk and the permissions of the home"),
         }
     }
 }

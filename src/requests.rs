@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use refit_base::{Chain, Exit, Reported};
+use refit_base::{Chain, Exit, Report, Reported};
 use refit_bus::{Bus, Level, Origin, Progress, Request, RequestKind, Ticket};
 use refit_updater::Digest;
 use refit_updater::attempt::Kind;
@@ -47,26 +47,12 @@ pub enum RequestError {
 }
 
 impl Reported for RequestError {
-    fn code(&self) -> &str {
-        match self {
-            Self::Unknown { .. } | Self::Nowhere | Self::Forward => "bad_request",
-            Self::Update(error) => error.code(),
-        }
-    }
-
-    fn remedy(&self) -> &str {
+    fn report(&self) -> Report<'_> {
         match self {
             Self::Unknown { .. } | Self::Nowhere | Self::Forward => {
-                "see the documentation of the API; nothing was changed"
+                Report::new("bad_request", Exit::Usage, "see the documentation of the API; nothing was changed")
             }
-            Self::Update(error) => error.remedy(),
-        }
-    }
-
-    fn exit(&self) -> Exit {
-        match self {
-            Self::Unknown { .. } | Self::Nowhere | Self::Forward => Exit::Usage,
-            Self::Update(error) => error.exit(),
+            Self::Update(error) => error.report(),
         }
     }
 }

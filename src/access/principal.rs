@@ -6,7 +6,7 @@
 //! is an account of its own.
 
 use nix::unistd::{User, geteuid};
-use refit_base::{Exit, Reported};
+use refit_base::{Exit, Report, Reported};
 use refit_bus::RequestKind;
 use sha2::{Digest, Sha256};
 
@@ -121,25 +121,14 @@ pub(crate) enum IdentityError {
 }
 
 impl Reported for IdentityError {
-    fn code(&self) -> &str {
-        match self {
-            Self::Token | Self::Account { .. } | Self::Stranger { .. } | Self::Gone => "not_known",
-        }
-    }
-
-    fn remedy(&self) -> &str {
-        match self {
+    fn report(&self) -> Report<'_> {
+        let remedy = match self {
             Self::Token => "send the REFIT_TOKEN of the process's own environment",
             Self::Account { .. } => "connect as the account that appliance.toml names for the component",
             Self::Stranger { .. } => "connect as root, as the runtime's account, or as a component with its token",
             Self::Gone => "connect from a process that goes on living",
-        }
-    }
-
-    fn exit(&self) -> Exit {
-        match self {
-            Self::Token | Self::Account { .. } | Self::Stranger { .. } | Self::Gone => Exit::Usage,
-        }
+        };
+        Report::new("not_known", Exit::Usage, remedy)
     }
 }
 

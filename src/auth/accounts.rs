@@ -5,7 +5,7 @@ use std::io;
 use std::path::PathBuf;
 
 use argon2::{Algorithm, Argon2, Params, PasswordHash, PasswordHasher, Version};
-use refit_base::{Exit, FileError, Reported, file_error};
+use refit_base::{Exit, FileError, Report, Reported, file_error};
 use refit_updater::durable;
 use serde::{Deserialize, Serialize};
 
@@ -54,29 +54,16 @@ pub enum AuthError {
 }
 
 impl Reported for AuthError {
-    fn code(&self) -> &'static str {
+    fn report(&self) -> Report<'_> {
         match self {
-            Self::File(_) | Self::Damaged { .. } => "accounts_unusable",
-            Self::Length => "password_length",
-            Self::Hash { .. } => "password_hash",
-        }
-    }
-
-    fn remedy(&self) -> &str {
-        match self {
-            Self::File(_) => "check the disk and the permissions of the home",
-            Self::Damaged { .. } => "set the password anew with `refit user passwd`",
-            Self::Length => "choose another one; nothing was changed",
-            Self::Hash { .. } => "try again; nothing was changed",
-        }
-    }
-
-    fn exit(&self) -> Exit {
-        match self {
-            Self::File(_) => Exit::Disk,
-            Self::Damaged { .. } => Exit::Config,
-            Self::Length => Exit::Usage,
-            Self::Hash { .. } => Exit::Failed,
+            Self::File(_) => {
+                Report::new("accounts_unusable", Exit::Disk, "check the disk and the permissions of the home")
+            }
+            Self::Damaged { .. } => {
+                Report::new("accounts_unusable", Exit::Config, "set the password anew with `refit user passwd`")
+            }
+            Self::Length => Report::new("password_length", Exit::Usage, "choose another one; nothing was changed"),
+            Self::Hash { .. } => Report::new("password_hash", Exit::Failed, "try again; nothing was changed"),
         }
     }
 }

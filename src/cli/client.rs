@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::unistd::{Uid, User};
-use refit_base::{Exit, Reported};
+use refit_base::{Exit, Report, Reported};
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde_json::Value;
 
@@ -97,42 +97,35 @@ pub(super) enum ClientError {
 }
 
 impl Reported for ClientError {
-    fn code(&self) -> &str {
+    fn report(&self) -> Report<'_> {
         match self {
-            Self::Unavailable { .. } => "no_running_appliance",
-            Self::Forbidden { .. } => "socket_forbidden",
-            Self::Broken { .. } => "connection_broken",
-            Self::Client { .. } | Self::Answer { .. } => "internal",
-            Self::Refused { problem } => &problem.code,
-            Self::File { .. } => "file_unreadable",
-            Self::NotApproved { .. } => "package_not_approved",
-            Self::Fetch { .. } => "fetch_failed",
-        }
-    }
-
-    fn remedy(&self) -> &str {
-        match self {
-            Self::Unavailable { .. } => "start it with `refit run`, or name its directory with --home",
-            Self::Forbidden { remedy, .. } => remedy,
-            Self::Broken { .. } => "see `refit status`, then try again",
-            Self::Client { .. } => "check the limits of the system",
-            Self::Refused { problem } => &problem.remedy,
-            Self::Answer { .. } => "use the refit of the same release as the appliance",
-            Self::File { .. } => "check the name and the permissions; nothing was changed",
-            Self::NotApproved { .. } => "approve what it is, or choose another release; nothing was changed",
-            Self::Fetch { .. } => "check the address and the network; nothing was changed",
-        }
-    }
-
-    fn exit(&self) -> Exit {
-        match self {
-            Self::Unavailable { .. } | Self::Forbidden { .. } => Exit::Unavailable,
-            Self::Broken { .. } | Self::Client { .. } | Self::Answer { .. } => Exit::Failed,
-            Self::Refused { problem } => Exit::from_code(i32::from(problem.exit)),
-            Self::File { .. } => Exit::Usage,
-            Self::NotApproved { .. } => Exit::Refused,
-            Self::Fetch { source, .. } if source.status().is_some_and(is_final) => Exit::Usage,
-            Self::Fetch { .. } => Exit::TryLater,
+            Self::Unavailable { .. } => Report::new(
+                "no_running_appliance",
+                Exit::Unavailable,
+                "start it with `refit run`, or name its directory with --home",
+            ),
+            Self::Forbidden { remedy, .. } => Report::new("socket_forbidden", Exit::Unavailable, remedy),
+            Self::Broken { .. } => Report::new("connection_broken", Exit::Failed, "see `refit status`, then try again"),
+            Self::Client { .. } => Report::new("internal", Exit::Failed, "check the limits of the system"),
+            Self::Refused { problem } => {
+                Report::new(&problem.code, Exit::from_code(i32::from(problem.exit)), &problem.remedy)
+            }
+            Self::Answer { .. } => {
+                Report::new("internal", Exit::Failed, "use the refit of the same release as the appliance")
+            }
+            Self::File { .. } => {
+                Report::new("file_unreadable", Exit::Usage, "check the name and the permissions; nothing was changed")
+            }
+            Self::NotApproved { .. } => Report::new(
+                "package_not_approved",
+                Exit::Refused,
+                "approve what it is, or choose another release; nothing was changed",
+            ),
+            Self::Fetch { source, .. } => Report::new(
+                "fetch_failed",
+                if source.status().is_some_and(is_final) { Exit::Usage } else { Exit::TryLater },
+                "check the address and the network; nothing was changed",
+            ),
         }
     }
 }

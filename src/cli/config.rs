@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
-use refit_base::{Exit, Reported};
+use refit_base::{Exit, Report, Reported};
 use refit_updater::Store;
 use refit_updater::journal::{self, JournalError};
 use refit_updater::release::StoreError;
@@ -41,34 +41,17 @@ enum CheckError {
 }
 
 impl Reported for CheckError {
-    fn code(&self) -> &str {
+    fn report(&self) -> Report<'_> {
         match self {
-            Self::Home(error) => error.code(),
-            Self::Journal(_) => "journal_unusable",
-            Self::Store(_) => "release_unusable",
-            Self::Config(error) => error.code(),
-            Self::NoDirectory { .. } => "file_unreadable",
-        }
-    }
-
-    fn remedy(&self) -> &str {
-        match self {
-            Self::Home(error) => error.remedy(),
-            Self::Journal(error) => error.remedy(),
-            Self::Store(error) => error.remedy(),
-            Self::Config(error) => error.remedy(),
-            Self::NoDirectory { .. } => "name the directory of a release: one with an appliance.toml",
-        }
-    }
-
-    fn exit(&self) -> Exit {
-        match self {
-            Self::Home(error) => error.exit(),
-            Self::Journal(JournalError::Format { .. } | JournalError::Damaged { .. }) => Exit::Config,
-            Self::Journal(JournalError::Read { .. } | JournalError::Write { .. }) => Exit::Disk,
-            Self::Store(_) => Exit::Failed,
-            Self::Config(error) => error.exit(),
-            Self::NoDirectory { .. } => Exit::Usage,
+            Self::Home(error) => error.report(),
+            Self::Journal(error) => error.report(),
+            Self::Store(error) => error.report(),
+            Self::Config(error) => error.report(),
+            Self::NoDirectory { .. } => Report::new(
+                "file_unreadable",
+                Exit::Usage,
+                "name the directory of a release: one with an appliance.toml",
+            ),
         }
     }
 }

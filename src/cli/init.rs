@@ -4,8 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use refit_base::clock;
-use refit_base::{Exit, Reported};
+use refit_base::{Exit, Report, Reported, clock};
 use refit_updater::Store;
 use refit_updater::config::{ConfigError as MergeError, Existing, merge_config};
 use refit_updater::durable;
@@ -62,42 +61,21 @@ pub(super) enum InitError {
 }
 
 impl Reported for InitError {
-    fn code(&self) -> &str {
+    fn report(&self) -> Report<'_> {
         match self {
-            Self::Installed { .. } => "home_installed",
-            Self::Read { .. } => "file_unreadable",
-            Self::Store(_) => "release_unusable",
-            Self::Trust(_) => "trust_unusable",
-            Self::Receive(_) => "package_refused",
-            Self::Merge(_) => "configuration_not_merged",
-            Self::Config(error) => error.code(),
-            Self::Journal(_) => "journal_unusable",
-            Self::Auth(error) => error.code(),
-        }
-    }
-
-    fn remedy(&self) -> &str {
-        match self {
-            Self::Installed { .. } => "install updates with `refit install`; nothing was changed",
-            Self::Read { .. } => "check the name and the permissions; nothing was changed",
-            Self::Store(error) => error.remedy(),
-            Self::Trust(error) => error.remedy(),
-            Self::Receive(error) => error.remedy(),
-            Self::Merge(error) => error.remedy(),
-            Self::Config(error) => error.remedy(),
-            Self::Journal(error) => error.remedy(),
-            Self::Auth(error) => error.remedy(),
-        }
-    }
-
-    fn exit(&self) -> Exit {
-        match self {
-            Self::Installed { .. } | Self::Config(_) => Exit::Config,
-            Self::Read { .. } => Exit::Usage,
-            Self::Store(_) | Self::Merge(_) | Self::Journal(_) => Exit::Disk,
-            Self::Trust(error) => error.class().into(),
-            Self::Receive(error) => error.class().into(),
-            Self::Auth(error) => error.exit(),
+            Self::Installed { .. } => {
+                Report::new("home_installed", Exit::Config, "install updates with `refit install`; nothing was changed")
+            }
+            Self::Read { .. } => {
+                Report::new("file_unreadable", Exit::Usage, "check the name and the permissions; nothing was changed")
+            }
+            Self::Store(error) => Report { exit: Exit::Disk, ..error.report() },
+            Self::Trust(error) => Report { code: "trust_unusable", ..error.report() },
+            Self::Receive(error) => Report { code: "package_refused", ..error.report() },
+            Self::Merge(error) => Report { exit: Exit::Disk, ..error.report() },
+            Self::Config(error) => error.report(),
+            Self::Journal(error) => error.report(),
+            Self::Auth(error) => error.report(),
         }
     }
 }

@@ -5,8 +5,7 @@ use std::path::PathBuf;
 
 use indicatif::HumanBytes;
 use refit_author::inspect::{Change, Comparison, InspectError, Inspection, compare, inspect_open};
-use refit_base::clock;
-use refit_base::{Exit, Reported};
+use refit_base::{Exit, Report, Reported, clock};
 use refit_updater::manifest::Body;
 use serde_json::json;
 
@@ -45,25 +44,14 @@ enum InspectCommandError {
 }
 
 impl Reported for InspectCommandError {
-    fn code(&self) -> &str {
+    fn report(&self) -> Report<'_> {
+        const CODE: &str = "package_refused";
         match self {
-            Self::Inspect(_) => "package_refused",
-            Self::Read { .. } => "file_unreadable",
-        }
-    }
-
-    fn remedy(&self) -> &str {
-        match self {
-            Self::Inspect(error) => error.remedy(),
-            Self::Read { .. } => "check the name and the permissions",
-        }
-    }
-
-    fn exit(&self) -> Exit {
-        match self {
-            Self::Inspect(InspectError::Directory { .. }) => Exit::Usage,
-            Self::Inspect(error) => error.class().into(),
-            Self::Read { .. } => Exit::Usage,
+            Self::Inspect(error @ InspectError::Directory { .. }) => {
+                Report { code: CODE, exit: Exit::Usage, ..error.report() }
+            }
+            Self::Inspect(error) => Report { code: CODE, ..error.report() },
+            Self::Read { .. } => Report::new("file_unreadable", Exit::Usage, "check the name and the permissions"),
         }
     }
 }

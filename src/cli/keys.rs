@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use refit_author::keys::{self, KeyRole, KeyStatus, Keys as SigningKeys, KeysError, Rotated, Rotation, Setup};
-use refit_base::{Exit, Reported};
+use refit_base::{Exit, Report, Reported};
 use serde_json::json;
 use zeroize::Zeroizing;
 
@@ -122,25 +122,15 @@ pub(super) enum KeyCommandError {
 }
 
 impl Reported for KeyCommandError {
-    fn code(&self) -> &str {
-        "keys_unusable"
-    }
-
-    fn remedy(&self) -> &str {
+    fn report(&self) -> Report<'_> {
         match self {
-            Self::Keys(error) => error.remedy(),
-            Self::Made { why, .. } => why,
-            Self::Passphrase(_) | Self::NoPassphrase => {
-                "put it into a file and name that in REFIT_KEY_PASSPHRASE_FILE, or use a terminal"
-            }
-        }
-    }
-
-    fn exit(&self) -> Exit {
-        match self {
-            Self::Made { .. } => Exit::Usage,
-            Self::Keys(error) => signing_keys::exit_of(error),
-            Self::Passphrase(_) | Self::NoPassphrase => Exit::Config,
+            Self::Keys(error) => error.report(),
+            Self::Made { why, .. } => Report::new("keys_unusable", Exit::Usage, why),
+            Self::Passphrase(_) | Self::NoPassphrase => Report::new(
+                "keys_unusable",
+                Exit::Config,
+                "put it into a file and name that in REFIT_KEY_PASSPHRASE_FILE, or use a terminal",
+            ),
         }
     }
 }

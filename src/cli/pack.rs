@@ -12,8 +12,7 @@ use refit_author::pack::{
     METADATA_VERSION, PackError, PackOptions, PackReport, PackStep, file_name, pack as make_package,
 };
 use refit_author::publish::{Repository, RepositoryError, Terms};
-use refit_base::clock;
-use refit_base::{Exit, Reported};
+use refit_base::{Exit, Report, Reported, clock};
 use refit_updater::manifest::Codec;
 use serde_json::json;
 
@@ -84,35 +83,20 @@ enum PackCommandError {
 }
 
 impl Reported for PackCommandError {
-    fn code(&self) -> &str {
+    fn report(&self) -> Report<'_> {
         match self {
-            Self::Keys(_) => "keys_unusable",
-            Self::Pack(_) => "not_packed",
-            Self::Repository(_) => "repository_unusable",
-            Self::NoDirectory { .. } | Self::NoTime { .. } => "not_packed",
-            Self::Config(error) => error.code(),
-        }
-    }
-
-    fn remedy(&self) -> &str {
-        match self {
-            Self::Keys(error) => error.remedy(),
-            Self::Pack(error) => error.remedy(),
-            Self::Repository(error) => error.remedy(),
-            Self::NoDirectory { .. } => "name the directory of a release: one with an appliance.toml",
-            Self::NoTime { .. } => "give it in seconds since 1970, or leave it out to pack with the time it is",
-            Self::Config(error) => error.remedy(),
-        }
-    }
-
-    fn exit(&self) -> Exit {
-        match self {
-            Self::Keys(error) => signing_keys::exit_of(error),
-            Self::Config(_) => Exit::Config,
-            Self::Pack(PackError::File(_)) => Exit::Disk,
-            Self::Pack(_) => Exit::Refused,
-            Self::Repository(error) => error.class().into(),
-            Self::NoDirectory { .. } | Self::NoTime { .. } => Exit::Usage,
+            Self::Keys(error) => error.report(),
+            Self::Pack(error) => error.report(),
+            Self::Repository(error) => error.report(),
+            Self::NoDirectory { .. } => {
+                Report::new("not_packed", Exit::Usage, "name the directory of a release: one with an appliance.toml")
+            }
+            Self::NoTime { .. } => Report::new(
+                "not_packed",
+                Exit::Usage,
+                "give it in seconds since 1970, or leave it out to pack with the time it is",
+            ),
+            Self::Config(error) => error.report(),
         }
     }
 }

@@ -6,8 +6,7 @@ use std::path::{Path, PathBuf};
 use indicatif::HumanBytes;
 use refit_author::keys::{Keys, KeysError};
 use refit_author::publish::{Addition, Contents, Outcome, Repository, RepositoryError, Terms, check, contents};
-use refit_base::clock;
-use refit_base::{Exit, Reported};
+use refit_base::{Exit, Report, Reported, clock};
 use refit_updater::durable;
 use refit_updater::package::METADATA_BYTES_MAX;
 use refit_updater::repository::{Listed, Offer};
@@ -116,33 +115,17 @@ enum RepoError {
 }
 
 impl Reported for RepoError {
-    fn code(&self) -> &str {
+    fn report(&self) -> Report<'_> {
         match self {
-            Self::Keys(_) => "keys_unusable",
-            Self::Repository(_) => "repository_unusable",
-            Self::Read { .. } => "file_unreadable",
-            Self::Damaged { .. } => "repository_damaged",
-        }
-    }
-
-    fn remedy(&self) -> &str {
-        match self {
-            Self::Keys(error) => error.remedy(),
-            Self::Repository(error) => error.remedy(),
-            Self::Read { .. } => "check the name and the permissions",
-            Self::Damaged { .. } => {
+            Self::Keys(error) => error.report(),
+            Self::Repository(error) => error.report(),
+            Self::Read { .. } => Report::new("file_unreadable", Exit::Usage, "check the name and the permissions"),
+            Self::Damaged { .. } => Report::new(
+                "repository_damaged",
+                Exit::Refused,
                 "put files of releases back with `refit repo add` and their packages, roots and later dates with \
-                 `refit repo refresh`"
-            }
-        }
-    }
-
-    fn exit(&self) -> Exit {
-        match self {
-            Self::Keys(error) => signing_keys::exit_of(error),
-            Self::Repository(error) => error.class().into(),
-            Self::Read { .. } => Exit::Usage,
-            Self::Damaged { .. } => Exit::Refused,
+                 `refit repo refresh`",
+            ),
         }
     }
 }

@@ -2,8 +2,7 @@
 
 use std::path::PathBuf;
 
-use refit_base::clock;
-use refit_base::{Exit, Reported};
+use refit_base::{Exit, Report, Reported, clock};
 use refit_updater::trust::{Trust as TrustStore, TrustError};
 use serde_json::json;
 
@@ -35,24 +34,12 @@ enum TrustCommandError {
 }
 
 impl Reported for TrustCommandError {
-    fn code(&self) -> &str {
+    fn report(&self) -> Report<'_> {
         match self {
-            Self::Trust(error) => error.code(),
-            Self::Read { .. } => "file_unreadable",
-        }
-    }
-
-    fn remedy(&self) -> &str {
-        match self {
-            Self::Trust(error) => error.remedy(),
-            Self::Read { .. } => "check the name and the permissions; nothing was changed",
-        }
-    }
-
-    fn exit(&self) -> Exit {
-        match self {
-            Self::Trust(error) => error.class().into(),
-            Self::Read { .. } => Exit::Usage,
+            Self::Trust(error) => error.report(),
+            Self::Read { .. } => {
+                Report::new("file_unreadable", Exit::Usage, "check the name and the permissions; nothing was changed")
+            }
         }
     }
 }

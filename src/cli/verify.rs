@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use refit_base::{Exit, Reported};
+use refit_base::{Exit, Report, Reported};
 use refit_updater::Store;
 use refit_updater::journal;
 use refit_updater::release::StoreError;
@@ -31,30 +31,15 @@ enum VerifyError {
 }
 
 impl Reported for VerifyError {
-    fn code(&self) -> &'static str {
+    fn report(&self) -> Report<'_> {
         match self {
-            Self::Journal(_) => "journal_unusable",
-            Self::Empty { .. } => "home_empty",
-            Self::Store(_) => "release_unusable",
-            Self::Damaged { .. } => "release_damaged",
-        }
-    }
-
-    fn remedy(&self) -> &str {
-        match self {
-            Self::Journal(error) => error.remedy(),
-            Self::Empty { .. } => "name the right directory with --home",
-            Self::Store(error) => error.remedy(),
-            Self::Damaged { .. } => "install the release again from its package",
-        }
-    }
-
-    fn exit(&self) -> Exit {
-        match self {
-            Self::Journal(_) => Exit::Disk,
-            Self::Empty { .. } => Exit::Config,
-            Self::Store(StoreError::Unknown { .. }) => Exit::Usage,
-            Self::Store(_) | Self::Damaged { .. } => Exit::Failed,
+            Self::Journal(error) => Report { exit: Exit::Disk, ..error.report() },
+            Self::Empty { .. } => Report::new("home_empty", Exit::Config, "name the right directory with --home"),
+            Self::Store(error @ StoreError::Unknown { .. }) => Report { exit: Exit::Usage, ..error.report() },
+            Self::Store(error) => error.report(),
+            Self::Damaged { .. } => {
+                Report::new("release_damaged", Exit::Failed, "install the release again from its package")
+            }
         }
     }
 }

@@ -15,7 +15,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use refit_base::{Exit, Reported};
+use refit_base::{Exit, Report, Reported};
 use refit_bus::RequestKind;
 use refit_updater::trust::Expired;
 use semver::Version;
@@ -292,19 +292,12 @@ pub enum ConfigError {
 }
 
 impl Reported for ConfigError {
-    fn code(&self) -> &'static str {
-        "configuration_refused"
-    }
-
-    fn remedy(&self) -> &str {
-        match self {
+    fn report(&self) -> Report<'_> {
+        let remedy = match self {
             Self::Read { .. } => "restore the file, then try again",
             Self::Mistakes { .. } => "correct the file, then try again; nothing was started",
-        }
-    }
-
-    fn exit(&self) -> Exit {
-        Exit::Config
+        };
+        Report::new("configuration_refused", Exit::Config, remedy)
     }
 }
 

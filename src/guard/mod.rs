@@ -21,7 +21,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
-use refit_base::{Chain, Exit, Reported};
+use refit_base::{Chain, Exit, Report, Reported};
 use refit_updater::attempt::Ending;
 use refit_updater::journal::{self, JournalError, State};
 use refit_updater::spare;
@@ -72,28 +72,13 @@ pub enum GuardError {
 }
 
 impl Reported for GuardError {
-    fn code(&self) -> &str {
+    fn report(&self) -> Report<'_> {
         match self {
-            Self::Home(error) => error.code(),
-            Self::Journal(_) => "journal_unusable",
-            Self::System { .. } => "system_refused",
-        }
-    }
-
-    fn remedy(&self) -> &str {
-        match self {
-            Self::Home(error) => error.remedy(),
-            Self::Journal(error) => error.remedy(),
-            Self::System { .. } => "check the limits of the system; nothing was changed",
-        }
-    }
-
-    fn exit(&self) -> Exit {
-        match self {
-            Self::Home(error) => error.exit(),
-            Self::Journal(JournalError::Format { .. } | JournalError::Damaged { .. }) => Exit::Config,
-            Self::Journal(JournalError::Read { .. } | JournalError::Write { .. }) => Exit::Disk,
-            Self::System { .. } => Exit::Failed,
+            Self::Home(error) => error.report(),
+            Self::Journal(error) => error.report(),
+            Self::System { .. } => {
+                Report::new("system_refused", Exit::Failed, "check the limits of the system; nothing was changed")
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use refit_base::{Exit, Reported};
+use refit_base::{Exit, Report, Reported};
 use refit_bus::AttachError;
 use refit_updater::journal::JournalError;
 use refit_updater::release::StoreError;
@@ -56,46 +56,26 @@ pub enum RuntimeError {
 }
 
 impl Reported for RuntimeError {
-    fn code(&self) -> &str {
+    fn report(&self) -> Report<'_> {
         match self {
-            Self::Home(error) => error.code(),
-            Self::Journal(_) => "journal_unusable",
-            Self::Store(_) => "release_unusable",
-            Self::Trust(_) => "trust_unusable",
-            Self::Config(error) => error.code(),
-            Self::Bind(_) | Self::Socket(_) => "address_in_use",
-            Self::Update(error) => error.code(),
-            Self::Attach(_) => "configuration_refused",
-            Self::Io { .. } => "system_refused",
-        }
-    }
-
-    fn remedy(&self) -> &str {
-        match self {
-            Self::Home(error) => error.remedy(),
-            Self::Journal(error) => error.remedy(),
-            Self::Store(error) => error.remedy(),
-            Self::Trust(error) => error.remedy(),
-            Self::Config(error) => error.remedy(),
-            Self::Bind(_) => {
-                "stop the program that uses it, or override the listener in local.toml; nothing was started"
+            Self::Home(error) => error.report(),
+            Self::Journal(error) => error.report(),
+            Self::Store(error) => error.report(),
+            Self::Trust(error) => Report { code: "trust_unusable", exit: Exit::Config, ..error.report() },
+            Self::Config(error) => error.report(),
+            Self::Bind(_) => Report::new(
+                "address_in_use",
+                Exit::Failed,
+                "stop the program that uses it, or override the listener in local.toml; nothing was started",
+            ),
+            Self::Socket(_) => {
+                Report::new("address_in_use", Exit::Failed, "check the permissions of the home; nothing was started")
             }
-            Self::Socket(_) => "check the permissions of the home; nothing was started",
-            Self::Update(error) => error.remedy(),
-            Self::Attach(_) => "correct appliance.toml; nothing was started",
-            Self::Io { .. } => "check the limits of the system",
-        }
-    }
-
-    fn exit(&self) -> Exit {
-        match self {
-            Self::Home(error) => error.exit(),
-            Self::Journal(JournalError::Format { .. } | JournalError::Damaged { .. }) => Exit::Config,
-            Self::Journal(JournalError::Read { .. } | JournalError::Write { .. }) => Exit::Disk,
-            Self::Store(_) | Self::Bind(_) | Self::Socket(_) | Self::Io { .. } => Exit::Failed,
-            Self::Trust(_) | Self::Attach(_) => Exit::Config,
-            Self::Config(error) => error.exit(),
-            Self::Update(error) => error.exit(),
+            Self::Update(error) => error.report(),
+            Self::Attach(_) => {
+                Report::new("configuration_refused", Exit::Config, "correct appliance.toml; nothing was started")
+            }
+            Self::Io { .. } => Report::new("system_refused", Exit::Failed, "check the limits of the system"),
         }
     }
 }

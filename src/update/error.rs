@@ -3,8 +3,7 @@
 use std::error::Error;
 use std::io;
 
-use refit_base::Class;
-use refit_base::{Exit, Reported};
+use refit_base::{Exit, Report, Reported};
 use refit_updater::Digest;
 use refit_updater::config::ConfigError as MergeError;
 use refit_updater::journal::JournalError;
@@ -200,89 +199,84 @@ impl UpdateError {
 }
 
 impl Reported for UpdateError {
-    fn code(&self) -> &'static str {
+    fn report(&self) -> Report<'_> {
+        const CORRECTED_PACKAGE: &str = "ask the vendor for a corrected package; the running release is untouched";
         match self {
-            Self::Busy => "update_running",
-            Self::Receiving => "package_being_received",
-            Self::NotRunning { .. } => "not_running",
-            Self::Unreachable { .. } => "repository_unreachable",
-            Self::NoRepository => "no_repository",
-            Self::NotApproved { .. } => "package_not_approved",
-            Self::HttpClient { .. } => "internal",
-            Self::Receive(error) => match error.class() {
-                Class::Refused => "package_refused",
-                Class::Disk => "disk",
-                Class::Busy => "package_interrupted",
-                Class::Internal => "internal",
-            },
-            Self::Trust(_) => "trust_unusable",
-            Self::Store(_) => "release_unusable",
-            Self::Journal(_) => "journal_unusable",
-            Self::UnknownPackage { .. } => "package_unknown",
-            Self::UnknownRelease { .. } => "release_unknown",
-            Self::Runs { .. } => "release_runs",
-            Self::NoPrevious => "no_previous_release",
-            Self::Damaged { .. } => "release_damaged",
-            Self::Merge(_) => "configuration_not_merged",
-            Self::Config { .. } | Self::Misnamed { .. } => "configuration_refused",
-            Self::NotExecutable { .. } => "program_missing",
-            Self::Bind(_) => "address_in_use",
-            Self::DryRun { .. } => "dry_run_failed",
-            Self::Io { .. } | Self::Worker { .. } => "internal",
-            Self::Bus { .. } => "bus_refused",
+            Self::Busy => Report::new("update_running", Exit::TryLater, "wait for it to end; nothing was changed"),
+            Self::Receiving => Report::new(
+                "package_being_received",
+                Exit::TryLater,
+                "wait for the other upload to end; nothing was changed",
+            ),
+            Self::NotRunning { .. } => {
+                Report::new("not_running", Exit::TryLater, "start it first, or wait until it runs; nothing was changed")
+            }
+            Self::Receive(error) => {
+                let report = error.report();
+                Report { code: code_of_reception(report.exit), ..report }
+            }
+            Self::Trust(error) => Report { code: "trust_unusable", ..error.report() },
+            Self::Unreachable { .. } => Report::new(
+                "repository_unreachable",
+                Exit::TryLater,
+                "check the address of the repository and the network, then try again",
+            ),
+            Self::NoRepository => Report::new(
+                "no_repository",
+                Exit::Config,
+                "name it as `repository` below [update] in appliance.toml or local.toml",
+            ),
+            Self::NotApproved { .. } => Report::new(
+                "package_not_approved",
+                Exit::Refused,
+                "look at the package again and approve what it is now; nothing was changed",
+            ),
+            Self::HttpClient { .. } => Report::new("internal", Exit::Failed, "check the certificates of the system"),
+            Self::Store(error) => error.report(),
+            Self::Journal(error) => error.report(),
+            Self::UnknownPackage { .. } => {
+                Report::new("package_unknown", Exit::Usage, "upload the package again; nothing was changed")
+            }
+            Self::UnknownRelease { .. } => Report::new(
+                "release_unknown",
+                Exit::Usage,
+                "see `refit releases` for what is there, or install it from its package",
+            ),
+            Self::Runs { .. } => Report::new("release_runs", Exit::Failed, "nothing is to be done"),
+            Self::NoPrevious => Report::new("no_previous_release", Exit::Usage, "install a release from its package"),
+            Self::Damaged { .. } => Report::new(
+                "release_damaged",
+                Exit::Failed,
+                "install it again from its package; the running release is untouched",
+            ),
+            Self::Merge(error) => error.report(),
+            Self::Config { .. } | Self::Misnamed { .. } => {
+                Report::new("configuration_refused", Exit::Config, CORRECTED_PACKAGE)
+            }
+            Self::NotExecutable { .. } => Report::new("program_missing", Exit::Failed, CORRECTED_PACKAGE),
+            Self::DryRun { .. } => Report::new("dry_run_failed", Exit::Failed, CORRECTED_PACKAGE),
+            Self::Bind(_) => Report::new(
+                "address_in_use",
+                Exit::Failed,
+                "free the address, or override the listener in local.toml; the running release is untouched",
+            ),
+            Self::Io { .. } | Self::Worker { .. } => {
+                Report::new("internal", Exit::Failed, "see the log, then try again; the running release is untouched")
+            }
+            Self::Bus { .. } => {
+                Report::new("bus_refused", Exit::Failed, "try again when the appliance runs; nothing was changed")
+            }
         }
     }
+}
 
-    fn remedy(&self) -> &str {
-        match self {
-            Self::Busy => "wait for it to end; nothing was changed",
-            Self::Receiving => "wait for the other upload to end; nothing was changed",
-            Self::NotRunning { .. } => "start it first, or wait until it runs; nothing was changed",
-            Self::Receive(error) => error.remedy(),
-            Self::Trust(error) => error.remedy(),
-            Self::Unreachable { .. } => "check the address of the repository and the network, then try again",
-            Self::NoRepository => "name it as `repository` below [update] in appliance.toml or local.toml",
-            Self::NotApproved { .. } => "look at the package again and approve what it is now; nothing was changed",
-            Self::HttpClient { .. } => "check the certificates of the system",
-            Self::Store(error) => error.remedy(),
-            Self::Journal(error) => error.remedy(),
-            Self::UnknownPackage { .. } => "upload the package again; nothing was changed",
-            Self::UnknownRelease { .. } => "see `refit releases` for what is there, or install it from its package",
-            Self::Runs { .. } => "nothing is to be done",
-            Self::NoPrevious => "install a release from its package",
-            Self::Damaged { .. } => "install it again from its package; the running release is untouched",
-            Self::Merge(error) => error.remedy(),
-            Self::Config { .. } | Self::Misnamed { .. } | Self::NotExecutable { .. } | Self::DryRun { .. } => {
-                "ask the vendor for a corrected package; the running release is untouched"
-            }
-            Self::Bind(_) => {
-                "free the address, or override the listener in local.toml; the running release is untouched"
-            }
-            Self::Io { .. } | Self::Worker { .. } => "see the log, then try again; the running release is untouched",
-            Self::Bus { .. } => "try again when the appliance runs; nothing was changed",
-        }
-    }
-
-    fn exit(&self) -> Exit {
-        match self {
-            Self::Busy | Self::Receiving | Self::NotRunning { .. } | Self::Unreachable { .. } => Exit::TryLater,
-            Self::Receive(error) => error.class().into(),
-            Self::Trust(error) => error.class().into(),
-            Self::NotApproved { .. } => Exit::Refused,
-            Self::Journal(_) => Exit::Disk,
-            Self::NoRepository | Self::Merge(_) | Self::Config { .. } | Self::Misnamed { .. } => Exit::Config,
-            Self::UnknownPackage { .. } | Self::UnknownRelease { .. } | Self::NoPrevious => Exit::Usage,
-            Self::Store(_)
-            | Self::Runs { .. }
-            | Self::Damaged { .. }
-            | Self::NotExecutable { .. }
-            | Self::Bind(_)
-            | Self::DryRun { .. }
-            | Self::HttpClient { .. }
-            | Self::Io { .. }
-            | Self::Bus { .. }
-            | Self::Worker { .. } => Exit::Failed,
-        }
+/// Returns the code of a reception that failed with this exit status.
+const fn code_of_reception(exit: Exit) -> &'static str {
+    match exit {
+        Exit::Refused => "package_refused",
+        Exit::Disk => "disk",
+        Exit::TryLater => "package_interrupted",
+        Exit::Done | Exit::Usage | Exit::Unavailable | Exit::Failed | Exit::Config => "internal",
     }
 }
 

@@ -9,7 +9,7 @@ mod tree;
 
 use std::path::{Path, PathBuf};
 
-use refit_base::{FileError, file_error};
+use refit_base::{Exit, FileError, Report, Reported, file_error};
 use semver::Version;
 use serde::Serialize;
 
@@ -112,14 +112,13 @@ pub enum ConfigError {
     },
 }
 
-impl ConfigError {
-    /// Returns what to do about it.
-    #[must_use]
-    pub fn remedy(&self) -> &'static str {
-        match self {
+impl Reported for ConfigError {
+    fn report(&self) -> Report<'_> {
+        let remedy = match self {
             Self::File(_) => "free space or check the disk and the permissions of the configuration, then try again",
             Self::Name { .. } | Self::Type { .. } => "remove it from the configuration, then try again",
-        }
+        };
+        Report::new("configuration_not_merged", Exit::Config, remedy)
     }
 }
 

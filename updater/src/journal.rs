@@ -10,7 +10,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use refit_base::clock;
+use refit_base::{Exit, Report, Reported, clock};
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
@@ -280,17 +280,17 @@ pub enum JournalError {
     },
 }
 
-impl JournalError {
-    /// Returns what to do about it.
-    pub const fn remedy(&self) -> &'static str {
-        match self {
-            Self::Read { .. } => "check the disk and the permissions of the home",
+impl Reported for JournalError {
+    fn report(&self) -> Report<'_> {
+        let (exit, remedy) = match self {
+            Self::Read { .. } => (Exit::Disk, "check the disk and the permissions of the home"),
             Self::Damaged { .. } => {
-                "restore state.json from a backup, or install the appliance again with `refit init`"
+                (Exit::Config, "restore state.json from a backup, or install the appliance again with `refit init`")
             }
-            Self::Format { .. } => "start the refit that wrote it; nothing was changed",
-            Self::Write { .. } => "free space or check the disk; the journal is as it was",
-        }
+            Self::Format { .. } => (Exit::Config, "start the refit that wrote it; nothing was changed"),
+            Self::Write { .. } => (Exit::Disk, "free space or check the disk; the journal is as it was"),
+        };
+        Report::new("journal_unusable", exit, remedy)
     }
 }
 

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Read, Seek};
 use std::ops::Range;
 
-use refit_base::Class;
+use refit_base::{Exit, Report, Reported};
 use refit_tuf::ROOTS_MAX;
 
 use crate::manifest::{MANIFEST_BYTES_MAX, PAYLOAD_BYTES_MAX};
@@ -127,32 +127,22 @@ pub enum HeaderFault {
     Fields,
 }
 
-impl PackageError {
-    /// Returns what kind of failure it was.
-    #[must_use]
-    pub fn class(&self) -> Class {
+impl Reported for PackageError {
+    fn report(&self) -> Report<'_> {
         match self {
-            Self::Input { .. } => Class::Busy,
-            Self::NotAPackage
-            | Self::Truncated { .. }
-            | Self::Header { .. }
-            | Self::Order { .. }
-            | Self::TooLarge { .. }
-            | Self::TooManyRoots
-            | Self::Filling { .. }
-            | Self::PayloadLength { .. }
-            | Self::NoEnd
-            | Self::Trailing => Class::Refused,
-        }
-    }
-
-    /// Returns what to do about it.
-    #[must_use]
-    pub fn remedy(&self) -> &'static str {
-        match self {
-            Self::Input { .. } => "send the package again; nothing was changed",
-            Self::NotAPackage => "choose a file that `refit pack` has made; nothing was changed",
-            Self::Truncated { .. } => "copy or download the package again; nothing was changed",
+            Self::Input { .. } => {
+                Report::new("package-interrupted", Exit::TryLater, "send the package again; nothing was changed")
+            }
+            Self::NotAPackage => Report::new(
+                "not-a-package",
+                Exit::Refused,
+                "choose a file that `refit pack` has made; nothing was changed",
+            ),
+            Self::Truncated { .. } => Report::new(
+                "package-truncated",
+                Exit::Refused,
+                "copy or download the package again; nothing was changed",
+            ),
             Self::Header { .. }
             | Self::Order { .. }
             | Self::TooLarge { .. }
@@ -160,7 +150,11 @@ impl PackageError {
             | Self::Filling { .. }
             | Self::PayloadLength { .. }
             | Self::NoEnd
-            | Self::Trailing => "get the package again from its vendor; nothing was changed",
+            | Self::Trailing => Report::new(
+                "package-malformed",
+                Exit::Refused,
+                "get the package again from its vendor; nothing was changed",
+            ),
         }
     }
 }

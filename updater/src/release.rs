@@ -13,7 +13,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use refit_base::{FileError, file_error};
+use refit_base::{Exit, FileError, Report, Reported, file_error};
 use semver::Version;
 
 use crate::digest::Digest;
@@ -129,11 +129,9 @@ pub enum StoreError {
     },
 }
 
-impl StoreError {
-    /// Returns what to do about it.
-    #[must_use]
-    pub fn remedy(&self) -> &'static str {
-        match self {
+impl Reported for StoreError {
+    fn report(&self) -> Report<'_> {
+        let remedy = match self {
             Self::File(_) => "free space or check the disk and its permissions, then try again",
             Self::NoHome { .. } => "name the right directory with --home, or make a home there first",
             Self::Unknown { .. } => "see `refit releases` for what is installed",
@@ -143,7 +141,8 @@ impl StoreError {
             Self::Occupied { .. } => "give the new package a version of its own",
             Self::IsCurrent { .. } => "update or roll back to another release first",
             Self::CurrentIsNoLink { .. } => "remove it; refit makes the link again at its next start",
-        }
+        };
+        Report::new("release_unusable", Exit::Failed, remedy)
     }
 }
 

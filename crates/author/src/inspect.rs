@@ -9,7 +9,7 @@ use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
-use refit_base::Class;
+use refit_base::{Exit, Report, Reported};
 use refit_tuf::document::RootDocument;
 use refit_tuf::{MemoryStore, TufError};
 use refit_updater::digest::Digest;
@@ -137,30 +137,23 @@ impl InspectError {
             | Self::Payload { .. } => self,
         }
     }
+}
 
-    /// Returns what kind of failure it was.
-    #[must_use]
-    pub fn class(&self) -> Class {
+impl Reported for InspectError {
+    fn report(&self) -> Report<'_> {
+        const CODE: &str = "package_refused";
         match self {
-            Self::Open { .. } | Self::Read { .. } => Class::Disk,
-            Self::Directory { .. } | Self::NotARoot { .. } => Class::Refused,
-            Self::Package { source } => source.class(),
-            Self::Trust { source } => source.class(),
-            Self::Payload { source } => source.class(),
-        }
-    }
-
-    /// Returns what to do about it.
-    #[must_use]
-    pub fn remedy(&self) -> &'static str {
-        match self {
-            Self::Open { .. } => "check the path and its permissions",
-            Self::Directory { .. } => "name the package: a file that `refit pack` has made",
-            Self::Read { .. } => "check the disk that it lies on, or take another copy",
-            Self::NotARoot { .. } => "name the vendor's root: N.root.json in the directory of the keys",
-            Self::Package { source } => source.remedy(),
-            Self::Trust { source } => source.remedy(),
-            Self::Payload { source } => source.remedy(),
+            Self::Open { .. } => Report::new(CODE, Exit::Disk, "check the path and its permissions"),
+            Self::Read { .. } => Report::new(CODE, Exit::Disk, "check the disk that it lies on, or take another copy"),
+            Self::Directory { .. } => {
+                Report::new(CODE, Exit::Refused, "name the package: a file that `refit pack` has made")
+            }
+            Self::NotARoot { .. } => {
+                Report::new(CODE, Exit::Refused, "name the vendor's root: N.root.json in the directory of the keys")
+            }
+            Self::Package { source } => source.report(),
+            Self::Trust { source } => source.report(),
+            Self::Payload { source } => source.report(),
         }
     }
 }

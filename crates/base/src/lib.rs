@@ -20,4 +20,4 @@ mod report;
 pub use chain::Chain;
 pub use file_error::{FileError, file_error};
 pub use lock::lock;
-pub use report::{Class, Exit, Reported, message};
+pub use report::{Exit, Report, Reported, message};

@@ -1,7 +1,9 @@
 //! What a failure looks like to a person, a script and a program.
 //!
-//! [`Exit`] is the exit status, fixed by the command-line contract; [`Class`] is the part of it that a library can tell;
-//! [`Reported`] is what every error at a boundary can say about itself.
+//! [`Exit`] is the exit status, fixed by the command-line contract. [`Reported`] is what every error at a boundary can say
+//! about itself, in one [`Report`]. An error that only wraps another one returns the other's report, whole or with a part
+//! of its own: `Self::Store(error) => Report { exit: Exit::Disk, ..error.report() }`. So each error says once, in one
+//! `match`, what it means to a script and to a person.
 
 use std::error::Error;
 
@@ -58,38 +60,43 @@ impl Exit {
     }
 }
 
-/// What kind of failure it was; decides the exit status.
+/// What an error at a boundary means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Class {
-    /// The package is refused: trying it again changes nothing.
-    Refused,
-    /// The disk is full or failing.
-    Disk,
-    /// It was cancelled, or its bytes stopped coming: it may be tried again.
-    Busy,
-    /// The machine or this program failed.
-    Internal,
+pub struct Report<'a> {
+    /// A stable name for programs, in lower case.
+    pub code: &'a str,
+    /// The exit status of a command that fails with it.
+    pub exit: Exit,
+    /// What to do about it, for people; empty if there is nothing to do.
+    pub remedy: &'a str,
 }
 
-impl From<Class> for Exit {
-    fn from(class: Class) -> Self {
-        match class {
-            Class::Refused => Self::Refused,
-            Class::Disk => Self::Disk,
-            Class::Busy => Self::TryLater,
-            Class::Internal => Self::Failed,
-        }
+impl<'a> Report<'a> {
+    /// Returns a report.
+    pub const fn new(code: &'a str, exit: Exit, remedy: &'a str) -> Self {
+        Self { code, exit, remedy }
     }
 }
 
 /// An error that reaches a person: it has a code for programs, a remedy for people and an exit status for scripts.
 pub trait Reported: Error {
-    /// Returns a stable name in snake case.
-    fn code(&self) -> &str;
+    /// Returns all three.
+    fn report(&self) -> Report<'_>;
+
+    /// Returns a stable name for programs.
+    fn code(&self) -> &str {
+        self.report().code
+    }
+
     /// Returns what to do about it.
-    fn remedy(&self) -> &str;
+    fn remedy(&self) -> &str {
+        self.report().remedy
+    }
+
     /// Returns the exit status of a command that fails with it.
-    fn exit(&self) -> Exit;
+    fn exit(&self) -> Exit {
+        self.report().exit
+    }
 }
 
 /// Returns the whole message for a person: what failed, why, and what to do.

@@ -5,7 +5,7 @@ use std::io;
 use std::path::PathBuf;
 use std::process::Command;
 
-use refit_base::{Exit, Reported};
+use refit_base::{Exit, Report, Reported};
 
 use crate::cli::context::Context;
 use crate::runtime::Inhibitor;
@@ -34,25 +34,16 @@ enum InhibitError {
 }
 
 impl Reported for InhibitError {
-    fn code(&self) -> &'static str {
+    fn report(&self) -> Report<'_> {
         match self {
-            Self::Hold { .. } => "inhibitor_unusable",
-            Self::Run { .. } => "command_unusable",
-        }
-    }
-
-    fn remedy(&self) -> &'static str {
-        match self {
-            Self::Hold { .. } => "name the appliance's directory with --home, and run as its account",
-            Self::Run { .. } => "check the name of the program; nothing was run",
-        }
-    }
-
-    fn exit(&self) -> Exit {
-        match self {
-            Self::Hold { source, .. } if source.kind() == io::ErrorKind::NotFound => Exit::Unavailable,
-            Self::Hold { .. } => Exit::Disk,
-            Self::Run { .. } => Exit::Usage,
+            Self::Hold { source, .. } => Report::new(
+                "inhibitor_unusable",
+                if source.kind() == io::ErrorKind::NotFound { Exit::Unavailable } else { Exit::Disk },
+                "name the appliance's directory with --home, and run as its account",
+            ),
+            Self::Run { .. } => {
+                Report::new("command_unusable", Exit::Usage, "check the name of the program; nothing was run")
+            }
         }
     }
 }

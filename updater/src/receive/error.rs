@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use refit_base::{Class, FileError};
+use refit_base::{Exit, FileError, Report, Reported};
 use semver::Version;
 
 use crate::package::PackageError;
@@ -147,24 +147,16 @@ pub enum PayloadError {
     },
 }
 
-impl PayloadError {
-    /// Returns what kind of failure it was.
-    #[must_use]
-    pub fn class(&self) -> Class {
+impl Reported for PayloadError {
+    fn report(&self) -> Report<'_> {
         match self {
-            Self::Package { source } => source.class(),
-            Self::Frame { .. } => Class::Refused,
-            Self::Codec { .. } => Class::Internal,
-        }
-    }
-
-    /// Returns what to do about it.
-    #[must_use]
-    pub fn remedy(&self) -> &'static str {
-        match self {
-            Self::Package { source } => source.remedy(),
-            Self::Frame { .. } => "get the package again from its vendor",
-            Self::Codec { .. } => "try again; if it stays so, report it as a bug of refit",
+            Self::Package { source } => source.report(),
+            Self::Frame { .. } => {
+                Report::new("content-invalid", Exit::Refused, "get the package again from its vendor")
+            }
+            Self::Codec { .. } => {
+                Report::new("internal", Exit::Failed, "try again; if it stays so, report it as a bug of refit")
+            }
         }
     }
 }
@@ -184,78 +176,47 @@ pub enum FrameTrouble {
     Content,
 }
 
-impl ReceiveError {
-    /// Returns what kind of failure it was.
-    #[must_use]
-    pub fn class(&self) -> Class {
+impl Reported for ReceiveError {
+    fn report(&self) -> Report<'_> {
+        const CHOOSE_ANOTHER: &str = "choose the package made for this appliance; nothing was changed";
+        let refused = |code, remedy| Report::new(code, Exit::Refused, remedy);
         match self {
-            Self::Package { source } => source.class(),
-            Self::Cancelled => Class::Busy,
-            Self::OtherAppliance { .. }
-            | Self::OtherArch { .. }
-            | Self::NotNewer { .. }
-            | Self::RequiresNewer { .. }
-            | Self::NotOffered { .. }
-            | Self::Frame { .. } => Class::Refused,
-            Self::Trust { source } => source.class(),
-            Self::Store { .. } | Self::NoSpace { .. } | Self::NoInodes { .. } | Self::File(_) => Class::Disk,
-            Self::Start { .. } | Self::Lost => Class::Internal,
-        }
-    }
-
-    /// Returns a short name for programs, one for each reason.
-    #[must_use]
-    pub fn code(&self) -> &'static str {
-        match self {
-            Self::Package { source } => match source {
-                PackageError::Input { .. } => "package-interrupted",
-                PackageError::NotAPackage => "not-a-package",
-                PackageError::Truncated { .. } => "package-truncated",
-                PackageError::Header { .. }
-                | PackageError::Order { .. }
-                | PackageError::TooLarge { .. }
-                | PackageError::TooManyRoots
-                | PackageError::Filling { .. }
-                | PackageError::PayloadLength { .. }
-                | PackageError::NoEnd
-                | PackageError::Trailing => "package-malformed",
-            },
-            Self::Trust { source } => source.code(),
-            Self::Store { .. } | Self::File(_) => "disk",
-            Self::OtherAppliance { .. } => "other-appliance",
-            Self::OtherArch { .. } => "other-arch",
-            Self::NotNewer { .. } => "not-newer",
-            Self::RequiresNewer { .. } => "requires-newer",
-            Self::NotOffered { .. } => "not-offered",
-            Self::NoSpace { .. } | Self::NoInodes { .. } => "no-space",
-            Self::Frame { .. } => "content-invalid",
-            Self::Cancelled => "cancelled",
-            Self::Start { .. } | Self::Lost => "internal",
-        }
-    }
-
-    /// Returns what to do about it.
-    #[must_use]
-    pub fn remedy(&self) -> &'static str {
-        match self {
-            Self::Package { source } => source.remedy(),
-            Self::Trust { source } => source.remedy(),
-            Self::Store { source } => source.remedy(),
-            Self::OtherAppliance { .. } | Self::OtherArch { .. } => {
-                "choose the package made for this appliance; nothing was changed"
+            Self::Package { source } => source.report(),
+            Self::Trust { source } => source.report(),
+            Self::Store { source } => Report { code: "disk", exit: Exit::Disk, ..source.report() },
+            Self::File(_) => Report::new(
+                "disk",
+                Exit::Disk,
+                "free space or check the disk, then send the package again; nothing was changed",
+            ),
+            Self::NoSpace { .. } | Self::NoInodes { .. } => Report::new(
+                "no-space",
+                Exit::Disk,
+                "free space, for example with fewer kept releases; nothing was changed",
+            ),
+            Self::OtherAppliance { .. } => refused("other-appliance", CHOOSE_ANOTHER),
+            Self::OtherArch { .. } => refused("other-arch", CHOOSE_ANOTHER),
+            Self::NotNewer { .. } => refused(
+                "not-newer",
+                "choose a newer package, or allow a downgrade (--allow-downgrade); nothing was changed",
+            ),
+            Self::RequiresNewer { .. } => {
+                refused("requires-newer", "install the release it asks for first; nothing was changed")
             }
-            Self::NotNewer { .. } => {
-                "choose a newer package, or allow a downgrade (--allow-downgrade); nothing was changed"
+            Self::NotOffered { .. } => {
+                refused("not-offered", "ask what there is with `refit check`; nothing was changed")
             }
-            Self::RequiresNewer { .. } => "install the release it asks for first; nothing was changed",
-            Self::NotOffered { .. } => "ask what there is with `refit check`; nothing was changed",
-            Self::NoSpace { .. } | Self::NoInodes { .. } => {
-                "free space, for example with fewer kept releases; nothing was changed"
+            Self::Frame { .. } => {
+                refused("content-invalid", "get the package again from its vendor; nothing was changed")
             }
-            Self::Frame { .. } => "get the package again from its vendor; nothing was changed",
-            Self::File(_) => "free space or check the disk, then send the package again; nothing was changed",
-            Self::Cancelled => "send the package again when it is wanted; nothing was changed",
-            Self::Start { .. } | Self::Lost => "try again; if it stays so, report it as a bug of refit",
+            Self::Cancelled => Report::new(
+                "cancelled",
+                Exit::TryLater,
+                "send the package again when it is wanted; nothing was changed",
+            ),
+            Self::Start { .. } | Self::Lost => {
+                Report::new("internal", Exit::Failed, "try again; if it stays so, report it as a bug of refit")
+            }
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use jiff::Timestamp;
-use refit_base::{Class, FileError};
+use refit_base::{Exit, FileError, Report, Reported};
 use refit_tuf::TufError;
 use tough::schema::RoleType;
 
@@ -176,96 +176,68 @@ impl TrustError {
         }
         source.into()
     }
+}
 
-    /// Returns what kind of failure it was.
-    #[must_use]
-    pub fn class(&self) -> Class {
+impl Reported for TrustError {
+    fn report(&self) -> Report<'_> {
+        let refused = |code, remedy| Report::new(code, Exit::Refused, remedy);
         match self {
-            Self::File(_)
-            | Self::SeenMissing { .. }
-            | Self::SeenDamaged { .. }
-            | Self::RootDamaged { .. }
-            | Self::RootWentBack { .. } => Class::Disk,
-            Self::Unreachable { .. } => Class::Busy,
-            Self::NoRoot { .. }
-            | Self::OtherRootTrusted { .. }
-            | Self::NotARoot { .. }
-            | Self::Spelling { .. }
-            | Self::OtherRoot { .. }
-            | Self::Refused { .. }
-            | Self::NoTarget
-            | Self::PackageMetadata
-            | Self::OtherManifest { .. }
-            | Self::Manifest { .. }
-            | Self::Expired { .. }
-            | Self::ClockWentBack { .. } => Class::Refused,
-        }
-    }
-
-    /// Returns a short name for programs, one for each reason.
-    #[must_use]
-    pub fn code(&self) -> &'static str {
-        match self {
-            Self::File(_)
-            | Self::SeenMissing { .. }
-            | Self::SeenDamaged { .. }
-            | Self::RootDamaged { .. }
-            | Self::RootWentBack { .. } => "trust-unreadable",
-            Self::NoRoot { .. } | Self::OtherRootTrusted { .. } | Self::NotARoot { .. } => "no-trust",
-            Self::Unreachable { .. } => "repository-unreachable",
-            Self::Spelling { .. }
-            | Self::OtherRoot { .. }
-            | Self::NoTarget
-            | Self::PackageMetadata
-            | Self::OtherManifest { .. } => "signature-invalid",
-            Self::Refused { source } if matches!(**source, TufError::Rollback { .. }) => "rolled-back",
-            Self::Refused { source } if matches!(**source, TufError::Expired { .. }) => "expired",
-            Self::Refused { .. } => "signature-invalid",
-            Self::Manifest { source: ManifestError::Format { .. } } => "format-unknown",
-            Self::Manifest { .. } => "manifest-refused",
-            Self::Expired { .. } => "expired",
-            Self::ClockWentBack { .. } => "clock-wrong",
-        }
-    }
-
-    /// Returns what to do about it.
-    #[must_use]
-    pub fn remedy(&self) -> &'static str {
-        match self {
-            Self::File(_) => "free space or check the disk and its permissions, then try again",
-            Self::NoRoot { .. } => "give the appliance the vendor's root.json first: `refit trust reset ROOT`",
-            Self::OtherRootTrusted { .. } => {
-                "a trusted root changes only through a package signed with it, or by `refit trust reset ROOT`"
-            }
-            Self::NotARoot { .. } => "take root.json from `refit keys init` of the vendor",
+            Self::File(_) => Report::new(
+                "trust-unreadable",
+                Exit::Disk,
+                "free space or check the disk and its permissions, then try again",
+            ),
             Self::RootDamaged { .. }
             | Self::RootWentBack { .. }
             | Self::SeenMissing { .. }
-            | Self::SeenDamaged { .. } => {
+            | Self::SeenDamaged { .. } => Report::new(
+                "trust-unreadable",
+                Exit::Disk,
                 "restore trust/ from a backup; without one, `refit trust reset ROOT` trusts the vendor's root anew and \
-                 forgets which versions were seen; nothing was changed"
+                 forgets which versions were seen; nothing was changed",
+            ),
+            Self::Unreachable { .. } => Report::new(
+                "repository-unreachable",
+                Exit::TryLater,
+                "check the address of the repository and the network, then try again",
+            ),
+            Self::NoRoot { .. } => {
+                refused("no-trust", "give the appliance the vendor's root.json first: `refit trust reset ROOT`")
             }
+            Self::OtherRootTrusted { .. } => refused(
+                "no-trust",
+                "a trusted root changes only through a package signed with it, or by `refit trust reset ROOT`",
+            ),
+            Self::NotARoot { .. } => refused("no-trust", "take root.json from `refit keys init` of the vendor"),
             Self::Spelling { .. } | Self::NoTarget | Self::OtherManifest { .. } => {
-                "get the package again from its vendor; nothing was changed"
+                refused("signature-invalid", "get the package again from its vendor; nothing was changed")
+            }
+            Self::OtherRoot { .. } => {
+                refused("signature-invalid", "choose a package of this appliance's vendor; nothing was changed")
+            }
+            Self::PackageMetadata => {
+                refused("signature-invalid", "check the address of the repository; nothing was changed")
             }
             Self::Refused { source } if matches!(**source, TufError::Rollback { .. }) => {
-                "get the newest package of its vendor; nothing was changed"
+                refused("rolled-back", "get the newest package of its vendor; nothing was changed")
             }
             Self::Refused { source } if matches!(**source, TufError::Expired { .. }) => {
-                "wait until its vendor has refreshed it, or check the clock; nothing was changed"
+                refused("expired", "wait until its vendor has refreshed it, or check the clock; nothing was changed")
             }
-            Self::Refused { .. } => "get the package again from its vendor; nothing was changed",
-            Self::Unreachable { .. } => "check the address of the repository and the network, then try again",
-            Self::PackageMetadata => "check the address of the repository; nothing was changed",
+            Self::Refused { .. } => {
+                refused("signature-invalid", "get the package again from its vendor; nothing was changed")
+            }
             Self::Manifest { source: ManifestError::Format { .. } } => {
-                "update to a release with a newer refit first; nothing was changed"
+                refused("format-unknown", "update to a release with a newer refit first; nothing was changed")
             }
-            Self::Manifest { .. } => "ask the vendor for a package that is in order; nothing was changed",
-            Self::OtherRoot { .. } => "choose a package of this appliance's vendor; nothing was changed",
-            Self::Expired { .. } => "get a package with newer metadata; nothing was changed",
-            Self::ClockWentBack { .. } => {
-                "set the clock; if it was wrong before and is right now, `refit trust reset ROOT`; nothing was changed"
+            Self::Manifest { .. } => {
+                refused("manifest-refused", "ask the vendor for a package that is in order; nothing was changed")
             }
+            Self::Expired { .. } => refused("expired", "get a package with newer metadata; nothing was changed"),
+            Self::ClockWentBack { .. } => refused(
+                "clock-wrong",
+                "set the clock; if it was wrong before and is right now, `refit trust reset ROOT`; nothing was changed",
+            ),
         }
     }
 }

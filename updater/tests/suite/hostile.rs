@@ -3,7 +3,7 @@
 use std::fs;
 use std::sync::atomic::AtomicBool;
 
-use refit_base::Class;
+use refit_base::{Exit, Reported};
 use refit_fixtures::hostile::{Workshop, corpus};
 use refit_fixtures_vendor::{Vendor, chain, now, snapshot};
 use refit_updater::receive::{Policy, ReceiveError, Receiver};
@@ -48,8 +48,8 @@ fn every_package_of_the_corpus_is_refused() {
                 if let Some(word) = missing {
                     wrong.push(format!("{}: {word:?} is not in: {message:.600}", attack.name));
                 }
-                if error.class() != Class::Refused {
-                    wrong.push(format!("{}: {:?}: {message:.600}", attack.name, error.class()));
+                if error.exit() != Exit::Refused {
+                    wrong.push(format!("{}: {:?}: {message:.600}", attack.name, error.exit()));
                 }
             }
         }

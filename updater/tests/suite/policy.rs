@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use refit_author::pack::PackOptions;
-use refit_base::Class;
+use refit_base::{Exit, Reported};
 use refit_fixtures_vendor::{Home, Vendor, now, options, put};
 use refit_updater::Manifest;
 use refit_updater::manifest::{ARCH_ANY, About, Codec};
@@ -66,7 +66,7 @@ fn refused_packages_change_nothing() {
     let before = home.snapshot();
     fn check(home: &Home, package: &[u8], expected: &str) {
         let error = home.receive(package).unwrap_err();
-        assert_eq!((error.class(), error.code()), (Class::Refused, expected));
+        assert_eq!((error.exit(), error.code()), (Exit::Refused, expected));
         assert!(!error.remedy().is_empty());
     }
     check(&home, &vendor.package("1.0.0"), "not-newer");

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use refit_author::pack::PackOptions;
 use refit_author::publish::{Repository, RepositoryError, Terms};
+use refit_base::Reported;
 use refit_fixtures_vendor::{
     Home, Published, Vendor, chain, copy, fetch_from, noise, options, put, snapshot, terms, versions,
 };

@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::sync::atomic::AtomicBool;
 
 use refit_author::inspect::inspect;
-use refit_base::Class;
+use refit_base::{Exit, Reported};
 use refit_fixtures_vendor::{Home, Vendor, far, noise, now, options, put, snapshot};
 use refit_updater::manifest::Codec;
 use refit_updater::receive::ReceiveProgress;
@@ -199,7 +199,7 @@ fn work_that_is_cancelled_leaves_nothing() {
     };
     let package = vendor.package("1.0.0");
     let error = home.receiver(&cancel).receive(&package[..], &mut stop_at_payload).unwrap_err();
-    assert_eq!((error.class(), error.code()), (Class::Busy, "cancelled"));
+    assert_eq!((error.exit(), error.code()), (Exit::TryLater, "cancelled"));
     assert_eq!(home.snapshot(), before);
 }
 

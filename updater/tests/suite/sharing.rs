@@ -5,6 +5,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
+use refit_base::Reported;
 use refit_fixtures::tools::{assert_passed, in_namespace};
 use refit_fixtures_vendor::{Home, Vendor, noise, options, policy, put};
 use refit_updater::manifest::Body;

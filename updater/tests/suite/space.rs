@@ -11,7 +11,7 @@ use std::process::Command;
 use std::sync::atomic::AtomicBool;
 
 use nix::sys::resource::{Resource, setrlimit};
-use refit_base::Class;
+use refit_base::{Exit, Reported};
 use refit_fixtures::tools::{assert_passed, child, in_namespace};
 use refit_fixtures_vendor::{Home, Vendor, noise, options, put};
 use refit_updater::receive::{ReceiveError, ReceiveProgress};
@@ -61,7 +61,7 @@ fn child_meets_its_limit() {
     };
     let result = home.receiver(&AtomicBool::new(false)).receive(&package[..], &mut fill);
     let error = result.unwrap_err();
-    assert_eq!(error.class(), Class::Disk, "{error}");
+    assert_eq!(error.exit(), Exit::Disk, "{error}");
     assert_eq!(home.snapshot(), before, "something was left behind");
     match (case.as_str(), &error) {
         ("full" | "limit", ReceiveError::File(_)) => assert!(progressed),

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use refit_base::Class;
+use refit_base::{Exit, Reported};
 use refit_fixtures_vendor::{Home, Vendor, chain, noise, options, put};
 
 /// The borders between the parts of a package: of every header, of every content, of every filling.
@@ -46,7 +46,7 @@ fn no_byte_of_a_package_can_be_changed() {
                     altered[index] = byte ^ if byte.is_ascii_alphabetic() { 0x20 } else { 0x01 };
                     match home.receive(&altered) {
                         Ok(_) => panic!("byte {index} of {} was changed, and accepted", package.len()),
-                        Err(error) => assert_eq!(error.class(), Class::Refused, "byte {index}: {}", chain(&error)),
+                        Err(error) => assert_eq!(error.exit(), Exit::Refused, "byte {index}: {}", chain(&error)),
                     }
                     altered[index] = *byte;
                 }
@@ -67,7 +67,7 @@ fn no_package_can_end_early_or_late() {
         for end in [border.saturating_sub(1), border, border + 1] {
             let error = home.receive(&package[..end]).unwrap_err();
             let expected = if end < 512 { "not-a-package" } else { "package-truncated" };
-            assert_eq!((error.class(), error.code()), (Class::Refused, expected), "{end}: {}", chain(&error));
+            assert_eq!((error.exit(), error.code()), (Exit::Refused, expected), "{end}: {}", chain(&error));
         }
     }
     for more in [&[0][..], b"x", &[0; 512]] {
@@ -88,7 +88,7 @@ fn parts_of_two_packages_make_none() {
         let mixed = [&one[..*one_border], &two[*two_border..]].concat();
         if mixed != one && mixed != two {
             let error = home.receive(&mixed).unwrap_err();
-            assert_eq!(error.class(), Class::Refused, "{one_border}: {}", chain(&error));
+            assert_eq!(error.exit(), Exit::Refused, "{one_border}: {}", chain(&error));
         }
     }
 }

@@ -4,7 +4,7 @@ use std::fs;
 
 use refit_author::keys::Keys;
 use refit_author::pack::PackOptions;
-use refit_base::Class;
+use refit_base::{Exit, Reported};
 use refit_fixtures_vendor::{Home, Vendor, chain, now, options, put, rotation};
 use refit_updater::receive::ReceiveError;
 use refit_updater::trust::Trust;
@@ -61,7 +61,7 @@ fn metadata_that_nobody_signed_is_no_memory() {
     assert_ne!(altered, text);
     put(&home.dir.path().join("trust"), "packages.json", altered.as_bytes(), 0o644);
     let error = home.receive(&vendor.package("1.1.0")).unwrap_err();
-    assert_eq!((error.class(), error.code()), (Class::Disk, "trust-unreadable"), "{}", chain(&error));
+    assert_eq!((error.exit(), error.code()), (Exit::Disk, "trust-unreadable"), "{}", chain(&error));
 }
 
 #[test]

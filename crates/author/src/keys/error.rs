@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use refit_base::FileError;
+use refit_base::{Exit, FileError, Report, Reported};
 use tough::schema::RoleType;
 
 /// What went wrong with a directory of keys.
@@ -225,51 +225,67 @@ impl KeysError {
         let too_large = reads && source.kind() == FileTooLarge;
         !too_large && !what_is_there.contains(&source.kind())
     }
+}
 
-    /// Returns what to do about it.
-    #[must_use]
-    pub fn remedy(&self) -> &'static str {
-        match self {
-            Self::File(_) if self.is_disk() => {
-                "free space on that disk or check it, then try again; `refit keys show` tells what there is"
+impl Reported for KeysError {
+    fn report(&self) -> Report<'_> {
+        let (exit, remedy) = match self {
+            // The command line names what is not there, or asks for the impossible, whatever the files hold.
+            Self::File(FileError { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                (Exit::Usage, "check that the directory can be read and written")
             }
-            Self::File(_) => "check that the directory can be read and written",
-            Self::Retire { .. } => {
-                "the rotation is done and needs no other; free space or check the directory: the next one puts the key aside"
-            }
-            Self::Busy { .. } => "wait until that one has ended, then try again",
-            Self::Outside { .. } => {
+            Self::Threshold { .. } => (Exit::Usage, "ask for more keys or a lower threshold"),
+            Self::NotRotated { .. } => (Exit::Usage, "rotate that role, too, or say nothing of its keys"),
+            Self::Busy { .. } => (Exit::TryLater, "wait until that one has ended, then try again"),
+            Self::Generate | Self::Encode { .. } => (Exit::Failed, "report this as a bug of refit"),
+            Self::File(_) if self.is_disk() => (
+                Exit::Disk,
+                "free space on that disk or check it, then try again; `refit keys show` tells what there is",
+            ),
+            Self::File(_) => (Exit::Config, "check that the directory can be read and written"),
+            Self::Retire { .. } => (
+                if self.is_disk() { Exit::Disk } else { Exit::Config },
+                "the rotation is done and needs no other; free space or check the directory: the next one puts the key aside",
+            ),
+            Self::Outside { .. } => (
+                Exit::Config,
                 "name the next key with --external ROLE=FILE, or rotate only others with --role; \
-                 --external ROLE=none makes one in a file"
-            }
-            Self::Absent { .. } => {
+                 --external ROLE=none makes one in a file",
+            ),
+            Self::Absent { .. } => (
+                Exit::Config,
                 "name the directory of its key with --with, or the next key with --external ROLE=FILE, or rotate only others \
-                 with --role; --external ROLE=none makes one in a file"
+                 with --role; --external ROLE=none makes one in a file",
+            ),
+            Self::Exists { .. } => (Exit::Config, "choose an empty directory: keys are never overwritten"),
+            Self::NoRoot { .. } => {
+                (Exit::Config, "make keys with `refit keys init`, or name the directory that has them")
             }
-            Self::Exists { .. } => "choose an empty directory: keys are never overwritten",
-            Self::NoRoot { .. } => "make keys with `refit keys init`, or name the directory that has them",
             Self::Root { .. } | Self::Key { .. } | Self::PublicKey { .. } | Self::OtherKey { .. } => {
-                "restore the file from a backup of the directory"
+                (Exit::Config, "restore the file from a backup of the directory")
             }
-            Self::Description { .. } | Self::NoCommand { .. } => {
-                "write public = \"FILE.pem\" and command = [\"PROGRAM\", ...] into it; timeout = \"10m\" may follow"
+            Self::Description { .. } | Self::NoCommand { .. } => (
+                Exit::Config,
+                "write public = \"FILE.pem\" and command = [\"PROGRAM\", ...] into it; timeout = \"10m\" may follow",
+            ),
+            Self::Locked { .. } => {
+                (Exit::Config, "name a file with the passphrase in REFIT_KEY_PASSPHRASE_FILE, or use a terminal")
             }
-            Self::Locked { .. } => "name a file with the passphrase in REFIT_KEY_PASSPHRASE_FILE, or use a terminal",
-            Self::Passphrase { .. } => "try again with the right passphrase",
-            Self::NoPassphrase { .. } => "check the file that REFIT_KEY_PASSPHRASE_FILE names",
-            Self::Run { .. } | Self::Failed { .. } => "run the program by hand to see what it lacks",
-            Self::Late { .. } => {
-                "see what it waits for, or give it more time in its description: timeout = \"10m\", for example"
-            }
-            Self::NoSignature { .. } => {
-                "let it write the bare signature of its standard input, made with that key, and nothing else"
-            }
-            Self::TooFew { .. } => "bring the role's other keys: name their directory with --with",
-            Self::Threshold { .. } => "ask for more keys or a lower threshold",
-            Self::NotRotated { .. } => "rotate that role, too, or say nothing of its keys",
-            Self::Generate | Self::Encode { .. } => "report this as a bug of refit",
-            Self::VersionZero => "give a version of 1 or more",
-            Self::Roots { .. } => "begin a new chain of trust with `refit keys init`",
-        }
+            Self::Passphrase { .. } => (Exit::Config, "try again with the right passphrase"),
+            Self::NoPassphrase { .. } => (Exit::Config, "check the file that REFIT_KEY_PASSPHRASE_FILE names"),
+            Self::Run { .. } | Self::Failed { .. } => (Exit::Config, "run the program by hand to see what it lacks"),
+            Self::Late { .. } => (
+                Exit::Config,
+                "see what it waits for, or give it more time in its description: timeout = \"10m\", for example",
+            ),
+            Self::NoSignature { .. } => (
+                Exit::Config,
+                "let it write the bare signature of its standard input, made with that key, and nothing else",
+            ),
+            Self::TooFew { .. } => (Exit::Config, "bring the role's other keys: name their directory with --with"),
+            Self::VersionZero => (Exit::Config, "give a version of 1 or more"),
+            Self::Roots { .. } => (Exit::Config, "begin a new chain of trust with `refit keys init`"),
+        };
+        Report::new("keys_unusable", exit, remedy)
     }
 }

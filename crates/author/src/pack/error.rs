@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
-use refit_base::FileError;
+use refit_base::{Exit, FileError, Report, Reported};
 use refit_updater::manifest::{Codec, ManifestError};
 
 use crate::keys::KeysError;
@@ -99,23 +99,27 @@ pub enum PackError {
     Lost,
 }
 
-impl PackError {
-    /// Returns what to do about it.
-    #[must_use]
-    pub fn remedy(&self) -> &'static str {
+impl Reported for PackError {
+    fn report(&self) -> Report<'_> {
+        const CODE: &str = "not_packed";
+        let refused = |remedy| Report::new(CODE, Exit::Refused, remedy);
         match self {
-            Self::File(_) => "check that it can be read and written and that the disk has space",
-            Self::NoDescription { .. } => "name the directory of a release: one with an appliance.toml",
-            Self::Description { .. } => "give it an [appliance] section with name and version",
-            Self::Name { .. } | Self::Type { .. } => "remove it from the directory, or rename it",
-            Self::Mode { .. } => "take them away with `chmod u-s,g-s,-t`: a number leaves those of a directory",
-            Self::Manifest { .. } => "change the directory so that every appliance can unpack it",
-            Self::Keys { source } => source.remedy(),
-            Self::Changed { .. } => "pack again once nothing writes to the directory",
-            Self::OutInside { .. } => "write the package to another directory",
-            Self::OutType { .. } => "name a file, or a name that is not taken; nothing was changed",
-            Self::Level { .. } => "choose one of the codec's levels",
-            Self::Lost => "try again; if it stays so, report it as a bug of refit",
+            Self::File(_) => {
+                Report::new(CODE, Exit::Disk, "check that it can be read and written and that the disk has space")
+            }
+            Self::NoDescription { .. } => refused("name the directory of a release: one with an appliance.toml"),
+            Self::Description { .. } => refused("give it an [appliance] section with name and version"),
+            Self::Name { .. } | Self::Type { .. } => refused("remove it from the directory, or rename it"),
+            Self::Mode { .. } => {
+                refused("take them away with `chmod u-s,g-s,-t`: a number leaves those of a directory")
+            }
+            Self::Manifest { .. } => refused("change the directory so that every appliance can unpack it"),
+            Self::Keys { source } => Report { code: CODE, exit: Exit::Refused, ..source.report() },
+            Self::Changed { .. } => refused("pack again once nothing writes to the directory"),
+            Self::OutInside { .. } => refused("write the package to another directory"),
+            Self::OutType { .. } => refused("name a file, or a name that is not taken; nothing was changed"),
+            Self::Level { .. } => refused("choose one of the codec's levels"),
+            Self::Lost => refused("try again; if it stays so, report it as a bug of refit"),
         }
     }
 }

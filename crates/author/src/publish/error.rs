@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use refit_base::{Class, FileError};
+use refit_base::{Exit, FileError, Report, Reported};
 use refit_tuf::TufError;
 
 use super::LIST_BYTES_MAX;
@@ -129,61 +129,40 @@ pub enum RepositoryError {
     },
 }
 
-impl RepositoryError {
-    /// Returns what kind of failure it was.
-    #[must_use]
-    pub fn class(&self) -> Class {
+impl Reported for RepositoryError {
+    fn report(&self) -> Report<'_> {
+        const CODE: &str = "repository_unusable";
+        let refused = |remedy| Report::new(CODE, Exit::Refused, remedy);
         match self {
-            Self::File(_) => Class::Disk,
-            Self::Package { source, .. } => source.class(),
-            Self::Exists { .. }
-            | Self::None { .. }
-            | Self::Lost { .. }
-            | Self::Incomplete { .. }
-            | Self::OlderKeys { .. }
-            | Self::NotARoot { .. }
-            | Self::Metadata { .. }
-            | Self::Retired { .. }
-            | Self::PackageMetadata { .. }
-            | Self::Full { .. }
-            | Self::Taken { .. }
-            | Self::Keys { .. } => Class::Refused,
-        }
-    }
-
-    /// Returns what to do about it.
-    #[must_use]
-    pub fn remedy(&self) -> &'static str {
-        match self {
-            Self::File(_) => "check that the directory can be written and has space",
-            Self::Exists { .. } => "add releases with `refit repo add`, or choose another directory",
-            Self::None { .. } => "make one with `refit repo init`",
-            Self::Lost { .. } => {
+            Self::File(_) => Report::new(CODE, Exit::Disk, "check that the directory can be written and has space"),
+            Self::Exists { .. } => refused("add releases with `refit repo add`, or choose another directory"),
+            Self::None { .. } => refused("make one with `refit repo init`"),
+            Self::Lost { .. } => refused(
                 "restore metadata/ from a backup or from a copy that a server has: appliances refuse one that begins anew; \
-                 nothing was changed"
-            }
-            Self::Incomplete { .. } => "restore metadata/ from a backup or from a copy that a server has",
-            Self::OlderKeys { .. } => {
-                "name the directory of keys that was rotated last, and replace this copy by it; nothing was changed"
-            }
-            Self::NotARoot { .. } => "name the vendor's root: N.root.json in the directory of the keys",
-            Self::Metadata { .. } => {
+                 nothing was changed",
+            ),
+            Self::Incomplete { .. } => refused("restore metadata/ from a backup or from a copy that a server has"),
+            Self::OlderKeys { .. } => refused(
+                "name the directory of keys that was rotated last, and replace this copy by it; nothing was changed",
+            ),
+            Self::NotARoot { .. } => refused("name the vendor's root: N.root.json in the directory of the keys"),
+            Self::Metadata { .. } => refused(
                 "name the keys of this repository, refresh it if they were rotated since, or restore its metadata/ from a \
-                 backup"
-            }
-            Self::Retired { .. } => {
+                 backup",
+            ),
+            Self::Retired { .. } => refused(
                 "whoever has a retired key may have written it: restore metadata/ from a copy of your own; or, if it is yours \
                  and another copy of the keys signed it, look at it with `refit repo show --accept-retired` and have it \
-                 signed anew with `refit repo refresh --accept-retired`"
-            }
-            Self::PackageMetadata { .. } => "restore its metadata/ from a backup: somebody has replaced it",
-            Self::Full { .. } => {
+                 signed anew with `refit repo refresh --accept-retired`",
+            ),
+            Self::PackageMetadata { .. } => refused("restore its metadata/ from a backup: somebody has replaced it"),
+            Self::Full { .. } => refused(
                 "publish into a new repository (`refit repo init`) and have appliances ask that one (`[update] repository`); \
-                 nothing was changed"
-            }
-            Self::Package { source, .. } => source.remedy(),
-            Self::Taken { .. } => "give the release a version of its own: what was published never changes",
-            Self::Keys { source } => source.remedy(),
+                 nothing was changed",
+            ),
+            Self::Package { source, .. } => Report { code: CODE, ..source.report() },
+            Self::Taken { .. } => refused("give the release a version of its own: what was published never changes"),
+            Self::Keys { source } => Report { code: CODE, exit: Exit::Refused, ..source.report() },
         }
     }
 }

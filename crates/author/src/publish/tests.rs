@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 
+use refit_base::Reported;
 use refit_updater::manifest::Codec;
 
 use super::*;

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use jiff::Timestamp;
 use refit_author::keys::{KeyRole, Keys, KeysError, Passphrase, Rotation, Setup};
 use refit_author::pack::pack;
+use refit_base::Reported;
 use refit_fixtures_vendor::{ALL, Home, Vendor, far, options, put, rotation};
 use tempfile::TempDir;
 use zeroize::Zeroizing;

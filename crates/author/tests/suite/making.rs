@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use refit_author::keys::{KeyRole, Keys, KeysError, Rotation, Setup};
+use refit_base::Reported;
 use refit_fixtures::tools::{assert_passed, in_namespace};
 use refit_fixtures_vendor::{ALL, Vendor, far, put, rotation, snapshot};
 use serde_json::json;

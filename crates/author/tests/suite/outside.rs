@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use refit_author::keys::{KeyRole, KeyStatus, Keys, Rotation, Setup, role_named};
+use refit_base::Reported;
 use refit_fixtures::tools::{missing, put_program};
 use refit_fixtures_vendor::{ALL, Home, Vendor, far, put, rotation, snapshot};
 use tempfile::TempDir;

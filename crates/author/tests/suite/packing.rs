@@ -5,7 +5,7 @@ use std::path::Path;
 
 use refit_author::inspect::{InspectError, inspect};
 use refit_author::pack::PackError;
-use refit_base::Class;
+use refit_base::{Exit, Reported};
 use refit_fixtures_vendor::{Vendor, manifest_of, noise, now, options, put};
 use refit_updater::manifest::Body;
 
@@ -90,7 +90,7 @@ fn what_is_no_package_and_no_root_is_called_that() {
     assert!(matches!(error, InspectError::Directory { .. }), "{error}");
     let error = inspect(&dir.join("missing"), None, false, now()).unwrap_err();
     assert!(matches!(error, InspectError::Open { .. }), "{error}");
-    assert_eq!(error.class(), Class::Disk);
+    assert_eq!(error.exit(), Exit::Disk);
     for root in [&b"{}"[..], &fs::read(&path).unwrap()] {
         let error = inspect(&path, Some(root), false, now()).unwrap_err();
         assert!(matches!(error, InspectError::NotARoot { .. }), "{error}");
@@ -99,7 +99,7 @@ fn what_is_no_package_and_no_root_is_called_that() {
     // A file whose disk fails: there is one that gives an error for every byte from 0 on.
     let error = inspect(Path::new("/proc/self/mem"), None, false, now()).unwrap_err();
     assert!(matches!(error, InspectError::Read { .. }), "{error:?}");
-    assert_eq!(error.class(), Class::Disk);
+    assert_eq!(error.exit(), Exit::Disk);
     assert!(!error.remedy().contains("send"), "{}", error.remedy());
 }
 

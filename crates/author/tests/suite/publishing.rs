@@ -7,7 +7,7 @@ use std::thread;
 
 use refit_author::keys::Keys;
 use refit_author::publish::{self, Outcome, Repository, RepositoryError, TEMP_PREFIX, Trouble, contents};
-use refit_base::Class;
+use refit_base::{Exit, Reported};
 use refit_fixtures_vendor::{
     ALL, Home, Published, Vendor, chain, copy, fetch_from, noise, now, options, put, rotation, snapshot, terms,
     versions,
@@ -45,7 +45,7 @@ fn what_a_retired_key_signed_is_not_signed_anew() {
         let before = snapshot(&published.dir);
         let error = published.refresh(&keys).unwrap_err();
         assert!(matches!(error, RepositoryError::Retired { signed: 1, newest: 2, source: None, .. }), "{error:?}");
-        assert_eq!(error.class(), Class::Refused);
+        assert_eq!(error.exit(), Exit::Refused);
         assert!(error.remedy().contains("--accept-retired"), "{}", error.remedy());
         let tree = published.vendor.tree("1.1.0");
         let out = published.vendor.out("new.refit");
@@ -325,7 +325,7 @@ fn an_older_copy_of_the_keys_changes_nothing() {
             repository.check_keys(&stale).unwrap_err(),
         ] {
             assert!(matches!(error, RepositoryError::OlderKeys { keys: 1, newest: 2, .. }), "{}", chain(&error));
-            assert_eq!(error.class(), Class::Refused);
+            assert_eq!(error.exit(), Exit::Refused);
             assert!(error.to_string().contains("an older copy"), "{error}");
         }
         drop(repository);
