@@ -1,40 +1,43 @@
 //! The commands. Each talks to a running appliance through its API, or works on files; none reaches into a running one.
 
-mod arguments;
+// The commands, a file each.
 mod bus;
 mod check;
-mod client;
 mod component;
-mod component_table;
 mod config;
-mod context;
 mod demo;
-mod events;
-mod follow;
 mod history;
 mod init;
-mod input;
 mod inspect;
 mod install;
 mod keys;
-mod machine;
-mod notes;
 mod pack;
-mod passphrase;
-mod publish;
 mod releases;
 mod repo;
 mod rollback;
 mod run;
 mod runtime;
-mod signing_keys;
 mod status;
-mod table;
-mod totals;
 mod trust;
-mod usage;
 mod user;
 mod verify;
+
+// What they share.
+mod arguments;
+mod client;
+mod component_table;
+mod context;
+mod events;
+mod follow;
+mod input;
+mod machine;
+mod notes;
+mod passphrase;
+mod publish;
+mod signing_keys;
+mod table;
+mod totals;
+mod usage;
 
 use std::path::PathBuf;
 
