@@ -31,7 +31,6 @@ mod limits;
 mod load;
 mod logs;
 mod manager;
-mod model;
 mod owner;
 mod package;
 mod parking;

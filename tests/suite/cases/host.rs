@@ -2,15 +2,11 @@
 
 use std::fs;
 use std::process::{Command, ExitStatus, Stdio};
-use std::sync::Arc;
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, raise};
-use refit::Request;
-use refit::bus::{ENTER, State};
+use nix::sys::signal::Signal;
 use refit_fixtures::tools::cannot_try;
 
-use super::probe::{OK, Site, both, limited};
 use crate::appliance::Appliance;
 use crate::bus::generation;
 use crate::process;
@@ -142,33 +138,5 @@ fn b097_a_third_terminate_ends_everything_at_once() {
 fn wait_stopping(appliance: &Appliance) {
     eventually(LIMIT, "the stop has begun", || {
         appliance.log().contains("stopping") || appliance.processes().is_empty()
-    });
-}
-
-#[test]
-fn b098_who_listened_before_the_bus_is_heard_again_when_the_bus_has_let_go() {
-    limited(async {
-        // Nobody else in this process listens for this signal, and whoever does is not ended by it.
-        let mut own = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).expect("a handler");
-        let site = Site::idle().await;
-        drop(site.bus.signals().expect("handlers"));
-        raise(Signal::SIGTERM).expect("raised");
-        own.recv().await.expect("the old handler runs");
-        assert_eq!(site.bus.state(), State::Idle, "the bus does not hear of it");
-        site.exit().await;
-    });
-}
-
-#[test]
-fn b103_what_is_once_per_process_is_called_once() {
-    both(|| async {
-        let site = Arc::new(Site::at_rest());
-        site.probe(ENTER, "once", 50, OK);
-        site.run();
-        for request in [Request::Start, Request::Stop, Request::Start, Request::Reload] {
-            site.done(request).await;
-        }
-        site.exit().await;
-        assert_eq!(site.journal.calls(), ["enter once"]);
     });
 }

@@ -8,29 +8,29 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use refit::bus::{
+use refit_bus::{
     Act, AfterFailure, BusEvent, Call, CancellationToken, Ended, Engine, Limits, Listener, Observer, Options, Order,
     Phase, Progress, State, StopReason, Subscription, listener,
 };
-use refit::{Bus, Component, Failure, Fault, Origin, Request, Ticket};
+use refit_bus::{Bus, Component, Failure, Fault, Origin, Request, Ticket};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::wait::LIMIT;
-
+/// How long anything may take on a busy machine of two cores.
+pub(crate) const LIMIT: Duration = Duration::from_secs(40);
 /// How long the bus waits for anybody: short, because hanging is what many cases are about.
-pub(super) const LISTENER: Duration = Duration::from_millis(300);
+pub(crate) const LISTENER: Duration = Duration::from_millis(300);
 /// How long it waits for whoever was cancelled.
-pub(super) const GRACE: Duration = Duration::from_millis(100);
+pub(crate) const GRACE: Duration = Duration::from_millis(100);
 /// How long it waits for its tasks at the end.
-pub(super) const EXIT: Duration = Duration::from_secs(2);
+pub(crate) const EXIT: Duration = Duration::from_secs(2);
 
 /// What passes for a deadline that was not met on a busy machine: no limit of the bus in these tests is near it.
-pub(super) const FAST: Duration = Duration::from_secs(15);
+pub(crate) const FAST: Duration = Duration::from_secs(15);
 
-pub(super) const OPTIONS: Options =
+pub(crate) const OPTIONS: Options =
     Options { listener: LISTENER, start: LISTENER, stop: LISTENER, transition: FAST, exit: EXIT, grace: GRACE };
 
 /// Runs `body` on two threads in real time, at most as long as anything may take.
@@ -57,7 +57,7 @@ pub(crate) fn both<T, B: Future<Output = T>>(body: impl Fn() -> B) {
 }
 
 /// Waits until `met` is true: for what nobody tells of.
-pub(super) async fn reached(what: &str, mut met: impl FnMut() -> bool) {
+pub(crate) async fn reached(what: &str, mut met: impl FnMut() -> bool) {
     let begun = std::time::Instant::now();
     while !met() {
         assert!(begun.elapsed() < LIMIT, "waited in vain until {what}");
@@ -71,13 +71,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// One call of a probe, or its end.
 #[derive(Debug, Clone)]
-pub(super) struct Line {
-    pub(super) at: Instant,
+pub(crate) struct Line {
+    pub(crate) at: Instant,
     /// The channel or the phase; with ` done` when the call has ended by itself.
-    pub(super) what: String,
-    pub(super) name: String,
-    pub(super) state: State,
-    pub(super) argument: Value,
+    pub(crate) what: String,
+    pub(crate) name: String,
+    pub(crate) state: State,
+    pub(crate) argument: Value,
 }
 
 impl Line {
@@ -88,13 +88,13 @@ impl Line {
 
 /// What happened, in order.
 #[derive(Default)]
-pub(super) struct Journal {
+pub(crate) struct Journal {
     lines: Mutex<Vec<Line>>,
     count: watch::Sender<usize>,
 }
 
 impl Journal {
-    pub(super) fn note(&self, what: &str, name: &str, state: State, argument: &Value) {
+    pub(crate) fn note(&self, what: &str, name: &str, state: State, argument: &Value) {
         let line = Line {
             at: Instant::now(),
             what: what.to_owned(),
@@ -110,37 +110,37 @@ impl Journal {
     }
 
     /// Returns every line, ends of calls included.
-    pub(super) fn lines(&self) -> Vec<Line> {
+    pub(crate) fn lines(&self) -> Vec<Line> {
         lock(&self.lines).clone()
     }
 
     /// Returns the calls as "what name", in the order in which they began.
-    pub(super) fn calls(&self) -> Vec<String> {
+    pub(crate) fn calls(&self) -> Vec<String> {
         self.lines().iter().filter(|line| !line.what.ends_with(" done")).map(Line::words).collect()
     }
 
     /// Returns the names called for `what`, in order.
-    pub(super) fn names(&self, what: &str) -> Vec<String> {
+    pub(crate) fn names(&self, what: &str) -> Vec<String> {
         self.lines().into_iter().filter(|line| line.what == what).map(|line| line.name).collect()
     }
 
     /// Returns the line of `words`.
-    pub(super) fn find(&self, words: &str) -> Line {
+    pub(crate) fn find(&self, words: &str) -> Line {
         let lines = self.lines();
         lines.iter().find(|line| line.words() == words).unwrap_or_else(|| panic!("no {words}: {lines:?}")).clone()
     }
 
     /// Returns how often `words` happened.
-    pub(super) fn count(&self, words: &str) -> usize {
+    pub(crate) fn count(&self, words: &str) -> usize {
         self.lines().iter().filter(|line| line.words() == words).count()
     }
 
-    pub(super) fn clear(&self) {
+    pub(crate) fn clear(&self) {
         lock(&self.lines).clear();
     }
 
     /// Waits until `words` has happened.
-    pub(super) async fn happened(&self, words: &str) {
+    pub(crate) async fn happened(&self, words: &str) {
         let mut count = self.count.subscribe();
         while !self.lines().iter().any(|line| line.words() == words) {
             count.changed().await.expect("the journal lives");
@@ -150,7 +150,7 @@ impl Journal {
 
 /// What a probe does when it is called.
 #[derive(Clone)]
-pub(super) enum Deed {
+pub(crate) enum Deed {
     /// Answers.
     Ok(Value),
     /// Fails, and says so.
@@ -172,10 +172,10 @@ pub(super) enum Deed {
 }
 
 /// Returns what a probe answers that has nothing to say.
-pub(super) const OK: Deed = Deed::Ok(Value::Null);
+pub(crate) const OK: Deed = Deed::Ok(Value::Null);
 
 impl Deed {
-    pub(super) async fn done(self, cancelled: CancellationToken) -> Result<Value, Failure> {
+    pub(crate) async fn done(self, cancelled: CancellationToken) -> Result<Value, Failure> {
         match self {
             Self::Ok(value) => Ok(value),
             Self::Fail(reason) => Err(Failure::new(reason)),
@@ -205,7 +205,7 @@ impl Deed {
 }
 
 /// Returns a listener that writes itself down as `name` and does `deed`.
-pub(super) fn probe(journal: &Arc<Journal>, name: &str, deed: Deed) -> Arc<dyn Listener> {
+pub(crate) fn probe(journal: &Arc<Journal>, name: &str, deed: Deed) -> Arc<dyn Listener> {
     let (journal, name) = (Arc::clone(journal), name.to_owned());
     listener(move |call: Call| {
         let (journal, name, deed) = (Arc::clone(&journal), name.clone(), deed.clone());
@@ -220,14 +220,14 @@ pub(super) fn probe(journal: &Arc<Journal>, name: &str, deed: Deed) -> Arc<dyn L
 
 /// What the owner of the bus hears.
 #[derive(Default)]
-pub(super) struct Seen {
+pub(crate) struct Seen {
     events: Mutex<Vec<BusEvent>>,
     exit_after_failure: AtomicBool,
 }
 
 impl Seen {
     /// Returns the states, in order.
-    pub(super) fn states(&self) -> Vec<State> {
+    pub(crate) fn states(&self) -> Vec<State> {
         let state = |event: &BusEvent| match event {
             BusEvent::State(state) => Some(*state),
             BusEvent::Fault(_) | BusEvent::Request { .. } | BusEvent::Publication(_) | BusEvent::Reloaded { .. } => {
@@ -238,7 +238,7 @@ impl Seen {
     }
 
     /// Forgets what was seen.
-    pub(super) fn clear(&self) {
+    pub(crate) fn clear(&self) {
         lock(&self.events).clear();
     }
 }
@@ -254,17 +254,17 @@ impl Observer for Seen {
 }
 
 /// A bus that runs, with its journal.
-pub(super) struct Site {
-    pub(super) bus: Bus,
-    pub(super) journal: Arc<Journal>,
-    pub(super) seen: Arc<Seen>,
+pub(crate) struct Site {
+    pub(crate) bus: Bus,
+    pub(crate) journal: Arc<Journal>,
+    pub(crate) seen: Arc<Seen>,
     engine: Mutex<Option<Engine>>,
     running: Mutex<Option<JoinHandle<Ended>>>,
 }
 
 impl Site {
     /// Returns a site whose engine does not run yet.
-    pub(super) fn at_rest() -> Self {
+    pub(crate) fn at_rest() -> Self {
         let (bus, engine) = Bus::new(OPTIONS);
         let seen = Arc::new(Seen::default());
         let engine = engine.with_observer(Arc::clone(&seen) as _);
@@ -272,7 +272,7 @@ impl Site {
     }
 
     /// Returns a site that is idle.
-    pub(super) async fn idle() -> Self {
+    pub(crate) async fn idle() -> Self {
         let site = Self::at_rest();
         site.run();
         site.bus.wait(&[State::Idle]).await.expect("it gets there");
@@ -282,24 +282,24 @@ impl Site {
     }
 
     /// Has a failed start end the site, as the runtime does.
-    pub(super) fn exiting_after_failure(self) -> Self {
+    pub(crate) fn exiting_after_failure(self) -> Self {
         self.seen.exit_after_failure.store(true, Ordering::Relaxed);
         self
     }
 
     /// Runs the engine.
-    pub(super) fn run(&self) {
+    pub(crate) fn run(&self) {
         let engine = lock(&self.engine).take().expect("it runs once");
         *lock(&self.running) = Some(tokio::spawn(engine.run()));
     }
 
     /// Adds a probe to a channel.
-    pub(super) fn probe(&self, channel: &str, name: &str, priority: i32, deed: Deed) {
+    pub(crate) fn probe(&self, channel: &str, name: &str, priority: i32, deed: Deed) {
         self.bus.subscribe(Subscription::new(channel, name, probe(&self.journal, name, deed)).priority(priority));
     }
 
     /// Returns a component that can be given more to do before it is attached.
-    pub(super) fn part(&self, name: &str) -> Part {
+    pub(crate) fn part(&self, name: &str) -> Part {
         Part {
             name: name.to_owned(),
             order: Order::default(),
@@ -312,29 +312,29 @@ impl Site {
     }
 
     /// Asks as the test.
-    pub(super) fn ask(&self, request: Request) -> Ticket {
+    pub(crate) fn ask(&self, request: Request) -> Ticket {
         self.bus.request(request, Origin("test".to_owned()))
     }
 
     /// Asks, and waits for the outcome.
-    pub(super) async fn want(&self, request: Request) -> Progress {
+    pub(crate) async fn want(&self, request: Request) -> Progress {
         self.ask(request).outcome().await
     }
 
     /// Asks, and asserts that it is done.
-    pub(super) async fn done(&self, request: Request) {
+    pub(crate) async fn done(&self, request: Request) {
         let name = request.name();
         assert_eq!(self.want(request).await, Progress::Done, "{name}: {:?}", self.bus.faults());
     }
 
     /// Waits for the end of the engine.
-    pub(super) async fn ended(&self) -> Ended {
+    pub(crate) async fn ended(&self) -> Ended {
         let running = lock(&self.running).take().expect("it runs");
         running.await.expect("the engine does not panic")
     }
 
     /// Exits; asserts that nothing failed.
-    pub(super) async fn exit(&self) -> Ended {
+    pub(crate) async fn exit(&self) -> Ended {
         self.done(Request::Exit).await;
         let ended = self.ended().await;
         assert!(ended.faults.is_empty(), "{:?}", ended.faults);
@@ -343,7 +343,7 @@ impl Site {
 }
 
 /// A component that does as it is told.
-pub(super) struct Part {
+pub(crate) struct Part {
     name: String,
     order: Order,
     limits: Limits,
@@ -354,33 +354,33 @@ pub(super) struct Part {
 }
 
 impl Part {
-    pub(super) fn needs(mut self, names: &[&str]) -> Self {
+    pub(crate) fn needs(mut self, names: &[&str]) -> Self {
         self.order.needs = names.iter().map(|name| (*name).to_owned()).collect();
         self
     }
 
-    pub(super) fn after(mut self, names: &[&str]) -> Self {
+    pub(crate) fn after(mut self, names: &[&str]) -> Self {
         self.order.after = names.iter().map(|name| (*name).to_owned()).collect();
         self
     }
 
-    pub(super) const fn priority(mut self, priority: i32) -> Self {
+    pub(crate) const fn priority(mut self, priority: i32) -> Self {
         self.order.priority = priority;
         self
     }
 
-    pub(super) const fn limits(mut self, limits: Limits) -> Self {
+    pub(crate) const fn limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
         self
     }
 
     /// Does `deed` when it is asked to `what`: start, stop, prepare, commit or abort.
-    pub(super) fn on(mut self, what: &'static str, deed: Deed) -> Self {
+    pub(crate) fn on(mut self, what: &'static str, deed: Deed) -> Self {
         self.deeds.insert(what, deed);
         self
     }
 
-    pub(super) fn attach(self) {
+    pub(crate) fn attach(self) {
         let bus = self.bus.clone();
         bus.attach(Arc::new(self)).expect("its name is free");
     }

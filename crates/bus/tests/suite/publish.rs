@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use refit::bus::{BUILT_IN, Call, LOG, Outcome, Subscription, listener};
-use refit::{Failure, Request};
+use refit_bus::{BUILT_IN, Call, LOG, Outcome, Subscription, listener};
+use refit_bus::{Failure, Request};
 use serde_json::{Value, json};
 
-use super::probe::{Deed, OK, Site, both, limited, reached};
-use crate::wait::LIMIT;
+use crate::probe::LIMIT;
+use crate::probe::{Deed, OK, Site, both, limited, reached};
 
 #[test]
 fn b001_listeners_of_every_built_in_channel_are_called_by_priority_with_the_argument() {
@@ -298,7 +298,7 @@ fn b115_publications_that_lead_to_one_another_in_a_circle_end() {
         });
         site.bus.subscribe(Subscription::new("x", "again", again));
         site.bus.publish("x", Value::Null).await;
-        assert_eq!(depth.load(Ordering::SeqCst), refit::bus::DEPTH_MAX);
+        assert_eq!(depth.load(Ordering::SeqCst), refit_bus::DEPTH_MAX);
         site.bus.unsubscribe("x", "again");
     });
 }
@@ -316,7 +316,7 @@ fn only_the_bus_starts_stops_and_reloads_components_not_a_publication() {
         site.done(Request::Start).await;
         site.bus.publish("stop", Value::Null).await;
         assert_eq!(site.journal.calls(), ["start a"]);
-        reached("it still runs", || site.bus.state() == refit::bus::State::Running).await;
+        reached("it still runs", || site.bus.state() == refit_bus::State::Running).await;
         site.exit().await;
         assert_eq!(site.journal.calls(), ["start a", "stop a"]);
     });

@@ -6,12 +6,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use refit::Request;
-use refit::bus::{Goal, Progress, RequestKind, START, State, Subscription, WaitError, listener};
+use refit_bus::Request;
+use refit_bus::{Goal, Progress, RequestKind, START, State, Subscription, WaitError, listener};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::probe::{OK, Site, both, paused};
+use crate::probe::{OK, Site, both, paused};
 
 #[test]
 fn b059_a_wait_returns_the_state_that_was_reached() {
@@ -84,12 +84,12 @@ impl<F: Future> Future for Counted<F> {
 #[test]
 fn b062_waiting_costs_nothing() {
     paused(async {
-        let (bus, engine) = refit::Bus::new(super::probe::OPTIONS);
+        let (bus, engine) = refit_bus::Bus::new(super::probe::OPTIONS);
         let polls = Arc::new(AtomicUsize::new(0));
         let mut tasks = tokio::task::JoinSet::new();
         let running = Counted { inner: Box::pin(engine.run()), polls: Arc::clone(&polls) };
         tasks.spawn(async { drop(running.await) });
-        bus.request(Request::Start, refit::Origin("test".to_owned())).outcome().await;
+        bus.request(Request::Start, refit_bus::Origin("test".to_owned())).outcome().await;
         for _ in 0..100 {
             let bus = bus.clone();
             let waiting = async move { bus.wait(&[State::Exited]).await };
@@ -104,7 +104,7 @@ fn b062_waiting_costs_nothing() {
         tokio::time::sleep(Duration::from_secs(10)).await;
         assert_eq!(alone.elapsed().as_secs(), 10);
         assert_eq!(polls.load(Ordering::SeqCst), before, "nobody woke up in ten seconds");
-        bus.request(Request::Exit, refit::Origin("test".to_owned())).outcome().await;
+        bus.request(Request::Exit, refit_bus::Origin("test".to_owned())).outcome().await;
         while let Some(ended) = tasks.join_next().await {
             ended.expect("no panic");
         }
@@ -189,7 +189,7 @@ fn b067_a_listener_may_request_but_not_wait_for_the_transition_that_waits_for_it
         let asks = listener(move |_| {
             let bus = bus.clone();
             async move {
-                let ticket = bus.request(Request::Stop, refit::Origin("listener".to_owned()));
+                let ticket = bus.request(Request::Stop, refit_bus::Origin("listener".to_owned()));
                 let waited = bus.wait(&[State::Idle]).await;
                 Ok(json!([format!("{:?}", ticket.outcome().await), format!("{waited:?}")]))
             }

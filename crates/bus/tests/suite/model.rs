@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use proptest::test_runner::Config;
-use refit::bus::{
+use refit_bus::{
     Act, BusEvent, CancellationToken, Observer, Options, Order, Phase, Replacement, State, StopReason, Subscription,
     listener,
 };
-use refit::{Bus, Component, Failure, Origin, Progress, Request};
+use refit_bus::{Bus, Component, Failure, Origin, Progress, Request};
 use serde_json::Value;
 
 /// How many lives of a site are tried.
@@ -316,8 +316,8 @@ async fn live(plan: &Plan) -> Life {
     Life { seen, tickets: outcomes, faults: ended.faults.len(), twice: twice.load(Ordering::SeqCst) }
 }
 
-async fn ask(bus: &Bus, number: usize, steps: Vec<Step>) -> Vec<refit::Ticket> {
-    let mut tickets: Vec<refit::Ticket> = Vec::new();
+async fn ask(bus: &Bus, number: usize, steps: Vec<Step>) -> Vec<refit_bus::Ticket> {
+    let mut tickets: Vec<refit_bus::Ticket> = Vec::new();
     for step in steps {
         let request = match step {
             Step::Start => Request::Start,
@@ -517,7 +517,7 @@ proptest! {
 
     #[test]
     fn whatever_is_asked_and_whoever_fails_the_bus_keeps_its_word(plan in plan()) {
-        let life = crate::cases::paused(live(&plan));
+        let life = crate::probe::paused(live(&plan));
         judge(&plan, &life)?;
     }
 }

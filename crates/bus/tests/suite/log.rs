@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use refit::Request;
-use refit::bus::{LOG, Level, State};
+use refit_bus::Request;
+use refit_bus::{LOG, Level, State};
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::probe::{Deed, OK, Site, both, paused, reached};
+use crate::probe::{Deed, OK, Site, both, paused, reached};
 
 /// Returns what the log probe `name` was given, in order.
 fn heard(site: &Site, name: &str) -> Vec<Value> {
