@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::unistd::{Uid, User};
-use refit_base::{Exit, Report, Reported};
+use refit_base::{Exit, FileError, Report, Reported};
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde_json::Value;
 
@@ -67,14 +67,8 @@ pub(super) enum ClientError {
         status: u16,
     },
     /// A file cannot be read.
-    #[error("cannot read {}", path.display())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     /// The release is not the one that was approved.
     #[error("release {version} has the digest {found}, {approved} was approved")]
     NotApproved {
@@ -113,7 +107,7 @@ impl Reported for ClientError {
             Self::Answer { .. } => {
                 Report::new("internal", Exit::Failed, "use the refit of the same release as the appliance")
             }
-            Self::File { .. } => {
+            Self::File(_) => {
                 Report::new("file_unreadable", Exit::Usage, "check the name and the permissions; nothing was changed")
             }
             Self::NotApproved { .. } => Report::new(

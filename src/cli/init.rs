@@ -1,10 +1,9 @@
 //! `refit init`: a home with its first release.
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use refit_base::{Exit, Report, Reported, clock};
+use refit_base::{Exit, FileError, Report, Reported, clock, file_error};
 use refit_updater::Store;
 use refit_updater::config::{ConfigError as MergeError, Existing, merge_config};
 use refit_updater::durable;
@@ -38,12 +37,8 @@ pub(super) enum InitError {
     #[error("an appliance is installed in {} already", home.display())]
     Installed { home: PathBuf },
     /// A file cannot be read.
-    #[error("cannot read {}", path.display())]
-    Read {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
@@ -66,7 +61,7 @@ impl Reported for InitError {
             Self::Installed { .. } => {
                 Report::new("home_installed", Exit::Config, "install updates with `refit install`; nothing was changed")
             }
-            Self::Read { .. } => {
+            Self::File(_) => {
                 Report::new("file_unreadable", Exit::Usage, "check the name and the permissions; nothing was changed")
             }
             Self::Store(error) => Report { exit: Exit::Disk, ..error.report() },
@@ -139,12 +134,8 @@ pub(super) fn make_home(home: &Home, package: &Input, root: &Path) -> Result<New
 }
 
 fn fill_home(home: &Home, package: &Input, root: &Path) -> Result<NewHome, InitError> {
-    let unreadable = |path: &Path| {
-        let path = path.to_owned();
-        move |source| InitError::Read { path, source }
-    };
-    let root_bytes = std::fs::read(root).map_err(unreadable(root))?;
-    let file = package.open().map_err(unreadable(package.path()))?;
+    let root_bytes = std::fs::read(root).map_err(file_error("read", root))?;
+    let file = package.open().map_err(file_error("read", package.path()))?;
     let store = Store::init(home.path())?;
     let trust = Trust::install_root(home.path(), &root_bytes)?;
     // Before the package arrives: hashing a password and unpacking each take what memory a small machine has to spare.

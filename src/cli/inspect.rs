@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use indicatif::HumanBytes;
 use refit_author::inspect::{Change, Comparison, InspectError, Inspection, compare, inspect_open};
-use refit_base::{Exit, Report, Reported, clock};
+use refit_base::{Exit, FileError, Report, Reported, clock, file_error};
 use refit_updater::manifest::Body;
 use serde_json::json;
 
@@ -35,12 +35,8 @@ pub(super) struct Inspect {
 enum InspectCommandError {
     #[error(transparent)]
     Inspect(#[from] InspectError),
-    #[error("cannot read {}", path.display())]
-    Read {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
 }
 
 impl Reported for InspectCommandError {
@@ -51,7 +47,7 @@ impl Reported for InspectCommandError {
                 Report { code: CODE, exit: Exit::Usage, ..error.report() }
             }
             Self::Inspect(error) => Report { code: CODE, ..error.report() },
-            Self::Read { .. } => Report::new("file_unreadable", Exit::Usage, "check the name and the permissions"),
+            Self::File(_) => Report::new("file_unreadable", Exit::Usage, "check the name and the permissions"),
         }
     }
 }
@@ -67,16 +63,17 @@ fn try_run(context: &Context, inspect: &Inspect) -> Result<(), InspectCommandErr
     let root = match &inspect.root {
         Some(path) => {
             let path = context.path(path);
-            Some(std::fs::read(&path).map_err(|source| InspectCommandError::Read { path, source })?)
+            Some(std::fs::read(&path).map_err(file_error("read", &path))?)
         }
         None => None,
     };
     let inspect_file = |path| {
         let input = Input::new(context, path);
         let opened = input.open().map_err(|source| {
-            let path = input.path().to_owned();
-            let is_dir = source.kind() == io::ErrorKind::IsADirectory;
-            if is_dir { InspectError::Directory { path }.into() } else { InspectCommandError::Read { path, source } }
+            if source.kind() == io::ErrorKind::IsADirectory {
+                return InspectCommandError::from(InspectError::Directory { path: input.path().to_owned() });
+            }
+            file_error("read", input.path())(source).into()
         })?;
         Ok::<_, InspectCommandError>(inspect_open(opened, input.path(), root.as_deref(), inspect.check, clock::now())?)
     };

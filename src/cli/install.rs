@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use futures_util::StreamExt;
 use indicatif::ProgressBar;
-use refit_base::{Exit, lock};
+use refit_base::{Exit, file_error, lock};
 use refit_updater::Digest;
 use reqwest::Method;
 use reqwest::header;
@@ -158,7 +158,7 @@ async fn send(context: &Context, client: &Client, install: &Install, input: &Inp
         (answer.bytes_stream().map(move |chunk| chunk.map_err(|error| note(fetch(error)))).boxed(), length)
     } else {
         let path = input.path().to_owned();
-        let unreadable = move |source| ClientError::File { path: path.clone(), source };
+        let unreadable = move |source| ClientError::from(file_error("read", &path)(source));
         let mut file = input.open().map_err(&unreadable)?;
         let length = bytes_left(&mut file).map_err(&unreadable)?;
         let chunks = ReaderStream::with_capacity(tokio::fs::File::from_std(file), CHUNK_BYTES);

@@ -1,12 +1,11 @@
 //! `refit repo`: a repository of releases, for any static web server.
 
-use std::io;
 use std::path::{Path, PathBuf};
 
 use indicatif::HumanBytes;
 use refit_author::keys::{Keys, KeysError};
 use refit_author::publish::{Addition, Contents, Outcome, Repository, RepositoryError, Terms, check, contents};
-use refit_base::{Exit, Report, Reported, clock};
+use refit_base::{Exit, FileError, Report, Reported, clock, file_error};
 use refit_updater::durable;
 use refit_updater::package::METADATA_BYTES_MAX;
 use refit_updater::repository::{Listed, Offer};
@@ -104,12 +103,8 @@ enum RepoError {
     Keys(#[from] KeysError),
     #[error(transparent)]
     Repository(#[from] RepositoryError),
-    #[error("cannot read {}", path.display())]
-    Read {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     #[error("the repository in {} is not in order: {first} (problem 1 of {problems})", dir.display())]
     Damaged { dir: PathBuf, problems: usize, first: String },
 }
@@ -119,7 +114,7 @@ impl Reported for RepoError {
         match self {
             Self::Keys(error) => error.report(),
             Self::Repository(error) => error.report(),
-            Self::Read { .. } => Report::new("file_unreadable", Exit::Usage, "check the name and the permissions"),
+            Self::File(_) => Report::new("file_unreadable", Exit::Usage, "check the name and the permissions"),
             Self::Damaged { .. } => Report::new(
                 "repository_damaged",
                 Exit::Refused,
@@ -152,7 +147,7 @@ fn try_run(context: &Context, repo: &Repo) -> Result<(), RepoError> {
             let packages: Vec<PathBuf> = packages.iter().map(|package| context.path(package)).collect();
             // One that is not there is known before the first of them changes anything.
             for path in &packages {
-                path.metadata().map_err(|source| RepoError::Read { path: path.clone(), source })?;
+                path.metadata().map_err(file_error("read", path))?;
             }
             let mut added = Vec::new();
             for package in &packages {
@@ -217,7 +212,7 @@ impl Reading {
             (root, _) => {
                 let path = context.path(&root.clone().unwrap_or_default());
                 let root = durable::read_limited(&path, METADATA_BYTES_MAX);
-                Ok(TrustAnchor::Root(root.map_err(|source| RepoError::Read { path, source })?))
+                Ok(TrustAnchor::Root(root.map_err(file_error("read", &path))?))
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use refit_base::{Exit, Report, Reported, clock};
+use refit_base::{Exit, FileError, Report, Reported, clock, file_error};
 use refit_updater::trust::{Trust as TrustStore, TrustError};
 use serde_json::json;
 
@@ -25,19 +25,15 @@ pub(super) enum Trust {
 enum TrustCommandError {
     #[error(transparent)]
     Trust(#[from] TrustError),
-    #[error("cannot read {}", path.display())]
-    Read {
-        path: PathBuf,
-        #[source]
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
 }
 
 impl Reported for TrustCommandError {
     fn report(&self) -> Report<'_> {
         match self {
             Self::Trust(error) => error.report(),
-            Self::Read { .. } => {
+            Self::File(_) => {
                 Report::new("file_unreadable", Exit::Usage, "check the name and the permissions; nothing was changed")
             }
         }
@@ -57,7 +53,7 @@ pub(super) fn run(context: &Context, trust: &Trust) -> Exit {
 
 fn reset(context: &Context, root: &std::path::Path) -> Result<(), TrustCommandError> {
     let path = context.path(root);
-    let bytes = std::fs::read(&path).map_err(|source| TrustCommandError::Read { path: path.clone(), source })?;
+    let bytes = std::fs::read(&path).map_err(file_error("read", &path))?;
     TrustStore::reset(context.home.path(), &bytes)?;
     if context.json {
         context.print(&json!({ "trusted": path }).to_string());

@@ -15,7 +15,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use refit_base::{Exit, Report, Reported};
+use refit_base::{Exit, FileError, Report, Reported, file_error};
 use refit_bus::RequestKind;
 use refit_updater::trust::Expired;
 use semver::Version;
@@ -275,14 +275,8 @@ impl std::fmt::Display for Mistake {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("cannot read {}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     /// The files say something that cannot be.
     #[error("{}", mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Mistakes {
@@ -294,7 +288,7 @@ pub enum ConfigError {
 impl Reported for ConfigError {
     fn report(&self) -> Report<'_> {
         let remedy = match self {
-            Self::Read { .. } => "restore the file, then try again",
+            Self::File(_) => "restore the file, then try again",
             Self::Mistakes { .. } => "correct the file, then try again; nothing was started",
         };
         Report::new("configuration_refused", Exit::Config, remedy)
@@ -322,10 +316,7 @@ impl Config {
 
     fn read(release: &Path, local: &Path, programs: Option<&Programs>) -> Result<Self, ConfigError> {
         let path = release.join(FILE);
-        let text = read_text(&path)?.ok_or_else(|| ConfigError::Read {
-            path: path.clone(),
-            source: std::io::Error::from(std::io::ErrorKind::NotFound),
-        })?;
+        let text = read_text(&path)?.ok_or_else(|| file_error("read", &path)(std::io::ErrorKind::NotFound.into()))?;
         let local_text = read_text(local)?;
         let local = local_text.as_deref().map(|text| (local, text));
         check::parse(&path, &text, local, programs).map_err(|mistakes| ConfigError::Mistakes { mistakes })
@@ -338,7 +329,7 @@ impl Config {
 }
 
 fn read_text(path: &Path) -> Result<Option<String>, ConfigError> {
-    let failed = |source| ConfigError::Read { path: path.to_owned(), source };
+    let failed = |source| ConfigError::from(file_error("read", path)(source));
     match refit_updater::durable::read_limited(path, CONFIG_BYTES_MAX) {
         Ok(bytes) => match String::from_utf8(bytes) {
             Ok(text) => Ok(Some(text)),
