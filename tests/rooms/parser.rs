@@ -36,8 +36,10 @@ pub(crate) struct Use {
 /// Reads `text`, the file of the module at `path`. Returns that module and those inside it, and the paths of those that it
 /// declares to be in files of their own.
 pub(crate) fn parse(file: &str, text: &str, path: &[String]) -> (BTreeMap<Vec<String>, Module>, Vec<Vec<String>>) {
-    let mut parser = Parser { modules: BTreeMap::new(), file, tokens: &tokens(text), at: 0 };
+    let tokens = tokens(text);
+    let mut parser = Parser { modules: BTreeMap::new(), file, tokens: &tokens, at: 0 };
     let files = parser.module(path);
+    assert_eq!(parser.at, tokens.len(), "the brackets of {file} do not match");
     (parser.modules, files)
 }
 
@@ -181,7 +183,13 @@ impl Parser<'_> {
             self.at += 1;
             self.skip_group();
         }
-        let is_use = (0..6).any(|ahead| self.text(ahead) == "use");
+        if self.text(0) == "pub" {
+            self.at += 1;
+            if self.text(0) == "(" {
+                self.skip_group();
+            }
+        }
+        let is_use = self.text(0) == "use";
         while !matches!(self.text(0), ";" | "") {
             let is_block = self.text(0) == "{";
             self.skip_group();

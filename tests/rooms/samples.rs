@@ -19,6 +19,8 @@ fn an_import_against_the_table_is_found() {
         ("fn f() -> u8 { super::high::height() }", "super::high::height"),
         ("fn f(x: &'static crate::high::Top) {}", "crate::high::Top"),
         ("mod inner { use super::super::high; }", "super::super::high"),
+        ("#[cfg(test)] mod tests { use super::*; } use crate::high::Top;", "crate::high::Top"),
+        ("#[cfg(test)] pub(crate) use std::{fs, io}; use crate::high::Top;", "crate::high::Top"),
         ("use super::high as h; fn f() { h::height() }", "super::high"),
         ("const C: char = '\"'; use crate::high::Top; const D: &str = r#\"\"\"#;", "crate::high::Top"),
     ];
