@@ -95,9 +95,10 @@ class Report:
         self.line(f"status {ran.status}")
         objects = parsed(ran.out)
         if objects is None:
-            self.text("out", ran.out, tables)
+            self.text("out", before_stop(ran.out), tables)
         elif events:
-            told = [one for one in objects if "event" in one]
+            told = [json.loads(line) for line in before_stop(ran.out).splitlines()]
+            told = [one for one in told if "event" in one]
             steps = [one["data"]["step"] for one in told if one["event"] == "update.step"]
             # How far it is, is told as often as somebody looks: an update that fails may never say so.
             self.events("event", [one for one in told if one["event"] != "update.progress"])
@@ -133,6 +134,17 @@ class Report:
         else:
             self.text("body", answer.text())
         return answer
+
+
+def before_stop(text):
+    """Returns what a command said of an update until the image that it had asked began to stop.
+
+    It asks the next image again, and how much of the rest it hears before the outcome is a matter of time. Those that
+    follow the events hear all of it.
+    """
+    lines = text.splitlines(keepends=True)
+    stops = [number for number, line in enumerate(lines) if re.match(r'stopping  |.*"step":"stopping"', line)]
+    return "".join(lines[: stops[0] + 1]) if stops else text
 
 
 def parsed(text):

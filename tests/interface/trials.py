@@ -9,7 +9,7 @@ import subprocess
 
 from appliances import Home, Release
 from observed import Followed
-from program import END_S, until
+from program import END_S, Ran, until
 
 
 def trial(report, bench, directory):
@@ -53,10 +53,8 @@ def trial(report, bench, directory):
     os.kill(runtime, signal.SIGKILL)
     until("another runtime runs", lambda: (home.look() or {}).get("runtime", {}).get("pid") not in (runtime, None))
     home.running("1.0.0")
-    report.head("refit install 1.1.0, whose runtime was killed")
-    report.line(f"status {install.wait(END_S)}")
-    report.text("out", (directory / "out").read_text())
-    report.text("err", (directory / "err").read_text())
+    status = install.wait(END_S)
+    report.ran(words, Ran(status, (directory / "out").read_text(), (directory / "err").read_text()))
     for line in ["history", "history --json", "releases --json"]:
         home.run(line.split())
     inhibited(report, bench, home)
