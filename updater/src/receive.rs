@@ -30,7 +30,7 @@ use crate::package::{Package, PackageError, Payload};
 use crate::release::{Received, Store};
 use crate::trust::{Expired, Trust, VerifiedManifest};
 
-pub use error::{FrameTrouble, PayloadError, ReceiveError};
+pub use error::{FrameProblem, PayloadError, ReceiveError};
 pub use holes::is_hole;
 pub use unpack::check_payload;
 

@@ -24,7 +24,7 @@ use crate::spare;
 
 pub(crate) use checked::Checked;
 pub use received::Received;
-pub use verify::{Problem, Trouble, VerifyProgress, VerifyReport};
+pub use verify::{FileProblem, Problem, VerifyProgress, VerifyReport};
 
 /// The link to the release that runs.
 pub const CURRENT: &str = "current";

@@ -40,7 +40,7 @@ use crate::manifest::Manifest;
 use crate::package::{MANIFEST_NAME, Metadata};
 use seen::{Seen, Source};
 
-pub use error::{SeenTrouble, TrustError};
+pub use error::{SeenProblem, TrustError};
 pub use load::{Loaded, load};
 pub use status::{RoleStatus, TrustStatus};
 

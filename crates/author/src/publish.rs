@@ -41,9 +41,9 @@ use tough::schema::RoleType;
 
 use crate::inspect::{InspectError, Signed as SignedPackage, open_signed};
 use crate::keys::{Keys, KeysError, PublishedError, metadata as signed_part};
-use check::payload_trouble;
+use check::payload_problem;
 
-pub use check::{CheckProgress, Checked, Problem, Trouble, check};
+pub use check::{CheckProgress, Checked, FileProblem, Problem, check};
 pub use current::contents;
 pub use error::RepositoryError;
 
@@ -256,7 +256,7 @@ impl Repository {
         let dir = payload_path.parent().unwrap_or(&self.dir);
         let is_whole = || {
             durable::read_limited(&manifest_path, MANIFEST_BYTES_MAX).is_ok_and(|found| found == bytes)
-                && payload_trouble(&payload_path, &manifest, &mut |_bytes| {}).is_none()
+                && payload_problem(&payload_path, &manifest, &mut |_bytes| {}).is_none()
         };
         if listed.is_some() && is_whole() {
             check_payload(payload, &manifest, |_stored| Ok(())).map_err(refused)?;

@@ -165,7 +165,7 @@ pub enum TufError {
 impl TufError {
     /// Returns whether it is the transport or the disk that failed, not the metadata.
     #[must_use]
-    pub fn is_trouble(&self) -> bool {
+    pub fn is_transport(&self) -> bool {
         match self {
             Self::Fetch { .. } | Self::Keep { .. } => true,
             Self::Format { .. }

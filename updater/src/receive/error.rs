@@ -99,7 +99,7 @@ pub enum ReceiveError {
         /// The file it belongs to.
         path: String,
         /// What is wrong with it.
-        why: FrameTrouble,
+        why: FrameProblem,
     },
     /// A file operation failed.
     #[error(transparent)]
@@ -136,7 +136,7 @@ pub enum PayloadError {
         /// The file it belongs to.
         path: String,
         /// What is wrong with it.
-        why: FrameTrouble,
+        why: FrameProblem,
     },
     /// The codec cannot be used.
     #[error("cannot prepare to decode")]
@@ -164,7 +164,7 @@ impl Reported for PayloadError {
 /// What is wrong with a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum FrameTrouble {
+pub enum FrameProblem {
     /// Its bytes are not those that were signed.
     #[error("a frame differs from its signed digest")]
     Stored,

@@ -18,7 +18,7 @@ use refit_base::file_error;
 
 use super::holes::write_with_holes;
 use super::plan::{Content, Plan};
-use super::{FrameTrouble, PayloadError, ReceiveError, ReceiveProgress};
+use super::{FrameProblem, PayloadError, ReceiveError, ReceiveProgress};
 use crate::codec::Decoder;
 use crate::digest::{Digest, Hasher};
 use crate::durable;
@@ -242,26 +242,26 @@ fn write_frame(
     content: &mut Vec<u8>,
     tree: &Path,
 ) -> Result<(), ReceiveError> {
-    let trouble = |why| ReceiveError::Frame { path: job.target.path.to_owned(), why };
-    check_frame(decoder, job.frame, stored, content).map_err(trouble)?;
+    let problem = |why| ReceiveError::Frame { path: job.target.path.to_owned(), why };
+    check_frame(decoder, job.frame, stored, content).map_err(problem)?;
     let files = job.target.files(tree)?;
     for file in files.iter() {
         write_with_holes(file, content, job.at).map_err(file_error("write", &tree.join(job.target.path)))?;
     }
-    if job.target.hash(content, job.at).map_err(trouble)? {
+    if job.target.hash(content, job.at).map_err(problem)? {
         files.iter().for_each(durable::begin_writeback);
     }
     Ok(())
 }
 
 /// Decodes a frame into `content`, if its stored bytes are those that were signed.
-fn check_frame(decoder: &mut Decoder, frame: &Frame, stored: &[u8], content: &mut Vec<u8>) -> Result<(), FrameTrouble> {
+fn check_frame(decoder: &mut Decoder, frame: &Frame, stored: &[u8], content: &mut Vec<u8>) -> Result<(), FrameProblem> {
     // First of all: the decoder, a large piece of software, only ever sees what the vendor signed.
     if Digest::of(stored) != frame.stored_sha256 {
-        return Err(FrameTrouble::Stored);
+        return Err(FrameProblem::Stored);
     }
-    let size = usize::try_from(frame.size).map_err(|_too_large| FrameTrouble::Decode)?;
-    decoder.decode(stored, size, content).map_err(|_no_frame| FrameTrouble::Decode)
+    let size = usize::try_from(frame.size).map_err(|_too_large| FrameProblem::Decode)?;
+    decoder.decode(stored, size, content).map_err(|_no_frame| FrameProblem::Decode)
 }
 
 /// Decodes every frame of `payload` and compares what it finds with the manifest. The stored bytes of each frame are given
@@ -278,16 +278,16 @@ pub fn check_payload<R: Read, E: From<PayloadError>>(
     let (mut stored, mut content) = (Vec::new(), Vec::new());
     for file in manifest.files() {
         let Body::Regular { frames, sha256, .. } = &file.body else { continue };
-        let trouble = |why| PayloadError::Frame { path: file.path.clone(), why };
+        let problem = |why| PayloadError::Frame { path: file.path.clone(), why };
         let mut whole = Hasher::default();
         for frame in frames {
             payload.read(frame.stored, &mut stored).map_err(PayloadError::from)?;
-            check_frame(&mut decoder, frame, &stored, &mut content).map_err(trouble)?;
+            check_frame(&mut decoder, frame, &stored, &mut content).map_err(problem)?;
             keep(&stored)?;
             whole.update(&content);
         }
         if !frames.is_empty() && whole.finish() != *sha256 {
-            return Err(trouble(FrameTrouble::Content).into());
+            return Err(problem(FrameProblem::Content).into());
         }
     }
     Ok(payload.finish().map_err(PayloadError::from)?)
@@ -308,7 +308,7 @@ impl<'m> Target<'m> {
     }
 
     /// Adds a frame to the hash of the whole, in its turn. Returns whether that is complete, and thereby right.
-    fn hash(&self, content: &[u8], at: u64) -> Result<bool, FrameTrouble> {
+    fn hash(&self, content: &[u8], at: u64) -> Result<bool, FrameProblem> {
         let mut hashed = lock(&self.hashed);
         while hashed.bytes != at {
             if hashed.broken {
@@ -321,7 +321,7 @@ impl<'m> Target<'m> {
         self.moved.notify_all();
         let whole = hashed.bytes == self.content.size;
         if whole && std::mem::take(&mut hashed.hasher).finish() != self.sha256 {
-            return Err(FrameTrouble::Content);
+            return Err(FrameProblem::Content);
         }
         Ok(whole)
     }

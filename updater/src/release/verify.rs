@@ -39,7 +39,7 @@ pub struct Problem {
     /// Path below the release.
     pub path: String,
     /// What is wrong there.
-    pub what: Trouble,
+    pub what: FileProblem,
 }
 
 impl fmt::Display for Problem {
@@ -52,7 +52,7 @@ impl fmt::Display for Problem {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, thiserror::Error)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
-pub enum Trouble {
+pub enum FileProblem {
     /// It is not there.
     #[error("missing")]
     Missing,
@@ -86,7 +86,7 @@ pub(super) fn verify(release: &Release, progress: &mut dyn FnMut(VerifyProgress)
     let mut known: HashSet<&str> = HashSet::from([RESERVED_DIR, INSTALLED_PATH]);
     for directory in release.manifest.directories() {
         known.insert(&directory.path);
-        if let Some(what) = directory_trouble(&release.dir.join(&directory.path), directory.mode) {
+        if let Some(what) = directory_problem(&release.dir.join(&directory.path), directory.mode) {
             report.problems.push(Problem { path: directory.path.clone(), what });
         }
     }
@@ -96,7 +96,7 @@ pub(super) fn verify(release: &Release, progress: &mut dyn FnMut(VerifyProgress)
         if let Body::Regular { size, .. } = &file.body {
             report.bytes += size;
         }
-        if let Some(what) = file_trouble(&release.dir.join(&file.path), file) {
+        if let Some(what) = file_problem(&release.dir.join(&file.path), file) {
             report.problems.push(Problem { path: file.path.clone(), what });
         }
         progress(VerifyProgress { bytes: report.bytes, bytes_total });
@@ -105,37 +105,37 @@ pub(super) fn verify(release: &Release, progress: &mut dyn FnMut(VerifyProgress)
     Ok(report)
 }
 
-fn directory_trouble(path: &Path, mode: Mode) -> Option<Trouble> {
-    let Ok(metadata) = fs::symlink_metadata(path) else { return Some(Trouble::Missing) };
+fn directory_problem(path: &Path, mode: Mode) -> Option<FileProblem> {
+    let Ok(metadata) = fs::symlink_metadata(path) else { return Some(FileProblem::Missing) };
     if !metadata.is_dir() {
-        Some(Trouble::Type)
+        Some(FileProblem::Type)
     } else if metadata.permissions().mode() & 0o7777 != mode.installed().bits() {
-        Some(Trouble::Mode)
+        Some(FileProblem::Mode)
     } else {
         None
     }
 }
 
-fn file_trouble(path: &Path, file: &FileEntry) -> Option<Trouble> {
-    let Ok(metadata) = fs::symlink_metadata(path) else { return Some(Trouble::Missing) };
+fn file_problem(path: &Path, file: &FileEntry) -> Option<FileProblem> {
+    let Ok(metadata) = fs::symlink_metadata(path) else { return Some(FileProblem::Missing) };
     match &file.body {
         Body::Link { target } => match fs::read_link(path) {
             Ok(found) if found == Path::new(target) => None,
-            Ok(_elsewhere) => Some(Trouble::Target),
-            Err(_no_link) => Some(Trouble::Type),
+            Ok(_elsewhere) => Some(FileProblem::Target),
+            Err(_no_link) => Some(FileProblem::Type),
         },
         Body::Regular { mode, size, sha256, .. } => {
             if !metadata.is_file() {
-                return Some(Trouble::Type);
+                return Some(FileProblem::Type);
             }
             if metadata.len() != *size {
-                return Some(Trouble::Size);
+                return Some(FileProblem::Size);
             }
             match File::open(path).and_then(Digest::of_reader) {
-                Ok((found, _)) if found != *sha256 => Some(Trouble::Content),
-                Ok(_) if metadata.permissions().mode() & 0o7777 != mode.installed().bits() => Some(Trouble::Mode),
+                Ok((found, _)) if found != *sha256 => Some(FileProblem::Content),
+                Ok(_) if metadata.permissions().mode() & 0o7777 != mode.installed().bits() => Some(FileProblem::Mode),
                 Ok(_) => None,
-                Err(_unreadable) => Some(Trouble::Unreadable),
+                Err(_unreadable) => Some(FileProblem::Unreadable),
             }
         }
     }
@@ -151,7 +151,7 @@ fn find_unexpected(
         let entry = entry.map_err(file_error("read", dir))?;
         let path = format!("{prefix}{}", entry.file_name().to_string_lossy());
         if !known.contains(path.as_str()) {
-            problems.push(Problem { path, what: Trouble::Unexpected });
+            problems.push(Problem { path, what: FileProblem::Unexpected });
         } else if entry.file_type().map_err(file_error("read", dir))?.is_dir() {
             find_unexpected(&entry.path(), &format!("{path}/"), known, problems)?;
         }

@@ -68,7 +68,7 @@ pub enum TrustError {
         path: PathBuf,
         /// What is wrong with it.
         #[source]
-        source: Box<SeenTrouble>,
+        source: Box<SeenProblem>,
     },
     /// Metadata in another spelling than the one it has.
     #[error("{name} is not in canonical form")]
@@ -139,7 +139,7 @@ pub enum TrustError {
 /// What is wrong with a file that remembers metadata.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum SeenTrouble {
+pub enum SeenProblem {
     /// It is not JSON of its form.
     #[error(transparent)]
     Json(#[from] serde_json::Error),
@@ -161,9 +161,9 @@ pub enum SeenTrouble {
 
 impl From<TufError> for TrustError {
     fn from(source: TufError) -> Self {
-        let is_trouble = source.is_trouble();
+        let is_transport = source.is_transport();
         let source = Box::new(source);
-        if is_trouble { Self::Unreachable { source } } else { Self::Refused { source } }
+        if is_transport { Self::Unreachable { source } } else { Self::Refused { source } }
     }
 }
 

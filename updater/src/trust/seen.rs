@@ -13,7 +13,7 @@ use refit_tuf::document::{Document, RootDocument, SnapshotContent, TargetsConten
 use refit_tuf::{METADATA_BYTES_MAX, MemoryStore, TufError};
 use serde::{Deserialize, Serialize};
 
-use super::error::{SeenTrouble, TrustError};
+use super::error::{SeenProblem, TrustError};
 use crate::durable;
 
 /// Four metadata files, written as text in another.
@@ -97,10 +97,10 @@ impl Seen {
         Self::parse(&bytes).map_err(|source| TrustError::SeenDamaged { path, source: Box::new(source) })
     }
 
-    fn parse(bytes: &[u8]) -> Result<(Self, Option<Accepted>), SeenTrouble> {
+    fn parse(bytes: &[u8]) -> Result<(Self, Option<Accepted>), SeenProblem> {
         let file: SeenFile = serde_json::from_slice(bytes)?;
         if file.format != FORMAT {
-            return Err(SeenTrouble::Format { found: file.format, known: FORMAT });
+            return Err(SeenProblem::Format { found: file.format, known: FORMAT });
         }
         let Some(accepted) = file.accepted else {
             return Ok((Self { time: file.time, released: file.released, store: MemoryStore::default() }, None));
@@ -123,7 +123,7 @@ impl Seen {
         let damaged = |source| TrustError::SeenDamaged { path: path.clone(), source: Box::new(source) };
         let text = |name: &str| -> Result<Option<String>, TrustError> {
             let Some(bytes) = self.store.0.get(name) else { return Ok(None) };
-            String::from_utf8(bytes.clone()).map(Some).map_err(|_no_text| damaged(SeenTrouble::Text))
+            String::from_utf8(bytes.clone()).map(Some).map_err(|_no_text| damaged(SeenProblem::Text))
         };
         let accepted = match text("root")? {
             Some(root) => Some(AcceptedFile {
@@ -157,7 +157,7 @@ impl Seen {
 }
 
 impl Accepted {
-    fn verify(store: &BTreeMap<String, Vec<u8>>) -> Result<Self, SeenTrouble> {
+    fn verify(store: &BTreeMap<String, Vec<u8>>) -> Result<Self, SeenProblem> {
         let root = store.get("root").ok_or_else(|| TufError::Missing { name: "root".to_owned() })?;
         let root = RootDocument::verify_root("root.json", root)?;
         let signer = &root.content;

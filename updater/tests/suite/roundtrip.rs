@@ -9,7 +9,7 @@ use refit_base::{Exit, Reported};
 use refit_fixtures_vendor::{Home, Vendor, far, noise, now, options, put, snapshot};
 use refit_updater::manifest::Codec;
 use refit_updater::receive::ReceiveProgress;
-use refit_updater::release::{StoreError, Trouble};
+use refit_updater::release::{FileProblem, StoreError};
 use refit_updater::trust::Trust;
 use semver::Version;
 
@@ -100,7 +100,7 @@ fn what_a_kept_release_has_is_linked_if_it_is_whole() {
     std::os::unix::fs::FileExt::write_all_at(&file, &bytes, 0).unwrap();
     let report = home.store.verify(&second.version, &mut |_| {}).unwrap();
     assert_eq!(report.problems.len(), 1);
-    assert_eq!((report.problems[0].path.as_str(), report.problems[0].what), ("lib/libshop.so", Trouble::Content));
+    assert_eq!((report.problems[0].path.as_str(), report.problems[0].what), ("lib/libshop.so", FileProblem::Content));
     home.policy.current = Some(second.version);
     let third = home.install(&vendor.package("1.2.0"));
     home.assert_whole(&third);
@@ -141,11 +141,11 @@ fn verification_names_every_difference() {
     assert_eq!(
         found,
         [
-            ("bin/shop", Trouble::Size),
-            ("lib/libshop.so.1", Trouble::Target),
-            ("share/empty", Trouble::Missing),
-            ("share/more", Trouble::Unexpected),
-            ("share/nothing", Trouble::Type),
+            ("bin/shop", FileProblem::Size),
+            ("lib/libshop.so.1", FileProblem::Target),
+            ("share/empty", FileProblem::Missing),
+            ("share/more", FileProblem::Unexpected),
+            ("share/nothing", FileProblem::Type),
         ]
     );
 }

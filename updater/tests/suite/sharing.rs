@@ -10,7 +10,7 @@ use refit_fixtures::tools::{assert_passed, in_namespace};
 use refit_fixtures_vendor::{Home, Vendor, noise, options, policy, put};
 use refit_updater::manifest::Body;
 use refit_updater::receive::Receiver;
-use refit_updater::release::{Release, Trouble};
+use refit_updater::release::{FileProblem, Release};
 use refit_updater::trust::Trust;
 use refit_updater::{Digest, Store};
 use semver::Version;
@@ -152,7 +152,7 @@ fn what_is_known_is_not_read_until_a_verification_finds_it_altered() {
     assert_eq!(received.linked_bytes, LIBRARY_BYTES + CONFIG_BYTES);
     let second = home.store.admit(received, &[]).unwrap();
     let report = home.store.verify(&second.version, &mut |_| {}).unwrap();
-    assert_eq!((report.problems.len(), report.problems[0].what), (1, Trouble::Content));
+    assert_eq!((report.problems.len(), report.problems[0].what), (1, FileProblem::Content));
     assert!(!records_path(&home).exists());
     home.policy.current = Some(second.version);
     let received = home.receive(&vendor.package("1.2.0")).unwrap();
@@ -223,7 +223,7 @@ fn a_kept_file_whose_permissions_were_changed_is_copied() {
         home.assert_whole(&home.store.admit(received, &[]).unwrap());
         // What one release was spoilt by stays with it.
         let report = home.store.verify(&first.version, &mut |_| {}).unwrap();
-        assert_eq!((report.problems.len(), report.problems[0].what), (1, Trouble::Mode), "{bits:o}");
+        assert_eq!((report.problems.len(), report.problems[0].what), (1, FileProblem::Mode), "{bits:o}");
     }
 }
 

@@ -44,7 +44,7 @@ pub struct Problem {
     pub path: String,
     /// What is wrong.
     #[serde(serialize_with = "as_text")]
-    pub why: Trouble,
+    pub why: FileProblem,
 }
 
 impl std::fmt::Display for Problem {
@@ -56,7 +56,7 @@ impl std::fmt::Display for Problem {
 /// What is wrong with a file.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum Trouble {
+pub enum FileProblem {
     /// There is none.
     #[error("is missing")]
     Missing,
@@ -99,7 +99,7 @@ pub enum Trouble {
     Root(#[source] TufError),
 }
 
-fn as_text<S: Serializer>(why: &Trouble, serializer: S) -> Result<S::Ok, S::Error> {
+fn as_text<S: Serializer>(why: &FileProblem, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&Chain(why))
 }
 
@@ -151,7 +151,7 @@ fn check_roots(dir: &Path, newest: u64) -> Vec<Problem> {
             Ok(root)
         };
         let read = durable::read_limited(&dir.join(&path), METADATA_BYTES_MAX).map_err(unread);
-        match read.and_then(|bytes| link(bytes).map_err(Trouble::Root)) {
+        match read.and_then(|bytes| link(bytes).map_err(FileProblem::Root)) {
             Ok(root) => before = Some(root),
             Err(why) => {
                 problems.push(Problem { path, why });
@@ -171,7 +171,7 @@ fn expired(current: &Current, now: Timestamp) -> Vec<Problem> {
     ]
     .into_iter()
     .filter(|(_, expires)| *expires <= now)
-    .map(|(name, expires)| Problem { path: format!("{METADATA_DIR}{name}"), why: Trouble::Expired(expires) })
+    .map(|(name, expires)| Problem { path: format!("{METADATA_DIR}{name}"), why: FileProblem::Expired(expires) })
     .collect()
 }
 
@@ -184,14 +184,14 @@ fn check_target(
     read: &mut dyn FnMut(u64),
 ) -> Vec<Problem> {
     let (Some(path), Some(payload)) = (target.consistent_path(name), payload_path(name, target)) else {
-        return vec![Problem { path: format!("{TARGETS_DIR}{name}"), why: Trouble::Misnamed }];
+        return vec![Problem { path: format!("{TARGETS_DIR}{name}"), why: FileProblem::Misnamed }];
     };
     let path = format!("{TARGETS_DIR}{path}");
     let found = open(&dir.join(&path), target.length).and_then(|file| {
         let mut bytes = Vec::new();
         file.take(MANIFEST_BYTES_MAX).read_to_end(&mut bytes).map_err(unread)?;
-        target.check(name, &bytes).map_err(Trouble::Content)?;
-        Manifest::parse(&bytes).map_err(Trouble::Manifest)
+        target.check(name, &bytes).map_err(FileProblem::Content)?;
+        Manifest::parse(&bytes).map_err(FileProblem::Manifest)
     });
     match found {
         // Without it nobody can say what the payload must be: only whether there is one of the length that is listed.
@@ -206,8 +206,8 @@ fn check_target(
                 let (appliance, version, arch) = (manifest.appliance(), manifest.version(), manifest.arch());
                 offer.appliance == appliance && offer.version == *version && offer.arch == arch
             });
-            let misnamed = (!is_named).then_some(Problem { path, why: Trouble::Misnamed });
-            let why = payload_trouble(&dir.join(&payload), &manifest, read);
+            let misnamed = (!is_named).then_some(Problem { path, why: FileProblem::Misnamed });
+            let why = payload_problem(&dir.join(&payload), &manifest, read);
             misnamed.into_iter().chain(why.map(|why| Problem { path: payload, why })).collect()
         }
     }
@@ -216,11 +216,11 @@ fn check_target(
 /// Returns what is wrong with the payload at `path`. Every byte of it is read, and counted by `read`.
 ///
 /// Frames are not decoded: they are byte for byte what was decoded before it was signed.
-pub(super) fn payload_trouble(path: &Path, manifest: &Manifest, read: &mut dyn FnMut(u64)) -> Option<Trouble> {
+pub(super) fn payload_problem(path: &Path, manifest: &Manifest, read: &mut dyn FnMut(u64)) -> Option<FileProblem> {
     compare_payload(path, manifest, read).err()
 }
 
-fn compare_payload(path: &Path, manifest: &Manifest, read: &mut dyn FnMut(u64)) -> Result<(), Trouble> {
+fn compare_payload(path: &Path, manifest: &Manifest, read: &mut dyn FnMut(u64)) -> Result<(), FileProblem> {
     let mut file = open(path, manifest.payload_bytes())?;
     let (mut offset, mut stored) = (0, Vec::new());
     for file_entry in manifest.files() {
@@ -229,7 +229,7 @@ fn compare_payload(path: &Path, manifest: &Manifest, read: &mut dyn FnMut(u64)) 
             stored.clear();
             (&mut file).take(frame.stored).read_to_end(&mut stored).map_err(unread)?;
             if Digest::of(&stored) != frame.stored_sha256 {
-                return Err(Trouble::Frame { offset, length: frame.stored });
+                return Err(FileProblem::Frame { offset, length: frame.stored });
             }
             offset += frame.stored;
             read(frame.stored);
@@ -239,16 +239,16 @@ fn compare_payload(path: &Path, manifest: &Manifest, read: &mut dyn FnMut(u64)) 
 }
 
 /// Opens a file that must have this length.
-fn open(path: &Path, signed: u64) -> Result<File, Trouble> {
+fn open(path: &Path, signed: u64) -> Result<File, FileProblem> {
     // Before it is opened: a pipe would have whoever opens it wait.
     let metadata = fs::metadata(path).map_err(unread)?;
     if !metadata.is_file() {
-        return Err(Trouble::NoFile);
+        return Err(FileProblem::NoFile);
     }
     let found = metadata.len();
-    if found == signed { File::open(path).map_err(unread) } else { Err(Trouble::Length { found, signed }) }
+    if found == signed { File::open(path).map_err(unread) } else { Err(FileProblem::Length { found, signed }) }
 }
 
-fn unread(error: io::Error) -> Trouble {
-    if error.kind() == io::ErrorKind::NotFound { Trouble::Missing } else { Trouble::Read(error) }
+fn unread(error: io::Error) -> FileProblem {
+    if error.kind() == io::ErrorKind::NotFound { FileProblem::Missing } else { FileProblem::Read(error) }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 
 use refit_author::keys::Keys;
-use refit_author::publish::{self, Outcome, Repository, RepositoryError, TEMP_PREFIX, Trouble, contents};
+use refit_author::publish::{self, FileProblem, Outcome, Repository, RepositoryError, TEMP_PREFIX, contents};
 use refit_base::{Exit, Reported};
 use refit_fixtures_vendor::{
     ALL, Home, Published, Vendor, chain, copy, fetch_from, noise, now, options, put, rotation, snapshot, terms,
@@ -487,10 +487,10 @@ fn a_check_needs_the_root_alone_and_names_every_problem() {
         matches!(
             found[..],
             [
-                ("metadata/1.root.json", Trouble::Missing),
-                ("metadata/timestamp.json", Trouble::Expired(_)),
-                (_, Trouble::Missing),
-                (_, Trouble::Missing)
+                ("metadata/1.root.json", FileProblem::Missing),
+                ("metadata/timestamp.json", FileProblem::Expired(_)),
+                (_, FileProblem::Missing),
+                (_, FileProblem::Missing)
             ]
         ),
         "{found:?}"
