@@ -5,7 +5,7 @@
 //! - [`Chain`] joins an error and its causes into one line for readers;
 //! - [`FileError`] is a file operation that failed, with the file's name;
 //! - [`clock`] is the only place that reads the clocks;
-//! - [`lock`] takes a mutex, poisoned or not.
+//! - [`lock`] takes a mutex, poisoned or not, as do [`wait`] and [`into_inner`].
 //!
 //! The crate knows no file format, no network and no process, and stays light: everything depends on it.
 #![forbid(unsafe_code)]
@@ -19,5 +19,5 @@ mod report;
 
 pub use chain::Chain;
 pub use file_error::{FileError, file_error};
-pub use lock::lock;
+pub use lock::{into_inner, lock, wait};
 pub use report::{Exit, Report, Reported, message};

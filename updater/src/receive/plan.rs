@@ -6,11 +6,11 @@ use std::io::{self, Read};
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::thread;
 
-use refit_base::file_error;
+use refit_base::{file_error, into_inner, lock};
 
 use super::ReceiveError;
 use super::holes::write_with_holes;
@@ -144,11 +144,11 @@ impl Plan {
         on_all_cores(&work, |(digest, size, places)| {
             let mut whole = places.iter().filter_map(|place| check(place, *digest, *size, checked));
             if let Some(kept) = whole.next() {
-                found.lock().unwrap_or_else(PoisonError::into_inner).push((*digest, kept));
+                lock(&found).push((*digest, kept));
             }
             if cancel.load(Ordering::Relaxed) { Err(ReceiveError::Cancelled) } else { Ok(()) }
         })?;
-        for (digest, kept) in found.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        for (digest, kept) in into_inner(found) {
             if let Some(content) = self.contents.get_mut(&digest) {
                 content.kept = Some(kept);
             }
@@ -196,7 +196,7 @@ impl Plan {
         let total = Mutex::new((Made::default(), Vec::new()));
         on_all_cores(&contents, |(digest, content)| {
             let made = content.make(**digest, tree)?;
-            let (total, gone) = &mut *total.lock().unwrap_or_else(PoisonError::into_inner);
+            let (total, gone) = &mut *lock(&total);
             match made {
                 Some(made) => {
                     total.linked_bytes += made.linked_bytes;
@@ -206,7 +206,7 @@ impl Plan {
             }
             Ok(())
         })?;
-        let (total, gone) = total.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let (total, gone) = into_inner(total);
         for digest in gone {
             if let Some(content) = self.contents.get_mut(&digest) {
                 content.kept = None;
@@ -252,7 +252,7 @@ fn on_all_cores<T: Sync>(
     let work = || {
         while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
             if let Err(error) = each(item) {
-                failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                lock(&failure).get_or_insert(error);
                 next.store(items.len(), Ordering::Relaxed);
             }
         }
@@ -267,7 +267,7 @@ fn on_all_cores<T: Sync>(
         }
         work();
     });
-    failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+    into_inner(failure).map_or(Ok(()), Err)
 }
 
 impl Content {

@@ -11,10 +11,10 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 
-use refit_base::file_error;
+use refit_base::{file_error, into_inner, lock, wait};
 
 use super::holes::write_with_holes;
 use super::plan::{Content, Plan};
@@ -117,7 +117,7 @@ pub(super) fn unpack<R: Read + Send>(
     })?;
     match lock(&failure.error).take() {
         Some(error) => Err(error),
-        None => Ok(frames.into_inner().unwrap_or_else(PoisonError::into_inner).written),
+        None => Ok(into_inner(frames).written),
     }
 }
 
@@ -314,7 +314,7 @@ impl<'m> Target<'m> {
             if hashed.broken {
                 return Ok(false); // the failure is reported by the one who had it
             }
-            hashed = self.moved.wait(hashed).unwrap_or_else(PoisonError::into_inner);
+            hashed = wait(&self.moved, hashed);
         }
         hashed.hasher.update(content);
         hashed.bytes += content.len() as u64;
@@ -325,9 +325,4 @@ impl<'m> Target<'m> {
         }
         Ok(whole)
     }
-}
-
-/// A panic of another thread is reported when that thread is joined; until then its data is as good as ever.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

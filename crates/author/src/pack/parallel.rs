@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex};
 use std::thread;
+
+use refit_base::{lock, wait};
 
 use super::PackError;
 
@@ -43,9 +45,9 @@ pub(super) fn in_order<'j, J: Sync, S, T: Send>(
                 loop {
                     let index = next.fetch_add(1, Ordering::Relaxed);
                     let Some(job) = jobs.get(index) else { return };
-                    let mut taken = taken.lock().unwrap_or_else(PoisonError::into_inner);
+                    let mut taken = lock(taken);
                     while index >= *taken + window && !stop.load(Ordering::Acquire) {
-                        taken = moved.wait(taken).unwrap_or_else(PoisonError::into_inner);
+                        taken = wait(moved, taken);
                     }
                     drop(taken);
                     if stop.load(Ordering::Acquire) || sender.send((index, work(&mut state, job))).is_err() {
@@ -76,11 +78,11 @@ pub(super) fn in_order<'j, J: Sync, S, T: Send>(
                 }
                 due += 1;
             }
-            *taken.lock().unwrap_or_else(PoisonError::into_inner) = due;
+            *lock(&taken) = due;
             moved.notify_all();
         }
         // Under the lock, so that no worker misses it between its look and its wait.
-        let guard = taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let guard = lock(&taken);
         stop.store(true, Ordering::Release);
         drop(guard);
         moved.notify_all();
