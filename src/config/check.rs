@@ -14,7 +14,7 @@ use semver::Version;
 use toml::Spanned;
 
 use super::programs::Programs;
-use super::raw::{Raw, RawLog};
+use super::raw::{Raw, RawAppliance, RawLog, RawUpdate};
 use super::read::{Read, read};
 use super::{Config, LogLimits, Mistake, Update, Watch, value};
 
@@ -179,9 +179,39 @@ impl Checker<'_> {
     }
 
     fn config(&mut self, base: Raw, over: Raw) -> Option<Config> {
-        let name = self.pick(base.appliance.name, over.appliance.name);
-        let version = self.pick(base.appliance.version, over.appliance.version);
-        if let Some(requires) = self.pick(base.appliance.requires, over.appliance.requires) {
+        let (name, version) = self.appliance(base.appliance, over.appliance);
+        let runtime = self.runtime_program(base.runtime.binary, over.runtime.binary);
+        let settle = self.pick(base.runtime.settle, over.runtime.settle);
+        let watched = over.runtime.watch.or(base.runtime.watch);
+        let watch = Watch {
+            paths: watched.into_iter().flatten().map(|path| path.into_inner().into()).collect(),
+            settle: self.text_value(settle, SETTLE_DEFAULT, value::duration),
+        };
+        let cgroups = over.runtime.cgroups.or(base.runtime.cgroups).unwrap_or(true);
+        let (listeners, listener_names) = self.listeners(base.listeners, over.listeners);
+        let update = self.update(base.update, over.update);
+        let channels = self.channels(base.bus.channels, over.bus.channels);
+        let log = self.log(base.log, over.log, base.component.len());
+        let components = self.components(base.component, over.component, &listener_names, update.start_timeout);
+        Some(Config {
+            name: name?.value,
+            version: version?,
+            runtime,
+            watch,
+            cgroups,
+            listeners: listeners.into_iter().map(|(name, at)| (name, at.value)).collect(),
+            update,
+            log,
+            channels,
+            components,
+        })
+    }
+
+    /// Returns the name of the appliance and its version, if both are there.
+    fn appliance(&mut self, base: RawAppliance, over: RawAppliance) -> (Option<At<String>>, Option<Version>) {
+        let name = self.pick(base.name, over.name);
+        let version = self.pick(base.version, over.version);
+        if let Some(requires) = self.pick(base.requires, over.requires) {
             self.text_value(Some(requires), Version::new(0, 0, 0), version_of);
         }
         if let Some(name) = &name
@@ -200,36 +230,34 @@ impl Checker<'_> {
                 None
             }
         };
+        (name, version)
+    }
+
+    /// Returns the release's own runtime, as a path below the release; `None` for the installed one.
+    fn runtime_program(&mut self, base: Option<Spanned<String>>, over: Option<Spanned<String>>) -> Option<String> {
         let programs = self.programs;
-        let runtime = self.pick(base.runtime.binary, over.runtime.binary).and_then(|binary| {
-            self.text_value(Some(binary), None, |text| {
-                let inside = Path::new(text).components().all(|part| matches!(part, std::path::Component::Normal(_)));
-                if !inside || text.is_empty() {
-                    return Err(format!("{text:?} is not a path below the release"));
-                }
-                // Looked at as a path, also without a slash.
-                programs.map_or(Ok(()), |programs| programs.check(&format!("./{text}"), None))?;
-                Ok(Some(text.to_owned()))
-            })
-        });
-        let settle = self.pick(base.runtime.settle, over.runtime.settle);
-        let watched = over.runtime.watch.or(base.runtime.watch);
-        let watch = Watch {
-            paths: watched.into_iter().flatten().map(|path| path.into_inner().into()).collect(),
-            settle: self.text_value(settle, SETTLE_DEFAULT, value::duration),
-        };
-        let cgroups = over.runtime.cgroups.or(base.runtime.cgroups).unwrap_or(true);
-        let (listeners, listener_names) = self.listeners(base.listeners, over.listeners);
-        let pick_text = |base, over| self.pick(base, over);
-        let probation = pick_text(base.update.probation, over.update.probation);
-        let start_timeout = pick_text(base.update.start_timeout, over.update.start_timeout);
-        let watchdog = pick_text(base.update.watchdog, over.update.watchdog);
-        let drain_grace = pick_text(base.update.drain_grace, over.update.drain_grace);
-        let receive_timeout = pick_text(base.update.receive_timeout, over.update.receive_timeout);
-        let expired_offline = pick_text(base.update.expired_offline, over.update.expired_offline);
-        let repository = pick_text(base.update.repository, over.update.repository);
-        let keep = self.pick(base.update.keep, over.update.keep);
-        let update = Update {
+        let binary = self.pick(base, over)?;
+        self.text_value(Some(binary), None, |text| {
+            let inside = Path::new(text).components().all(|part| matches!(part, std::path::Component::Normal(_)));
+            if !inside || text.is_empty() {
+                return Err(format!("{text:?} is not a path below the release"));
+            }
+            // Looked at as a path, also without a slash.
+            programs.map_or(Ok(()), |programs| programs.check(&format!("./{text}"), None))?;
+            Ok(Some(text.to_owned()))
+        })
+    }
+
+    fn update(&mut self, base: RawUpdate, over: RawUpdate) -> Update {
+        let probation = self.pick(base.probation, over.probation);
+        let start_timeout = self.pick(base.start_timeout, over.start_timeout);
+        let watchdog = self.pick(base.watchdog, over.watchdog);
+        let drain_grace = self.pick(base.drain_grace, over.drain_grace);
+        let receive_timeout = self.pick(base.receive_timeout, over.receive_timeout);
+        let expired_offline = self.pick(base.expired_offline, over.expired_offline);
+        let repository = self.pick(base.repository, over.repository);
+        let keep = self.pick(base.keep, over.keep);
+        Update {
             probation: self.text_value(probation, PROBATION_DEFAULT, value::duration),
             start_timeout: self.text_value(start_timeout, START_TIMEOUT_DEFAULT, value::duration),
             keep: match keep {
@@ -267,22 +295,7 @@ impl Checker<'_> {
                     Err(format!("{text:?} is no repository: give an http or https address, or a directory from / on"))
                 }
             }),
-        };
-        let channels = self.channels(base.bus.channels, over.bus.channels);
-        let log = self.log(base.log, over.log, base.component.len());
-        let components = self.components(base.component, over.component, &listener_names, update.start_timeout);
-        Some(Config {
-            name: name?.value,
-            version: version?,
-            runtime,
-            watch,
-            cgroups,
-            listeners: listeners.into_iter().map(|(name, at)| (name, at.value)).collect(),
-            update,
-            log,
-            channels,
-            components,
-        })
+        }
     }
 
     fn log(&mut self, base: RawLog, over: RawLog, components: usize) -> LogLimits {
