@@ -72,6 +72,14 @@ pub fn of(component: &Component, config: &Config, manifest: &Manifest, live: &Pa
     Ok(hex::encode(hash.finalize()))
 }
 
+/// Returns the fingerprint of each component of the release that `config` and `manifest` describe.
+///
+/// # Errors
+/// The live configuration cannot be read.
+pub fn of_all(config: &Config, manifest: &Manifest, live: &Path) -> io::Result<Vec<String>> {
+    config.components.iter().map(|component| of(component, config, manifest, live)).collect()
+}
+
 /// Returns whether `path` fits `pattern`: `*` is anything within a name, `**` anything at all.
 fn matches(pattern: &str, path: &str) -> bool {
     fn rest(pattern: &[u8], path: &[u8]) -> bool {

@@ -23,7 +23,7 @@ use super::hand_over::{Sockets, unpark};
 use super::observer::trace;
 use crate::auth::Sessions;
 use crate::carry::{CarriedInstance, Carry, Registry, RegistryParts};
-use crate::component::{self, CarriedParts, Process, RunContext};
+use crate::component::{self, CarriedParts, Process, RunContext, fingerprint};
 use crate::config::{self, Config, Programs};
 use crate::events::Events;
 use crate::handover::inherit::{Announcement, Inheritance};
@@ -263,7 +263,7 @@ fn components(
     parts: &mut Vec<Named>,
     tasks: &mut JoinSet<()>,
 ) -> Result<Vec<Arc<Process>>, RuntimeError> {
-    let fingerprints = Manager::fingerprints(&disk.config, &disk.release, &context.config_dir)
+    let fingerprints = fingerprint::of_all(&disk.config, &disk.release.manifest, &context.config_dir)
         .map_err(io_error("read the live configuration"))?;
     let mut by_component: BTreeMap<String, Vec<(CarriedInstance, CarriedParts)>> = BTreeMap::new();
     for instance in carried {

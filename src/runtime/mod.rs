@@ -112,9 +112,7 @@ fn try_check(home: &Home, version: &Version, search: Option<&OsStr>) -> Result<(
     let release = store.release(version)?;
     let programs = Programs::here(&release.dir, search);
     let config = Config::load_with_programs(&programs, &home.path().join(config::LOCAL_FILE))?;
-    for component in &config.components {
-        fingerprint::of(component, &config, &release.manifest, &store.config_dir(version))
-            .map_err(|source| RuntimeError::Io { what: "read the live configuration", source })?;
-    }
+    fingerprint::of_all(&config, &release.manifest, &store.config_dir(version))
+        .map_err(|source| RuntimeError::Io { what: "read the live configuration", source })?;
     Ok(())
 }
