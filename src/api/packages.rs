@@ -43,7 +43,7 @@ pub(super) struct FetchBody {
 
 /// `GET /api/v1/packages`: what was received and waits to be installed.
 pub(super) async fn list(State(app): State<Shared>) -> Json<Value> {
-    Json(json!({ "packages": app.manager.staged() }))
+    Json(json!({ "packages": app.manager.receiving().staged() }))
 }
 
 pub(super) async fn receive(
@@ -53,7 +53,7 @@ pub(super) async fn receive(
 ) -> Result<(StatusCode, Json<PackageView>), Problem> {
     let total = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
     let stream = request.into_body().into_data_stream();
-    let mut body = Box::pin(with_minimum_rate(stream, app.manager.receive_timeout()));
+    let mut body = Box::pin(with_minimum_rate(stream, app.manager.receiving().receive_timeout()));
     let (reader, mut writer) = tokio::io::duplex(BETWEEN_BYTES);
     let feed = async {
         let mut broken = None;
@@ -71,7 +71,8 @@ pub(super) async fn receive(
         drop(writer);
         broken
     };
-    let (mut received, feed) = (pin!(app.manager.receive(reader, total, options.allow_downgrade)), pin!(feed));
+    let (mut received, feed) =
+        (pin!(app.manager.receiving().receive(reader, total, options.allow_downgrade)), pin!(feed));
     // Cancel-safe: what is dropped is a body that nobody wants any more, whether or not more of it comes.
     let (result, broken) = tokio::select! {
         biased;
@@ -96,13 +97,13 @@ pub(super) async fn fetch(
     State(app): State<Shared>,
     JsonBody(body): JsonBody<FetchBody>,
 ) -> Result<(StatusCode, Json<PackageView>), Problem> {
-    let result = app.manager.fetch(body.version, body.allow_downgrade).await;
+    let result = app.manager.receiving().fetch(body.version, body.allow_downgrade).await;
     approved(&app, result, body.digest).await
 }
 
 /// `GET /api/v1/repository`: what the repository offers.
 pub(super) async fn check(State(app): State<Shared>) -> Result<Json<RepositoryView>, Problem> {
-    app.manager.check_repository().await.map(Json).map_err(|error| Problem::of(&error))
+    app.manager.receiving().check_repository().await.map(Json).map_err(|error| Problem::of(&error))
 }
 
 /// Answers with what was received, unless another digest was approved.
@@ -117,7 +118,7 @@ async fn approved(
         Some(approved) => {
             let found = package.digest;
             let manager = std::sync::Arc::clone(&app.manager);
-            tokio::task::spawn_blocking(move || manager.discard(&found))
+            tokio::task::spawn_blocking(move || manager.receiving().discard(&found))
                 .await
                 .map_err(|source| Problem::of(&UpdateError::Worker { source }))?
                 .map_err(|error| Problem::of(&error))?;
@@ -128,7 +129,7 @@ async fn approved(
 
 pub(super) async fn discard(State(app): State<Shared>, Path(digest): Path<Digest>) -> Result<StatusCode, Problem> {
     let manager = std::sync::Arc::clone(&app.manager);
-    tokio::task::spawn_blocking(move || manager.discard(&digest))
+    tokio::task::spawn_blocking(move || manager.receiving().discard(&digest))
         .await
         .map_err(|source| Problem::of(&UpdateError::Worker { source }))?
         .map_err(|error| Problem::of(&error))?;

@@ -49,10 +49,10 @@ pub(super) async fn status(State(app): State<Shared>) -> Json<Value> {
         "bus": { "state": app.bus.state().name() },
         "components": components,
         "listeners": listeners,
-        "receiving": app.manager.reception(),
-        "staged": app.manager.staged(),
+        "receiving": app.manager.receiving().reception(),
+        "staged": app.manager.receiving().staged(),
         "update": update,
-        "repository": app.manager.repository(),
+        "repository": app.manager.receiving().repository(),
         "trust": trust,
         "config": { "unmerged": unmerged },
         "faults": app.bus.faults(),
@@ -120,7 +120,7 @@ pub(super) async fn releases(State(app): State<Shared>) -> Result<Json<Value>, P
             })
         })
         .collect();
-    Ok(Json(json!({ "releases": list, "staged": app.manager.staged() })))
+    Ok(Json(json!({ "releases": list, "staged": app.manager.receiving().staged() })))
 }
 
 /// Returns when a release was unpacked: its manifest is the last file that is written.

@@ -177,7 +177,7 @@ impl Site {
             tasks.spawn(publish_changes(Arc::clone(component), Arc::clone(registry), bus.clone()));
         }
         // Held before anybody can ask: until the disk is tidy nothing is received.
-        let permit = manager.hold_receiving();
+        let permit = manager.receiving().hold();
         let (manager, registry) = (Arc::clone(manager), Arc::clone(registry));
         tasks.spawn(announce_running(bus.clone(), manager, registry, config.name.clone(), permit));
     }

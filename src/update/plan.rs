@@ -1,14 +1,35 @@
-//! What an update does to each component's process.
+//! How an update replaces this image, and what it does to each component's process.
 
 use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
+use refit_bus::Replacement;
 use refit_updater::Manifest;
 
+use super::error::UpdateError;
+use super::parts::Parts;
+use super::preflight::Examined;
 use crate::carry::{CarriedInstance, Role};
 use crate::component::fingerprint;
 use crate::config::{Config, Handover};
+
+/// Returns how this image is replaced by one of the release that was examined.
+///
+/// # Errors
+/// The next release's live configuration cannot be read.
+pub(super) fn replacement(parts: &Parts, examined: &Examined) -> Result<Arc<Replacement>, UpdateError> {
+    let running = parts.context.registry.instances();
+    let live = parts.store.config_dir(&examined.release.version);
+    let keep_running = keep_running(&running, &examined.config, &examined.release.manifest, &live)
+        .map_err(|source| UpdateError::Io { what: "read the live configuration", source })?;
+    Ok(Arc::new(Replacement {
+        label: examined.release.version.to_string(),
+        program: examined.program.clone(),
+        keep_running,
+    }))
+}
 
 /// Returns the components whose processes are left running for the next image.
 ///
@@ -17,7 +38,7 @@ use crate::config::{Config, Handover};
 ///
 /// # Errors
 /// The next release's live configuration cannot be read.
-pub(super) fn keep_running(
+fn keep_running(
     running: &[CarriedInstance],
     next: &Config,
     manifest: &Manifest,

@@ -1,12 +1,11 @@
 //! Receiving a package while it streams in: verified and unpacked into staging, or refused.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use refit_base::Chain;
-use refit_base::clock;
+use refit_base::{Chain, clock, lock};
 use refit_updater::Digest;
 use refit_updater::manifest::Changes;
 use refit_updater::receive::{Policy, ReceiveError, ReceiveProgress, Receiver};
@@ -15,9 +14,12 @@ use semver::Version;
 use serde::Serialize;
 use serde_json::json;
 use tokio::io::AsyncRead;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::io::SyncIoBridge;
 
-use super::{Manager, UpdateError, lock};
+use super::error::UpdateError;
+use super::journal::JournalKeeper;
+use super::parts::Parts;
 
 /// How often the progress of a package is published.
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
@@ -99,15 +101,15 @@ impl Drop for CancelOnDrop {
 }
 
 /// Shows a reception as long as it lives.
-struct Shown(Arc<Manager>);
+struct Shown(Arc<Receiving>);
 
 impl Shown {
-    fn new(manager: &Arc<Manager>, total_bytes: Option<u64>) -> Self {
+    fn new(receiving: &Arc<Receiving>, total_bytes: Option<u64>) -> Self {
         let since = clock::stamp();
         let reception =
             Reception { since, step: "metadata", version: None, digest: None, received_bytes: 0, total_bytes };
-        *lock(&manager.reception) = Some(reception);
-        Self(Arc::clone(manager))
+        *lock(&receiving.reception) = Some(reception);
+        Self(Arc::clone(receiving))
     }
 }
 
@@ -135,14 +137,83 @@ impl Reception {
     }
 }
 
-impl Manager {
+/// The owner of what arrives: one reception at a time, and the packages that wait in staging.
+pub struct Receiving {
+    pub(super) parts: Arc<Parts>,
+    pub(super) journal: Arc<JournalKeeper>,
+    /// Holding it is receiving a package.
+    permit: Arc<Semaphore>,
+    reception: Mutex<Option<Reception>>,
+    /// What was received since this image emptied staging; some of it may have gone from there.
+    staged: Mutex<Vec<Staged>>,
+    /// Whether [`Receiving::tidy`] has been.
+    is_tidy: AtomicBool,
+}
+
+impl Receiving {
+    pub(super) fn new(parts: Arc<Parts>, journal: Arc<JournalKeeper>) -> Self {
+        Self {
+            parts,
+            journal,
+            permit: Arc::new(Semaphore::new(1)),
+            reception: Mutex::new(None),
+            staged: Mutex::default(),
+            is_tidy: AtomicBool::new(false),
+        }
+    }
+
+    /// Does what every start owes the disk: the `current` link, an empty staging, and the history of an attempt that ended
+    /// with the image before. Until then nothing is received and no update begins. Repeating it changes nothing.
+    ///
+    /// # Errors
+    /// A file cannot be written; what is left is done at the next start.
+    pub async fn tidy(self: &Arc<Self>, permit: OwnedSemaphorePermit) -> Result<(), UpdateError> {
+        let receiving = Arc::clone(self);
+        let work = move || {
+            let _permit = permit;
+            let store = &receiving.parts.store;
+            store.point_current(receiving.parts.journal.state.wanted())?;
+            store.empty_staging()?;
+            receiving.journal.record_finished()
+        };
+        let result = tokio::task::spawn_blocking(work).await.map_err(|source| UpdateError::Worker { source })?;
+        self.is_tidy.store(true, Ordering::Release);
+        result
+    }
+
+    /// Returns whether [`Receiving::tidy`] has been.
+    pub(super) fn is_tidy(&self) -> bool {
+        self.is_tidy.load(Ordering::Acquire)
+    }
+
+    /// Returns the right to receive packages, for [`Receiving::tidy`]; `None` if somebody has it.
+    pub fn hold(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.permit).try_acquire_owned().ok()
+    }
+
+    /// Returns the right to receive packages, which the start has for a moment.
+    ///
+    /// # Errors
+    /// A package is being received.
+    pub(super) async fn begin(&self) -> Result<OwnedSemaphorePermit, UpdateError> {
+        if self.is_tidy() {
+            return self.hold().ok_or(UpdateError::Receiving);
+        }
+        Arc::clone(&self.permit).acquire_owned().await.map_err(|_closed| UpdateError::Receiving)
+    }
+
+    /// Returns how long a package that arrives may bring nothing.
+    pub fn receive_timeout(&self) -> Duration {
+        self.parts.config.update.receive_timeout
+    }
+
     /// Returns what this appliance accepts.
     pub(super) fn policy(&self, allow_downgrade: bool) -> Policy {
         let config = &self.parts.config;
         Policy {
             appliance: Some(config.name.clone()),
             arch: std::env::consts::ARCH.to_owned(),
-            current: Some(self.journal().state.wanted().clone()),
+            current: Some(self.journal.current().state.wanted().clone()),
             allow_downgrade,
             expired: config.update.expired_offline,
             now: clock::now(),
@@ -171,22 +242,23 @@ impl Manager {
         total_bytes: Option<u64>,
         allow_downgrade: bool,
     ) -> Result<PackageView, UpdateError> {
-        let permit = self.begin_receiving().await?;
+        let permit = self.begin().await?;
         let shown = Shown::new(self, total_bytes);
-        let current = self.journal().state.wanted().clone();
+        let current = self.journal.current().state.wanted().clone();
         let policy = self.policy(allow_downgrade);
         let cancel = Arc::new(AtomicBool::new(false));
         let guard = CancelOnDrop(Arc::clone(&cancel));
-        let manager = Arc::clone(self);
+        let receiving = Arc::clone(self);
         let work = move || {
             // Held until the work is over, even when nobody waits for it any more.
             let (_permit, _shown) = (permit, shown);
             let mut last = None;
-            let mut progress = |progress: ReceiveProgress| manager.tell_received(&progress, total_bytes, &mut last);
-            let parts = &manager.parts;
+            let mut progress =
+                |progress: ReceiveProgress| receiving.publish_progress(&progress, total_bytes, &mut last);
+            let parts = &receiving.parts;
             let receiver = Receiver { store: &parts.store, trust: &parts.trust, policy: &policy, cancel: &cancel };
             let received = receive(receiver, &mut progress)?;
-            Ok(manager.describe(received, current))
+            Ok(receiving.describe(received, current))
         };
         let result = tokio::task::spawn_blocking(work).await.map_err(|source| UpdateError::Worker { source });
         drop(guard);
@@ -198,7 +270,7 @@ impl Manager {
         lock(&self.reception).clone()
     }
 
-    fn tell_received(&self, progress: &ReceiveProgress, total: Option<u64>, last: &mut Option<Instant>) {
+    fn publish_progress(&self, progress: &ReceiveProgress, total: Option<u64>, last: &mut Option<Instant>) {
         let events = &self.parts.context.registry.events;
         if let Some(reception) = &mut *lock(&self.reception) {
             reception.note(progress);
@@ -227,7 +299,7 @@ impl Manager {
 
     /// Returns what is to be known about a received package. Blocks.
     fn describe(&self, received: Received, from: Version) -> PackageView {
-        let journal = self.journal();
+        let journal = self.journal.current();
         // A release that is damaged is no reason to refuse the next one: that is the way out.
         let running = self.parts.store.release(&from).inspect_err(|error| {
             tracing::warn!(release.version = %from, error = %Chain(error), "cannot tell what a package changes");

@@ -6,18 +6,17 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use refit_base::clock;
 use refit_updater::package::PackageError;
 use refit_updater::receive::{ReceiveError, Receiver};
 use refit_updater::repository::{Answer, Directory, Listed, Server, check};
-use refit_updater::trust::{TrustError, TrustStatus};
+use refit_updater::trust::TrustError;
 use reqwest::StatusCode;
 use semver::Version;
 use serde::Serialize;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::receiving::{PackageView, Progress};
-use super::{Manager, UpdateError};
+use super::error::UpdateError;
+use super::receiving::{PackageView, Progress, Receiving};
 use crate::http::fetch::{Fetched, Fetcher, shown_address};
 
 /// What a repository offers to this appliance.
@@ -89,7 +88,7 @@ fn open(fetcher: &Fetcher, path: &str, range: Option<Range<u64>>) -> io::Result<
     }
 }
 
-impl Manager {
+impl Receiving {
     /// Returns the address of the repository as it is shown, if there is one.
     pub fn repository(&self) -> Option<String> {
         self.parts.config.update.repository.as_deref().map(shown_address)
@@ -123,13 +122,13 @@ impl Manager {
     /// None is configured, it cannot be read or is not to be trusted.
     pub async fn check_repository(self: &Arc<Self>) -> Result<RepositoryView, UpdateError> {
         let (mut place, _cancels) = self.place()?;
-        let permit = self.begin_receiving().await?;
-        let manager = Arc::clone(self);
+        let permit = self.begin().await?;
+        let receiving = Arc::clone(self);
         let work = move || {
             let _permit = permit; // what is remembered of metadata has one writer at a time
-            let policy = manager.policy(false);
-            let releases = check(&mut place, &manager.parts.trust, &policy)?;
-            let journal = manager.journal();
+            let policy = receiving.policy(false);
+            let releases = check(&mut place, &receiving.parts.trust, &policy)?;
+            let journal = receiving.journal.current();
             let current = journal.state.wanted().clone();
             let is_newer = |version: &Version| version.cmp_precedence(&current).is_gt();
             let mut newer = releases.iter().map(|listed| &listed.offer.version);
@@ -138,7 +137,7 @@ impl Manager {
                 let failed_before = journal.failed.get(&listed.offer.version).map(|failed| failed.reason.clone());
                 OfferView { listed, failed_before }
             };
-            let repository = manager.repository().unwrap_or_default();
+            let repository = receiving.repository().unwrap_or_default();
             Ok::<_, UpdateError>(RepositoryView {
                 repository,
                 newer,
@@ -150,7 +149,7 @@ impl Manager {
         result.map_err(|error| self.locate(error))
     }
 
-    /// Fetches a release from the repository, as [`Manager::receive`] receives a package.
+    /// Fetches a release from the repository, as [`Receiving::receive`] receives a package.
     ///
     /// # Errors
     /// As there; or no repository is configured, or it has no such release.
@@ -159,13 +158,5 @@ impl Manager {
         let fetch =
             move |receiver: Receiver<'_>, progress: &mut Progress<'_>| receiver.fetch(&mut place, &version, progress);
         self.receive_by(fetch, None, allow_downgrade).await.map_err(|error| self.locate(error))
-    }
-
-    /// Returns how long what is trusted is good. Blocks.
-    ///
-    /// # Errors
-    /// The home's trust is missing or damaged.
-    pub fn trust_status(&self) -> Result<TrustStatus, UpdateError> {
-        Ok(self.parts.trust.status(clock::now())?)
     }
 }

@@ -2,53 +2,101 @@
 //!
 //! Each step is journaled before it acts. What fails here fails before anything was stopped.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
-use refit_base::clock;
-use refit_base::{Chain, Exit, Reported};
-use refit_bus::{Bus, Origin, Progress, Replacement, Request};
+use refit_base::{Chain, Exit, Reported, clock, lock};
+use refit_bus::{Origin, Progress, Replacement, Request};
+use refit_updater::Digest;
 use refit_updater::attempt::{Attempt, Ending, Kind, Outcome};
 use refit_updater::config::{self, MergeReport};
-use refit_updater::history::{self, Entry};
+use refit_updater::history::Entry;
 use refit_updater::journal::{Event, Journal, State};
-use refit_updater::release::Release;
+use refit_updater::release::{Release, StoreError};
 use semver::Version;
 use serde_json::json;
 
-use super::{Manager, UpdateError, error, lock, millis, plan, preflight};
+use super::error::{self, UpdateError};
+use super::journal::JournalKeeper;
+use super::parts::{Parts, millis};
+use super::steps::Steps;
+use super::{plan, preflight};
+use crate::tickets::TicketView;
 
-/// A release that has its place.
-pub(super) struct Admitted {
-    release: Release,
-    /// How much of it was damaged and is not any more.
-    repaired: usize,
+/// Which release is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// The one that was received with this manifest.
+    Digest(Digest),
+    /// An installed one.
+    Version(Version),
+    /// The good one before the current.
+    Previous,
 }
 
-/// Returns what is said of a release that has its place.
-fn admitted_text(attempt: &Attempt, repaired: usize) -> String {
-    let to = &attempt.to;
-    match repaired {
-        0 => format!("release {to} is complete on disk"),
-        count => format!(
-            "release {to} was repaired: {count} of its files; a component that runs uses them after `refit component restart NAME`"
-        ),
+/// The owner of an attempt, from its beginning to the request that replaces this image.
+pub(super) struct Transaction {
+    parts: Arc<Parts>,
+    journal: Arc<JournalKeeper>,
+    steps: Arc<Steps>,
+    /// When this image journaled a trial.
+    trial_ns: Mutex<Option<u64>>,
+}
+
+/// An attempt that has begun.
+pub(super) struct Begun {
+    attempt: Attempt,
+    /// Whether its release lies in staging.
+    received: bool,
+}
+
+impl Transaction {
+    pub(super) fn new(parts: Arc<Parts>, journal: Arc<JournalKeeper>, steps: Arc<Steps>) -> Self {
+        Self { parts, journal, steps, trial_ns: Mutex::new(None) }
     }
-}
 
-impl Manager {
+    /// Begins an update or a rollback: from now on it is under way. Returns its ticket, and what [`Transaction::run`] goes on with.
+    ///
+    /// # Errors
+    /// It cannot begin: nothing was changed.
+    pub(super) fn begin(&self, target: Target, kind: Kind, who: &str) -> Result<(TicketView, Begun), UpdateError> {
+        let claim = self.steps.claim()?;
+        let journal = self.idle_journal()?;
+        let State::Idle { current } = &journal.state else { return Err(UpdateError::Busy) };
+        let (digest, to, received) = self.resolve(target, &journal)?;
+        if to == *current && !received {
+            return Err(UpdateError::Runs { version: to });
+        }
+        let now = clock::now();
+        let ticket = self.parts.context.registry.tickets.open(kind_name(kind), who);
+        let attempt = Attempt {
+            id: ticket.id.clone(),
+            kind,
+            who: who.to_owned(),
+            from: current.clone(),
+            to,
+            digest,
+            started_at: clock::rfc3339(now),
+            started_ms: now.as_millisecond(),
+            durations: BTreeMap::new(),
+        };
+        claim.show(&attempt, "staging", "preparing the release");
+        Ok((ticket, Begun { attempt, received }))
+    }
+
     /// Drives one attempt up to the request that replaces this image, or to its failure.
-    pub(super) async fn transact(self: Arc<Self>, mut attempt: Attempt, received: bool, bus: Bus) {
+    pub(super) async fn run(self: Arc<Self>, Begun { mut attempt, received }: Begun) {
         let result = self.prepare(&mut attempt, received).await;
         let failed = match result {
             Ok(replacement) => {
                 let text = format!("stopping what release {} replaces", attempt.to);
-                self.step(&attempt, "stopping", &text);
+                self.steps.begin(&attempt, "stopping", &text);
                 let request = match attempt.kind {
                     Kind::Update => Request::Update(replacement),
                     Kind::Rollback => Request::Rollback(replacement),
                 };
-                let ticket = bus.request(request, Origin(attempt.who.clone()));
+                let ticket = self.parts.bus.request(request, Origin(attempt.who.clone()));
                 match ticket.outcome().await {
                     Progress::Done | Progress::Already => return, // the next image goes on
                     Progress::Refused(reason) | Progress::Failed(reason) => ("stopping", UpdateError::Bus { reason }),
@@ -67,77 +115,99 @@ impl Manager {
     }
 
     /// Ends an attempt whose release was not started.
-    pub(super) fn give_up(&self, attempt: &Attempt, ending: &Ending, exit: Exit) {
-        let journal = self.journal();
+    fn give_up(&self, attempt: &Attempt, ending: &Ending, exit: Exit) {
+        let journal = self.journal.current();
         let result = match journal.state {
             State::Idle { .. } => {
                 // It failed before the journal knew of it.
                 let mut journal = journal;
                 journal.finished = Some(Entry::of(attempt.clone(), Outcome::Failed, ending));
-                self.write(journal)
+                self.journal.write(journal)
             }
             State::Staged { .. } | State::Trial { .. } => match journal.failed(ending) {
-                Ok(journal) => self.write(journal),
+                Ok(journal) => self.journal.write(journal),
                 Err(error) => {
                     tracing::error!(error = %Chain(&error), "cannot end the update");
                     Ok(())
                 }
             },
         };
-        if let Err(error) = result.and_then(|()| self.record_finished()) {
+        if let Err(error) = result.and_then(|()| self.journal.record_finished()) {
             tracing::error!(error = %Chain(&error), "cannot record the end of the update");
         }
-        *lock(&self.view) = None;
-        self.publish_step(attempt, "failed", "the update failed; the running release is untouched", Some(ending));
+        self.steps.clear();
+        self.steps.publish(attempt, "failed", "the update failed; the running release is untouched", Some(ending));
         self.parts.context.registry.tickets.fail(&attempt.id, ending.reason.clone(), exit);
         self.parts.context.registry.save();
-    }
-
-    /// Moves the finished attempt from the journal into the history.
-    pub(super) fn record_finished(&self) -> Result<(), UpdateError> {
-        let mut journal = self.journal();
-        let Some(entry) = journal.finished.take() else { return Ok(()) };
-        history::append(self.parts.store.home(), &entry)
-            .map_err(|source| UpdateError::Io { what: "write the history", source })?;
-        self.write(journal)
     }
 
     /// Does everything before the stop. Returns how this image is to be replaced.
     ///
     /// # Errors
     /// The step it failed in, and why.
-    pub(super) async fn prepare(
+    async fn prepare(
         self: &Arc<Self>,
         attempt: &mut Attempt,
         received: bool,
     ) -> Result<Arc<Replacement>, (&'static str, UpdateError)> {
-        let begun = std::time::Instant::now();
+        let begun = Instant::now();
         let admitted = self.clone().stage(attempt.clone(), received).await.map_err(|error| ("staged", error))?;
         let Admitted { release, repaired } = admitted;
         attempt.durations.insert("staging".to_owned(), millis(begun));
-        self.step(attempt, "staged", &admitted_text(attempt, repaired));
+        self.steps.begin(attempt, "staged", &admitted_text(attempt, repaired));
 
-        let begun = std::time::Instant::now();
-        self.step(attempt, "preflight", &format!("examining release {}", attempt.to));
+        let begun = Instant::now();
+        self.steps.begin(attempt, "preflight", &format!("examining release {}", attempt.to));
         let preflight = |error| ("preflight", error);
         let examined = self.examine(release).await.map_err(preflight)?;
-        let replacement = self.replacement(&examined).map_err(preflight)?;
+        let replacement = plan::replacement(&self.parts, &examined).map_err(preflight)?;
         attempt.durations.insert("preflight".to_owned(), millis(begun));
 
-        let journal = self.journal();
+        let journal = self.journal.current();
         let approved = journal.state.clone().next(Event::Approved).and_then(|state| state.next(Event::Started));
         let state = approved.map_err(|error| preflight(UpdateError::Bus { reason: Chain(&error).to_string() }))?;
-        self.write(Journal { state, attempt: Some(attempt.clone()), ..journal }).map_err(preflight)?;
+        self.journal.write(Journal { state, attempt: Some(attempt.clone()), ..journal }).map_err(preflight)?;
         *lock(&self.trial_ns) = Some(clock::monotonic_ns());
-        self.step(attempt, "trial", &format!("release {} is on trial from now on", attempt.to));
+        self.steps.begin(attempt, "trial", &format!("release {} is on trial from now on", attempt.to));
         Ok(replacement)
     }
 
+    /// Returns the journal; one that a full disk left in `Staged`, with nothing under way, is ended first.
+    fn idle_journal(&self) -> Result<Journal, UpdateError> {
+        let journal = self.journal.current();
+        if !matches!(journal.state, State::Staged { .. }) {
+            return Ok(journal);
+        }
+        let ending = Ending::now("staged", "the update could not be recorded".to_owned());
+        let ended = journal.failed(&ending).map_err(|_| UpdateError::Busy)?;
+        self.journal.write(ended)?;
+        self.journal.record_finished()?;
+        Ok(self.journal.current())
+    }
+
+    /// Returns the digest and version of what is asked for, and whether it lies in staging.
+    fn resolve(&self, target: Target, journal: &Journal) -> Result<(Digest, Version, bool), UpdateError> {
+        let store = &self.parts.store;
+        let installed = |version: &Version| match store.release(version) {
+            Ok(release) => Ok((release.digest, version.clone(), false)),
+            Err(StoreError::Unknown { .. }) => Err(UpdateError::UnknownRelease { version: version.clone() }),
+            Err(error) => Err(error.into()),
+        };
+        match target {
+            Target::Digest(digest) => match store.received(&digest)? {
+                Some(received) => Ok((digest, received.manifest.version().clone(), true)),
+                None => Err(UpdateError::UnknownPackage { digest }),
+            },
+            Target::Version(version) => installed(&version),
+            Target::Previous => installed(journal.previous().ok_or(UpdateError::NoPrevious)?),
+        }
+    }
+
     /// Gives the release its place and journals it as the next.
-    pub(super) async fn stage(self: Arc<Self>, attempt: Attempt, received: bool) -> Result<Admitted, UpdateError> {
+    async fn stage(self: Arc<Self>, attempt: Attempt, received: bool) -> Result<Admitted, UpdateError> {
         let work = move || {
             let store = &self.parts.store;
-            let journal = self.journal();
+            let journal = self.journal.current();
             let mut repaired = 0;
             let release = if received {
                 let package =
@@ -159,17 +229,17 @@ impl Manager {
             };
             let state = journal.state.clone().next(Event::Admitted(attempt.to.clone()));
             let state = state.map_err(|_| UpdateError::Busy)?;
-            self.write(Journal { state, attempt: Some(attempt.clone()), ..journal })?;
+            self.journal.write(Journal { state, attempt: Some(attempt.clone()), ..journal })?;
             let as_it_was = attempt.kind == Kind::Rollback || attempt.to == attempt.from;
             let merged = preflight::merge(store, &attempt.from, &attempt.to, as_it_was)?;
-            self.tell_merged(&attempt, &merged);
+            self.publish_merged(&attempt, &merged);
             Ok(Admitted { release, repaired })
         };
         tokio::task::spawn_blocking(work).await.map_err(|source| UpdateError::Worker { source })?
     }
 
     /// Tells what became of the configuration, file by file.
-    fn tell_merged(&self, attempt: &Attempt, merged: &MergeReport) {
+    fn publish_merged(&self, attempt: &Attempt, merged: &MergeReport) {
         for file in merged.conflicts() {
             let version = &attempt.to;
             tracing::warn!(release.to = %version, file.path = file.path, "the admin and the release changed the same lines");
@@ -181,21 +251,48 @@ impl Manager {
         }
     }
 
-    pub(super) async fn examine(&self, release: Release) -> Result<preflight::Examined, UpdateError> {
+    async fn examine(&self, release: Release) -> Result<preflight::Examined, UpdateError> {
         let bound: Vec<_> = lock(&self.parts.context.listeners).addresses().into_iter().map(|(_, at)| at).collect();
         let home = &self.parts.context.home;
         preflight::examine(home, release, &self.parts.config.name, &bound, &self.parts.installed).await
     }
 
-    pub(super) fn replacement(&self, examined: &preflight::Examined) -> Result<Arc<Replacement>, UpdateError> {
-        let running = self.parts.context.registry.instances();
-        let live = self.parts.store.config_dir(&examined.release.version);
-        let keep_running = plan::keep_running(&running, &examined.config, &examined.release.manifest, &live)
-            .map_err(|source| UpdateError::Io { what: "read the live configuration", source })?;
-        Ok(Arc::new(Replacement {
-            label: examined.release.version.to_string(),
-            program: examined.program.clone(),
-            keep_running,
-        }))
+    /// Returns when this image journaled a trial, on the monotonic clock.
+    pub(super) fn trial_ns(&self) -> Option<u64> {
+        *lock(&self.trial_ns)
+    }
+
+    /// Shows that the last step of this image has come.
+    pub(super) fn about_to_exec(&self) {
+        if let (State::Trial { .. }, Some(attempt)) = (&self.journal.current().state, self.journal.current().attempt)
+            && lock(&self.trial_ns).is_some()
+        {
+            self.steps.begin(&attempt, "exec", &format!("executing the runtime of release {}", attempt.to));
+        }
+    }
+}
+
+/// A release that has its place.
+struct Admitted {
+    release: Release,
+    /// How much of it was damaged and is not any more.
+    repaired: usize,
+}
+
+/// Returns what is said of a release that has its place.
+fn admitted_text(attempt: &Attempt, repaired: usize) -> String {
+    let to = &attempt.to;
+    match repaired {
+        0 => format!("release {to} is complete on disk"),
+        count => format!(
+            "release {to} was repaired: {count} of its files; a component that runs uses them after `refit component restart NAME`"
+        ),
+    }
+}
+
+fn kind_name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Update => "update",
+        Kind::Rollback => "rollback",
     }
 }

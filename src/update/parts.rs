@@ -1,0 +1,68 @@
+//! What the update manager works with: the same as long as the process image lives.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use refit_bus::Bus;
+use refit_updater::attempt::Attempt;
+use refit_updater::journal::Journal;
+use refit_updater::trust::Trust;
+use refit_updater::{Digest, Store};
+
+use crate::component::{Process, RunContext};
+use crate::config::Config;
+
+/// What the manager is made of.
+pub struct Parts {
+    /// The releases on disk.
+    pub store: Store,
+    /// What packages are verified against.
+    pub trust: Trust,
+    /// The journal as this image found it.
+    pub journal: Journal,
+    /// The running release's configuration.
+    pub config: Arc<Config>,
+    /// The digest of its manifest, as this image read it when it began.
+    pub digest: Digest,
+    /// Where components run.
+    pub context: Arc<RunContext>,
+    /// The components.
+    pub components: Vec<Arc<Process>>,
+    /// The installed `refit`.
+    pub installed: PathBuf,
+    /// The bus that it asks.
+    pub bus: Bus,
+    /// When the image before got how far.
+    pub times: Times,
+}
+
+/// Moments of a handover on the monotonic clock, in nanoseconds.
+#[derive(Debug, Clone, Copy)]
+pub struct Times {
+    /// The trial was journaled and the stop began.
+    pub trial_ns: Option<u64>,
+    /// The image before was about to execute this one.
+    pub exec_ns: Option<u64>,
+    /// This image began.
+    pub begun_ns: u64,
+}
+
+impl Times {
+    /// Adds to `attempt` how long stopping, exec and starting took, now that the site runs.
+    pub(super) fn record(self, attempt: &mut Attempt, now_ns: u64) {
+        let mut add = |step: &str, from: Option<u64>, to: Option<u64>| {
+            if let (Some(from), Some(to)) = (from, to) {
+                attempt.durations.insert(step.to_owned(), to.saturating_sub(from) / 1_000_000);
+            }
+        };
+        add("stopping", self.trial_ns, self.exec_ns);
+        add("exec", self.exec_ns, Some(self.begun_ns));
+        add("starting", Some(self.begun_ns), Some(now_ns));
+    }
+}
+
+/// Returns the milliseconds since then.
+pub(super) fn millis(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
