@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use refit_base::lock;
 use refit_bus::Failure;
 
 use super::context::RunContext;
@@ -65,7 +66,7 @@ async fn accepts(component: &Component, context: &RunContext, limit: Duration) {
     }
     for name in &component.listeners {
         let listener = {
-            let listeners = context.listeners.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let listeners = lock(&context.listeners);
             listeners.get(name).and_then(|listener| listener.try_clone().ok())
         };
         let Some(listener) = listener else { continue };

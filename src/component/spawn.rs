@@ -12,6 +12,7 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use refit_base::lock;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 
@@ -54,7 +55,7 @@ pub(super) fn bind_notify(context: &RunContext, id: &str) -> io::Result<(UnixDat
 
 /// Returns a duplicate of each listener of `component`, blocking unless another process already uses them.
 pub(super) fn sockets(component: &Component, context: &RunContext, overlapping: bool) -> io::Result<Vec<OwnedFd>> {
-    let listeners = context.listeners.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let listeners = lock(&context.listeners);
     let mut sockets = Vec::with_capacity(component.listeners.len());
     for name in &component.listeners {
         let listener = listeners.get(name).ok_or_else(|| io::Error::other(format!("no listener {name}")))?;

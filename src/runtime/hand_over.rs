@@ -7,7 +7,7 @@ use std::os::unix::net::UnixListener;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use refit_base::clock;
+use refit_base::{clock, lock};
 
 use crate::api;
 use crate::carry;
@@ -55,16 +55,16 @@ pub(super) fn describe(
     trial_ns: Option<u64>,
     sockets: Sockets,
     channel: Option<OwnedFd>,
-    lock: Option<OwnedFd>,
+    home_lock: Option<OwnedFd>,
 ) -> io::Result<Vec<Named>> {
-    let listeners = context.listeners.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let listeners = lock(&context.listeners);
     let mut parts = listeners.describe()?;
     drop(listeners);
     let named = |name: &str, descriptor: OwnedFd| Named { name: name.to_owned(), descriptor };
     parts.push(named(names::API, sockets.api.into()));
     parts.push(named(names::BUS, sockets.bus.into()));
     parts.extend(channel.map(|channel| named(names::GUARD, channel)));
-    parts.extend(lock.map(|lock| named(names::LOCK, lock)));
+    parts.extend(home_lock.map(|lock| named(names::LOCK, lock)));
     parts.extend(context.registry.describe()?);
     let mut carry = context.registry.save();
     carry.stopped_accepting_ns = server.stopped_accepting_ns();

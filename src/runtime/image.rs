@@ -4,9 +4,9 @@ use std::io;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
-use refit_base::{Exit, clock};
+use refit_base::{Exit, clock, lock};
 use refit_bus::{self as bus, Ended, Origin, Request};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -145,7 +145,7 @@ impl Site {
 
     /// Returns a duplicate of the listener of the API and the page, if the release has one.
     fn admin_listener(&self) -> io::Result<Option<TcpListener>> {
-        let listeners = self.context.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+        let listeners = lock(&self.context.listeners);
         listeners.get(config::ADMIN).map(TcpListener::try_clone).transpose()
     }
 

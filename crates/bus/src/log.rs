@@ -6,10 +6,10 @@
 
 use std::io::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use refit_base::clock;
+use refit_base::{clock, lock};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -111,16 +111,12 @@ impl Log {
         Self { sinks: Mutex::new(Vec::new()), counters: Arc::new(Counters::default()), log_tasks }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Sink>> {
-        self.sinks.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Begins to deliver to the listener `name` of the channel.
     pub(crate) fn add(&self, name: &str, registry: &Arc<Registry>, limit: Duration, grace: Duration) {
         let (queue, entries) = mpsc::channel::<LogEntry>(QUEUE_MAX);
         let mut waiting = Waiting { entries, in_hand: false, counters: Arc::clone(&self.counters) };
         {
-            let mut sinks = self.lock();
+            let mut sinks = lock(&self.sinks);
             sinks.retain(|sink| sink.name != name);
             sinks.push(Sink { name: name.to_owned(), queue });
         }
@@ -155,7 +151,7 @@ impl Log {
 
     /// Ends delivering to the listener `name`.
     pub(crate) fn remove(&self, name: &str) {
-        self.lock().retain(|sink| sink.name != name);
+        lock(&self.sinks).retain(|sink| sink.name != name);
     }
 
     /// Hands `text` to every listener that has room for it.
@@ -164,7 +160,7 @@ impl Log {
         if context::is_inside(Purpose::Log) {
             return last_resort(&entry, " (said by a log listener)"); // or each entry would make the next
         }
-        let sinks = self.lock();
+        let sinks = lock(&self.sinks);
         if sinks.is_empty() {
             if level >= Level::Warning {
                 last_resort(&entry, "");
@@ -180,7 +176,7 @@ impl Log {
 
     /// Takes nothing more; what waits is still delivered.
     pub(crate) fn close(&self) {
-        self.lock().clear();
+        lock(&self.sinks).clear();
     }
 
     pub(crate) fn counts(&self) -> LogCounts {

@@ -5,9 +5,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, ThreadId};
 use std::time::Duration;
+
+use refit_base::lock;
 
 use crate::call::Listener;
 use crate::order::{Cycle, Order, Row, waves};
@@ -173,10 +175,6 @@ struct Passing {
 struct Gate {
     inner: Mutex<Passing>,
     left: Condvar,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Who is in a gate; leaves it when dropped, also by a panic.

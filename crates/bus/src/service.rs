@@ -3,10 +3,11 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use refit_base::lock;
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -129,10 +130,6 @@ impl Service {
         self.state.subscribe()
     }
 
-    fn alive(&self) -> MutexGuard<'_, Option<Alive>> {
-        self.alive.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Runs it until it is stopped, as often as `on_end` says.
     async fn supervise(self: Arc<Self>, stop: CancellationToken) {
         let mut failures: u32 = 0;
@@ -205,13 +202,13 @@ impl Component for Service {
                 }
             };
             self.bus.own(self.name.clone(), task).map_err(|error| Failure::from_error(&error))?;
-            *self.alive() = Some(Alive { stop, ended });
+            *lock(&self.alive) = Some(Alive { stop, ended });
             Ok(())
         })
     }
 
     fn stop(self: Arc<Self>, _reason: StopReason, _hurry: CancellationToken) -> Act {
-        let alive = self.alive().take();
+        let alive = lock(&self.alive).take();
         Box::pin(async move {
             if let Some(Alive { stop, ended }) = alive {
                 stop.cancel();
