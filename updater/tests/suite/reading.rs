@@ -22,22 +22,24 @@ fn base() -> Value {
     })
 }
 
+/// Asserts that the manifest is refused, and why, once it has `value` at `pointer`.
+fn check(pointer: &str, value: Value, expected: &str) {
+    let mut manifest = base();
+    match manifest.pointer_mut(pointer) {
+        Some(place) => *place = value.clone(),
+        None => {
+            let (parent, name) = pointer.rsplit_once('/').unwrap();
+            manifest.pointer_mut(parent).unwrap()[name] = value.clone();
+        }
+    }
+    let error = Manifest::parse(manifest.to_string().as_bytes()).unwrap_err();
+    let message = refit_fixtures_vendor::chain(&error);
+    assert!(message.contains(expected), "{pointer} = {value}: {message}");
+}
+
 #[test]
 fn every_refusal_has_its_message() {
     Manifest::parse(base().to_string().as_bytes()).unwrap();
-    fn check(pointer: &str, value: Value, expected: &str) {
-        let mut manifest = base();
-        match manifest.pointer_mut(pointer) {
-            Some(place) => *place = value.clone(),
-            None => {
-                let (parent, name) = pointer.rsplit_once('/').unwrap();
-                manifest.pointer_mut(parent).unwrap()[name] = value.clone();
-            }
-        }
-        let error = Manifest::parse(manifest.to_string().as_bytes()).unwrap_err();
-        let message = refit_fixtures_vendor::chain(&error);
-        assert!(message.contains(expected), "{pointer} = {value}: {message}");
-    }
     check("/format", json!(2), "the manifest has format 2, this refit knows format 1");
     check("/format", json!("1"), "the manifest cannot be read");
     check("/news", json!(1), "unknown field `news`");
@@ -47,7 +49,10 @@ fn every_refusal_has_its_message() {
     check("/arch", json!(""), "architecture \"\"");
     check("/version", json!("1.0"), "the manifest cannot be read");
     check("/codec", json!("xz"), "unknown variant `xz`");
+}
 
+#[test]
+fn every_refusal_of_a_path_has_its_message() {
     for (path, expected) in [
         ("", "is empty"),
         ("/bin/a", "is absolute"),
@@ -81,7 +86,10 @@ fn every_refusal_has_its_message() {
     check("/directories/1/path", json!("bin"), "not in order, or is there twice");
     check("/directories/1/path", json!("Bin"), "not in order");
     check("/files/0/kind", json!("asset"), "its directory says Binary");
+}
 
+#[test]
+fn every_refusal_of_permissions_and_links_has_its_message() {
     for mode in ["4755", "1755", "755", "00755", "0o755", "+755", "0789", ""] {
         check("/files/0/mode", json!(mode), "\"0000\" to \"0777\" expected");
     }
@@ -93,7 +101,10 @@ fn every_refusal_has_its_message() {
     check("/files/2/mode", json!("0644"), "neither a whole file nor a link");
     check("/files/0/link", json!("b"), "neither a whole file nor a link");
     check("/files/0/size", Value::Null, "neither a whole file nor a link");
+}
 
+#[test]
+fn every_refusal_of_contents_has_its_message() {
     check("/files/0/sha256", json!(ONE.to_uppercase()), "not a digest");
     check("/files/0/holes", json!(2), "more holes than bytes");
     check("/files/2/holes", json!(1), "neither a whole file nor a link");
