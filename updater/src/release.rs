@@ -257,7 +257,7 @@ impl Store {
             return Ok(None);
         }
         let (found, manifest) = read_manifest(&dir)?;
-        Ok((found == *digest).then(|| Received::again(found, manifest, dir)))
+        Ok((found == *digest).then(|| Received::from_staging(found, manifest, dir)))
     }
 
     /// Gives a received package its place and name in `releases/`.

@@ -29,7 +29,7 @@ pub struct Received {
 
 impl Received {
     /// Returns what was received at an earlier time.
-    pub(super) fn again(digest: Digest, manifest: Manifest, dir: PathBuf) -> Self {
+    pub(super) fn from_staging(digest: Digest, manifest: Manifest, dir: PathBuf) -> Self {
         let linked_bytes = manifest.installed_bytes();
         Self { digest, manifest, dir, expired: None, clock_behind: None, linked_bytes, written_bytes: 0 }
     }
