@@ -16,13 +16,14 @@
 //! - [`carry`]: what outlives a process image, as one document;
 //! - [`logs`]: what components print;
 //! - [`auth`]: the accounts of the page and their sessions;
+//! - [`config`]: `appliance.toml` and `local.toml`;
 //! - [`process`]: processes started, found, signalled and ended, and their control groups;
 //! - [`handover`]: how descriptors and state get from one process image to the next;
-//! - [`config`], [`events`], [`tickets`], [`home`]: what the others share.
+//! - [`tickets`], [`events`], [`home`]: what the others share.
 //!
 //! The bus is the crate `refit-bus`, which this one re-exports as [`bus`]. Packages, trust, releases on disk and the journal
-//! are the crate `refit-updater`; signing keys, packing and publishing are `refit-author`; errors, exit statuses and the clock
-//! are `refit-base`.
+//! are the crate `refit-updater`; signing keys, packing and publishing are `refit-author`; the TUF client below both is
+//! `refit-tuf`; errors, exit statuses, the clock and locks are `refit-base`.
 #![deny(unsafe_code)]
 
 pub(crate) mod access;

@@ -16,6 +16,7 @@ use crate::update::{Manager, Target, UpdateError};
 
 /// What somebody asks, as it is written in JSON.
 #[derive(Debug, Default, Deserialize)]
+#[serde(rename = "Wanted")] // what a client reads that sends something else
 pub struct RequestBody {
     /// Which request.
     #[serde(default)]
@@ -89,9 +90,9 @@ pub struct RequestDispatcher {
 
 impl Requests for RequestDispatcher {
     fn submit(&self, body: RequestBody, origin: &str) -> Result<Accepted, RequestError> {
-        let ask = RequestKind::from_name(&body.request)
+        let kind = RequestKind::from_name(&body.request)
             .ok_or_else(|| RequestError::Unknown { request: body.request.chars().take(32).collect() })?;
-        let request = match ask {
+        let request = match kind {
             RequestKind::Start => Request::Start,
             RequestKind::Stop => Request::Stop,
             RequestKind::Reload => Request::Reload,
@@ -111,7 +112,7 @@ impl Requests for RequestDispatcher {
             self.manager.spawn(follow(registry, id, ticket));
         }
         Ok(Accepted {
-            ticket: self.registry.tickets.get(&id).unwrap_or_else(|| lost(id, ask, origin)),
+            ticket: self.registry.tickets.get(&id).unwrap_or_else(|| lost(id, kind, origin)),
             number,
             merged_with,
         })
@@ -151,9 +152,9 @@ impl RequestDispatcher {
 }
 
 /// Returns what a ticket was that a hundred newer ones have pushed out between two lines.
-fn lost(id: String, ask: RequestKind, origin: &str) -> TicketView {
+fn lost(id: String, kind: RequestKind, origin: &str) -> TicketView {
     let state = "accepted".to_owned();
-    TicketView { id, request: ask.name().to_owned(), origin: origin.to_owned(), state, reason: None, exit: None }
+    TicketView { id, request: kind.name().to_owned(), origin: origin.to_owned(), state, reason: None, exit: None }
 }
 
 /// Waits for the outcome of a request and puts it into the ticket `id`.

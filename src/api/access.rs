@@ -155,8 +155,8 @@ fn forbidden(app: &Shared, principal: &Principal, method: &Method, path: &str) -
 }
 
 /// Returns why `principal` may not make a request; `None` if it may.
-pub(super) fn forbidden_request(app: &Shared, principal: &Principal, ask: RequestKind) -> Option<Problem> {
-    principal.forbids(ask).map(|reason| refuse(app, principal, ask.name(), &reason))
+pub(super) fn forbidden_request(app: &Shared, principal: &Principal, kind: RequestKind) -> Option<Problem> {
+    principal.forbids(kind).map(|reason| refuse(app, principal, kind.name(), &reason))
 }
 
 fn refuse(app: &Shared, principal: &Principal, what: &str, reason: &str) -> Problem {

@@ -33,7 +33,7 @@ pub(super) struct Options {
 
 /// Which release of the repository is fetched.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename = "Wanted")] // what a client reads that sends something else
 pub(super) struct FetchBody {
     version: semver::Version,
     #[serde(default)]

@@ -40,13 +40,13 @@ pub(super) async fn rollback(
     begin(&app, destination, RequestKind::Rollback, &who).map_err(|error| Problem::asking(&error))
 }
 
-/// Makes the request `ask` for `who`.
+/// Makes a request of this `kind` for `who`.
 fn begin(
     app: &Shared,
     Destination { digest, version }: Destination,
-    ask: RequestKind,
+    kind: RequestKind,
     who: &Who,
 ) -> Result<TicketAnswer, RequestError> {
-    let body = RequestBody { request: ask.name().to_owned(), digest, version };
+    let body = RequestBody { request: kind.name().to_owned(), digest, version };
     app.requests.submit(body, &who.0).map(|taken| accepted(&taken.ticket))
 }

@@ -58,7 +58,7 @@ fn of_home(home: &Home) -> Vec<Pid> {
         Environment::of(*pid)
             .is_ok_and(|environment| environment.contains(&wanted) && environment.value(TOKEN).is_some())
     };
-    all_pids().into_iter().filter(is_component).map(Pid::from_raw).collect()
+    all_pids().filter(is_component).map(Pid::from_raw).collect()
 }
 
 /// Kills what is still a child of this process, until nothing is.

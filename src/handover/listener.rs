@@ -1,4 +1,4 @@
-//! [`Listeners`]: name -> socket. The only place that binds a listener.
+//! [`Listeners`]: name -> socket. The only place that binds an appliance's listener.
 //!
 //! A listener is bound once in the life of an appliance and then handed from image to image. One whose address a new release
 //! changes is kept aside until that release has proved good: going back must find it as it was.

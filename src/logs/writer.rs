@@ -213,7 +213,7 @@ fn write(shared: &Shared, mut output: Output) {
                 return;
             }
             queue = if queue.dropped.is_empty() {
-                shared.changed.wait(queue).unwrap_or_else(PoisonError::into_inner)
+                refit_base::wait(&shared.changed, queue)
             } else {
                 shared.changed.wait_timeout(queue, LOOK_AGAIN).unwrap_or_else(PoisonError::into_inner).0
             };

@@ -45,7 +45,7 @@ impl Caller {
             next = parent;
         }
         let environment = pid.and_then(|pid| Environment::of(pid).ok()).unwrap_or_default();
-        let token = environment.value(TOKEN).and_then(|token| std::str::from_utf8(token).ok()).map(str::to_owned);
+        let token = environment.values(TOKEN).find_map(|token| std::str::from_utf8(token).ok()).map(str::to_owned);
         Self { uid, pid, line, token }
     }
 

@@ -26,7 +26,12 @@ impl Environment {
 
     /// Returns the value of the variable `name`.
     pub(crate) fn value(&self, name: &str) -> Option<&[u8]> {
-        self.variables().find_map(|found| found.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
+        self.values(name).next()
+    }
+
+    /// Returns every value of the variable `name`: a process may have given it twice.
+    pub(crate) fn values(&self, name: &str) -> impl Iterator<Item = &[u8]> {
+        self.variables().filter_map(move |found| found.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
     }
 
     fn variables(&self) -> impl Iterator<Item = &[u8]> {

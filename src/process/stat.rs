@@ -55,15 +55,14 @@ pub(crate) fn is_ending(pid: i32) -> bool {
 }
 
 /// Returns every process but this one, whether it lives or waits to be collected.
-pub(crate) fn all_pids() -> Vec<i32> {
+pub(crate) fn all_pids() -> impl Iterator<Item = i32> {
     let own = rustix::process::getpid().as_raw_pid();
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    pids.filter(|pid| *pid != own).collect()
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(move |pid| *pid != own)
 }
 
 /// Returns what lives, without this process: what has ended and waits for its parent does not.
 pub(crate) fn all_processes() -> BTreeMap<i32, Stat> {
-    let known = all_pids().into_iter().filter_map(|pid| Some((pid, Stat::of(pid).ok()?)));
+    let known = all_pids().filter_map(|pid| Some((pid, Stat::of(pid).ok()?)));
     known.filter(|(_, stat)| stat.lives).collect()
 }

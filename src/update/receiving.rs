@@ -1,4 +1,4 @@
-//! Receiving a package while it streams in: verified and unpacked into staging, or refused.
+//! Receiving a package while it streams in: verified and unpacked into staging, or refused; and what waits there.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -139,7 +139,7 @@ impl Trial {
         let (mut healthy_since, mut told) = (None, None);
         loop {
             let views: Vec<View> = watched.iter_mut().map(|view| view.borrow_and_update().clone()).collect();
-            if let Some(ending) = views.iter().find_map(|view| self.trouble(view)) {
+            if let Some(ending) = views.iter().find_map(|view| self.problem(view)) {
                 return Err(ending);
             }
             let waiting: Vec<&str> =
@@ -183,7 +183,7 @@ impl Trial {
     }
 
     /// Returns why the trial is lost, if what `view` shows means that.
-    fn trouble(&self, view: &View) -> Option<Ending> {
+    fn problem(&self, view: &View) -> Option<Ending> {
         let reason = match (&view.health, view.state) {
             _ if view.unexpected_exits > 0 => view.reason.clone().unwrap_or_else(|| "ended by itself".to_owned()),
             (_, ComponentState::Failed | ComponentState::Backoff) => {

@@ -207,7 +207,7 @@ def making(report, bench, directory):
     tree(report, directory / "pipe")
 
 
-class Shelf:
+class TriedHome:
     """A home that is copied, broken, and tried."""
 
     def __init__(self, report, bench, directory):
@@ -255,7 +255,7 @@ class Shelf:
 
 
 def resting(report, bench, directory):
-    shelf = Shelf(report, bench, directory)
+    shelf = TriedHome(report, bench, directory)
     for words in ONLINE:
         shelf.run(words)
     accounts(shelf)

@@ -16,7 +16,7 @@ MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEkNDSMofOX1a/cqnsnbIFisxNTT1T
 PASSPHRASE = "REFIT_KEY_PASSPHRASE_FILE"
 
 
-class Desk:
+class VendorDirectory:
     """A directory in which a vendor works."""
 
     def __init__(self, report, bench, directory):
@@ -48,7 +48,7 @@ class Desk:
 
 
 def keys(report, bench, directory):
-    desk = Desk(report, bench, directory)
+    desk = VendorDirectory(report, bench, directory)
     for line in [
         "keys init one",
         "keys init one",
@@ -146,7 +146,7 @@ def outside(desk):
 
 
 def packages(report, bench, directory):
-    desk = Desk(report, bench, directory)
+    desk = VendorDirectory(report, bench, directory)
     desk.quietly("keys init keys --expires-days 36500")
     desk.quietly("keys init strangers")
     more = {"bin/tool": "#!/bin/sh\nexit 0\n", "share/same.txt": "data of 1.0.0\n", "config/a.toml": "a = 1\n"}
@@ -251,7 +251,7 @@ def refused(desk):
 
 
 def repositories(report, bench, directory):
-    desk = Desk(report, bench, directory)
+    desk = VendorDirectory(report, bench, directory)
     desk.quietly("keys init keys")
     desk.quietly("keys init strangers")
     for version in ["1.0.0", "1.1.0"]:

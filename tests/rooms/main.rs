@@ -102,6 +102,7 @@ fn root() -> &'static Path {
 fn read(dir: &str) -> Tree {
     Tree::read(dir, &sources(dir))
 }
+
 /// Returns the text of every source file below `dir`, by its path from the root of the workspace.
 fn sources(dir: &str) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();

@@ -1,4 +1,4 @@
-//! The wall clock: the only place that reads it.
+//! The wall clock, which only this file reads, and a monotonic time that the process images of one boot can compare.
 
 use jiff::Timestamp;
 

@@ -4,7 +4,7 @@
 //! - [`Reported`] is what an error at a boundary says about itself: a code, a remedy and an exit status;
 //! - [`Chain`] joins an error and its causes into one line for readers;
 //! - [`FileError`] is a file operation that failed, with the file's name;
-//! - [`clock`] is the only place that reads the clocks;
+//! - [`clock`] is the only place that reads the wall clock;
 //! - [`lock`] takes a mutex, poisoned or not, as do [`wait`] and [`into_inner`].
 //!
 //! The crate knows no file format, no network and no process, and stays light: everything depends on it.

@@ -129,14 +129,14 @@ impl Engine {
 
     /// Lives until `Exited`, and says why.
     pub async fn run(mut self) -> Ended {
-        let mut helpers = tokio::task::JoinSet::new();
-        let (closing_tasks, closing_log) = self.start_task_runners(&mut helpers);
+        let mut runners = tokio::task::JoinSet::new();
+        let (closing_tasks, closing_log) = self.start_task_runners(&mut runners);
         loop {
             self.shared.settle_here();
             let status = self.shared.status();
             match status.state.next_step(status.goal) {
                 Some(State::Exited) => {
-                    self.exit_tasks(&mut helpers, &closing_tasks).await;
+                    self.exit_tasks(&mut runners, &closing_tasks).await;
                     self.shared.enter(State::Exited);
                 }
                 Some(next) => self.step(status.state, next).await,
@@ -147,7 +147,7 @@ impl Engine {
         }
         self.shared.log.close();
         closing_log.cancel();
-        while helpers.join_next().await.is_some() {}
+        while runners.join_next().await.is_some() {}
         // Only now: the last entries of the log were still to be delivered. Listeners may hold the bus that holds them.
         self.shared.registry.clear();
         Ended {
@@ -160,13 +160,13 @@ impl Engine {
     /// Starts the runners of the tasks and of the log's tasks. Each returns the names of those that it had to leave behind.
     fn start_task_runners(
         &mut self,
-        helpers: &mut tokio::task::JoinSet<Vec<String>>,
+        runners: &mut tokio::task::JoinSet<Vec<String>>,
     ) -> (CancellationToken, CancellationToken) {
         let mut start = |runner: Option<TaskRunner>, limit: Duration, is_log: bool| {
             let Some(runner) = runner else { return CancellationToken::new() };
             let closing = runner.closing();
             let shared = Arc::clone(&self.shared);
-            helpers.spawn(async move {
+            runners.spawn(async move {
                 let failed = |name: &str, failure: Failure| {
                     if !is_log {
                         shared.fault(name, "run", failure);
@@ -182,10 +182,10 @@ impl Engine {
     }
 
     /// Waits for the tasks that the bus owns, and names those that do not end.
-    async fn exit_tasks(&self, helpers: &mut tokio::task::JoinSet<Vec<String>>, closing: &CancellationToken) {
+    async fn exit_tasks(&self, runners: &mut tokio::task::JoinSet<Vec<String>>, closing: &CancellationToken) {
         closing.cancel();
-        // The log's helper ends only after this one.
-        if let Some(Ok(left)) = helpers.join_next().await {
+        // The log's runner ends only after this one.
+        if let Some(Ok(left)) = runners.join_next().await {
             for name in left {
                 let limit = self.shared.options.exit.as_secs_f32();
                 self.shared.fault(

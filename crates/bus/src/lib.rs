@@ -7,10 +7,10 @@
 //! listeners are called although some fail; each has a deadline; failures are collected as [`Fault`]s beside the state, and
 //! decide the exit status. The bus never ends its host process.
 //!
-//! The subjects: `state` and `machine` are the pure part, `shared` what handles and engine share, `registry` who listens
-//! where, `order` in which order, `publication` how they are called, `context` where a
-//! task runs, `log` the lossy channel for people, `tasks` the tasks that
-//! the bus owns, `service` components that are a task.
+//! The subjects: `state` and `machine` are the pure part; `shared` is what handles (`handle`) and `engine` share; `request` has
+//! requests and tickets; `registry` says who listens where, `order` in which order, `publication` how they are called, `call` and
+//! `context` what a call is and where it must not wait; `component` and `service` start and stop with the site; `failure` is what
+//! a failure says; `log` is the lossy channel for people; `tasks` are those that the bus owns.
 //!
 //! The crate knows no HTTP, no TLS and no package: it is for any daemon that wants to start, reload and stop in order.
 #![forbid(unsafe_code)]

@@ -1,4 +1,4 @@
-//! Section G: restart and update. The watched files of b080 and b082 have a file of their own.
+//! Section G: restart and update. Those of b080 and b082 are in `tests/suite/watch.rs` of the root package.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
