@@ -38,7 +38,7 @@ enum Compressor {
 }
 
 impl Encoder {
-    /// Returns what compresses with `codec`, as hard as `level`.
+    /// Returns an encoder for `codec` at `level`.
     ///
     /// # Errors
     /// The codec cannot be prepared.

@@ -30,7 +30,7 @@ pub const RESERVED_DIR: &str = ".refit";
 pub const ARCH_ANY: &str = "any";
 /// Permissions of the directories that are Refit's own in a release, and of its top.
 pub(crate) const DIR_MODE: u32 = 0o555;
-/// What says, in the signed metadata of a manifest, when the release was made.
+/// The field of the signed metadata that dates the release.
 pub const RELEASED: &str = "released";
 
 /// The manifest is held in memory while a package streams by; some 30,000 files fit.

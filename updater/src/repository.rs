@@ -66,7 +66,7 @@ impl Server for Directory {
     }
 }
 
-/// The metadata of a [`Server`], for the TUF client.
+/// The metadata of a [`Server`], as the TUF client fetches it.
 pub struct Metadata<'a, S>(pub &'a mut S);
 
 impl<S: Server> Fetch for Metadata<'_, S> {
