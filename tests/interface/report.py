@@ -183,6 +183,8 @@ def leaves(value, path=""):
         yield path, "number"
     elif isinstance(value, list) and any(isinstance(one, str) and LOGGED.match(one) for one in value):
         yield path, "lines of the log"
+    elif path == "component.health" and value in ("unknown", "healthy"):
+        yield path, "unknown or healthy"  # of one that was just started: its first probe may have come back
     else:
         yield path, json.dumps(value, ensure_ascii=False)
 
