@@ -2,7 +2,8 @@
 //!
 //! Descriptors cross an exec as numbers, by the convention of `LISTEN_FDS`: from 3 on, without gaps. [`take`] makes owned
 //! descriptors of them at the start of a process, [`place`] puts owned descriptors there just before an exec. Everything else
-//! in the process is close-on-exec at all times. [`default_signals`] is here because it, too, takes what types cannot say.
+//! in the process is close-on-exec at all times. [`receive`] owns what comes with a message. [`default_signals`] is here because it,
+//! too, takes what types cannot say.
 
 #![expect(unsafe_code, reason = "that a descriptor number is ours cannot be shown in types")]
 
@@ -21,6 +22,9 @@ pub const FIRST: RawFd = 3;
 /// How many descriptors may be handed over: more than any appliance has listeners, components and parked connections, and below
 /// the usual limit of 1,024 open files.
 pub const HANDED_OVER_MAX: usize = 700;
+
+/// The most descriptors that the kernel puts into one message: its `SCM_MAX_FD`.
+const MESSAGE_FDS_MAX: usize = 253;
 
 /// Whether [`take`] has been called: a number may become an owned descriptor only once.
 static TAKEN: AtomicBool = AtomicBool::new(false);
@@ -128,6 +132,79 @@ pub fn seal_from(end: RawFd) -> io::Result<()> {
 pub fn watch(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` names the same open descriptor as long as it lives, and the `AsyncFd` owns it from here on.
     Ok(unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) }?)
+}
+
+/// Who sent a message, as the kernel says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sender {
+    /// The process, as it was numbered when it sent.
+    pub pid: i32,
+    /// Its account.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+}
+
+/// One message of a Unix socket.
+#[derive(Debug)]
+pub struct Message {
+    /// How many bytes of it were received.
+    pub length: usize,
+    /// Whether it had more bytes.
+    pub truncated: bool,
+    /// The descriptors that came with it, close-on-exec.
+    pub descriptors: Vec<OwnedFd>,
+    /// Who sent it. `None` if the socket did not ask for that when it was sent, or the process is outside of what this one sees.
+    pub sender: Option<Sender>,
+}
+
+/// Receives one message of `socket` into `bytes`. Every descriptor that came with it is owned by what is returned.
+///
+/// # Errors
+/// Those of `recvmsg(2)`: `WouldBlock` if there is none and the socket does not block.
+pub fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<Message> {
+    use nix::libc;
+    /// Room for all that can come: the sender's credentials and the most descriptors, each with its header.
+    const CONTROL_WORDS: usize = (64 + MESSAGE_FDS_MAX * size_of::<RawFd>()).div_ceil(size_of::<u64>());
+    let mut control = [0_u64; CONTROL_WORDS]; // aligned as the headers have to be
+    let mut part = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+    // SAFETY: all zero is an empty header.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    header.msg_iov = &raw mut part;
+    header.msg_iovlen = 1;
+    header.msg_control = control.as_mut_ptr().cast();
+    header.msg_controllen = size_of_val(&control);
+    // SAFETY: the header names two buffers with their lengths, which live and are borrowed until after the call.
+    let length = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, libc::MSG_CMSG_CLOEXEC) };
+    let Ok(length) = usize::try_from(length) else { return Err(io::Error::last_os_error()) };
+    let truncated = header.msg_flags & libc::MSG_TRUNC != 0;
+    let mut message = Message { length: length.min(bytes.len()), truncated, descriptors: Vec::new(), sender: None };
+    // SAFETY: the kernel has filled in `header`, and `control` still lives.
+    let mut next = unsafe { libc::CMSG_FIRSTHDR(&raw const header) };
+    while !next.is_null() {
+        // SAFETY: not null, so it is a whole header within `control`, which is aligned for it.
+        let (kind, begin, size) = unsafe { (*next, libc::CMSG_DATA(next), libc::CMSG_LEN(0) as usize) };
+        let size = kind.cmsg_len.saturating_sub(size);
+        match (kind.cmsg_level, kind.cmsg_type) {
+            (libc::SOL_SOCKET, libc::SCM_RIGHTS) => {
+                for index in 0..size / size_of::<RawFd>() {
+                    // SAFETY: within the data of this header. The kernel has just opened the number for this message, so that it
+                    // has no other owner; each is read once.
+                    let descriptor = unsafe { OwnedFd::from_raw_fd(begin.cast::<RawFd>().add(index).read_unaligned()) };
+                    message.descriptors.push(descriptor);
+                }
+            }
+            (libc::SOL_SOCKET, libc::SCM_CREDENTIALS) if size >= size_of::<libc::ucred>() => {
+                // SAFETY: within the data of this header, and every bit pattern is a `ucred`.
+                let from = unsafe { begin.cast::<libc::ucred>().read_unaligned() };
+                message.sender = (from.pid > 0).then_some(Sender { pid: from.pid, uid: from.uid, gid: from.gid });
+            }
+            (_, _) => {}
+        }
+        // SAFETY: as for the first one.
+        next = unsafe { libc::CMSG_NXTHDR(&raw const header, next) };
+    }
+    Ok(message)
 }
 
 /// Returns the numbers of all open descriptors from [`FIRST`] on, without the one that this look needed.

@@ -2,8 +2,11 @@
 //!
 //! The runtime speaks it to the guard exactly as it would to systemd (`READY`, `STATUS`, `WATCHDOG`, `FDSTORE`,
 //! `FDSTOREREMOVE`, `FDNAME`), and components speak it to the runtime (`READY`, `STATUS`, `STOPPING`, ...). Source: sd_notify(3).
+//!
+//! The kernel says with each datagram who sent it; a receiver asks for that by [`identify`] before anybody can send, and decides
+//! whom it believes.
 
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
@@ -12,14 +15,14 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, recvmsg, sendmsg,
-};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg, sockopt};
+
+use super::fd;
+pub use super::fd::Sender;
 
 /// The longest datagram that is read: systemd's own limit is a page.
 pub const DATAGRAM_BYTES_MAX: usize = 4096;
-/// How many descriptors one datagram may carry here: ours carry one.
+/// How many descriptors one datagram may carry here: ours carry one. Those of one that carries more are closed.
 pub const DATAGRAM_FDS_MAX: usize = 16;
 
 /// One notification.
@@ -29,6 +32,8 @@ pub struct Notification {
     pub fields: Vec<(String, String)>,
     /// The descriptors that came with it.
     pub descriptors: Vec<OwnedFd>,
+    /// Who sent it, as the kernel says. `None` if the kernel does not know: nobody can tell then whether to believe it.
+    pub sender: Option<Sender>,
     /// It was longer than [`DATAGRAM_BYTES_MAX`]: nothing of it is here, because half a line could say something else.
     pub truncated: bool,
 }
@@ -67,25 +72,29 @@ pub fn send(socket: &UnixDatagram, text: &str, descriptors: &[BorrowedFd<'_>]) -
     Ok(())
 }
 
+/// Has the kernel say of each datagram that is sent to `socket` from now on who sent it. For the moment before the socket has a
+/// name: what was sent before comes without a sender.
+///
+/// # Errors
+/// It is not a Unix socket.
+pub fn identify(socket: impl AsFd) -> io::Result<()> {
+    Ok(sockopt::set_socket_passcred(socket, true)?)
+}
+
 /// Receives one notification; the descriptors are close-on-exec.
 ///
 /// # Errors
 /// `WouldBlock` if there is none and the socket does not block.
 pub fn receive(socket: BorrowedFd<'_>) -> io::Result<Notification> {
     let mut bytes = [0; DATAGRAM_BYTES_MAX];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DATAGRAM_FDS_MAX))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let message = recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
-    let mut descriptors = Vec::new();
-    for part in ancillary.drain() {
-        if let RecvAncillaryMessage::ScmRights(received) = part {
-            descriptors.extend(received);
-        }
+    let fd::Message { length, truncated, mut descriptors, sender } = fd::receive(socket, &mut bytes)?;
+    if truncated {
+        return Ok(Notification { truncated, sender, ..Notification::default() });
     }
-    if message.flags.contains(ReturnFlags::TRUNC) {
-        return Ok(Notification { truncated: true, ..Notification::default() });
+    if descriptors.len() > DATAGRAM_FDS_MAX {
+        descriptors.clear();
     }
-    Ok(Notification { descriptors, ..Notification::of(&bytes[..message.bytes.min(DATAGRAM_BYTES_MAX)]) })
+    Ok(Notification { descriptors, sender, ..Notification::of(&bytes[..length]) })
 }
 
 /// Returns a socket connected to the address in `NOTIFY_SOCKET`: a path, or `@` and an abstract name. Sending waits at most
@@ -118,6 +127,38 @@ mod tests {
         let received = receive(theirs.as_fd()).expect("received");
         assert_eq!(received.get("FDNAME"), Some("http"));
         assert_eq!(received.descriptors.len(), 1);
+        assert_eq!(received.sender, None, "nobody asked the kernel who sends");
+    }
+
+    #[test]
+    fn the_kernel_says_who_sends() {
+        let (ours, theirs) = UnixDatagram::pair().expect("a pair");
+        send(&ours, "READY=1", &[]).expect("sent");
+        identify(&theirs).expect("a Unix socket");
+        assert_eq!(receive(theirs.as_fd()).expect("received").sender, None, "sent before");
+        let file = tempfile::tempfile().expect("a file");
+        send(&ours, "READY=1", &[file.as_fd()]).expect("sent");
+        let received = receive(theirs.as_fd()).expect("received");
+        assert_eq!((received.get("READY"), received.descriptors.len()), (Some("1"), 1));
+        let (pid, uid) = (rustix::process::getpid().as_raw_pid(), rustix::process::getuid().as_raw());
+        assert_eq!(received.sender, Some(Sender { pid, uid, gid: rustix::process::getgid().as_raw() }));
+    }
+
+    #[test]
+    fn too_many_descriptors_are_closed() {
+        let (ours, theirs) = UnixDatagram::pair().expect("a pair");
+        let (reader, writer) = rustix::pipe::pipe().expect("a pipe");
+        for count in [DATAGRAM_FDS_MAX + 1, 253] {
+            let many = vec![writer.as_fd(); count];
+            let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(count))];
+            let mut ancillary = SendAncillaryBuffer::new(&mut space);
+            assert!(ancillary.push(SendAncillaryMessage::ScmRights(&many)));
+            sendmsg(&ours, &[IoSlice::new(b"FDSTORE=1")], &mut ancillary, SendFlags::empty()).expect("sent");
+            let received = receive(theirs.as_fd()).expect("received");
+            assert_eq!((received.get("FDSTORE"), received.descriptors.len()), (Some("1"), 0));
+        }
+        drop(writer);
+        assert_eq!(rustix::io::read(&reader, &mut [0]).expect("read"), 0, "nobody holds the other end any more");
     }
 
     #[test]
