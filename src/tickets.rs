@@ -33,6 +33,11 @@ impl TicketView {
     pub fn is_final(&self) -> bool {
         self.state != "accepted"
     }
+
+    /// Returns whether another release was asked for: then its end is in the history, too.
+    pub fn is_update(&self) -> bool {
+        self.request == "update" || self.request == "rollback"
+    }
 }
 
 /// The tickets, newest last.
@@ -63,17 +68,35 @@ impl Tickets {
             reason: None,
             exit: None,
         };
+        self.put(ticket.clone());
+        ticket
+    }
+
+    /// Keeps `ticket`, in the place of an open one of its name. One that has an outcome stays as it is.
+    pub fn put(&self, ticket: TicketView) {
         {
             let mut kept = lock(&self.kept);
-            if kept.len() == TICKETS_MAX {
-                // Whoever asks for much must not push out what others still wait for.
-                let oldest_done = kept.iter().position(TicketView::is_final).unwrap_or(0);
-                kept.remove(oldest_done);
+            match kept.iter_mut().find(|known| known.id == ticket.id) {
+                Some(known) if known.is_final() => {}
+                Some(known) => *known = ticket,
+                None => {
+                    if kept.len() == TICKETS_MAX {
+                        // Whoever asks for much must not push out what others still wait for.
+                        let oldest_done = kept.iter().position(TicketView::is_final).unwrap_or(0);
+                        kept.remove(oldest_done);
+                    }
+                    kept.push_back(ticket);
+                }
             }
-            kept.push_back(ticket.clone());
         }
         self.changes.send_modify(|count| *count += 1);
-        ticket
+    }
+
+    /// Returns the names of the tickets of updates and rollbacks that earlier images gave and that have no outcome.
+    pub fn open_updates_carried(&self) -> Vec<String> {
+        let is_open =
+            |ticket: &&TicketView| !ticket.is_final() && ticket.is_update() && !ticket.id.starts_with(&self.stem);
+        lock(&self.kept).iter().filter(is_open).map(|ticket| ticket.id.clone()).collect()
     }
 
     /// Records the outcome of the ticket `id`, once.
@@ -101,7 +124,7 @@ impl Tickets {
     /// they asked for was lost with that image. Updates and rollbacks end with their history.
     pub fn settle_carried(&self) {
         self.end_where(|ticket| {
-            if ticket.id.starts_with(&self.stem) || ticket.request == "update" || ticket.request == "rollback" {
+            if ticket.id.starts_with(&self.stem) || ticket.is_update() {
                 None
             } else if ticket.request == "restart" {
                 Some(("done".to_owned(), None, Exit::Done))

@@ -151,7 +151,15 @@ pub(super) async fn ticket(
             () = app.stopping.cancelled() => {}
         }
     }
-    match tickets.get(&id) {
+    let found = match tickets.get(&id) {
+        Some(ticket) => Some(ticket),
+        None => {
+            // An update's outcome outlives its ticket.
+            let (manager, id) = (std::sync::Arc::clone(&app.manager), id.clone());
+            tokio::task::spawn_blocking(move || manager.ticket_of(&id)).await.ok().flatten()
+        }
+    };
+    match found {
         Some(ticket) => Ok(Json(json!({ "ticket": ticket }))),
         None => Err(Problem::missing(format!("there is no ticket {id:?}, or it is too old"))),
     }

@@ -7,7 +7,6 @@ use axum::response::IntoResponse;
 use refit_base::{Reported, clock, lock};
 use refit_bus as bus;
 use refit_updater::config::Unmerged;
-use refit_updater::history;
 use refit_updater::journal;
 use serde_json::{Value, json};
 
@@ -130,11 +129,11 @@ fn installed_at(dir: &std::path::Path) -> Option<String> {
 }
 
 pub(super) async fn history(State(app): State<Shared>) -> Result<Json<Value>, Problem> {
-    let home = app.context.home.clone();
-    let entries = tokio::task::spawn_blocking(move || history::read(home.path()))
+    let manager = std::sync::Arc::clone(&app.manager);
+    let entries = tokio::task::spawn_blocking(move || manager.history())
         .await
         .map_err(|source| Problem::of(&UpdateError::Worker { source }))?
-        .map_err(|source| Problem::of(&UpdateError::Io { what: "read the history", source }))?;
+        .map_err(|error| Problem::of(&error))?;
     let newest_first: Vec<_> = entries.into_iter().rev().collect();
     Ok(Json(json!({ "history": newest_first })))
 }

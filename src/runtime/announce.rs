@@ -57,7 +57,7 @@ pub(super) async fn announce_running(
     if states.wait_for(|state| *state == bus::State::Running).await.is_ok() {
         let status = format!("READY=1\nSTATUS={name} is running");
         registry.tell_guard(&status, &[]);
-        manager.site_runs();
+        manager.site_runs().await;
         registry.tickets.settle_carried();
         registry.save();
     }

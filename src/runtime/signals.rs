@@ -25,6 +25,8 @@ pub(super) fn listen(
     let mut hang_up = signal(SignalKind::hangup())?;
     let mut user1 = signal(SignalKind::user_defined1())?;
     let mut user2 = signal(SignalKind::user_defined2())?;
+    // A file that may not become larger is an error of its writer, which says so; without a handler it would be the end.
+    let mut too_large = signal(SignalKind::from_raw(nix::libc::SIGXFSZ))?;
     Ok(async move {
         let mut asked = 0;
         let origin = |name: &str| Origin(format!("signal {name}"));
@@ -35,6 +37,7 @@ pub(super) fn listen(
                 _ = interrupt.recv() => end(&bus, &now, &mut asked, origin("INT")),
                 _ = hang_up.recv() => drop(bus.request(Request::Reload, origin("HUP"))),
                 _ = user1.recv() => logs.reopen(),
+                _ = too_large.recv() => {}
                 _ = user2.recv() => {
                     // A task of its own: what examines a program must not hold up a signal that ends.
                     let (asked, bus, origin) = (Arc::clone(&manager), bus.clone(), origin("USR2"));

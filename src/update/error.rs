@@ -6,7 +6,7 @@ use std::io;
 use refit_base::{Exit, Report, Reported};
 use refit_updater::Digest;
 use refit_updater::config::ConfigError as MergeError;
-use refit_updater::journal::JournalError;
+use refit_updater::journal::{Impossible, JournalError};
 use refit_updater::receive::ReceiveError;
 use refit_updater::release::StoreError;
 use refit_updater::trust::TrustError;
@@ -19,8 +19,11 @@ use crate::handover::listener::BindError;
 #[derive(Debug, thiserror::Error)]
 pub enum UpdateError {
     /// Another update is under way.
-    #[error("another update is under way")]
-    Busy,
+    #[error("another update is under way: {what}")]
+    Busy {
+        /// Which, and what it is doing.
+        what: String,
+    },
     /// Another package is being received.
     #[error("another package is being received")]
     Receiving,
@@ -156,6 +159,16 @@ pub enum UpdateError {
         /// Why.
         reason: String,
     },
+    /// The journal is not where the update left it.
+    #[error(transparent)]
+    Confused {
+        /// What it cannot take.
+        #[from]
+        impossible: Impossible,
+    },
+    /// A task of the update panicked.
+    #[error("the update failed by a mistake of refit; its log says where")]
+    Panicked,
     /// A task ended without a result.
     #[error("a worker of the update failed")]
     Worker {
@@ -170,7 +183,7 @@ impl UpdateError {
     pub fn output(&self) -> Vec<String> {
         match self {
             Self::DryRun { output, .. } => output.clone(),
-            Self::Busy
+            Self::Busy { .. }
             | Self::Receiving
             | Self::NotRunning { .. }
             | Self::Receive(_)
@@ -193,6 +206,8 @@ impl UpdateError {
             | Self::Bind(_)
             | Self::Io { .. }
             | Self::Bus { .. }
+            | Self::Confused { .. }
+            | Self::Panicked
             | Self::Worker { .. } => Vec::new(),
         }
     }
@@ -202,7 +217,9 @@ impl Reported for UpdateError {
     fn report(&self) -> Report<'_> {
         const CORRECTED_PACKAGE: &str = "ask the vendor for a corrected package; the running release is untouched";
         match self {
-            Self::Busy => Report::new("update_running", Exit::TryLater, "wait for it to end; nothing was changed"),
+            Self::Busy { .. } => {
+                Report::new("update_running", Exit::TryLater, "wait for it to end; nothing was changed")
+            }
             Self::Receiving => Report::new(
                 "package_being_received",
                 Exit::TryLater,
@@ -260,7 +277,7 @@ impl Reported for UpdateError {
                 Exit::Failed,
                 "free the address, or override the listener in local.toml; the running release is untouched",
             ),
-            Self::Io { .. } | Self::Worker { .. } => {
+            Self::Io { .. } | Self::Confused { .. } | Self::Panicked | Self::Worker { .. } => {
                 Report::new("internal", Exit::Failed, "see the log, then try again; the running release is untouched")
             }
             Self::Bus { .. } => {

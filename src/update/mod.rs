@@ -8,14 +8,17 @@
 //! what follows it. They share the journal, whose owner is [`JournalKeeper`], and what is shown of it all, by [`Steps`]. The
 //! manager only asks one after the other, and hosts their tasks.
 
+mod ending;
 mod error;
 mod journal;
 mod parts;
 mod plan;
 mod preflight;
+mod probation;
 mod receiving;
 mod repository;
 mod restart;
+mod shared;
 mod steps;
 mod transaction;
 mod trial;
@@ -26,12 +29,15 @@ use refit_base::{clock, lock};
 use refit_bus::{self as bus, Bus, Fault, Origin, Replacement, Ticket};
 use refit_updater::attempt::Kind;
 use refit_updater::config::{self, Unmerged};
+use refit_updater::history::Entry;
 use refit_updater::journal::Journal;
 use refit_updater::release::Release;
 use refit_updater::trust::TrustStatus;
 use tokio::task::JoinSet;
 
+use self::ending::Endings;
 use self::journal::JournalKeeper;
+use self::shared::Shared;
 use self::steps::Steps;
 use self::transaction::Transaction;
 use self::trial::Trial;
@@ -49,6 +55,7 @@ pub struct Manager {
     parts: Arc<Parts>,
     journal: Arc<JournalKeeper>,
     steps: Arc<Steps>,
+    endings: Arc<Endings>,
     receiving: Arc<Receiving>,
     transaction: Arc<Transaction>,
     trial: Arc<Trial>,
@@ -61,13 +68,18 @@ impl Manager {
         let parts = Arc::new(parts);
         let journal = Arc::new(JournalKeeper::new(parts.store.home(), parts.journal.clone()));
         let steps = Arc::new(Steps::new(Arc::clone(&parts.context.registry)));
+        let endings = Arc::new(Endings::new(Arc::clone(&parts), Arc::clone(&journal), Arc::clone(&steps)));
+        let shared = Shared { parts, journal, steps, endings, house: Arc::default() };
+        let (transaction, trial) = (Arc::new(Transaction::new(&shared)), Arc::new(Trial::new(&shared)));
+        let Shared { parts, journal, steps, endings, house: _ } = shared;
         let manager = Self {
             receiving: Arc::new(Receiving::new(Arc::clone(&parts), Arc::clone(&journal))),
-            transaction: Arc::new(Transaction::new(Arc::clone(&parts), Arc::clone(&journal), Arc::clone(&steps))),
-            trial: Arc::new(Trial::new(Arc::clone(&parts), Arc::clone(&journal), Arc::clone(&steps))),
+            transaction,
+            trial,
             parts,
             journal,
             steps,
+            endings,
             tasks: Mutex::new(JoinSet::new()),
         };
         manager.trial.show_start();
@@ -111,6 +123,19 @@ impl Manager {
     /// The home's trust is missing or damaged.
     pub fn trust_status(&self) -> Result<TrustStatus, UpdateError> {
         Ok(self.parts.trust.status(clock::now())?)
+    }
+
+    /// Returns the attempts that ended, oldest first. Blocks.
+    ///
+    /// # Errors
+    /// The history cannot be read.
+    pub fn history(&self) -> Result<Vec<Entry>, UpdateError> {
+        self.journal.history().map_err(|source| UpdateError::Io { what: "read the history", source })
+    }
+
+    /// Returns the ticket `id` of an update or a rollback, as the journal or the history has it, when no other is known. Blocks.
+    pub fn ticket_of(&self, id: &str) -> Option<TicketView> {
+        self.endings.ticket_of(id)
     }
 
     /// Begins an update or a rollback. Returns its ticket.
@@ -157,9 +182,10 @@ impl Manager {
         self.trial.start_failed(faults)
     }
 
-    /// Goes on once the site runs: tells how the last attempt ended, and watches a release on trial.
-    pub fn site_runs(&self) {
-        if let Some(attempt) = self.trial.site_runs() {
+    /// Goes on once the site runs: tells how the last attempts ended, and watches a release on trial.
+    pub async fn site_runs(&self) {
+        self.spawn(Arc::clone(&self.endings).pay_debts());
+        if let Some(attempt) = self.trial.site_runs().await {
             self.spawn(Arc::clone(&self.trial).watch(attempt));
         }
     }

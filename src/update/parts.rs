@@ -10,6 +10,7 @@ use refit_updater::journal::Journal;
 use refit_updater::trust::Trust;
 use refit_updater::{Digest, Store};
 
+use super::error::UpdateError;
 use crate::component::{Process, RunContext};
 use crate::config::Config;
 
@@ -65,4 +66,14 @@ impl Times {
 /// Returns the milliseconds since then.
 pub(super) fn millis(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Returns the result of `work`, which may block.
+///
+/// # Errors
+/// Those of `work`; or it panicked.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, UpdateError> + Send + 'static,
+) -> Result<T, UpdateError> {
+    tokio::task::spawn_blocking(work).await.map_err(|source| UpdateError::Worker { source })?
 }

@@ -69,7 +69,12 @@ impl Steps {
     /// One is under way.
     pub(super) fn claim(&self) -> Result<Claim<'_>, UpdateError> {
         let shown = lock(&self.view);
-        if shown.is_some() { Err(UpdateError::Busy) } else { Ok(Claim(shown)) }
+        match shown.as_ref() {
+            None => Ok(Claim(shown)),
+            Some(UpdateView { kind, from, to, step, .. }) => {
+                Err(UpdateError::Busy { what: format!("{} {from} -> {to}: {step}", kind.name()) })
+            }
+        }
     }
 
     /// Shows and publishes a step.
@@ -87,6 +92,22 @@ impl Steps {
     /// Shows that no update is under way.
     pub(super) fn clear(&self) {
         *lock(&self.view) = None;
+    }
+
+    /// Shows that the attempt `id` is not under way any more.
+    pub(super) fn clear_of(&self, id: &str) {
+        lock(&self.view).take_if(|view| view.id == id);
+    }
+
+    /// Shows what a step waits for, and publishes it.
+    pub(super) fn show_waiting(&self, attempt: &Attempt, step: &str, text: &str) {
+        if let Some(view) = lock(&self.view).as_mut() {
+            step.clone_into(&mut view.phase);
+            text.clone_into(&mut view.step);
+            view.probation_ends_at = None;
+        }
+        tracing::warn!(update.id = attempt.id, "{text}");
+        self.publish(attempt, step, text, None);
     }
 
     /// Publishes a step, with the reason if it is the end of an attempt that failed.
@@ -114,31 +135,22 @@ impl Steps {
         self.registry.events.publish("update.progress", data);
     }
 
-    /// Publishes how an attempt ended that the image before has finished.
-    pub(super) fn publish_finished(&self, entry: &Entry) {
-        let step = match entry.outcome {
-            Outcome::Done => "committed",
-            Outcome::RolledBack => "rolled-back",
-            Outcome::Failed => "failed",
+    /// Publishes how an attempt ended.
+    pub(super) fn publish_end(&self, entry: &Entry) {
+        let (step, text) = match entry.outcome {
+            Outcome::Done => ("committed", format!("release {} is good", entry.to)),
+            Outcome::RolledBack => ("rolled-back", format!("release {} runs again", entry.from)),
+            Outcome::Failed => ("failed", "the update failed; the running release is untouched".to_owned()),
         };
-        let reason = entry.reason.clone().unwrap_or_default();
-        let text = match entry.outcome {
-            Outcome::Done => format!("release {} is good", entry.to),
-            Outcome::RolledBack | Outcome::Failed => format!("release {} runs again", entry.from),
-        };
+        tracing::info!(update.id = entry.id, update.step = step, "{text}");
         let data = json!({
             "id": entry.id, "kind": entry.kind, "step": step, "from": entry.from, "to": entry.to,
-            "text": text, "reason": reason, "component": entry.component,
-            "output": entry.output,
+            "text": text, "reason": entry.reason, "component": entry.component, "output": entry.output,
         });
         self.registry.events.publish("update.step", data);
-        let text = match entry.outcome {
-            Outcome::Done => None,
-            Outcome::RolledBack => Some(format!("rolled back to {}: {reason}", entry.from)),
-            Outcome::Failed => Some(reason),
-        };
-        self.registry.tickets.resolve(&entry.id, if text.is_none() { "done" } else { "failed" }, text);
-        self.registry.save();
+        if entry.outcome == Outcome::Done {
+            self.registry.events.publish("release", json!({ "version": entry.to, "state": "good" }));
+        }
     }
 }
 

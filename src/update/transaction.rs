@@ -3,23 +3,26 @@
 //! Each step is journaled before it acts. What fails here fails before anything was stopped.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use refit_base::{Chain, Exit, Reported, clock, lock};
+use futures_util::FutureExt;
+use refit_base::{Exit, Reported, clock, lock};
 use refit_bus::{Origin, Progress, Replacement, Request};
 use refit_updater::Digest;
-use refit_updater::attempt::{Attempt, Ending, Kind, Outcome};
+use refit_updater::attempt::{Attempt, Ending, Kind};
 use refit_updater::config::{self, MergeReport};
-use refit_updater::history::Entry;
 use refit_updater::journal::{Event, Journal, State};
 use refit_updater::release::{Release, StoreError};
 use semver::Version;
 use serde_json::json;
 
+use super::ending::Endings;
 use super::error::{self, UpdateError};
 use super::journal::JournalKeeper;
-use super::parts::{Parts, millis};
+use super::parts::{Parts, blocking, millis};
+use super::shared::Shared;
 use super::steps::Steps;
 use super::{plan, preflight};
 use crate::tickets::TicketView;
@@ -40,6 +43,9 @@ pub(super) struct Transaction {
     parts: Arc<Parts>,
     journal: Arc<JournalKeeper>,
     steps: Arc<Steps>,
+    endings: Arc<Endings>,
+    /// Held while releases on disk are removed, or one is given its place.
+    house: Arc<tokio::sync::Mutex<()>>,
     /// When this image journaled a trial.
     trial_ns: Mutex<Option<u64>>,
 }
@@ -52,8 +58,9 @@ pub(super) struct Begun {
 }
 
 impl Transaction {
-    pub(super) fn new(parts: Arc<Parts>, journal: Arc<JournalKeeper>, steps: Arc<Steps>) -> Self {
-        Self { parts, journal, steps, trial_ns: Mutex::new(None) }
+    pub(super) fn new(shared: &Shared) -> Self {
+        let Shared { parts, journal, steps, endings, house } = shared.clone();
+        Self { parts, journal, steps, endings, house, trial_ns: Mutex::new(None) }
     }
 
     /// Begins an update or a rollback: from now on it is under way. Returns its ticket, and what [`Transaction::run`] goes on with.
@@ -63,13 +70,14 @@ impl Transaction {
     pub(super) fn begin(&self, target: Target, kind: Kind, who: &str) -> Result<(TicketView, Begun), UpdateError> {
         let claim = self.steps.claim()?;
         let journal = self.idle_journal()?;
-        let State::Idle { current } = &journal.state else { return Err(UpdateError::Busy) };
+        let State::Idle { current } = &journal.state else { return Err(not_idle(&journal.state)) };
         let (digest, to, received) = self.resolve(target, &journal)?;
         if to == *current && !received {
             return Err(UpdateError::Runs { version: to });
         }
         let now = clock::now();
-        let ticket = self.parts.context.registry.tickets.open(kind_name(kind), who);
+        let registry = &self.parts.context.registry;
+        let ticket = registry.tickets.open(kind.name(), who);
         let attempt = Attempt {
             id: ticket.id.clone(),
             kind,
@@ -82,63 +90,46 @@ impl Transaction {
             durations: BTreeMap::new(),
         };
         claim.show(&attempt, "staging", "preparing the release");
+        registry.save(); // whoever is given the ticket finds it again, also after a crash
         Ok((ticket, Begun { attempt, received }))
     }
 
     /// Drives one attempt up to the request that replaces this image, or to its failure.
     pub(super) async fn run(self: Arc<Self>, Begun { mut attempt, received }: Begun) {
-        let result = self.prepare(&mut attempt, received).await;
-        let failed = match result {
-            Ok(replacement) => {
-                let text = format!("stopping what release {} replaces", attempt.to);
-                self.steps.begin(&attempt, "stopping", &text);
-                let request = match attempt.kind {
-                    Kind::Update => Request::Update(replacement),
-                    Kind::Rollback => Request::Rollback(replacement),
-                };
-                let ticket = self.parts.bus.request(request, Origin(attempt.who.clone()));
-                match ticket.outcome().await {
-                    Progress::Done | Progress::Already => return, // the next image goes on
-                    Progress::Refused(reason) | Progress::Failed(reason) => ("stopping", UpdateError::Bus { reason }),
-                    Progress::Accepted => return,
-                }
-            }
-            Err(failed) => failed,
+        let prepared = AssertUnwindSafe(self.prepare(&mut attempt, received)).catch_unwind().await;
+        let failed = match prepared {
+            Ok(Ok(replacement)) => match self.ask_to_be_replaced(&attempt, replacement).await {
+                Ok(()) => return, // the next image goes on
+                Err(error) => ("stopping", error),
+            },
+            Ok(Err(failed)) => failed,
+            Err(_panic) => ("staged", UpdateError::Panicked),
         };
         let (step, error) = failed;
         let mut ending = Ending::now(step, error::reason(&error));
         ending.output = error.output();
         // A disk is the admin's to mend, everything else the vendor's.
         let disk = error.exit() == Exit::Disk || error::is_disk(&error);
-        let exit = if disk { Exit::Disk } else { Exit::Failed };
-        self.give_up(&attempt, &ending, exit);
+        ending.exit = Some(if disk { Exit::Disk } else { Exit::Failed });
+        self.endings.give_up(attempt, ending).await;
     }
 
-    /// Ends an attempt whose release was not started.
-    fn give_up(&self, attempt: &Attempt, ending: &Ending, exit: Exit) {
-        let journal = self.journal.current();
-        let result = match journal.state {
-            State::Idle { .. } => {
-                // It failed before the journal knew of it.
-                let mut journal = journal;
-                journal.finished = Some(Entry::of(attempt.clone(), Outcome::Failed, ending));
-                self.journal.write(journal)
-            }
-            State::Staged { .. } | State::Trial { .. } => match journal.failed(ending) {
-                Ok(journal) => self.journal.write(journal),
-                Err(error) => {
-                    tracing::error!(error = %Chain(&error), "cannot end the update");
-                    Ok(())
-                }
-            },
+    /// Asks the bus to replace this image.
+    ///
+    /// # Errors
+    /// It refuses, or fails.
+    async fn ask_to_be_replaced(&self, attempt: &Attempt, replacement: Arc<Replacement>) -> Result<(), UpdateError> {
+        let text = format!("stopping what release {} replaces", attempt.to);
+        self.steps.begin(attempt, "stopping", &text);
+        let request = match attempt.kind {
+            Kind::Update => Request::Update(replacement),
+            Kind::Rollback => Request::Rollback(replacement),
         };
-        if let Err(error) = result.and_then(|()| self.journal.record_finished()) {
-            tracing::error!(error = %Chain(&error), "cannot record the end of the update");
+        let ticket = self.parts.bus.request(request, Origin(attempt.who.clone()));
+        match ticket.outcome().await {
+            Progress::Done | Progress::Already | Progress::Accepted => Ok(()),
+            Progress::Refused(reason) | Progress::Failed(reason) => Err(UpdateError::Bus { reason }),
         }
-        self.steps.clear();
-        self.steps.publish(attempt, "failed", "the update failed; the running release is untouched", Some(ending));
-        self.parts.context.registry.tickets.fail(&attempt.id, ending.reason.clone(), exit);
-        self.parts.context.registry.save();
     }
 
     /// Does everything before the stop. Returns how this image is to be replaced.
@@ -151,6 +142,7 @@ impl Transaction {
         received: bool,
     ) -> Result<Arc<Replacement>, (&'static str, UpdateError)> {
         let begun = Instant::now();
+        let _house = Arc::clone(&self.house).lock_owned().await; // nothing is removed meanwhile
         let admitted = self.clone().stage(attempt.clone(), received).await.map_err(|error| ("staged", error))?;
         let Admitted { release, repaired } = admitted;
         attempt.durations.insert("staging".to_owned(), millis(begun));
@@ -163,25 +155,24 @@ impl Transaction {
         let replacement = plan::replacement(&self.parts, &examined).map_err(preflight)?;
         attempt.durations.insert("preflight".to_owned(), millis(begun));
 
-        let journal = self.journal.current();
-        let approved = journal.state.clone().next(Event::Approved).and_then(|state| state.next(Event::Started));
-        let state = approved.map_err(|error| preflight(UpdateError::Bus { reason: Chain(&error).to_string() }))?;
-        self.journal.write(Journal { state, attempt: Some(attempt.clone()), ..journal }).map_err(preflight)?;
+        let (keeper, tried) = (Arc::clone(&self.journal), attempt.clone());
+        let approve = move || {
+            keeper.change(|journal| {
+                let state = journal.state.clone().next(Event::Approved).and_then(|state| state.next(Event::Started))?;
+                Ok(Journal { state, attempt: Some(tried), ..journal })
+            })
+        };
+        blocking(approve).await.map_err(preflight)?;
         *lock(&self.trial_ns) = Some(clock::monotonic_ns());
         self.steps.begin(attempt, "trial", &format!("release {} is on trial from now on", attempt.to));
         Ok(replacement)
     }
 
-    /// Returns the journal; one that a full disk left in `Staged`, with nothing under way, is ended first.
+    /// Returns the journal. What it still has of an attempt that ended while it could not be written is ended first.
     fn idle_journal(&self) -> Result<Journal, UpdateError> {
-        let journal = self.journal.current();
-        if !matches!(journal.state, State::Staged { .. }) {
-            return Ok(journal);
+        if !matches!(self.journal.current().state, State::Idle { .. }) {
+            self.endings.pay_blocking()?;
         }
-        let ending = Ending::now("staged", "the update could not be recorded".to_owned());
-        let ended = journal.failed(&ending).map_err(|_| UpdateError::Busy)?;
-        self.journal.write(ended)?;
-        self.journal.record_finished()?;
         Ok(self.journal.current())
     }
 
@@ -207,7 +198,6 @@ impl Transaction {
     async fn stage(self: Arc<Self>, attempt: Attempt, received: bool) -> Result<Admitted, UpdateError> {
         let work = move || {
             let store = &self.parts.store;
-            let journal = self.journal.current();
             let mut repaired = 0;
             let release = if received {
                 let package =
@@ -227,15 +217,16 @@ impl Transaction {
                 }
                 store.release(&attempt.to)?
             };
-            let state = journal.state.clone().next(Event::Admitted(attempt.to.clone()));
-            let state = state.map_err(|_| UpdateError::Busy)?;
-            self.journal.write(Journal { state, attempt: Some(attempt.clone()), ..journal })?;
+            self.journal.change(|journal| {
+                let state = journal.state.clone().next(Event::Admitted(attempt.to.clone()))?;
+                Ok(Journal { state, attempt: Some(attempt.clone()), ..journal })
+            })?;
             let as_it_was = attempt.kind == Kind::Rollback || attempt.to == attempt.from;
             let merged = preflight::merge(store, &attempt.from, &attempt.to, as_it_was)?;
             self.publish_merged(&attempt, &merged);
             Ok(Admitted { release, repaired })
         };
-        tokio::task::spawn_blocking(work).await.map_err(|source| UpdateError::Worker { source })?
+        blocking(work).await
     }
 
     /// Tells what became of the configuration, file by file.
@@ -290,9 +281,12 @@ fn admitted_text(attempt: &Attempt, repaired: usize) -> String {
     }
 }
 
-fn kind_name(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Update => "update",
-        Kind::Rollback => "rollback",
-    }
+/// Returns why no update can begin while the journal is in this state.
+fn not_idle(state: &State) -> UpdateError {
+    let what = match state {
+        State::Idle { current } => format!("release {current} runs"), // never asked
+        State::Staged { current, next } => format!("{current} -> {next} is prepared"),
+        State::Trial { previous, next, .. } => format!("{previous} -> {next} is on trial"),
+    };
+    UpdateError::Busy { what }
 }

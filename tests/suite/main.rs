@@ -15,6 +15,7 @@ mod appliance;
 mod bus;
 mod bus_cli;
 mod cases;
+mod commit;
 mod components;
 mod config;
 mod crash;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use refit_base::clock;
+use refit_base::{Exit, clock};
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +17,16 @@ pub enum Kind {
     Update,
     /// To a release that ran here before, because somebody asked.
     Rollback,
+}
+
+impl Kind {
+    /// Returns the name that tickets and messages use.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Update => "update",
+            Self::Rollback => "rollback",
+        }
+    }
 }
 
 /// An update or rollback under way.
@@ -69,11 +79,13 @@ pub struct Ending {
     pub component: Option<String>,
     /// The last output of what failed.
     pub output: Vec<String>,
+    /// The exit status of a command that waits for it, where that does not follow from the outcome.
+    pub exit: Option<Exit>,
 }
 
 impl Ending {
     /// Returns the ending of an attempt that ends now, in this step: no component is to blame, nothing was printed.
     pub fn now(step: &str, reason: String) -> Self {
-        Self { at: clock::now(), step: step.to_owned(), reason, component: None, output: Vec::new() }
+        Self { at: clock::now(), step: step.to_owned(), reason, component: None, output: Vec::new(), exit: None }
     }
 }

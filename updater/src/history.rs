@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
-use refit_base::clock;
+use refit_base::{Exit, clock};
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
@@ -52,6 +52,9 @@ pub struct Entry {
     pub duration_ms: u64,
     /// How long each step took, in milliseconds.
     pub durations: BTreeMap<String, u64>,
+    /// The exit status of a command that waited for it, where that does not follow from the outcome.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit: Option<u8>,
 }
 
 impl Entry {
@@ -72,6 +75,7 @@ impl Entry {
             output: output[output.len().saturating_sub(OUTPUT_LINES_MAX)..].to_vec(),
             duration_ms: u64::try_from(ending.at.as_millisecond() - attempt.started_ms).unwrap_or(0),
             durations: attempt.durations,
+            exit: ending.exit.map(Exit::code),
         }
     }
 }
@@ -130,6 +134,7 @@ mod tests {
             reason: String::new(),
             component: None,
             output: Vec::new(),
+            exit: None,
         };
         Entry::of(attempt, Outcome::Done, &ending)
     }

@@ -30,6 +30,11 @@ pub const TRIAL_STARTS: u32 = 1;
 pub const JOURNAL_BYTES_MAX: u64 = 1 << 20;
 /// How many releases that failed are remembered: enough for a repository that offers the same few again.
 pub const FAILED_MAX: usize = 64;
+/// How many attempts that ended the journal keeps while the history cannot be written: weeks of an appliance whose disk is damaged
+/// in one place.
+pub const FINISHED_MAX: usize = 32;
+/// How much output they keep, the newest aside: the journal has to fit into the blocks that are put aside for a full disk.
+pub const EARLIER_BYTES_MAX: usize = 32 << 10;
 
 /// Where the appliance stands between two releases.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -146,8 +151,8 @@ pub struct Journal {
     pub state: State,
     /// The attempt that `Staged` or `Trial` belongs to.
     pub attempt: Option<Attempt>,
-    /// An attempt that ended but may not be in the history yet: it is appended there, once, and then cleared.
-    pub finished: Option<Entry>,
+    /// Attempts that ended but may not be in the history yet, oldest first: each is appended there, once, and then cleared.
+    pub finished: Vec<Entry>,
     /// Releases that proved good, newest last; the current one is the last of them.
     pub good: Vec<Version>,
     /// Releases that failed: they are not offered again unless somebody names them.
@@ -160,7 +165,7 @@ impl Journal {
         Self {
             state: State::Idle { current: current.clone() },
             attempt: None,
-            finished: None,
+            finished: Vec::new(),
             good: vec![current],
             failed: BTreeMap::new(),
         }
@@ -185,6 +190,34 @@ impl Journal {
         self.state = self.state.next(Event::Failed)?;
         self.finish(if tried { Outcome::RolledBack } else { Outcome::Failed }, ending);
         Ok(self)
+    }
+
+    /// Returns the journal after the attempt under way was given up before its release was started, with its history entry.
+    ///
+    /// # Errors
+    /// No attempt is under way.
+    pub fn given_up(mut self, ending: &Ending) -> Result<Self, Impossible> {
+        self.state = self.state.next(Event::Failed)?;
+        self.finish(Outcome::Failed, ending);
+        Ok(self)
+    }
+
+    /// Returns the journal with the entry of one more attempt that ended. While the history cannot be written they gather here:
+    /// [`FINISHED_MAX`] of them, and the output of the older ones only as far as [`EARLIER_BYTES_MAX`].
+    #[must_use]
+    pub fn with_finished(mut self, entry: Entry) -> Self {
+        if self.finished.len() == FINISHED_MAX {
+            self.finished.remove(0);
+        }
+        let mut bytes = 0;
+        for earlier in self.finished.iter_mut().rev() {
+            bytes += earlier.output.iter().map(String::len).sum::<usize>();
+            if bytes > EARLIER_BYTES_MAX {
+                earlier.output.clear();
+            }
+        }
+        self.finished.push(entry);
+        self
     }
 
     /// Returns the journal after the release on trial has proved healthy, with its history entry.
@@ -212,7 +245,7 @@ impl Journal {
                 self.failed.pop_first();
             }
         }
-        self.finished = Some(Entry::of(attempt, outcome, ending));
+        *self = self.clone().with_finished(Entry::of(attempt, outcome, ending));
     }
 }
 
@@ -229,7 +262,7 @@ pub fn select_release(journal: &Journal, ending: &Ending) -> (Version, Option<Jo
         (State::Staged { .. }, State::Idle { .. }) => {
             // Whoever examined the release has gone before it could be tried: that says nothing against the release.
             if let Some(attempt) = next.attempt.take() {
-                next.finished = Some(Entry::of(attempt, Outcome::Failed, ending));
+                next = next.with_finished(Entry::of(attempt, Outcome::Failed, ending));
             }
         }
         (State::Idle { .. } | State::Staged { .. } | State::Trial { .. }, _) => {}
@@ -301,9 +334,29 @@ struct JournalV1 {
     format: u32,
     state: State,
     attempt: Option<Attempt>,
-    finished: Option<Entry>,
+    finished: Option<FinishedV1>,
     good: Vec<Version>,
     failed: BTreeMap<Version, FailedRelease>,
+}
+
+/// The newest attempt that ended, with those before it: a field that older programs pass over.
+#[derive(Serialize, Deserialize)]
+struct FinishedV1 {
+    #[serde(flatten)]
+    newest: Entry,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    earlier: Vec<Entry>,
+}
+
+impl FinishedV1 {
+    fn of(mut finished: Vec<Entry>) -> Option<Self> {
+        let newest = finished.pop()?;
+        Some(Self { newest, earlier: finished })
+    }
+
+    fn into_entries(self) -> Vec<Entry> {
+        self.earlier.into_iter().chain([self.newest]).collect()
+    }
 }
 
 /// Reads only the format, so that a newer journal is refused by its number and not by its fields.
@@ -330,6 +383,7 @@ pub fn load(home: &Path) -> Result<Option<Journal>, JournalError> {
     }
     let JournalV1 { format: _, state, attempt, finished, good, failed } =
         serde_json::from_slice(&bytes).map_err(damaged)?;
+    let finished = finished.map(FinishedV1::into_entries).unwrap_or_default();
     Ok(Some(Journal { state, attempt, finished, good, failed }))
 }
 
@@ -343,7 +397,7 @@ pub fn store(home: &Path, journal: &Journal) -> Result<(), JournalError> {
         format: JOURNAL_FORMAT,
         state: journal.state.clone(),
         attempt: journal.attempt.clone(),
-        finished: journal.finished.clone(),
+        finished: FinishedV1::of(journal.finished.clone()),
         good: journal.good.clone(),
         failed: journal.failed.clone(),
     };
@@ -420,6 +474,7 @@ mod tests {
             reason: "the runtime ended: signal 6".into(),
             component: None,
             output: vec!["oh".into()],
+            exit: None,
         }
     }
 
@@ -451,7 +506,7 @@ mod tests {
             (failed.reason.as_str(), failed.at.as_str()),
             ("the runtime ended: signal 6", "1970-01-01T00:00:05.000Z")
         );
-        let entry = journal.finished.expect("an entry");
+        let [entry] = journal.finished.as_slice() else { panic!("one entry: {:?}", journal.finished) };
         assert_eq!((entry.outcome, entry.duration_ms), (Outcome::RolledBack, 5_000));
         assert_eq!(entry.at, "1970-01-01T00:00:05.000Z");
     }
@@ -461,6 +516,30 @@ mod tests {
         let (_, first) = select_release(&on_trial(0), &ending());
         let first = first.expect("a change");
         assert_eq!(select_release(&first, &ending()), (version("1.0.0"), None));
+    }
+
+    #[test]
+    fn attempts_that_ended_gather_until_they_are_in_the_history() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut journal = on_trial(0).healthy(&ending()).expect("it was on trial");
+        store(dir.path(), &journal).expect("stored");
+        // As an older program wrote it, and reads it: one entry, whatever else it says.
+        let read = || fs::read(dir.path().join(JOURNAL_FILE)).expect("read");
+        let text: serde_json::Value = serde_json::from_slice(&read()).expect("JSON");
+        let entry = &journal.finished[0];
+        assert_eq!(serde_json::from_value::<Entry>(text["finished"].clone()).expect("an entry"), *entry);
+        assert!(text["finished"].get("earlier").is_none());
+        let long = Entry { output: vec!["x".repeat(EARLIER_BYTES_MAX); 2], ..entry.clone() };
+        for number in 0..FINISHED_MAX {
+            journal = journal.with_finished(Entry { id: format!("n-{number}"), ..long.clone() });
+        }
+        store(dir.path(), &journal).expect("stored");
+        assert!(read().len() < EARLIER_BYTES_MAX * 4, "{}", read().len());
+        let loaded = load(dir.path()).expect("loaded").expect("a journal");
+        assert_eq!(loaded, journal);
+        let ids: Vec<&str> = loaded.finished.iter().map(|entry| entry.id.as_str()).collect();
+        assert_eq!((ids.len(), ids[0], ids[FINISHED_MAX - 1]), (FINISHED_MAX, "n-0", "n-31"));
+        assert_eq!(loaded.finished[FINISHED_MAX - 1].output.len(), 2);
     }
 
     #[test]
