@@ -107,6 +107,7 @@ impl Requests for RequestDispatcher {
         if ticket.progress().is_final() {
             resolve(&self.registry, &id, ticket.progress());
         } else {
+            self.registry.save(); // whoever is given the ticket finds it again, also after a crash
             // Resolved by a task of its own: whoever asked may have gone when the outcome comes.
             let (registry, id) = (Arc::clone(&self.registry), id.clone());
             self.manager.spawn(follow(registry, id, ticket));
@@ -123,6 +124,7 @@ impl RequestDispatcher {
     /// Asks for a restart in place once the program is known to be good. The ticket says if it is not.
     fn restart(&self, origin: &str) -> Accepted {
         let opened = self.registry.tickets.open(RequestKind::Restart.name(), origin);
+        self.registry.save();
         let (manager, bus, registry) = (Arc::clone(&self.manager), self.bus.clone(), Arc::clone(&self.registry));
         let (id, origin) = (opened.id.clone(), Origin(origin.to_owned()));
         self.manager.spawn(async move {

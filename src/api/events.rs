@@ -16,8 +16,8 @@ use serde_json::json;
 use super::Shared;
 use crate::events::Event;
 
-/// A stream that is silent so long gets a comment, so that both ends notice a connection that broke.
-const PING_EVERY: Duration = Duration::from_secs(15);
+/// A stream that is silent so long gets a comment, so that both ends notice a connection that broke, or a runtime that hangs.
+const PING_EVERY: Duration = Duration::from_secs(5);
 /// How long a browser waits before it connects again, in milliseconds: an exec takes less.
 const RETRY_MS: u32 = 300;
 const NDJSON: &str = "application/x-ndjson";

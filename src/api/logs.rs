@@ -28,8 +28,8 @@ pub const CURSOR: &str = "refit-cursor";
 const LINES_DEFAULT: usize = 100;
 /// How many lines are given at once to who follows: memory for one answer, and a slow reader is not far behind.
 const BATCH_LINES: usize = 1000;
-/// A stream that is silent so long gets a comment, so that both ends notice a connection that broke.
-const PING_EVERY: Duration = Duration::from_secs(15);
+/// A stream that is silent so long gets a comment, so that both ends notice a connection that broke, or a runtime that hangs.
+const PING_EVERY: Duration = Duration::from_secs(5);
 /// How long a browser waits before it connects again, in milliseconds: an exec takes less.
 const RETRY_MS: u32 = 300;
 const NDJSON: &str = "application/x-ndjson";

@@ -5,18 +5,14 @@ mod timeline;
 mod watch;
 
 use std::ffi::OsString;
-use std::time::Duration;
 
 use refit_base::Exit;
 use serde_json::{Value, json};
 
 use super::client::{Client, ClientError};
 use super::context::Context;
-use super::follow::{conclude, wait_for_outcome};
+use super::follow::{conclude, wait_for_exit, wait_for_outcome};
 use super::table::{cell, print_table};
-
-/// The pause before the appliance is asked again whether it still answers.
-const ASK_AGAIN: Duration = Duration::from_millis(200);
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Bus {
@@ -72,11 +68,7 @@ pub(super) async fn run(context: &Context, bus: &Bus) -> Result<Exit, ClientErro
                 return Ok(conclude(context, &answer["ticket"]));
             }
             if request == "exit" {
-                // Nobody is left to answer when it is done; that nobody answers is the outcome.
-                wait_for_exit(&client).await;
-                let mut ticket = answer["ticket"].clone();
-                (ticket["state"], ticket["exit"]) = (json!("done"), json!(Exit::Done.code()));
-                return Ok(conclude(context, &ticket));
+                return wait_for_exit(context, &client, &answer["ticket"]).await;
             }
             wait_for_outcome(context, &client, id).await
         }
@@ -93,7 +85,7 @@ async fn publish(
     argument: Option<&Value>,
 ) -> Result<Exit, ClientError> {
     let body = json!({ "channel": channel, "argument": argument });
-    let answer = client.post("/api/v1/bus/publications", &body).await?;
+    let answer = client.post_long("/api/v1/bus/publications", &body).await?;
     let answers = answer["report"]["answers"].as_array().map(Vec::as_slice).unwrap_or_default();
     let all_good = answers.iter().all(|answer| answer["outcome"] == "ok" || answer["outcome"] == "skipped");
     if context.json {
@@ -112,10 +104,4 @@ async fn publish(
         print_table(context, &["LISTENER", "OUTCOME", "TOOK", "SAID"], &rows);
     }
     Ok(if all_good { Exit::Done } else { Exit::Failed })
-}
-
-async fn wait_for_exit(client: &Client) {
-    while !matches!(client.get("/api/v1/status").await, Err(ClientError::Unavailable { .. })) {
-        tokio::time::sleep(ASK_AGAIN).await;
-    }
 }

@@ -1,6 +1,7 @@
 //! `refit check`: asks the repository whether there is a newer release.
 
 use refit_base::Exit;
+use reqwest::Method;
 use serde_json::Value;
 
 use super::client::{Client, ClientError};
@@ -8,7 +9,8 @@ use super::context::Context;
 use super::table::{cell, print_table, short};
 
 pub(super) async fn run(context: &Context) -> Result<Exit, ClientError> {
-    let found = Client::new(&context.home)?.get("/api/v1/repository").await?;
+    let client = Client::new(&context.home)?;
+    let found = client.json_long(client.request(Method::GET, "/api/v1/repository")).await?;
     if context.json {
         context.print(&found.to_string());
         return Ok(Exit::Done);

@@ -3,8 +3,9 @@
 use std::error::Error;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use nix::unistd::{Uid, User};
 use refit_base::{Exit, FileError, Report, Reported};
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
@@ -16,6 +17,16 @@ use crate::home::Home;
 
 /// How long an appliance may take to accept a connection: it does so even while it replaces itself.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
+/// How long it may take over an answer that it has at hand: replacing itself, and starting after a crash, take less.
+const ANSWER_MAX: Duration = Duration::from_secs(15);
+/// How long a stream may be silent: some of the pings that each has, also of a release that sends them less often.
+const SILENCE_MAX: Duration = Duration::from_secs(20);
+/// How often an appliance that takes its time over an answer is asked whether it still answers at all.
+const HEARTBEAT_EVERY: Duration = Duration::from_secs(5);
+/// So many of these in a row without an answer mean that none will come.
+const HEARTBEATS_MISSED_MAX: u32 = 2;
+/// The pause before a question is asked again whose connection broke.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Why a command got no answer, or not the one it wanted.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +39,27 @@ pub(super) enum ClientError {
         /// Why.
         #[source]
         source: std::io::Error,
+    },
+    /// Somebody has the socket, and says nothing.
+    #[error("nothing came from {} for {} s", socket.display(), after.as_secs())]
+    Silent {
+        /// The socket.
+        socket: PathBuf,
+        /// How long nothing came.
+        after: Duration,
+    },
+    /// The appliance ended while a package was on the way.
+    #[error("the appliance ended while it received the package")]
+    Interrupted {
+        /// Why.
+        #[source]
+        source: reqwest::Error,
+    },
+    /// Nothing is known of what was asked.
+    #[error("the appliance knows nothing of the {request}: it ended before that was recorded")]
+    Lost {
+        /// What was asked.
+        request: String,
     },
     /// This account may not use the socket.
     #[error("this account may not use {}", socket.display())]
@@ -98,6 +130,21 @@ impl Reported for ClientError {
                 Exit::Unavailable,
                 "start it with `refit run`, or name its directory with --home",
             ),
+            Self::Silent { .. } => Report::new(
+                "no_answer",
+                Exit::Unavailable,
+                "see whether `refit run` and its runtime work; a runtime that hangs is ended by its watchdog and started again",
+            ),
+            Self::Interrupted { .. } => Report::new(
+                "package_interrupted",
+                Exit::TryLater,
+                "install it again when `refit status` answers; nothing was changed",
+            ),
+            Self::Lost { .. } => Report::new(
+                "request_lost",
+                Exit::TryLater,
+                "see `refit status` and `refit history`, then ask again; nothing was changed",
+            ),
             Self::Forbidden { remedy, .. } => Report::new("socket_forbidden", Exit::Unavailable, remedy),
             Self::Broken { .. } => Report::new("connection_broken", Exit::Failed, "see `refit status`, then try again"),
             Self::Client { .. } => Report::new("internal", Exit::Failed, "check the limits of the system"),
@@ -121,6 +168,18 @@ impl Reported for ClientError {
                 "check the address and the network; nothing was changed",
             ),
         }
+    }
+}
+
+impl ClientError {
+    /// Returns whether it is about the way to the appliance, which may be there again in a moment.
+    pub(super) const fn is_silence(&self) -> bool {
+        matches!(self, Self::Unavailable { .. } | Self::Broken { .. } | Self::Silent { .. })
+    }
+
+    /// Returns whether the appliance answered that there is no such thing.
+    pub(super) fn is_missing(&self) -> bool {
+        matches!(self, Self::Refused { problem } if problem.status == StatusCode::NOT_FOUND)
     }
 }
 
@@ -152,8 +211,93 @@ impl Client {
         self.http.request(method, format!("http://appliance{path}"))
     }
 
-    /// Sends a request. Returns the answer if it is good.
+    /// Sends a request whose answer the appliance has at hand. Returns the answer if it is good; its body may be a stream, to be read
+    /// with [`Client::next_chunk`].
     pub(super) async fn send(&self, request: RequestBuilder) -> Result<Response, ClientError> {
+        self.within(ANSWER_MAX, self.exchange(request)).await
+    }
+
+    /// Returns what comes next of a stream; `None` at its end.
+    pub(super) async fn next_chunk(&self, stream: &mut Response) -> Result<Option<Bytes>, ClientError> {
+        let next = async { stream.chunk().await.map_err(|source| ClientError::Broken { source }) };
+        self.within(SILENCE_MAX, next).await
+    }
+
+    /// Returns the JSON at `path`, which the appliance has at hand. Where the connection breaks, as it may while a runtime ends, it is
+    /// asked again.
+    pub(super) async fn get(&self, path: &str) -> Result<Value, ClientError> {
+        self.get_within(ANSWER_MAX, path).await
+    }
+
+    /// Returns the JSON at `path`, which the appliance has after at most `wait`.
+    pub(super) async fn get_after(&self, wait: Duration, path: &str) -> Result<Value, ClientError> {
+        self.get_within(wait + ANSWER_MAX, path).await
+    }
+
+    async fn get_within(&self, limit: Duration, path: &str) -> Result<Value, ClientError> {
+        let begun = Instant::now();
+        loop {
+            let left = limit.saturating_sub(begun.elapsed());
+            match self.within(left, self.exchange_json(self.request(Method::GET, path))).await {
+                Err(ClientError::Broken { .. }) if begun.elapsed() + ASK_AGAIN < limit => {
+                    tokio::time::sleep(ASK_AGAIN).await;
+                }
+                Err(ClientError::Silent { socket, .. }) => return Err(ClientError::Silent { socket, after: limit }),
+                answer => return answer,
+            }
+        }
+    }
+
+    /// Posts `body` to `path`, which the appliance answers at once. Returns the JSON of the answer.
+    pub(super) async fn post(&self, path: &str, body: &Value) -> Result<Value, ClientError> {
+        self.within(ANSWER_MAX, self.exchange_json(self.request(Method::POST, path).json(body))).await
+    }
+
+    /// Posts `body` to `path`, and waits as long as the appliance works on it.
+    pub(super) async fn post_long(&self, path: &str, body: &Value) -> Result<Value, ClientError> {
+        self.json_long(self.request(Method::POST, path).json(body)).await
+    }
+
+    /// Sends a request, and waits as long as the appliance works on it: as long as it answers other questions. Returns the JSON of
+    /// the answer.
+    pub(super) async fn json_long(&self, request: RequestBuilder) -> Result<Value, ClientError> {
+        // Cancel-safe: what is dropped is not wanted any more.
+        tokio::select! {
+            biased;
+            answer = self.exchange_json(request) => answer,
+            silence = self.miss_heartbeats() => Err(silence),
+        }
+    }
+
+    /// Asks again and again whether the appliance still answers. Ends when it does not.
+    async fn miss_heartbeats(&self) -> ClientError {
+        let mut missed = 0;
+        loop {
+            tokio::time::sleep(HEARTBEAT_EVERY).await;
+            match self.within(ANSWER_MAX, self.exchange(self.request(Method::GET, "/healthz"))).await {
+                Err(silence) if silence.is_silence() => {
+                    missed += 1;
+                    if missed == HEARTBEATS_MISSED_MAX {
+                        return silence;
+                    }
+                }
+                Ok(_) | Err(_) => missed = 0, // also one that is not healthy answers
+            }
+        }
+    }
+
+    /// Returns the result of `work`, unless nothing came for as long as `limit`.
+    async fn within<T>(
+        &self,
+        limit: Duration,
+        work: impl Future<Output = Result<T, ClientError>>,
+    ) -> Result<T, ClientError> {
+        let silent = |_elapsed| Err(ClientError::Silent { socket: self.socket.clone(), after: limit });
+        tokio::time::timeout(limit, work).await.unwrap_or_else(silent)
+    }
+
+    /// Sends a request. Returns the answer if it is good.
+    async fn exchange(&self, request: RequestBuilder) -> Result<Response, ClientError> {
         let response = request.send().await.map_err(|source| self.failed(source))?;
         let status = response.status();
         if status.is_success() {
@@ -165,19 +309,8 @@ impl Client {
         }
     }
 
-    /// Returns the JSON at `path`.
-    pub(super) async fn get(&self, path: &str) -> Result<Value, ClientError> {
-        self.json(self.request(Method::GET, path)).await
-    }
-
-    /// Posts `body` to `path`. Returns the JSON of the answer.
-    pub(super) async fn post(&self, path: &str, body: &Value) -> Result<Value, ClientError> {
-        self.json(self.request(Method::POST, path).json(body)).await
-    }
-
-    /// Sends a request. Returns the JSON of the answer.
-    pub(super) async fn json(&self, request: RequestBuilder) -> Result<Value, ClientError> {
-        self.send(request).await?.json().await.map_err(|source| ClientError::Broken { source })
+    async fn exchange_json(&self, request: RequestBuilder) -> Result<Value, ClientError> {
+        self.exchange(request).await?.json().await.map_err(|source| ClientError::Broken { source })
     }
 
     fn failed(&self, source: reqwest::Error) -> ClientError {

@@ -53,7 +53,7 @@ pub(super) async fn run(context: &Context, component: &Component) -> Result<Exit
 }
 
 async fn act(context: &Context, client: &Client, name: &str, action: &str) -> Result<(), ClientError> {
-    let answer = client.post(&format!("/api/v1/components/{name}/{action}"), &json!({})).await?;
+    let answer = client.post_long(&format!("/api/v1/components/{name}/{action}"), &json!({})).await?;
     if context.json {
         context.print(&answer.to_string());
     } else {

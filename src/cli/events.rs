@@ -2,7 +2,6 @@
 
 use std::ops::ControlFlow;
 
-use futures_util::StreamExt;
 use reqwest::{Method, header};
 use serde_json::Value;
 
@@ -10,6 +9,9 @@ use super::client::{Client, ClientError};
 
 /// Reads the events after number `after`, or those from now on, until `take` breaks it off or the stream ends. `take` is given
 /// nothing when nothing has happened for a while.
+///
+/// # Errors
+/// The stream cannot be had, or not even a sign of life comes any more.
 pub(super) async fn read_events(
     client: &Client,
     after: Option<u64>,
@@ -17,10 +19,14 @@ pub(super) async fn read_events(
 ) -> Result<(), ClientError> {
     let path = after.map_or_else(|| "/api/v1/events".to_owned(), |after| format!("/api/v1/events?after={after}"));
     let request = client.request(Method::GET, &path).header(header::ACCEPT, "application/x-ndjson");
-    let mut stream = client.send(request).await?.bytes_stream();
+    let mut stream = client.send(request).await?;
     let mut pending = Vec::new();
-    while let Some(Ok(chunk)) = stream.next().await {
-        pending.extend_from_slice(&chunk);
+    loop {
+        match client.next_chunk(&mut stream).await {
+            Ok(Some(chunk)) => pending.extend_from_slice(&chunk),
+            Ok(None) | Err(ClientError::Broken { .. }) => return Ok(()),
+            Err(error) => return Err(error),
+        }
         while let Some(end) = pending.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = pending.drain(..=end).collect();
             let event = serde_json::from_slice::<Value>(&line);
@@ -29,5 +35,4 @@ pub(super) async fn read_events(
             }
         }
     }
-    Ok(())
 }

@@ -2,65 +2,26 @@
 
 use std::io::{self, Write};
 use std::ops::ControlFlow;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use refit_base::Exit;
+use refit_base::{Exit, clock};
 use serde_json::{Value, json};
 
 use super::client::{Client, ClientError};
 use super::context::Context;
 use super::events::read_events;
 use super::notes;
+use super::outcome::{Outcome, find_update};
+use super::silence::Silence;
 use super::table::list;
 
-/// How long the appliance may be unreachable before following is given up: the guard needs that long in the worst case.
-const UNREACHABLE_MAX: Duration = Duration::from_secs(120);
 /// The pause before the next try; a local socket costs little.
 const TRY_AGAIN: Duration = Duration::from_millis(50);
-
-/// A silence that people are told of: replacing the runtime takes less.
-const SILENCE_TOLD: Duration = Duration::from_secs(3);
-
-/// For how long the appliance has not answered.
-#[derive(Default)]
-struct Silence {
-    since: Option<Instant>,
-    /// What the bar said before.
-    interrupted: Option<String>,
-}
-
-impl Silence {
-    /// Returns `error` when it has lasted too long. Before that people are told, on `bar` or, where there is none to be seen, in a
-    /// line on standard error, once.
-    fn extend(&mut self, bar: &ProgressBar, error: ClientError) -> Result<(), ClientError> {
-        let lasted = self.since.get_or_insert_with(Instant::now).elapsed();
-        let Some(left) = UNREACHABLE_MAX.checked_sub(lasted).filter(|left| !left.is_zero()) else {
-            bar.finish_and_clear();
-            return Err(error);
-        };
-        if lasted < SILENCE_TOLD {
-            return Ok(());
-        }
-        let text = format!("the appliance does not answer; it is waited for {} s more", left.as_secs());
-        if self.interrupted.is_none() {
-            self.interrupted = Some(bar.message());
-            if bar.is_hidden() {
-                drop(writeln!(io::stderr().lock(), "refit: {text}")); // as in `Context::print`
-            }
-        }
-        bar.set_message(text);
-        Ok(())
-    }
-
-    /// It answers.
-    fn end(&mut self, bar: &ProgressBar) {
-        if let Some(message) = self.interrupted.take() {
-            bar.set_message(message);
-        }
-        self.since = None;
-    }
-}
+/// The pause before an appliance that ends is asked again whether it still answers.
+const ASK_AGAIN: Duration = Duration::from_millis(200);
+/// How long the appliance is asked to wait for an outcome before it says that there is none yet.
+const WAIT: Duration = Duration::from_secs(10);
 
 /// How an update is displayed, and how much of it was.
 struct UpdateDisplay {
@@ -69,28 +30,60 @@ struct UpdateDisplay {
     finished: bool,
 }
 
+/// Asks for an update or a rollback and follows it to its end. `to` is the release that it goes to, if that is known. Returns the exit
+/// status that it means.
+pub(super) async fn ask_and_follow(
+    context: &Context,
+    client: &Client,
+    path: &str,
+    body: &Value,
+    to: Option<&str>,
+) -> Result<Exit, ClientError> {
+    let begun = clock::stamp();
+    match client.post(path, body).await {
+        Ok(answer) => follow(context, client, answer["ticket"]["id"].as_str().unwrap_or_default()).await,
+        Err(ClientError::Broken { .. } | ClientError::Silent { .. }) => {
+            // Whether it was taken, the appliance knows when it answers again.
+            let (mut silence, hidden) = (Silence::default(), ProgressBar::hidden());
+            let found = loop {
+                match find_update(client, &begun, to).await {
+                    Ok(found) => break found,
+                    Err(error) if error.is_silence() => silence.extend(&hidden, error)?,
+                    Err(error) => return Err(error),
+                }
+                tokio::time::sleep(TRY_AGAIN).await;
+            };
+            let lost = || ClientError::Lost { request: "update".to_owned() };
+            follow(context, client, &found.ok_or_else(lost)?).await
+        }
+        Err(error) => Err(error),
+    }
+}
+
 /// Follows the ticket `id` to its end. Returns the exit status that it means.
-pub(super) async fn follow(context: &Context, client: &Client, id: &str) -> Result<Exit, ClientError> {
+async fn follow(context: &Context, client: &Client, id: &str) -> Result<Exit, ClientError> {
     let bar = if context.is_watched() { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
     bar.enable_steady_tick(Duration::from_millis(100));
     let mut display = UpdateDisplay { bar, last_event: 0, finished: false };
-    let mut silence = Silence::default();
+    let (mut silence, mut outcome) = (Silence::default(), Outcome::of(client, id));
     loop {
-        match show_events(context, client, id, &mut display).await {
-            Ok(()) => silence.end(&display.bar),
-            Err(error @ (ClientError::Unavailable { .. } | ClientError::Broken { .. })) => {
-                silence.extend(&display.bar, error)?;
-            }
-            Err(error) => return Err(error),
-        }
-        // The stream ended: with the update, or because the runtime replaced itself.
-        match get_ticket(client, id).await {
-            Ok(ticket) if ticket["state"] != "accepted" => {
+        let shown = show_events(context, client, id, &mut display).await;
+        // The stream ended: with the update, because the runtime replaced itself, or because nothing came any more.
+        let found = match shown {
+            Ok(()) => outcome.look_up(Duration::ZERO).await,
+            Err(error) => Err(error),
+        };
+        match found {
+            Ok(Some(ticket)) => {
                 display.bar.finish_and_clear();
                 return Ok(conclude(context, &ticket));
             }
-            Ok(_) | Err(ClientError::Unavailable { .. } | ClientError::Broken { .. }) => {}
-            Err(error) => return Err(error),
+            Ok(None) => silence.end(&display.bar),
+            Err(error) if error.is_silence() => silence.extend(&display.bar, error)?,
+            Err(error) => {
+                display.bar.finish_and_clear();
+                return Err(error);
+            }
         }
         tokio::time::sleep(TRY_AGAIN).await;
     }
@@ -158,11 +151,6 @@ fn show_event(context: &Context, event: &Value, display: &mut UpdateDisplay) {
     }
 }
 
-async fn get_ticket(client: &Client, id: &str) -> Result<Value, ClientError> {
-    let mut answer = client.get(&format!("/api/v1/bus/requests/{id}")).await?;
-    Ok(answer["ticket"].take())
-}
-
 /// Returns the exit status of a ticket with an outcome, and says why if it is not a good one.
 pub(super) fn conclude(context: &Context, ticket: &Value) -> Exit {
     let state = ticket["state"].as_str().unwrap_or_default();
@@ -182,16 +170,35 @@ pub(super) fn conclude(context: &Context, ticket: &Value) -> Exit {
 
 /// Waits for the outcome of a ticket without showing steps.
 pub(super) async fn wait_for_outcome(context: &Context, client: &Client, id: &str) -> Result<Exit, ClientError> {
-    let (mut silence, hidden) = (Silence::default(), ProgressBar::hidden());
+    let (mut silence, hidden, mut outcome) = (Silence::default(), ProgressBar::hidden(), Outcome::of(client, id));
     loop {
-        match client.get(&format!("/api/v1/bus/requests/{id}?wait_ms=10000")).await {
-            Ok(answer) if answer["ticket"]["state"] != "accepted" => return Ok(conclude(context, &answer["ticket"])),
-            Ok(_) => silence.end(&hidden),
-            Err(error @ (ClientError::Unavailable { .. } | ClientError::Broken { .. })) => {
-                silence.extend(&hidden, error)?;
-            }
+        match outcome.look_up(WAIT).await {
+            Ok(Some(ticket)) => return Ok(conclude(context, &ticket)),
+            Ok(None) => silence.end(&hidden),
+            Err(error) if error.is_silence() => silence.extend(&hidden, error)?,
             Err(error) => return Err(error),
         }
         tokio::time::sleep(TRY_AGAIN).await;
+    }
+}
+
+/// Waits until the appliance has ended, as the ticket `id` asks. Nobody is left to answer then: that nobody answers is the outcome.
+pub(super) async fn wait_for_exit(context: &Context, client: &Client, ticket: &Value) -> Result<Exit, ClientError> {
+    let (mut silence, hidden) = (Silence::default(), ProgressBar::hidden());
+    let mut outcome = Outcome::of(client, ticket["id"].as_str().unwrap_or_default());
+    loop {
+        match outcome.look_up(Duration::ZERO).await {
+            // A runtime that ended before it was done was started again.
+            Ok(Some(ticket)) => return Ok(conclude(context, &ticket)),
+            Ok(None) => silence.end(&hidden),
+            Err(ClientError::Unavailable { .. }) => {
+                let mut ticket = ticket.clone();
+                (ticket["state"], ticket["exit"]) = (json!("done"), json!(Exit::Done.code()));
+                return Ok(conclude(context, &ticket));
+            }
+            Err(error) if error.is_silence() => silence.extend(&hidden, error)?,
+            Err(error) => return Err(error),
+        }
+        tokio::time::sleep(ASK_AGAIN).await;
     }
 }

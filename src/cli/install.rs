@@ -5,6 +5,7 @@ use std::io::{self, Seek};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use indicatif::ProgressBar;
@@ -19,12 +20,14 @@ use tokio_util::io::ReaderStream;
 use super::client::{Client, ClientError};
 use super::context::Context;
 use super::events::read_events;
-use super::follow::follow;
+use super::follow::ask_and_follow;
 use super::input::Input;
 use super::notes;
 
 /// How much of a package is read at once.
 const CHUNK_BYTES: usize = 256 << 10;
+/// How long a web server may be silent: as long as a repository of the appliance may.
+const URL_SILENCE_MAX: Duration = Duration::from_secs(60);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Install {
@@ -55,6 +58,7 @@ pub(super) async fn run(context: &Context, install: &Install) -> Result<Exit, Cl
         Some(version) => installed(&client, version).await?,
         None => None,
     };
+    let mut to = version.as_ref().map(Version::to_string);
     let body = match (staged, version) {
         (Some(_), _) if install.stage_only => {
             let remedy = "leave --stage-only out to install it";
@@ -80,11 +84,11 @@ pub(super) async fn run(context: &Context, install: &Install) -> Result<Exit, Cl
             if install.stage_only {
                 return Ok(Exit::Done);
             }
+            to = package["version"].as_str().map(str::to_owned);
             json!({ "digest": package["digest"] })
         }
     };
-    let answer = client.post("/api/v1/updates", &body).await?;
-    follow(context, &client, answer["ticket"]["id"].as_str().unwrap_or_default()).await
+    ask_and_follow(context, &client, "/api/v1/updates", &body, to.as_deref()).await
 }
 
 /// Returns what is known of release `version`, if it is on the appliance.
@@ -111,11 +115,16 @@ async fn fetch(context: &Context, client: &Client, install: &Install, version: &
     let bar = context.bytes_bar("fetching and verifying");
     let body = json!({ "version": version, "allow_downgrade": install.allow_downgrade, "digest": install.digest });
     let answer = tokio::select! {
-        answer = client.post("/api/v1/packages", &body) => answer,
+        answer = client.post_long("/api/v1/packages", &body) => answer,
         answer = show_fetched(client, &bar), if context.is_watched() => answer,
     };
     bar.finish_and_clear();
-    answer
+    answer.map_err(interrupted)
+}
+
+/// Returns `error` as what it means while a package arrives: nothing of it is left.
+fn interrupted(error: ClientError) -> ClientError {
+    if let ClientError::Broken { source } = error { ClientError::Interrupted { source } } else { error }
 }
 
 /// Shows on `bar` how far the appliance is with a release that it fetches. Never ends.
@@ -153,7 +162,7 @@ async fn send(context: &Context, client: &Client, install: &Install, input: &Inp
     let (body, length) = if is_url {
         let url = install.what.clone();
         let fetch = move |source: reqwest::Error| ClientError::Fetch { url: url.clone(), source: source.without_url() };
-        let answer = reqwest::get(&install.what).await.and_then(reqwest::Response::error_for_status).map_err(&fetch)?;
+        let answer = get_url(&install.what).await.map_err(&fetch)?;
         let length = answer.content_length();
         (answer.bytes_stream().map(move |chunk| chunk.map_err(|error| note(fetch(error)))).boxed(), length)
     } else {
@@ -178,10 +187,16 @@ async fn send(context: &Context, client: &Client, install: &Install, input: &Inp
     if let Some(length) = length {
         request = request.header(header::CONTENT_LENGTH, length);
     }
-    let answer = client.json(request).await;
+    let answer = client.json_long(request).await;
     bar.finish_and_clear();
     let broken = lock(&broken).take();
-    answer.map_err(|error| broken.unwrap_or(error))
+    answer.map_err(|error| broken.unwrap_or_else(|| interrupted(error)))
+}
+
+/// Returns the answer of a web server, which may not be silent for longer than [`URL_SILENCE_MAX`].
+async fn get_url(url: &str) -> reqwest::Result<reqwest::Response> {
+    let client = reqwest::Client::builder().connect_timeout(URL_SILENCE_MAX).read_timeout(URL_SILENCE_MAX).build()?;
+    client.get(url).send().await?.error_for_status()
 }
 
 /// Returns whether `what` is the URL of a package. The case of a scheme says nothing (RFC 3986, 3.1).

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::client::{Client, ClientError};
 use super::context::Context;
-use super::follow::follow;
+use super::follow::ask_and_follow;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Rollback {
@@ -16,6 +16,8 @@ pub(super) struct Rollback {
 
 pub(super) async fn run(context: &Context, rollback: &Rollback) -> Result<Exit, ClientError> {
     let client = Client::new(&context.home)?;
-    let answer = client.post("/api/v1/rollback", &json!({ "version": rollback.version })).await?;
-    follow(context, &client, answer["ticket"]["id"].as_str().unwrap_or_default()).await
+    // Asked before: what nobody answers to is not followed.
+    client.get("/api/v1/status").await?;
+    let to = rollback.version.as_ref().map(Version::to_string);
+    ask_and_follow(context, &client, "/api/v1/rollback", &json!({ "version": rollback.version }), to.as_deref()).await
 }

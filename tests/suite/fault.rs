@@ -104,6 +104,20 @@ fn cut_at(point: &str) -> u32 {
     panic!("an update passes {point} more than {PASSAGES_MAX} times");
 }
 
+/// The runtime dies between the commit and the news of it: whoever waits is told all the same.
+#[test]
+fn a_crash_after_the_commit_keeps_nobody_waiting() {
+    let appliance = Appliance::new(&Release::bare("1.0.0"));
+    let appliance = appliance.local(|text| text.replace("[update]", "[update]\nkeep = 2")).start();
+    appliance.install(&Release::bare("1.1.0"), &[]).ends_with(0);
+    arm(&appliance, "pruned", 1);
+    let ran = appliance.install(&Release::bare("1.2.0"), &["--json"]).ends_with(0);
+    assert!(!fault_file(&appliance).exists(), "the runtime was aborted");
+    assert_eq!(ran.objects().last().expect("a last line")["ticket"]["state"], "done");
+    appliance.settled("1.2.0");
+    assert_eq!(appliance.history()[0]["outcome"], "done");
+}
+
 /// A repair that is cut leaves an appliance that serves, and less to repair.
 #[test]
 fn power_cut_while_the_release_that_runs_is_repaired() {

@@ -46,6 +46,7 @@ mod trust;
 mod vendor;
 mod voyage;
 mod wait;
+mod waits;
 mod watch;
 mod web;
 mod wsgi;

@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 use std::time::Duration;
 
+use indicatif::ProgressBar;
 use refit_base::Exit;
 use serde_json::Value;
 
@@ -10,6 +11,7 @@ use super::timeline::Timeline;
 use crate::cli::client::{Client, ClientError};
 use crate::cli::context::Context;
 use crate::cli::events::read_events;
+use crate::cli::silence::Silence;
 use crate::cli::table::cell;
 
 /// The pause before a broken stream is opened again.
@@ -17,6 +19,7 @@ const TRY_AGAIN: Duration = Duration::from_millis(200);
 
 pub(super) async fn run(context: &Context, client: &Client) -> Result<Exit, ClientError> {
     let mut after = None;
+    let (mut silence, hidden) = (Silence::default(), ProgressBar::hidden());
     let mut timeline = Timeline::new(context.has_colours());
     if !context.json {
         let state = client.get("/api/v1/bus").await?;
@@ -24,7 +27,9 @@ pub(super) async fn run(context: &Context, client: &Client) -> Result<Exit, Clie
     }
     loop {
         let mut newest = after;
+        let mut answers = false;
         let show = |event: Option<&Value>| {
+            answers = true;
             let Some(event) = event else { return ControlFlow::Continue(()) };
             newest = event["id"].as_u64().or(newest);
             if context.json {
@@ -34,10 +39,19 @@ pub(super) async fn run(context: &Context, client: &Client) -> Result<Exit, Clie
             }
             ControlFlow::Continue(())
         };
-        match read_events(client, after, show).await {
-            // Only the first connection has to succeed: later ones wait for the next process image.
-            Err(error) if after.is_none() => return Err(error),
-            Ok(()) | Err(_) => after = newest,
+        let read = read_events(client, after, show).await;
+        // Only the first connection has to succeed: later ones wait for the next process image.
+        let is_first = after.is_none() && newest.is_none() && !answers;
+        after = newest;
+        match read {
+            Err(error) if is_first || !error.is_silence() => return Err(error),
+            Err(error) => {
+                if answers {
+                    silence.end(&hidden);
+                }
+                silence.extend(&hidden, error)?;
+            }
+            Ok(()) => silence.end(&hidden),
         }
         tokio::time::sleep(TRY_AGAIN).await;
     }

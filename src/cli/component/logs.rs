@@ -3,7 +3,6 @@
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt;
 use refit_base::Exit;
 use reqwest::{Method, Response, header};
 use serde_json::Value;
@@ -16,6 +15,8 @@ use crate::cli::context::Context;
 const TRY_AGAIN: Duration = Duration::from_millis(50);
 /// How long the appliance may be reachable without answering: the guard needs that long in the worst case.
 const SILENT_MAX: Duration = Duration::from_secs(120);
+/// A silence that people are told of: replacing the runtime takes less.
+const SILENCE_TOLD: Duration = Duration::from_secs(3);
 /// The longest line of an answer; more without its end is no answer of ours.
 const ANSWER_LINE_BYTES_MAX: usize = 1 << 20;
 
@@ -54,7 +55,7 @@ pub(super) async fn run(context: &Context, client: &Client, logs: &Logs) -> Resu
         Printer { json: context.json, coloured: context.has_colours(), cursor: None, pending: Vec::new() };
     let answer = request_logs(client, logs, None).await?;
     if !logs.follow {
-        printer.drain(answer).await.map_err(|source| ClientError::Broken { source })?;
+        printer.drain(client, answer).await?;
         return Ok(Exit::Done);
     }
     // Cancel-safe: when it is interrupted, nothing more is printed.
@@ -89,10 +90,10 @@ async fn follow(
         let cursor = answer.headers().get(CURSOR).and_then(|value| value.to_str().ok()?.parse().ok());
         printer.cursor = printer.cursor.or(cursor);
         // A stream that breaks ends like any other: it is asked for again.
-        if matches!(printer.drain(answer).await, Ok(StreamEnd::Reader)) {
+        if matches!(printer.drain(client, answer).await, Ok(StreamEnd::Reader)) {
             return Ok(Exit::Done);
         }
-        let since = Instant::now();
+        let (since, mut told) = (Instant::now(), false);
         answer = loop {
             match request_logs(client, logs, printer.cursor).await {
                 Ok(answer) => break answer,
@@ -101,7 +102,13 @@ async fn follow(
                     drop(writeln!(io::stderr().lock(), "refit: the appliance has ended"));
                     return Ok(Exit::Done);
                 }
-                Err(ClientError::Broken { .. }) if since.elapsed() < SILENT_MAX => tokio::time::sleep(TRY_AGAIN).await,
+                Err(ClientError::Broken { .. } | ClientError::Silent { .. }) if since.elapsed() < SILENT_MAX => {
+                    if !told && since.elapsed() >= SILENCE_TOLD {
+                        told = true;
+                        drop(writeln!(io::stderr().lock(), "refit: the appliance does not answer; trying again"));
+                    }
+                    tokio::time::sleep(TRY_AGAIN).await;
+                }
                 Err(error) => return Err(error),
             }
         };
@@ -110,11 +117,10 @@ async fn follow(
 
 impl Printer {
     /// Prints the lines of an answer, until it ends.
-    async fn drain(&mut self, answer: Response) -> Result<StreamEnd, reqwest::Error> {
+    async fn drain(&mut self, client: &Client, mut answer: Response) -> Result<StreamEnd, ClientError> {
         self.pending.clear(); // a line that was broken off comes again
-        let mut stream = answer.bytes_stream();
-        while let Some(chunk) = stream.next().await {
-            self.pending.extend_from_slice(&chunk?);
+        while let Some(chunk) = client.next_chunk(&mut answer).await? {
+            self.pending.extend_from_slice(&chunk);
             let Some(end) = self.pending.iter().rposition(|byte| *byte == b'\n') else {
                 if self.pending.len() > ANSWER_LINE_BYTES_MAX {
                     return Ok(StreamEnd::Stream);

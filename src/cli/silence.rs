@@ -1,0 +1,56 @@
+//! An appliance that does not answer for a while: waited for, said, and in the end given up.
+
+use std::io::{self, Write};
+use std::time::{Duration, Instant};
+
+use indicatif::ProgressBar;
+
+use super::client::ClientError;
+
+/// How long the appliance may be unreachable before it is given up: the guard needs that long in the worst case.
+const UNREACHABLE_MAX: Duration = Duration::from_secs(120);
+/// A silence that people are told of: replacing the runtime takes less.
+const SILENCE_TOLD: Duration = Duration::from_secs(3);
+
+/// For how long the appliance has not answered.
+#[derive(Default)]
+pub(super) struct Silence {
+    since: Option<Instant>,
+    /// What the bar said before.
+    interrupted: Option<String>,
+}
+
+impl Silence {
+    /// Returns `error` when it has lasted too long. Before that people are told, on `bar` or, where there is none to be seen, in a
+    /// line on standard error, once.
+    pub(super) fn extend(&mut self, bar: &ProgressBar, error: ClientError) -> Result<(), ClientError> {
+        // One that took its time to be noticed began before.
+        let noticed = if let ClientError::Silent { after, .. } = &error { *after } else { Duration::ZERO };
+        let begun = || Instant::now().checked_sub(noticed).unwrap_or_else(Instant::now);
+        let lasted = self.since.get_or_insert_with(begun).elapsed();
+        let Some(left) = UNREACHABLE_MAX.checked_sub(lasted).filter(|left| !left.is_zero()) else {
+            bar.finish_and_clear();
+            return Err(error);
+        };
+        if lasted < SILENCE_TOLD {
+            return Ok(());
+        }
+        let text = format!("the appliance does not answer; it is waited for {} s more", left.as_secs());
+        if self.interrupted.is_none() {
+            self.interrupted = Some(bar.message());
+            if bar.is_hidden() {
+                drop(writeln!(io::stderr().lock(), "refit: {text}")); // as in `Context::print`
+            }
+        }
+        bar.set_message(text);
+        Ok(())
+    }
+
+    /// It answers.
+    pub(super) fn end(&mut self, bar: &ProgressBar) {
+        if let Some(message) = self.interrupted.take() {
+            bar.set_message(message);
+        }
+        self.since = None;
+    }
+}
