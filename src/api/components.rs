@@ -55,7 +55,7 @@ pub(super) async fn act(
         app.components.get(&name).ok_or_else(|| Problem::missing(format!("there is no component {name:?}")))?;
     let done = match action.as_str() {
         "start" => component.start_alone().await,
-        "stop" => component.stop_alone().await,
+        "stop" => component.stop_and_stay().await,
         "restart" => match component.stop_alone().await {
             Ok(()) => component.start_alone().await,
             Err(failure) => Err(failure),

@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use semver::Version;
 use serde::{Deserialize, Serialize};
 
 use super::instance::CarriedInstance;
@@ -66,6 +67,9 @@ pub struct Carry {
     /// The highest generation of each component's processes.
     #[serde(default)]
     pub component_generations: BTreeMap<String, u32>,
+    /// The components that an operator has stopped, and in which release: its next image does not start them.
+    #[serde(default)]
+    pub stopped: BTreeMap<String, Version>,
 }
 
 impl Carry {

@@ -55,6 +55,24 @@ pub struct CarriedInstance {
     /// How often it has to report, in microseconds, if it has said so itself.
     #[serde(default)]
     pub watchdog_us: Option<u64>,
+    /// Its account, by number.
+    #[serde(default)]
+    pub account: Option<u32>,
+    /// The socket on which it reports.
+    #[serde(default)]
+    pub notify_path: Option<PathBuf>,
+    /// That it is told to end.
+    #[serde(default)]
+    pub ending: Option<CarriedEnding>,
+}
+
+/// That a process is told to end: written down before it is told, so that the next image knows it, whenever this one ends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CarriedEnding {
+    /// When it is killed, in nanoseconds of the monotonic clock.
+    pub by_ns: u64,
+    /// Why it is ended although the component is wanted, for people; none if the component was to stop or be replaced.
+    pub reason: Option<String>,
 }
 
 /// A limit of a process, and what keeps it.

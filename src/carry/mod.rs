@@ -9,6 +9,6 @@ mod instance;
 mod registry;
 
 pub use document::{CARRY_FORMAT, Carry};
-pub use instance::{CarriedInstance, CarriedLimit, LimitBy, Role};
+pub use instance::{CarriedEnding, CarriedInstance, CarriedLimit, LimitBy, Role};
 pub(crate) use registry::Descriptors;
 pub use registry::{Registry, RegistryParts, state_name};

@@ -4,7 +4,7 @@
 //! gets each descriptor once and the document ([`Carry`]) after each change, so that a crash at any moment is an exec that
 //! nobody prepared.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use refit_base::lock;
+use semver::Version;
 use tokio::sync::watch;
 
 use super::document::{CARRY_FORMAT, Carry};
@@ -40,9 +41,13 @@ pub(crate) struct Descriptors {
 }
 
 impl Descriptors {
+    /// The last parts of their names.
+    const PARTS: [&str; 3] = ["notify", "out", "err"];
+
     /// Returns each with the last part of its name.
     fn parts(&self) -> [(&'static str, &OwnedFd); 3] {
-        [("notify", &self.notify), ("out", &self.stdout), ("err", &self.stderr)]
+        let [notify, out, err] = Self::PARTS;
+        [(notify, &self.notify), (out, &self.stdout), (err, &self.stderr)]
     }
 
     /// Returns the descriptors among `parts` that belong to the instance `id`.
@@ -52,7 +57,8 @@ impl Descriptors {
             let position = parts.iter().position(|part| part.name == name)?;
             Some(parts.remove(position).descriptor)
         };
-        Some(Self { notify: take("notify")?, stdout: take("out")?, stderr: take("err")? })
+        let [notify, out, err] = Self::PARTS;
+        Some(Self { notify: take(notify)?, stdout: take(out)?, stderr: take(err)? })
     }
 }
 
@@ -63,6 +69,10 @@ struct Inner {
     instances: BTreeMap<String, (CarriedInstance, Arc<Descriptors>)>,
     /// The highest generation of each component's processes: no two processes ever have one name.
     generations: BTreeMap<String, u32>,
+    /// The components that an operator has stopped in this release.
+    stopped: BTreeSet<String>,
+    /// This release.
+    version: Version,
 }
 
 /// The registry.
@@ -85,14 +95,24 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// Returns the registry of the process image `generation`, going on after `carry`, with the guard at the other end of `guard`.
-    pub fn new(carry: &Carry, generation: u32, guard: Option<UnixDatagram>, parts: RegistryParts) -> Self {
+    /// Returns the registry of the process image `generation` of the release `version`, going on after `carry`, with the guard at the
+    /// other end of `guard`.
+    pub fn new(
+        carry: &Carry,
+        generation: u32,
+        version: Version,
+        guard: Option<UnixDatagram>,
+        parts: RegistryParts,
+    ) -> Self {
         Self {
             inner: Mutex::new(Inner {
                 generation,
                 sequence: carry.sequence,
                 instances: BTreeMap::new(),
                 generations: carry.component_generations.clone(),
+                // Another release starts everything, as a stop and a start of the bus do.
+                stopped: carry.stopped.iter().filter(|(_, at)| **at == version).map(|(name, _)| name.clone()).collect(),
+                version,
             }),
             saving: Mutex::new(()),
             guard,
@@ -161,12 +181,33 @@ impl Registry {
 
     /// Removes a process that has ended.
     pub(crate) fn remove(&self, id: &str) {
-        if let Some((_, descriptors)) = lock(&self.inner).instances.remove(id) {
-            for (part, _) in descriptors.parts() {
-                self.tell_guard(&format!("FDSTOREREMOVE=1\nFDNAME={}{id}.{part}", names::INSTANCE), &[]);
-            }
+        drop(lock(&self.inner).instances.remove(id));
+        for part in Descriptors::PARTS {
+            // Also of one that had ended before this image could register it.
+            self.drop_descriptor(&format!("{id}.{part}"));
         }
         self.save();
+    }
+
+    /// Has the guard drop the descriptor of a process that has this last part of its name.
+    pub(crate) fn drop_descriptor(&self, name: &str) {
+        self.tell_guard(&format!("FDSTOREREMOVE=1\nFDNAME={}{name}", names::INSTANCE), &[]);
+    }
+
+    /// Remembers whether an operator has stopped `component`, if that has changed.
+    pub(crate) fn set_stopped(&self, component: &str, stopped: bool) {
+        let changed = {
+            let mut inner = lock(&self.inner);
+            if stopped { inner.stopped.insert(component.to_owned()) } else { inner.stopped.remove(component) }
+        };
+        if changed {
+            self.save();
+        }
+    }
+
+    /// Returns whether an operator has stopped `component`.
+    pub(crate) fn is_stopped(&self, component: &str) -> bool {
+        lock(&self.inner).stopped.contains(component)
     }
 
     /// Returns the document of this moment, with the number of the one that the guard has.
@@ -189,6 +230,7 @@ impl Registry {
             trial_ns: None,
             parked: BTreeMap::new(),
             component_generations: inner.generations.clone(),
+            stopped: inner.stopped.iter().map(|name| (name.clone(), inner.version.clone())).collect(),
         }
     }
 
@@ -213,7 +255,7 @@ impl Registry {
     }
 
     /// Returns the releases that some process was started from: they must stay on disk.
-    pub fn releases_in_use(&self) -> Vec<semver::Version> {
+    pub fn releases_in_use(&self) -> Vec<Version> {
         lock(&self.inner).instances.values().map(|(instance, _)| instance.release.clone()).collect()
     }
 

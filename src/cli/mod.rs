@@ -11,6 +11,7 @@ mod init;
 mod inspect;
 mod install;
 mod keys;
+mod notify;
 mod pack;
 mod releases;
 mod repo;
@@ -99,6 +100,8 @@ enum Command {
     /// The bus from a shell.
     #[command(subcommand)]
     Bus(bus::Bus),
+    /// Report to whoever supervises this process (NOTIFY_SOCKET), for programs that cannot: READY=1, STATUS=text.
+    Notify(notify::Notify),
     /// Check a configuration before anything is packed or started.
     #[command(subcommand)]
     Config(config::Config),
@@ -140,6 +143,7 @@ pub fn main(process: Process) -> Exit {
         Command::Init(init) => init::run(&context, &init),
         Command::User(user) => user::run(&context, &user),
         Command::Config(config) => config::run(&context, &config),
+        Command::Notify(notify) => notify::run(&context, &notify),
         Command::Pack(pack) => pack::run(&context, &pack),
         Command::Inspect(inspect) => inspect::run(&context, &inspect),
         Command::Keys(keys) => keys::run(&context, &keys),

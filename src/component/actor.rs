@@ -12,12 +12,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::context::RunContext;
 use super::health;
-use super::instance::Instance;
+use super::instance::{Instance, Lost};
 use super::supervise::{Action, Actor, Command};
 use super::view::{State, View};
 use crate::carry::Descriptors;
 use crate::carry::{CarriedInstance, Role};
-use crate::config::Component;
+use crate::config::{Component, NotifyAccess};
 
 /// How many commands may wait: the bus sends one at a time, the API few.
 const COMMANDS_MAX: usize = 16;
@@ -43,11 +43,17 @@ impl Process {
         tasks: &mut JoinSet<()>,
     ) -> Self {
         let mut current: Option<Instance> = None;
-        let mut outgoing = Vec::new();
+        let (mut outgoing, mut lost) = (Vec::new(), Vec::new());
         let newest = context.registry.newest_generation(&component.name);
         for (instance, CarriedParts(descriptors)) in carried {
             let role = instance.role;
-            let Some(instance) = Instance::adopt(instance, descriptors, &context) else { continue };
+            let instance = match Instance::adopt(instance, descriptors, component.spawn.notify_access, &context) {
+                Ok(instance) => instance,
+                Err(gone) => {
+                    lost.push(gone);
+                    continue;
+                }
+            };
             match (role, &current) {
                 (Role::Current, Some(other)) if other.carried.generation >= instance.carried.generation => {
                     outgoing.push(instance);
@@ -77,7 +83,7 @@ impl Process {
         });
         let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
         let actor = Actor::new(component.clone(), fingerprint, context, current, view_sender, newest);
-        tasks.spawn(actor.run(receiver, outgoing));
+        tasks.spawn(actor.run(receiver, outgoing, lost));
         Self { component, commands, view }
     }
 
@@ -106,15 +112,27 @@ impl Process {
     /// # Errors
     /// It did not become ready.
     pub async fn start_alone(&self) -> Result<(), Failure> {
-        self.tell(Action::Start { cancelled: CancellationToken::new() }).await
+        self.tell(Action::Start { alone: true, cancelled: CancellationToken::new() }).await
     }
 
-    /// Stops it because somebody asked for this component alone.
+    /// Stops it, whatever is to become of it.
     ///
     /// # Errors
     /// It could not be stopped.
     pub async fn stop_alone(&self) -> Result<(), Failure> {
-        self.tell(Action::Stop { keep_running: false, hurry: CancellationToken::new() }).await
+        self.stop_now(false).await
+    }
+
+    /// Stops it because somebody wants it to be down: the next image of the same release does not start it.
+    ///
+    /// # Errors
+    /// It could not be stopped.
+    pub async fn stop_and_stay(&self) -> Result<(), Failure> {
+        self.stop_now(true).await
+    }
+
+    async fn stop_now(&self, stays_down: bool) -> Result<(), Failure> {
+        self.tell(Action::Stop { keep_running: false, stays_down, hurry: CancellationToken::new() }).await
     }
 
     /// Sends its process the signal that its definition names for it; does nothing without one.
@@ -147,11 +165,22 @@ pub fn end_stray(
     /// As for a component that says nothing about it.
     const STOP_MAX: Duration = Duration::from_secs(10);
     tracing::info!(component.name = carried.component, process.pid = carried.pid, "ending a component that is no more");
-    let Some(mut instance) = Instance::adopt(carried, descriptors, &context) else { return };
+    let adopted = Instance::adopt(carried, descriptors, NotifyAccess::All, &context);
     tasks.spawn(async move {
-        instance.stop(STOP_MAX, &CancellationToken::new()).await;
-        instance.forget(&context);
+        match adopted {
+            Ok(mut instance) => {
+                let limit = instance.time_left(STOP_MAX);
+                instance.stop(limit, &CancellationToken::new(), &context).await;
+                instance.forget(&context);
+            }
+            Err(lost) => lost.forget(&context).await,
+        }
     });
+}
+
+/// Removes what is left of a process that has ended.
+pub fn forget_ended(carried: CarriedInstance, context: Arc<RunContext>, tasks: &mut JoinSet<()>) {
+    tasks.spawn(async move { Lost::of(carried).forget(&context).await });
 }
 
 impl bus::Component for Process {
@@ -168,12 +197,12 @@ impl bus::Component for Process {
     }
 
     fn start(self: Arc<Self>, cancelled: CancellationToken) -> Act {
-        self.tell(Action::Start { cancelled })
+        self.tell(Action::Start { alone: false, cancelled })
     }
 
     fn stop(self: Arc<Self>, reason: StopReason, hurry: CancellationToken) -> Act {
         let keep_running = reason.keeps_running(&self.component.name);
-        self.tell(Action::Stop { keep_running, hurry })
+        self.tell(Action::Stop { keep_running, stays_down: false, hurry })
     }
 
     /// A process that is told by a signal cannot refuse: it is told when everybody else has agreed.

@@ -16,6 +16,7 @@ use crate::carry::CarriedLimit;
 use crate::config::{Component, Health, Probe};
 use crate::process::cgroup::Group;
 use crate::process::descendants::Descendants;
+use crate::process::environ::HEALTH;
 use crate::process::stat::Stat;
 
 /// How much of an answer explains a failure.
@@ -156,7 +157,7 @@ async fn run(words: &[String], limit: Duration, probed: &Probed) -> Result<(), S
     let mut command = Command::from(spawn::launcher(words, context, &begin, None));
     command
         .envs(spawn::environment(component, token, context))
-        .env("REFIT_HEALTH", &mark)
+        .env(HEALTH, &mark)
         .current_dir(&context.release_dir)
         .stdout(std::process::Stdio::null())
         .stderr(std::process::Stdio::piped())
@@ -185,7 +186,7 @@ async fn run(words: &[String], limit: Duration, probed: &Probed) -> Result<(), S
                 () = &mut over => break None,
             }
         };
-        Descendants::of(group.clone(), format!("REFIT_HEALTH={mark}"), pid, began).end().await;
+        Descendants::of(group.clone(), format!("{HEALTH}={mark}"), pid, began).end().await;
         if !read {
             // Whoever held the pipe is gone.
             drop(tokio::time::timeout(LAST_OUTPUT_WAIT, &mut reading).await);

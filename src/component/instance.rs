@@ -1,10 +1,12 @@
 //! One process of a component: how it is started, found again after an exec or a crash, heard, and ended.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::convert::Infallible;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,17 +22,20 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::context::RunContext;
-use super::reports::{self, Reports, Said};
-use super::{limits, output, spawn};
-use crate::carry::{CarriedInstance, Descriptors, Role};
-use crate::config::{Component, ReloadSignal};
+use super::reports::{self, Heard, Reports, Said};
+use super::senders::Senders;
+use super::spawn::Account;
+use super::{limits, notify_socket, output, spawn};
+use crate::carry::{CarriedEnding, CarriedInstance, Descriptors, Role};
+use crate::config::{Component, NotifyAccess, ReloadSignal};
 use crate::handover::fd::{self, FIRST};
+use crate::handover::notify;
 use crate::logs::Stream;
 use crate::process::cgroup::Group;
 use crate::process::descendants::Descendants;
 use crate::process::handle::Handle;
 use crate::process::launch::report_pipe;
-use crate::process::stat::Stat;
+use crate::process::stat::{Stat, account_of};
 
 /// How many of a process's last lines explain its failure.
 const FAILURE_LINES: usize = 20;
@@ -70,8 +75,10 @@ impl Instance {
         let failed = |what: &str, error: io::Error| Failure::new(format!("cannot {what}: {error}"));
         let id = format!("{}-{generation}", component.name);
         let token: String = hex::encode(rand::random::<[u8; 16]>());
-        let (notify, notify_address) =
-            spawn::bind_notify(context, &id).map_err(|error| failed("bind its notify socket", error))?;
+        let account = Account::of(component);
+        let access = component.spawn.notify_access;
+        let (notify, notify_path) = Self::bind_notify(context, &id, account, access)
+            .map_err(|error| failed("bind its notify socket", error))?;
         let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(io::Error::from);
         let (stdout, stdout_end) = pipe().map_err(|error| failed("make a pipe", error))?;
         let (stderr, stderr_end) = pipe().map_err(|error| failed("make a pipe", error))?;
@@ -79,12 +86,13 @@ impl Instance {
         let sockets = spawn::sockets(component, context, overlapping)
             .map_err(|error| failed("hand over its listeners", error))?;
         let group = context.cgroups.make(&id);
-        let limits =
-            limits::apply(&component.spawn.limits, &context.cgroups, group.as_ref(), spawn::is_root(component));
+        let limits = limits::apply(&component.spawn.limits, &context.cgroups, group.as_ref(), account.is_root());
         let begin = spawn::begin(component, context, group.as_ref(), &limits);
 
         let mut command = spawn::launcher(&component.command, context, &begin, Some(sockets.len()));
-        command.envs(spawn::environment(component, &token, context)).envs(spawn::channels(component, notify_address));
+        command
+            .envs(spawn::environment(component, &token, context))
+            .envs(spawn::channels(component, notify_path.clone()));
         command.current_dir(&context.release_dir).stdout(stdout_end).stderr(stderr_end);
         let mut mappings: Vec<FdMapping> =
             sockets.into_iter().zip(FIRST..).map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd }).collect();
@@ -114,12 +122,16 @@ impl Instance {
             cgroup: group.map(|group| group.path().to_owned()),
             limits,
             watchdog_us: None,
+            account: Some(account.uid),
+            notify_path,
+            ending: None,
         };
         let descriptors = Arc::new(Descriptors { notify: notify.into(), stdout, stderr });
-        let mut instance =
-            Self::watch(carried, handle, descriptors, context).map_err(|error| failed("watch the process", error))?;
+        let mut instance = Self::watch(carried, handle, descriptors, access, context)
+            .map_err(|error| failed("watch the process", error))?;
         context.registry.put(instance.carried.clone(), &instance.descriptors, false);
         if let Some(reason) = spawn::read_report(report).await {
+            instance.condemn(Duration::ZERO, None, context);
             instance.kill_and_wait().await;
             instance.forget(context);
             return Err(Failure::new(reason));
@@ -127,20 +139,51 @@ impl Instance {
         Ok(instance)
     }
 
-    /// Finds a process of an earlier image. `None` if it has ended meanwhile.
-    pub(super) fn adopt(carried: CarriedInstance, descriptors: Descriptors, context: &RunContext) -> Option<Self> {
-        let id = carried.id.clone();
-        let found = Handle::open(carried.pid, Some(carried.start_ticks))
-            .and_then(|handle| Self::watch(carried, handle, Arc::new(descriptors), context));
-        match found {
+    /// Binds the socket of a new process. Returns its path, too, unless nothing is to be heard there.
+    fn bind_notify(
+        context: &RunContext,
+        id: &str,
+        account: Account,
+        access: NotifyAccess,
+    ) -> io::Result<(UnixDatagram, Option<PathBuf>)> {
+        if access == NotifyAccess::None {
+            return Ok((UnixDatagram::unbound()?, None));
+        }
+        let (socket, path) = notify_socket::bind(&context.home, id, account)?;
+        Ok((socket, Some(path)))
+    }
+
+    /// Finds a process of an earlier image, of which those that `access` says may report.
+    ///
+    /// # Errors
+    /// It has ended meanwhile: what is left of it.
+    pub(super) fn adopt(
+        mut carried: CarriedInstance,
+        descriptors: Descriptors,
+        access: NotifyAccess,
+        context: &RunContext,
+    ) -> Result<Self, Lost> {
+        let watch = |carried: &mut CarriedInstance| {
+            let handle = Handle::open(carried.pid, Some(carried.start_ticks))?;
+            if carried.account.is_none() {
+                // An older release let every account report.
+                let account = account_of(carried.pid)?;
+                carried.account = Some(account);
+                let path = notify_socket::older_path(&context.home, &carried.id);
+                if let Err(error) = notify_socket::close_to_others(&path, account) {
+                    tracing::warn!(instance.id = carried.id, %error, "cannot close a notify socket to other accounts");
+                }
+            }
+            Self::watch(carried.clone(), handle, Arc::new(descriptors), access, context)
+        };
+        match watch(&mut carried) {
             Ok(instance) => {
                 context.registry.put(instance.carried.clone(), &instance.descriptors, true);
-                Some(instance)
+                Ok(instance)
             }
             Err(error) => {
-                tracing::warn!(instance.id = id, %error, "a process of the image before is gone");
-                context.registry.remove(&id);
-                None
+                tracing::warn!(instance.id = carried.id, %error, "a process of the image before is gone");
+                Err(Lost::of(carried))
             }
         }
     }
@@ -150,6 +193,7 @@ impl Instance {
         carried: CarriedInstance,
         handle: Handle,
         descriptors: Arc<Descriptors>,
+        access: NotifyAccess,
         context: &RunContext,
     ) -> io::Result<Self> {
         let (said_sender, said) =
@@ -169,8 +213,10 @@ impl Instance {
         }
         let socket = descriptors.notify.try_clone()?;
         rustix::io::ioctl_fionbio(&socket, true)?;
-        let socket = fd::watch(socket)?;
-        let mut reports = Reports::new(socket, said_sender, carried.component.clone(), carried.id.clone());
+        notify::identify(&socket)?; // an older release did not ask for that
+        let senders = Senders::new(access, carried.account.unwrap_or_default(), carried.pid, descendants_of(&carried));
+        let heard = Heard { component: carried.component.clone(), id: carried.id.clone(), senders };
+        let mut reports = Reports::new(fd::watch(socket)?, said_sender, heard);
         let process = fd::watch(handle.descriptor().try_clone()?)?;
         let reaped = context.reaped.clone();
         let pid = handle.pid();
@@ -204,17 +250,46 @@ impl Instance {
         end_of(&self.ended).await
     }
 
-    /// Asks it to end; kills it after `limit`, which it may move, or when `hurry` says so. What it started ends with it, in any
-    /// case.
-    pub(super) async fn stop(&self, limit: Duration, hurry: &CancellationToken) -> Stopped {
-        let begun = Instant::now();
+    /// Writes down for the next image that the process is about to be told to end, by `reason` if the component is wanted, and that
+    /// it may take `limit`. For the moment before it is told.
+    pub(super) fn condemn(&mut self, limit: Duration, reason: Option<&str>, context: &RunContext) {
+        let by_ns = clock::monotonic_ns().saturating_add(u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX));
+        self.carried.ending = Some(CarriedEnding { by_ns, reason: reason.map(str::to_owned) });
+        self.record(context);
+    }
+
+    /// Returns how long it may still take to end: what an earlier image has left it, or else `limit`.
+    pub(super) fn time_left(&self, limit: Duration) -> Duration {
+        let ending = self.carried.ending.as_ref();
+        ending.map_or(limit, |ending| Duration::from_nanos(ending.by_ns.saturating_sub(clock::monotonic_ns())))
+    }
+
+    /// Asks it to end, which the next image will know. It may take `limit`.
+    pub(super) fn tell_to_end(&mut self, limit: Duration, context: &RunContext) {
+        self.condemn(limit, None, context);
         self.handle.terminate();
-        // Cancel-safe: all three only wait.
-        let ended = tokio::select! {
-            biased;
-            how = self.wait() => Some(how),
-            () = reports::deadline(&self.said, begun, limit) => None,
-            () = hurry.cancelled() => None,
+    }
+
+    /// Asks it to end and [waits](Self::see_end) until it has.
+    pub(super) async fn stop(&mut self, limit: Duration, hurry: &CancellationToken, context: &RunContext) -> Stopped {
+        self.tell_to_end(limit, context);
+        self.see_end(limit, hurry, context).await
+    }
+
+    /// Waits until a process that was told to end has ended; kills it after `limit`, which it may move, or when `hurry` says so.
+    /// What it started ends with it, in any case.
+    pub(super) async fn see_end(&self, limit: Duration, hurry: &CancellationToken, context: &RunContext) -> Stopped {
+        let begun = Instant::now();
+        let ended = {
+            let recorded = self.carried.ending.as_ref().map_or(0, |ending| ending.by_ns);
+            // Cancel-safe: all four only wait, or write down what they have seen.
+            tokio::select! {
+                biased;
+                how = self.wait() => Some(how),
+                () = reports::deadline(&self.said, begun, limit) => None,
+                () = hurry.cancelled() => None,
+                never = self.record_more_time(begun, recorded, context) => match never {},
+            }
         };
         let killed = ended.is_none();
         if killed {
@@ -226,6 +301,31 @@ impl Instance {
             None => self.wait().await,
         };
         Stopped { how, killed, left, after: begun.elapsed() }
+    }
+
+    /// Writes down how much more time the process asks for while it ends, after `begun`; now it may end at `recorded`.
+    async fn record_more_time(&self, begun: Instant, mut recorded: u64, context: &RunContext) -> Infallible {
+        /// What is less is not worth a document.
+        const STEP: Duration = Duration::from_secs(1);
+        let mut said = self.said.clone();
+        loop {
+            let extended = said.borrow_and_update().extended;
+            if let Some((at, until)) = extended
+                && at >= begun
+            {
+                let left = until.saturating_duration_since(Instant::now()).as_nanos();
+                let by_ns = clock::monotonic_ns().saturating_add(u64::try_from(left).unwrap_or(u64::MAX));
+                if by_ns > recorded.saturating_add(STEP.as_secs() * 1_000_000_000) {
+                    recorded = by_ns;
+                    let carried =
+                        CarriedInstance { ending: Some(CarriedEnding { by_ns, reason: None }), ..self.carried.clone() };
+                    context.registry.put(carried, &self.descriptors, true);
+                }
+            }
+            if said.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
     }
 
     /// Asks it to end and returns at once.
@@ -261,18 +361,17 @@ impl Instance {
 
     /// Ends all that it started, and itself. Returns how many others there were.
     pub(super) async fn end_rest(&self) -> usize {
-        let carried = &self.carried;
-        Descendants::of(self.group(), Descendants::mark(&carried.token), carried.pid, carried.start_ticks).end().await
+        descendants_of(&self.carried).end().await
     }
 
     /// Returns its control group.
     pub(super) fn group(&self) -> Option<Group> {
-        self.carried.cgroup.as_deref().and_then(Group::found)
+        group_of(&self.carried)
     }
 
     /// Records what has changed of it, for the next image.
-    pub(super) fn record(&mut self, context: &RunContext, role: Role) {
-        self.carried.role = role;
+    pub(super) fn record(&mut self, context: &RunContext) {
+        self.carried.role = if self.carried.ending.is_some() { Role::Outgoing } else { Role::Current };
         {
             let said = self.said.borrow();
             self.carried.status.clone_from(&said.status);
@@ -284,16 +383,7 @@ impl Instance {
     /// Removes what is kept of a process that has ended, and of all that it started.
     pub(super) fn forget(&mut self, context: &RunContext) {
         self.tasks.abort_all();
-        if let Some(group) = self.group() {
-            group.remove();
-        }
-        context.registry.remove(&self.carried.id);
-        let path = context.home.notify().join(format!("{}.sock", self.carried.id));
-        if let Err(error) = fs::remove_file(&path)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            tracing::warn!(path = %path.display(), %error, "cannot remove a notify socket");
-        }
+        forget(&self.carried, context);
     }
 
     /// Returns a failure with this reason, what more is known of it, and the last lines that the process printed.
@@ -312,6 +402,47 @@ impl Instance {
         }
         let output = context.registry.logs.last_of(&self.carried.component, &self.carried.id, FAILURE_LINES);
         Failure { reason, output }
+    }
+}
+
+/// A process of an earlier image that has ended since.
+#[derive(Debug)]
+pub(super) struct Lost(Box<CarriedInstance>);
+
+impl Lost {
+    /// Returns what is left of a process that an earlier image tells of.
+    pub(super) fn of(carried: CarriedInstance) -> Self {
+        Self(Box::new(carried))
+    }
+
+    /// Ends what it started, and removes what is kept of it.
+    pub(super) async fn forget(self, context: &RunContext) {
+        let left = descendants_of(&self.0).end().await;
+        if left > 0 {
+            tracing::info!(component.name = self.0.component, left, "what it had started was ended");
+        }
+        forget(&self.0, context);
+    }
+}
+
+/// Returns what a process and all that it starts are known by.
+fn descendants_of(carried: &CarriedInstance) -> Descendants {
+    Descendants::of(group_of(carried), Descendants::mark(&carried.token), carried.pid, carried.start_ticks)
+}
+
+fn group_of(carried: &CarriedInstance) -> Option<Group> {
+    carried.cgroup.as_deref().and_then(Group::found)
+}
+
+/// Removes what is kept of a process that has ended.
+fn forget(carried: &CarriedInstance, context: &RunContext) {
+    if let Some(group) = group_of(carried) {
+        group.remove();
+    }
+    context.registry.remove(&carried.id);
+    let path = carried.notify_path.clone().unwrap_or_else(|| notify_socket::older_path(&context.home, &carried.id));
+    if let Err(error) = notify_socket::remove_socket(&path) {
+        tracing::warn!(path = %path.display(), %error, "cannot remove a notify socket");
     }
 }
 

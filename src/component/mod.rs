@@ -12,16 +12,19 @@ pub mod fingerprint;
 mod health;
 mod instance;
 mod limits;
+mod notify_socket;
 mod output;
 mod ready;
 mod reports;
+mod senders;
 mod spawn;
 mod supervise;
 mod view;
 
-pub use actor::{CarriedParts, Process, end_stray};
+pub use actor::{CarriedParts, Process, end_stray, forget_ended};
 pub use context::RunContext;
 pub use health::State as Health;
+pub use notify_socket::tidy as tidy_notify_sockets;
 pub use view::{Announced, State, View};
 
 use refit_bus as bus;

@@ -86,6 +86,9 @@ async fn accepts(component: &Component, context: &RunContext, limit: Duration) {
 /// Returns what there is to say of a process that did not report.
 fn silence(instance: &Instance, component: &Component) -> String {
     let said = instance.said.borrow();
+    if let (crate::config::Ready::Notify, Some(reason)) = (component.ready, said.refused) {
+        return format!("; a notification was refused: {reason}");
+    }
     match (component.ready, &said.status) {
         (_, Some(status)) => format!("; it last said {status:?}"),
         (crate::config::Ready::Notify, None) if !said.anything => {

@@ -1,7 +1,8 @@
 //! What a component says of itself over `NOTIFY_SOCKET`: read within limits, and made sense of.
 //!
 //! `READY`, `STATUS`, `ERRNO`, `STOPPING`, `RELOADING`, `EXTEND_TIMEOUT_USEC`, `WATCHDOG` and `WATCHDOG_USEC` mean what
-//! sd_notify(3) says. The rest is passed over: `MAINPID` because the process that was started is the component, and the
+//! sd_notify(3) says, if their sender is [believed](super::senders); `BARRIER` is answered by closing its descriptor. The rest is
+//! passed over: `MAINPID` because the process that was started is the component, and the
 //! descriptor store because listeners are not the component's to keep. Noise is said once for each process and does no harm; whoever
 //! sends more than anybody needs is read more slowly, and waits.
 
@@ -13,7 +14,8 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
-use crate::handover::notify::{self, Notification};
+use super::senders::Senders;
+use crate::handover::notify::{self, Notification, Refused};
 
 /// The longest status text that a component may set.
 const STATUS_CHARS_MAX: usize = 200;
@@ -60,6 +62,8 @@ pub(super) struct Said {
     pub(super) triggered: bool,
     /// Whether it ever said anything.
     pub(super) anything: bool,
+    /// Why something that came on its socket was not believed.
+    pub(super) refused: Option<&'static str>,
 }
 
 impl Said {
@@ -75,38 +79,50 @@ impl Said {
             alive: None,
             watchdog: watchdog_us.map(Duration::from_micros),
             triggered: false,
+            refused: None,
         }
     }
+}
+
+/// Which process is heard, and whom its socket believes.
+pub(super) struct Heard {
+    pub(super) component: String,
+    pub(super) id: String,
+    pub(super) senders: Senders,
 }
 
 /// What is heard of one process.
 pub(super) struct Reports {
     socket: AsyncFd<OwnedFd>,
     said: watch::Sender<Said>,
+    senders: Senders,
+    refused: Refused,
     noise: Noise,
 }
 
 impl Reports {
-    /// Returns what hears the process `id` of `component` on `socket`, and tells `said`.
-    pub(super) fn new(socket: AsyncFd<OwnedFd>, said: watch::Sender<Said>, component: String, id: String) -> Self {
-        Self { socket, said, noise: Noise { component, id, told: Vec::new() } }
+    /// Returns what hears a process on `socket`, and tells `said`.
+    pub(super) fn new(socket: AsyncFd<OwnedFd>, said: watch::Sender<Said>, heard: Heard) -> Self {
+        let Heard { component, id, senders } = heard;
+        Self { socket, said, senders, refused: Refused::default(), noise: Noise { component, id, told: Vec::new() } }
     }
 
     /// Reads what it says, for as long as it is wanted. Cancel-safe: what was received was taken.
     pub(super) async fn read(&mut self) -> Infallible {
-        let Self { socket, said, noise } = self;
         let (mut burst, mut last) = (BURST_MAX, Instant::now());
         loop {
-            let received = socket.async_io(Interest::READABLE, |socket| notify::receive(socket.as_fd())).await;
+            let received = self.socket.async_io(Interest::READABLE, |socket| notify::receive(socket.as_fd())).await;
             let notification = match received {
                 Ok(notification) => notification,
                 Err(error) => {
-                    noise.tell("unreadable", &format!("its notifications cannot be read any more: {error}"));
+                    self.noise.tell("unreadable", &format!("its notifications cannot be read any more: {error}"));
                     // Whoever waits for `said` waits for its own limit.
                     return std::future::pending().await;
                 }
             };
-            take(&notification, said, noise);
+            self.hear(&notification);
+            // What waits for this barrier has been heard in its turn: closing its descriptors says so.
+            drop(notification);
             let earned = last.elapsed().as_millis() / PAUSE.as_millis();
             if earned > 0 {
                 burst = burst.saturating_add(u32::try_from(earned).unwrap_or(u32::MAX)).min(BURST_MAX);
@@ -114,7 +130,7 @@ impl Reports {
             }
             burst = burst.saturating_sub(1);
             if burst == 0 {
-                noise.tell("flood", "it sends more notifications than are read; it has to wait");
+                self.noise.tell("flood", "it sends more notifications than are read; it has to wait");
                 tokio::time::sleep(PAUSE).await;
             }
         }
@@ -124,7 +140,31 @@ impl Reports {
     pub(super) fn rest(&mut self) {
         for _ in 0..REST_MAX {
             let Ok(notification) = notify::receive(self.socket.get_ref().as_fd()) else { return };
-            take(&notification, &self.said, &mut self.noise);
+            self.hear(&notification);
+        }
+    }
+
+    /// Takes a notification, if its sender is believed.
+    fn hear(&mut self, notification: &Notification) {
+        match self.senders.judge(notification.sender) {
+            Ok(()) => take(notification, &self.said, &mut self.noise),
+            Err(reason) => {
+                self.said.send_if_modified(|said| {
+                    said.refused = Some(reason);
+                    false // nothing that anybody waits for
+                });
+                if self.refused.is_news(notification.sender) {
+                    let (pid, uid) = notification.sender.map_or((0, 0), |sender| (sender.pid, sender.uid));
+                    tracing::warn!(
+                        component.name = self.noise.component,
+                        instance.id = self.noise.id,
+                        sender.pid = pid,
+                        sender.uid = uid,
+                        reason,
+                        "a notification was refused"
+                    );
+                }
+            }
         }
     }
 }

@@ -4,14 +4,13 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use nix::unistd::{Group, User, getegid, geteuid};
 use refit_base::lock;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
@@ -20,37 +19,38 @@ use super::context::RunContext;
 use super::limits;
 use crate::carry::CarriedLimit;
 use crate::config::Component;
-use crate::process::cgroup::Group;
+use crate::process::cgroup;
 use crate::process::launch::Begin;
 
 /// The variables of the runtime's own environment that components get, besides those that Refit sets.
 const PASSED_ON: [&str; 8] = ["PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR"];
-/// The longest `NOTIFY_SOCKET` that fits into a socket's address.
-const ADDRESS_BYTES_MAX: usize = 107;
 /// How long the step before the program may take: it looks up an account, which may be a directory on the network.
 const LAUNCH_MAX: Duration = Duration::from_secs(30);
 /// The longest reason that it may give.
 const REPORT_BYTES_MAX: u64 = 4096;
 
-/// Binds the socket on which the process reports. Returns its address as `NOTIFY_SOCKET` has it.
-pub(super) fn bind_notify(context: &RunContext, id: &str) -> io::Result<(UnixDatagram, OsString)> {
-    let dir = context.home.notify();
-    fs::create_dir_all(&dir)?;
-    let path = dir.join(format!("{id}.sock"));
-    if path.as_os_str().len() > ADDRESS_BYTES_MAX {
-        // A home so deep that no program could connect to a path below it: an abstract name, as unguessable as the token.
-        let name = format!("refit-{}", hex::encode(rand::random::<[u8; 16]>()));
-        let socket = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name)?)?;
-        return Ok((socket, format!("@{name}").into()));
+/// The account and the group that a process runs as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Account {
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+}
+
+impl Account {
+    /// Returns those of the processes of `component`. A name that does not exist is found out when the process starts.
+    pub(super) fn of(component: &Component) -> Self {
+        let named = |name: &String| User::from_name(name).ok().flatten();
+        let user = component.user.as_ref().and_then(named);
+        let group = component.spawn.group.as_ref().and_then(|name| Group::from_name(name).ok().flatten());
+        let uid = user.as_ref().map_or_else(geteuid, |user| user.uid);
+        let gid = group.map(|group| group.gid).or(user.map(|user| user.gid)).unwrap_or_else(getegid);
+        Self { uid: uid.as_raw(), gid: gid.as_raw() }
     }
-    match fs::remove_file(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        Ok(()) | Err(_) => {}
+
+    /// Returns whether it has all rights.
+    pub(super) fn is_root(self) -> bool {
+        self.uid == 0
     }
-    let socket = UnixDatagram::bind(&path)?;
-    // A component may run as another user; who knows the path may report, which is no more than its own component's state.
-    fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o666))?;
-    Ok((socket, path.into_os_string()))
 }
 
 /// Returns a duplicate of each listener of `component`, blocking unless another process already uses them.
@@ -96,10 +96,10 @@ pub(super) fn environment(component: &Component, token: &str, context: &RunConte
     environment
 }
 
-/// Returns the variables by which a component's own process is heard and finds its listeners.
-pub(super) fn channels(component: &Component, notify: OsString) -> Vec<(&'static str, OsString)> {
-    let mut variables =
-        vec![("NOTIFY_SOCKET", notify), ("LISTEN_FDNAMES", OsString::from(component.listeners.join(":")))];
+/// Returns the variables by which a component's own process is heard, if it is, and finds its listeners.
+pub(super) fn channels(component: &Component, notify: Option<PathBuf>) -> Vec<(&'static str, OsString)> {
+    let mut variables = vec![("LISTEN_FDNAMES", OsString::from(component.listeners.join(":")))];
+    variables.extend(notify.map(|path| ("NOTIFY_SOCKET", path.into_os_string())));
     if let Some(watchdog) = component.spawn.watchdog {
         variables.push(("WATCHDOG_USEC", watchdog.as_micros().to_string().into()));
     }
@@ -110,7 +110,7 @@ pub(super) fn channels(component: &Component, notify: OsString) -> Vec<(&'static
 pub(super) fn begin(
     component: &Component,
     context: &RunContext,
-    group: Option<&Group>,
+    group: Option<&cgroup::Group>,
     limits: &BTreeMap<String, CarriedLimit>,
 ) -> Begin {
     let spawn = &component.spawn;
@@ -131,15 +131,6 @@ pub(super) fn begin(
     };
     limits::begin_with(limits, &mut begin);
     begin
-}
-
-/// Returns whether a process of `component` has all rights.
-pub(super) fn is_root(component: &Component) -> bool {
-    match &component.user {
-        None => nix::unistd::geteuid().is_root(),
-        // One that does not exist is found out when the process starts.
-        Some(name) => nix::unistd::User::from_name(name).ok().flatten().is_some_and(|user| user.uid.is_root()),
-    }
 }
 
 /// Returns the command that becomes `words`, the program first: one with a slash is below the release.

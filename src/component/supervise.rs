@@ -16,16 +16,17 @@ use tokio_util::sync::CancellationToken;
 
 use super::context::RunContext;
 use super::health;
-use super::instance::{Instance, Stopped, end_of};
+use super::instance::{Instance, Lost, Stopped, end_of};
 use super::ready::wait_ready;
 use super::view::{Announced, State, View};
-use crate::carry::Role;
 use crate::config::{Component, Handover, RestartPolicy};
 
 /// What the task can be told to do.
 pub(super) enum Action {
     /// To run, until it is cancelled.
     Start {
+        /// Somebody asked for this component, and not for the whole site.
+        alone: bool,
         /// Says that nobody wants it any more.
         cancelled: CancellationToken,
     },
@@ -33,6 +34,8 @@ pub(super) enum Action {
     Stop {
         /// The next image takes the process over.
         keep_running: bool,
+        /// An operator wants it to stay down, also under the next image.
+        stays_down: bool,
         /// Says that the time is over.
         hurry: CancellationToken,
     },
@@ -63,6 +66,8 @@ pub(super) struct Actor {
     outgoing: Outgoing,
     /// Whether the component is to run.
     wanted: bool,
+    /// Whether an operator had stopped it under the image before: then the first start of the site leaves it down.
+    stays_down: bool,
     restart_at: Option<Instant>,
     /// When it ended by itself, newest last: for the limit of the restart policy.
     ends: VecDeque<Instant>,
@@ -99,6 +104,7 @@ impl Actor {
         newest: u32,
     ) -> Self {
         Self {
+            stays_down: context.registry.is_stopped(&component.name),
             component,
             fingerprint,
             context,
@@ -116,10 +122,18 @@ impl Actor {
         }
     }
 
-    /// Does what is asked and notices what happens, until nobody can ask any more.
-    pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>, outgoing: Vec<Instance>) {
+    /// Does what is asked and notices what happens, until nobody can ask any more. `outgoing` go as they were told to by the image
+    /// before, and of `lost` nothing stays.
+    pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>, outgoing: Vec<Instance>, lost: Vec<Lost>) {
         for instance in outgoing {
+            if let Some(reason) = instance.carried.ending.as_ref().and_then(|ending| ending.reason.as_ref()) {
+                let name = &self.component.name;
+                tracing::warn!(component.name = name, process.pid = instance.pid(), reason, "still to be ended");
+            }
             self.see_out(instance);
+        }
+        for lost in lost {
+            lost.forget(&self.context).await;
         }
         self.show(State::Stopped);
         loop {
@@ -148,12 +162,21 @@ impl Actor {
 
     async fn execute(&mut self, Command { action, reply }: Command) {
         let result = match action {
-            Action::Start { cancelled } => self.start(&cancelled).await,
+            Action::Start { alone: false, cancelled } if std::mem::take(&mut self.stays_down) => {
+                self.leave_down(&cancelled).await;
+                Ok(())
+            }
+            Action::Start { cancelled, .. } => self.start(&cancelled).await,
             Action::Stop { keep_running: true, .. } => {
                 self.hand_on();
                 Ok(())
             }
-            Action::Stop { keep_running: false, hurry } => self.stop(&hurry).await,
+            Action::Stop { keep_running: false, stays_down, hurry } => {
+                if stays_down {
+                    self.context.registry.set_stopped(&self.component.name, true);
+                }
+                self.stop(&hurry).await
+            }
             Action::Reload => {
                 self.reload();
                 Ok(())
@@ -199,7 +222,20 @@ impl Actor {
         }
     }
 
+    /// Leaves the component down at the first start of an image, because an operator had stopped it.
+    async fn leave_down(&mut self, cancelled: &CancellationToken) {
+        tracing::info!(component.name = self.component.name, "component left down, as an operator wanted it");
+        self.show(State::Stopping);
+        if let Some(instance) = self.current.take() {
+            self.see_out(instance); // written down, but not told yet
+        }
+        self.await_outgoing(cancelled).await;
+        self.show(State::Stopped);
+    }
+
     async fn start(&mut self, cancelled: &CancellationToken) -> Result<(), Failure> {
+        self.stays_down = false;
+        self.context.registry.set_stopped(&self.component.name, false);
         self.wanted = true;
         self.restart_at = None;
         if let Some(instance) = &self.current
@@ -255,6 +291,9 @@ impl Actor {
 
     /// Starts a process and waits until it is ready; then the one before is seen out.
     async fn bring_up(&mut self, cancelled: &CancellationToken) -> Result<(), Failure> {
+        if self.component.handover != Handover::Overlap {
+            self.await_outgoing(cancelled).await; // two of them at once may be one too many
+        }
         self.newest += 1;
         let restarts = self.view.borrow().restarts;
         let instance = Instance::start(
@@ -262,7 +301,7 @@ impl Actor {
             self.newest,
             &self.fingerprint,
             restarts,
-            self.current.is_some(),
+            self.current.is_some() || !self.outgoing.tasks.is_empty(),
             &self.context,
         )
         .await?;
@@ -297,7 +336,7 @@ impl Actor {
     fn serve(&mut self) {
         let Some(instance) = &mut self.current else { return };
         instance.carried.ready = true;
-        instance.record(&self.context, Role::Current);
+        instance.record(&self.context);
         self.watched_since = Instant::now();
         self.suspect = false;
         let probed = health::Probed {
@@ -324,13 +363,13 @@ impl Actor {
 
     /// Asks a process to end and has a task see to it, while the component goes on with another.
     fn see_out(&mut self, mut instance: Instance) {
-        instance.record(&self.context, Role::Outgoing);
-        instance.terminate();
-        let limit = self.component.stop_timeout;
+        let limit = instance.time_left(self.component.stop_timeout);
+        instance.tell_to_end(limit, &self.context);
         let hurry = self.outgoing.hurry.clone();
         let name = self.component.name.clone();
+        let context = Arc::clone(&self.context);
         self.outgoing.tasks.spawn(async move {
-            let Stopped { how, killed, .. } = instance.stop(limit, &hurry).await;
+            let Stopped { how, killed, .. } = instance.see_end(limit, &hurry, &context).await;
             if killed {
                 tracing::warn!(component.name = name, instance.id = instance.id(), how, "an old process was killed");
             }
@@ -338,9 +377,27 @@ impl Actor {
         });
     }
 
+    /// Waits until all processes on their way out are gone; `hurry` ends their time.
+    async fn await_outgoing(&mut self, hurry: &CancellationToken) {
+        while !self.outgoing.tasks.is_empty() {
+            // Cancel-safe: a join that is not finished has taken nothing.
+            let gone = tokio::select! {
+                gone = self.outgoing.tasks.join_next() => gone,
+                () = hurry.cancelled(), if !self.outgoing.hurry.is_cancelled() => {
+                    self.outgoing.hurry.cancel();
+                    continue;
+                }
+            };
+            if let Some(Ok(mut instance)) = gone {
+                instance.forget(&self.context);
+            }
+        }
+        self.outgoing.hurry = CancellationToken::new();
+    }
+
     /// Ends a process and all that it started, and forgets it.
     async fn end(&self, mut instance: Instance, hurry: &CancellationToken) -> Stopped {
-        let stopped = instance.stop(self.component.stop_timeout, hurry).await;
+        let stopped = instance.stop(self.component.stop_timeout, hurry, &self.context).await;
         instance.forget(&self.context);
         if stopped.left > 0 {
             tracing::info!(component.name = self.component.name, left = stopped.left, "what it had started was ended");
@@ -365,15 +422,7 @@ impl Actor {
                 result = Err(Failure::new(text));
             }
         }
-        if !self.outgoing.tasks.is_empty() {
-            self.outgoing.hurry.cancel();
-            while let Some(gone) = self.outgoing.tasks.join_next().await {
-                if let Ok(mut instance) = gone {
-                    instance.forget(&self.context);
-                }
-            }
-            self.outgoing.hurry = CancellationToken::new();
-        }
+        self.await_outgoing(&cancelled()).await;
         self.view.send_modify(|view| {
             view.reason = result.as_ref().err().map(ToString::to_string);
             view.health = if self.component.health.is_some() { health::State::Unknown } else { health::State::None };
@@ -399,7 +448,7 @@ impl Actor {
         self.health = None;
         self.doomed = None;
         if let Some(instance) = &mut self.current {
-            instance.record(&self.context, Role::Current);
+            instance.record(&self.context);
         }
     }
 

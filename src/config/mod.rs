@@ -22,7 +22,8 @@ use semver::Version;
 use serde::{Deserialize, Serialize};
 
 pub use programs::Programs;
-pub use spawn::{Limits, ReloadSignal, Spawn};
+pub use spawn::{Limits, NotifyAccess, ReloadSignal, Spawn};
+pub use value::duration;
 
 /// The name of the file in a release.
 pub const FILE: &str = "appliance.toml";

@@ -89,6 +89,7 @@ pub(super) struct RawComponent {
     pub(super) no_new_privs: Option<bool>,
     pub(super) limits: Option<RawLimits>,
     pub(super) watchdog: Option<Spanned<String>>,
+    pub(super) notify_access: Option<Spanned<String>>,
     pub(super) reload_signal: Option<Spanned<String>>,
     pub(super) files: Option<Vec<Spanned<String>>>,
     pub(super) allow: Option<Vec<Spanned<String>>>,

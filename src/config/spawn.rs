@@ -66,9 +66,31 @@ pub struct Spawn {
     /// How often it has to say that it is alive.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub watchdog: Option<Duration>,
+    /// Which of its processes may report on `NOTIFY_SOCKET`.
+    #[serde(skip_serializing_if = "NotifyAccess::is_default")]
+    pub notify_access: NotifyAccess,
     /// The signal that tells it to read its settings again.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reload_signal: Option<ReloadSignal>,
+}
+
+/// Which processes of a component may report on `NOTIFY_SOCKET`; the words are systemd's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NotifyAccess {
+    /// The process that was started, and all that it starts.
+    #[default]
+    All,
+    /// The process that was started.
+    Main,
+    /// None: there is no `NOTIFY_SOCKET`.
+    None,
+}
+
+impl NotifyAccess {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 fn is_default_umask(umask: &u32) -> bool {
@@ -141,6 +163,7 @@ impl Checker<'_> {
                 }
                 Ok(Some(watchdog))
             }),
+            notify_access: self.notify_access(raw, local),
             reload_signal: self.text_value(reload, None, |text| {
                 let signals = [
                     ("HUP", ReloadSignal::Hup),
@@ -151,6 +174,26 @@ impl Checker<'_> {
                 one_of(text, "reload_signal", &signals).map(Some)
             }),
         }
+    }
+
+    fn notify_access(&mut self, raw: &RawComponent, local: &RawComponent) -> NotifyAccess {
+        let Some(written) = self.pick(raw.notify_access.clone(), local.notify_access.clone()) else {
+            return NotifyAccess::default();
+        };
+        let (source, span) = (written.source, written.span.clone());
+        let names = [("all", NotifyAccess::All), ("main", NotifyAccess::Main), ("none", NotifyAccess::None)];
+        let access =
+            self.text_value(Some(written), NotifyAccess::default(), |text| one_of(text, "notify_access", &names));
+        let ready = local.ready.as_ref().or(raw.ready.as_ref());
+        let needs = [
+            ("ready = \"notify\"", ready.is_some_and(|ready| ready.get_ref() == "notify")),
+            ("watchdog", local.watchdog.is_some() || raw.watchdog.is_some()),
+        ];
+        for (key, _) in needs.into_iter().filter(|(_, needed)| *needed && access == NotifyAccess::None) {
+            let what = format!("{key} needs notifications: use notify_access = \"all\" or \"main\"");
+            self.wrong(source, &span, what);
+        }
+        access
     }
 
     fn limits(&mut self, raw: &RawComponent, local: &RawComponent) -> Limits {
@@ -239,6 +282,9 @@ mod tests {
             ("limits = { processes = 0 }", "a.toml:7:24: a limit of 0 processes is too low"),
             ("limits = { speed = 3 }", "unknown field `speed`"),
             ("watchdog = \"1ms\"", "a.toml:7:12: a watchdog of \"1ms\" is too short"),
+            ("notify_access = \"exec\"", "a.toml:7:17: \"exec\" is no notify_access: use one of all, main, none"),
+            ("notify_access = \"none\"\nready = \"notify\"", "a.toml:7:17: ready = \"notify\" needs notifications"),
+            ("watchdog = \"1s\"\nnotify_access = \"none\"", "a.toml:8:17: watchdog needs notifications"),
             (
                 "reload_signal = \"KILL\"",
                 "a.toml:7:17: \"KILL\" is no reload_signal: use one of HUP, USR1, USR2, WINCH",

@@ -13,7 +13,7 @@ const DURATION_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
 ///
 /// # Errors
 /// What is wrong with it, for people.
-pub(super) fn duration(text: &str) -> Result<Duration, String> {
+pub fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("{text:?} is not a duration: write a number and a unit, such as \"30s\" or \"100ms\"");
     let signed: SignedDuration = text.trim().parse().map_err(|_| wrong())?;
     let duration = Duration::try_from(signed).map_err(|_| wrong())?;

@@ -6,16 +6,19 @@
 //! The kernel says with each datagram who sent it; a receiver asks for that by [`identify`] before anybody can send, and decides
 //! whom it believes.
 
+use std::collections::BTreeSet;
+use std::fs::{self, Permissions};
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg, sockopt};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, sendmsg, sockopt};
 
 use super::fd;
 pub use super::fd::Sender;
@@ -81,6 +84,32 @@ pub fn identify(socket: impl AsFd) -> io::Result<()> {
     Ok(sockopt::set_socket_passcred(socket, true)?)
 }
 
+/// Says of senders that are not believed, a line for each of the first few: what anybody can send must not fill a log.
+#[derive(Debug, Default)]
+pub struct Refused(BTreeSet<(u32, i32)>);
+
+impl Refused {
+    /// Returns whether it is time to say that `sender` is not believed.
+    pub fn is_news(&mut self, sender: Option<Sender>) -> bool {
+        /// One more line would tell nothing new.
+        const TOLD_MAX: usize = 8;
+        let sender = sender.map_or((0, 0), |sender| (sender.uid, sender.pid));
+        self.0.len() < TOLD_MAX && self.0.insert(sender)
+    }
+}
+
+/// Binds the socket at `path` for this account alone, whatever the umask, so that it knows each sender.
+///
+/// # Errors
+/// It cannot be bound.
+pub fn bind(path: &Path) -> io::Result<UnixDatagram> {
+    let socket = UnixDatagram::unbound()?;
+    identify(&socket)?;
+    super::unix::with_short_path(path, |path| Ok(rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?))?;
+    fs::set_permissions(path, Permissions::from_mode(0o600))?;
+    Ok(socket)
+}
+
 /// Receives one notification; the descriptors are close-on-exec.
 ///
 /// # Errors
@@ -142,6 +171,14 @@ mod tests {
         assert_eq!((received.get("READY"), received.descriptors.len()), (Some("1"), 1));
         let (pid, uid) = (rustix::process::getpid().as_raw_pid(), rustix::process::getuid().as_raw());
         assert_eq!(received.sender, Some(Sender { pid, uid, gid: rustix::process::getgid().as_raw() }));
+    }
+
+    #[test]
+    fn a_flood_of_senders_is_a_few_lines() {
+        let mut refused = Refused::default();
+        let sender = |pid| Some(Sender { pid, uid: 1, gid: 1 });
+        assert!(refused.is_news(sender(1)) && !refused.is_news(sender(1)) && refused.is_news(None));
+        assert_eq!((2..10_000).filter(|pid| refused.is_news(sender(*pid))).count(), 6);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use super::environ::{Environment, TOKEN};
 use super::stat::Stat;
 
 /// How many parents of a process are looked at: deeper than any shell is nested.
-const PARENTS_MAX: usize = 64;
+pub(super) const PARENTS_MAX: usize = 64;
 
 /// One process on the way from a caller to the first of all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use super::caller::PARENTS_MAX;
 use super::cgroup::{Group, LOOK_AGAIN};
 use super::environ::{Environment, TOKEN};
 use super::handle::Handle;
@@ -35,6 +36,29 @@ impl Descendants {
     /// Returns the mark of the component's process that has this launch token.
     pub(crate) fn mark(token: &str) -> String {
         format!("{TOKEN}={token}")
+    }
+
+    /// Returns whether the process `pid` is one of them, or the leader itself; `None` if it has ended and cannot be placed any more.
+    pub(crate) fn contains(&self, pid: i32) -> Option<bool> {
+        let found = Stat::of(pid).ok()?;
+        if self.group.as_ref().is_some_and(|group| group.processes().contains(&pid)) {
+            return Some(true);
+        }
+        let (mut next, mut stat) = (pid, found);
+        for _ in 0..PARENTS_MAX {
+            let is_leader = next == self.leader && stat.began == self.began;
+            // Nothing that it started is older than it.
+            if is_leader || (stat.began >= self.began && self.is_marked(next, &stat)) {
+                return Some(true);
+            }
+            next = stat.parent;
+            match Stat::of(next) {
+                Ok(parent) => stat = parent,
+                Err(_) => break,
+            }
+        }
+        // Of one that ends, the environment is gone first.
+        Stat::of(pid).is_ok_and(|now| !now.is_ending && now.began == found.began).then_some(false)
     }
 
     /// Ends all of it, the process itself included. Returns how many others there were.

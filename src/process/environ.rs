@@ -5,6 +5,8 @@ use std::io;
 
 /// The variable with the token of a launch, which a component and everything that it starts have.
 pub(crate) const TOKEN: &str = "REFIT_TOKEN";
+/// The variable that a health command, and everything that it starts, has besides.
+pub(crate) const HEALTH: &str = "REFIT_HEALTH";
 
 /// The environment that a process was started with.
 #[derive(Debug, Default)]

@@ -49,6 +49,17 @@ impl Stat {
     }
 }
 
+/// Returns the account of the process `pid`: the real one, which the kernel names with a message, too.
+///
+/// # Errors
+/// There is no such process.
+pub(crate) fn account_of(pid: i32) -> io::Result<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let numbers = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+    let real = numbers.and_then(|numbers| numbers.split_whitespace().next()?.parse().ok());
+    real.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
+}
+
 /// Returns whether the process has ended, or is about to.
 pub(crate) fn is_ending(pid: i32) -> bool {
     Stat::of(pid).ok().is_none_or(|stat| stat.is_ending)

@@ -33,6 +33,7 @@ use crate::home::{Home, HomeError};
 use crate::http::Parked;
 use crate::logs::{self, Logs};
 use crate::process::cgroup::Cgroups;
+use crate::process::strays;
 use crate::tickets::Tickets;
 use crate::update::{Manager, Parts, Times};
 
@@ -110,6 +111,9 @@ pub(super) fn assemble(given: &Given, mut inherited: Inheritance, begun_ns: u64)
     let micros = disk.config.update.watchdog.as_micros();
     registry.tell_guard(&format!("WATCHDOG_USEC={micros}\nWATCHDOG=1"), &[]);
 
+    if before.exec_ns.is_none() {
+        clear_away(&given.home, &before.instances);
+    }
     let (reaped_sender, reaped) = watch::channel(BTreeMap::new());
     let context = Arc::new(RunContext {
         home: given.home.clone(),
@@ -124,6 +128,11 @@ pub(super) fn assemble(given: &Given, mut inherited: Inheritance, begun_ns: u64)
     });
     let mut tasks = JoinSet::new();
     let components = components(&disk, &context, before.instances.clone(), &mut instance_parts, &mut tasks)?;
+    if before.exec_ns.is_none() {
+        for part in &instance_parts {
+            context.registry.drop_descriptor(&part.name); // of a process that was not written down, and has been ended
+        }
+    }
     let (bus, engine) = Bus::new(Options { transition: TRANSITION_MAX, ..Options::default() });
     trace(&bus);
     let manager = Arc::new(Manager::new(Parts {
@@ -231,6 +240,7 @@ fn registry(before: &Carry, guard: Option<UnixDatagram>, given: &Given, config: 
     Arc::new(Registry::new(
         before,
         before.generation + 1,
+        config.version.clone(),
         guard,
         RegistryParts {
             events: Arc::new(match before.exec_ns {
@@ -242,6 +252,16 @@ fn registry(before: &Carry, guard: Option<UnixDatagram>, given: &Given, config: 
             sessions: Arc::new(Sessions::new(before.sessions.clone())),
         },
     ))
+}
+
+/// Ends and removes what an image that crashed left unfinished: all but `instances`.
+fn clear_away(home: &Home, instances: &[CarriedInstance]) {
+    let tokens = instances.iter().map(|instance| instance.token.clone()).collect();
+    let ended = strays::end_all(home.path(), &tokens);
+    if ended > 0 {
+        tracing::warn!(ended, "processes were ended that the image before had started and not written down");
+    }
+    component::tidy_notify_sockets(home, &instances.iter().map(|instance| instance.id.clone()).collect());
 }
 
 /// Returns the control groups of this home, without those of processes that are no more.
@@ -267,7 +287,11 @@ fn components(
         .map_err(io_error("read the live configuration"))?;
     let mut by_component: BTreeMap<String, Vec<(CarriedInstance, CarriedParts)>> = BTreeMap::new();
     for instance in carried {
-        let Some(found) = CarriedParts::find(&instance.id, parts) else { continue };
+        let Some(found) = CarriedParts::find(&instance.id, parts) else {
+            // It had ended, and the image before was about to forget it.
+            component::forget_ended(instance, Arc::clone(context), tasks);
+            continue;
+        };
         by_component.entry(instance.component.clone()).or_default().push((instance, found));
     }
     let components = disk

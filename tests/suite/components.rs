@@ -23,7 +23,8 @@ pub(crate) fn odd(behaviour: &[&str], keys: &str) -> Release {
     with_odd(Release::bare("1.0.0"), "odd", behaviour, keys)
 }
 
-fn with_odd(release: Release, name: &str, behaviour: &[&str], keys: &str) -> Release {
+/// Adds a component `name` that behaves as `behaviour` says, with these keys.
+pub(crate) fn with_odd(release: Release, name: &str, behaviour: &[&str], keys: &str) -> Release {
     let words: String = behaviour.iter().map(|word| format!(", \"{word}\"")).collect();
     release.component(name, &format!("command = [\"python3\", \"lib/odd.py\"{words}]\n{keys}")).file("lib/odd.py", ODD)
 }
@@ -47,7 +48,7 @@ pub(crate) fn in_state(appliance: &Appliance, state: &str) -> Value {
 }
 
 /// Returns what the component wrote to `name` among its data, once it has.
-fn data(appliance: &Appliance, name: &str) -> String {
+pub(crate) fn data(appliance: &Appliance, name: &str) -> String {
     let path = appliance.home().join("data").join(name);
     until(LIMIT, &format!("the component wrote {name}"), || {
         fs::read_to_string(&path).ok().filter(|text| !text.is_empty())
@@ -55,7 +56,7 @@ fn data(appliance: &Appliance, name: &str) -> String {
 }
 
 /// Returns the process that got away under this name.
-fn pid_in(appliance: &Appliance, name: &str) -> i32 {
+pub(crate) fn pid_in(appliance: &Appliance, name: &str) -> i32 {
     until(LIMIT, "the number is whole", || data(appliance, name).strip_suffix('\n')?.parse().ok())
 }
 

@@ -10,6 +10,7 @@
     reason = "a test that cannot go on has failed"
 )]
 
+mod adoption;
 mod api;
 mod appliance;
 mod bus;
@@ -32,6 +33,7 @@ mod limits;
 mod load;
 mod logs;
 mod manager;
+mod notify;
 mod owner;
 mod package;
 mod parking;

@@ -154,7 +154,7 @@ fn b111_external_and_in_process_listeners_share_one_order() {
             logs: Arc::new(Logs::open(before.output(), None)),
             sessions: Arc::default(),
         };
-        let registry = Arc::new(Registry::new(&before, 1, None, parts));
+        let registry = Arc::new(Registry::new(&before, 1, semver::Version::new(1, 0, 0), None, parts));
         let requests = Arc::new(BusRequests(bus.clone()));
         let parts = refit::peers::Parts { bus: bus.clone(), registry, config, requests };
         let peers = Arc::new(refit::peers::Peers::new(parts));

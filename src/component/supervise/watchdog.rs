@@ -1,7 +1,7 @@
 //! Why a process that is wanted is ended all the same: it is silent, says that it hangs, or is unhealthy.
 //!
 //! It is asked first, by SIGABRT if it hangs, so that it leaves a trace, by SIGTERM if it is unhealthy, and killed when that does not
-//! help. Its end is then noticed like any other, with the reason that is known here, and the restart policy applies.
+//! help; but first it is written down, so that a runtime that starts meanwhile goes on with it. Its end is then noticed like any other, with the reason that is known here, and the restart policy applies.
 
 use std::time::{Duration, Instant};
 
@@ -21,11 +21,12 @@ impl Actor {
             let action = self.component.health.as_ref().map(|health| health.action);
             if action == Some(HealthAction::Restart)
                 && self.doomed.is_none()
-                && let Some(instance) = &self.current
+                && let Some(instance) = &mut self.current
             {
+                let (why, limit) = (format!("was unhealthy: {reason}"), self.component.stop_timeout);
+                instance.condemn(limit, Some(&why), &self.context);
                 instance.terminate();
-                let at = Instant::now() + self.component.stop_timeout;
-                self.doomed = Some((format!("was unhealthy: {reason}"), at));
+                self.doomed = Some((why, Instant::now() + limit));
             }
         }
         self.view.send_modify(|view| view.health = state);
@@ -64,8 +65,9 @@ impl Actor {
 
     /// Ends a process that hangs; the restart policy applies.
     fn give_up(&mut self, why: String) {
-        if let (Some(instance), None) = (&self.current, &self.doomed) {
+        if let (Some(instance), None) = (&mut self.current, &self.doomed) {
             tracing::warn!(component.name = self.component.name, process.pid = instance.pid(), why, "component ended");
+            instance.condemn(ABORT_MAX, Some(&why), &self.context);
             instance.abort();
             self.doomed = Some((why, Instant::now() + ABORT_MAX));
         }

@@ -35,6 +35,11 @@ def say(text):
         manager.send(text.encode())
 
 
+def wait_for(name):
+    while not os.path.exists(os.path.join(DATA, name)):
+        time.sleep(0.005)
+
+
 def rest():
     while True:
         signal.pause()
@@ -158,6 +163,75 @@ def noise():
             manager.send(b"STATUS=%d" % number)
         manager.send(b"READY=1\nSTATUS=done")
     until_asked()
+
+
+def by_child():
+    """Has a child report, which lives on."""
+    if os.fork() == 0:
+        say("READY=1\nSTATUS=child")
+        wait_for("again")
+        say("STATUS=again")
+        rest()
+    until_asked()
+
+
+def by_gone():
+    """Has children report that end at once, in a session of their own."""
+    for name, text in (None, "READY=1\nSTATUS=gone"), ("again", "STATUS=again"):
+        if name:
+            wait_for(name)
+        if os.fork() == 0:
+            os.setsid()
+            say(text)
+            os._exit(0)
+        os.wait()
+    until_asked()
+
+
+def by_orphan():
+    """Has a process report that has gone to the background: another session, another parent."""
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            while os.getppid() == os.getpgid(0):  # the parent leads the session, until it ends
+                time.sleep(0.005)
+            say("READY=1\nSTATUS=orphan")
+            wait_for("again")
+            say("STATUS=again")
+            rest()
+        os._exit(0)
+    os.wait()
+    until_asked()
+
+
+def forger():
+    """Reports for another component, whose socket is in a file, and then for itself."""
+    say("READY=1")
+    wait_for("target")
+    with open(os.path.join(DATA, "target")) as file:
+        target = file.read()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        for text in ("READY=1\nSTATUS=forged", "WATCHDOG=trigger", "STOPPING=1", "MAINPID=1") * 42:
+            other.sendto(text.encode(), target)
+    say("STATUS=forged")
+    until_asked()
+
+
+def slow_end():
+    """Takes its time to end, and ends well; says which process was told, and that it ended."""
+    say("READY=1")
+    os.makedirs(DATA, exist_ok=True)
+    append("started", str(os.getpid()))
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGABRT})
+    if "trigger" in sys.argv and not os.path.exists(os.path.join(DATA, "told")):
+        say("WATCHDOG=trigger")
+    signal.sigwait({signal.SIGTERM, signal.SIGABRT})
+    append("told", str(os.getpid()))
+    end = time.monotonic() + float(sys.argv[2])
+    while time.monotonic() < end and not os.path.exists(os.path.join(DATA, "end")):
+        time.sleep(0.005)
+    append("ended", str(os.getpid()))
+    sys.exit(0)
 
 
 def errno():

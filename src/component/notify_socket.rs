@@ -1,0 +1,118 @@
+//! The socket on which one process of a component reports: where it lies, and which account can reach it.
+//!
+//! Each process has one of its own, in a directory of its own, which only its account can enter: what others send there would
+//! not be believed, but would take its place in the queue. Modes are set and not left to the umask.
+
+use std::collections::BTreeSet;
+use std::fs::{self, DirBuilder, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+
+use nix::unistd::geteuid;
+
+use super::spawn::Account;
+use crate::handover::notify;
+use crate::home::Home;
+
+/// The longest path that fits into a socket's address: a component uses the path as it is.
+const PATH_BYTES_MAX: usize = 107;
+/// Where the directory lies if the home's own path is longer than that.
+const SHORT_PLACES: [&str; 2] = ["/run", "/tmp"];
+/// The name of a socket in its directory.
+const NAME: &str = "socket";
+
+/// Binds the socket of the process `id`, which runs as `account`. Returns it with its path.
+///
+/// # Errors
+/// The directory or the socket cannot be made; what is left is removed by [`tidy`].
+pub(super) fn bind(home: &Home, id: &str, account: Account) -> io::Result<(UnixDatagram, PathBuf)> {
+    let own = geteuid();
+    let all = home.notify();
+    fs::create_dir_all(&all)?;
+    // Only root starts processes of other accounts, who have to get through and have nothing to look for.
+    fs::set_permissions(&all, Permissions::from_mode(if own.is_root() { 0o711 } else { 0o700 }))?;
+    let dir = all.join(id);
+    remove(&dir)?;
+    let dir = if dir.join(NAME).as_os_str().len() > PATH_BYTES_MAX { short_dir()? } else { make_dir(dir)? };
+    let path = dir.join(NAME);
+    let socket = notify::bind(&path)?;
+    if account.uid != own.as_raw() && own.is_root() {
+        chown(&path, Some(account.uid), None)?;
+        // Its group may pass, and the account alone may use the socket; neither may put anything there.
+        chown(&dir, None, Some(account.gid))?;
+        fs::set_permissions(&dir, Permissions::from_mode(0o710))?;
+    }
+    Ok((socket, path))
+}
+
+/// Closes the socket at `path`, which an older release left open to every account, to all but `account`.
+///
+/// # Errors
+/// It is not there, or cannot be changed.
+pub(super) fn close_to_others(path: &Path, account: u32) -> io::Result<()> {
+    fs::set_permissions(path, Permissions::from_mode(0o600))?;
+    if account != geteuid().as_raw() { chown(path, Some(account), None) } else { Ok(()) }
+}
+
+/// Returns where a release that kept all of them in one directory has the socket of the process `id`.
+pub(super) fn older_path(home: &Home, id: &str) -> PathBuf {
+    home.notify().join(format!("{id}.sock"))
+}
+
+/// Removes the socket at `path`, and its directory if that is its own.
+///
+/// # Errors
+/// Something of it is still there.
+pub(super) fn remove_socket(path: &Path) -> io::Result<()> {
+    match (path.file_name(), path.parent()) {
+        (Some(name), Some(dir)) if name == NAME => remove(dir),
+        (_, _) => remove(path),
+    }
+}
+
+/// Removes what is left of processes other than `kept`.
+pub fn tidy(home: &Home, kept: &BTreeSet<String>) {
+    let Ok(entries) = fs::read_dir(home.notify()) else { return }; // there was none yet
+    for entry in entries.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if !kept.contains(name.strip_suffix(".sock").unwrap_or(&name))
+            && let Err(error) = remove(&entry.path())
+        {
+            tracing::warn!(path = %entry.path().display(), %error, "cannot remove an old notify socket");
+        }
+    }
+}
+
+/// Removes a file, or a directory with all in it. One that is not there is no error.
+fn remove(path: &Path) -> io::Result<()> {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Makes a directory that was not there, for this account alone.
+fn make_dir(path: PathBuf) -> io::Result<PathBuf> {
+    DirBuilder::new().mode(0o700).create(&path)?;
+    fs::set_permissions(&path, Permissions::from_mode(0o700))?; // a umask may have taken the owner's, too
+    Ok(path)
+}
+
+fn short_dir() -> io::Result<PathBuf> {
+    let name = format!("refit-{}", hex::encode(rand::random::<[u8; 16]>()));
+    let mut failed = io::Error::from(io::ErrorKind::NotFound);
+    for place in SHORT_PLACES {
+        match make_dir(Path::new(place).join(&name)) {
+            Ok(dir) => return Ok(dir),
+            Err(error) => failed = error,
+        }
+    }
+    Err(failed)
+}

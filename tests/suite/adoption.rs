@@ -1,0 +1,196 @@
+//! What the next runtime believes of processes to which something was being done when the one before was killed.
+
+use std::fs;
+use std::process::Stdio;
+
+use nix::sys::signal::Signal;
+
+use crate::appliance::{Appliance, component, refit};
+use crate::components::{data, in_state, odd, of, pid_in, with_odd, without_groups};
+use crate::process;
+use crate::release::Release;
+use crate::wait::{LIMIT, eventually, until};
+
+const KEYS: &str = "ready = \"notify\"\nstop_timeout = \"60s\"";
+
+/// A component that ends well when it is told to, and takes until `data/end` is there.
+fn slow() -> Release {
+    odd(&["slow_end", "100"], KEYS)
+}
+
+/// Returns the numbers in one of the component's files.
+fn pids_in(appliance: &Appliance, name: &str) -> Vec<i32> {
+    let text = fs::read_to_string(appliance.home().join("data").join(name)).unwrap_or_default();
+    text.lines().filter_map(|line| line.parse().ok()).collect()
+}
+
+/// Lets the processes that were told to end do it.
+fn let_end(appliance: &Appliance) {
+    fs::write(appliance.home().join("data/end"), "").expect("written");
+}
+
+/// Has `words` done by a command that nobody waits for.
+fn ask(appliance: &Appliance, words: &[&str]) -> std::process::Child {
+    let mut command = refit();
+    command.args(words).arg("--home").arg(appliance.home()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.spawn().expect("start refit")
+}
+
+/// Kills the runtime although it may have more to do, and waits until another one answers.
+fn kill_runtime(appliance: &Appliance) {
+    let killed = appliance.runtime_pid();
+    process::send(killed, Signal::SIGKILL);
+    eventually(LIMIT, "another runtime answers", || {
+        appliance.try_status().is_some_and(|status| status["runtime"]["pid"] != killed)
+    });
+}
+
+/// Asserts that the component runs as exactly one process, none of `old`.
+fn runs_anew(appliance: &Appliance, old: &[i32]) {
+    in_state(appliance, "running");
+    let pid = appliance.component_pid("odd");
+    assert!(!old.contains(&pid), "{pid} is one of {old:?}");
+    assert!(old.iter().all(|pid| !process::is_alive(*pid)), "{old:?}");
+    // Guard, runtime, component.
+    eventually(LIMIT, "there is one process of it", || appliance.processes().len() == 3);
+    assert_eq!(appliance.component_pid("odd"), pid);
+}
+
+#[test]
+fn one_that_was_told_to_stop_is_not_taken_for_one_that_serves() {
+    for words in [["component", "restart", "odd"], ["bus", "request", "stop"]] {
+        let appliance = Appliance::new(&slow()).start();
+        let old = appliance.component_pid("odd");
+        let mut asked = ask(&appliance, &words);
+        assert_eq!(pid_in(&appliance, "told"), old);
+        kill_runtime(&appliance);
+        assert!(process::is_alive(old), "it has its time to end");
+        let_end(&appliance);
+        runs_anew(&appliance, &[old]);
+        assert_eq!(pids_in(&appliance, "ended"), [old]);
+        asked.wait().expect("it ends");
+    }
+}
+
+#[test]
+fn one_that_an_operator_has_stopped_stays_down_when_the_runtime_is_killed() {
+    let appliance = Appliance::new(&slow()).start();
+    let old = appliance.component_pid("odd");
+    let mut asked = ask(&appliance, &["component", "stop", "odd"]);
+    assert_eq!(pid_in(&appliance, "told"), old);
+    kill_runtime(&appliance);
+    let_end(&appliance);
+    in_state(&appliance, "stopped");
+    assert!(!process::is_alive(old));
+    asked.wait().expect("it ends");
+    // Nor does it come back later.
+    appliance.kill_runtime();
+    assert_eq!(of(&appliance)["state"], "stopped");
+    assert_eq!(pids_in(&appliance, "started"), [old]);
+    appliance.refit(&["bus", "request", "restart"]).ends_with(0);
+    assert_eq!(of(&appliance)["state"], "stopped", "a restart in place touches no component");
+    // Until somebody wants it again, which the next runtime knows, too.
+    appliance.refit(&["component", "start", "odd"]).ends_with(0);
+    let new = appliance.component_pid("odd");
+    appliance.kill_runtime();
+    assert_eq!(appliance.component_pid("odd"), new);
+    // A stop and a start of the whole site start everything.
+    appliance.refit(&["component", "stop", "odd"]).ends_with(0);
+    appliance.kill_runtime();
+    appliance.refit(&["bus", "request", "stop"]).ends_with(0);
+    appliance.refit(&["bus", "request", "start"]).ends_with(0);
+    assert_eq!(of(&appliance)["state"], "running");
+}
+
+#[test]
+fn an_update_that_was_stopping_it_ends_with_the_release_before_and_one_process() {
+    let appliance = Appliance::new(&slow()).start();
+    let old = appliance.component_pid("odd");
+    let next = with_odd(Release::bare("1.1.0"), "odd", &["plain", "1.1.0"], KEYS);
+    let package = next.package();
+    let mut asked = ask(&appliance, &["install", package.to_str().expect("text")]);
+    assert_eq!(pid_in(&appliance, "told"), old);
+    kill_runtime(&appliance);
+    let_end(&appliance);
+    runs_anew(&appliance, &[old]);
+    appliance.settled("1.0.0");
+    asked.wait().expect("it ends");
+}
+
+#[test]
+fn one_that_the_watchdog_was_ending_is_ended_by_the_next_runtime() {
+    // It ends with 0: the restart policy alone would leave it down.
+    for (behaviour, keys) in [
+        (&["slow_end", "100", "trigger"][..], KEYS.to_owned()),
+        (
+            &["slow_end", "100"],
+            format!(
+                "{KEYS}\nhealth = {{ command = [\"python3\", \"lib/odd.py\", \"probe\"], interval = \"50ms\", \
+                 threshold = 1, action = \"restart\" }}"
+            ),
+        ),
+    ] {
+        let appliance = Appliance::new(&odd(behaviour, &keys)).start();
+        let old = pids_in(&appliance, "started")[0];
+        let bad = appliance.home().join("data/bad");
+        fs::write(&bad, "").expect("written");
+        assert_eq!(pid_in(&appliance, "told"), old);
+        fs::remove_file(&bad).expect("removed");
+        kill_runtime(&appliance);
+        let_end(&appliance);
+        runs_anew(&appliance, &[old]);
+        assert!(appliance.log().contains("still to be ended"), "{}", appliance.log());
+    }
+}
+
+#[test]
+fn one_that_takes_too_long_is_killed_when_the_time_that_it_was_given_is_over() {
+    let release = odd(&["slow_end", "100"], "ready = \"notify\"\nstop_timeout = \"3s\"");
+    let appliance = Appliance::new(&release).start();
+    let old = appliance.component_pid("odd");
+    let mut asked = ask(&appliance, &["component", "restart", "odd"]);
+    assert_eq!(pid_in(&appliance, "told"), old);
+    kill_runtime(&appliance);
+    runs_anew(&appliance, &[old]);
+    assert!(pids_in(&appliance, "ended").is_empty(), "it was killed");
+    asked.wait().expect("it ends");
+}
+
+#[test]
+fn the_old_process_of_an_overlap_keeps_its_time_over_a_crash() {
+    let keys = format!("{KEYS}\nhandover = \"overlap\"");
+    let appliance = Appliance::new(&odd(&["slow_end", "100"], &keys)).start();
+    let old = appliance.component_pid("odd");
+    let next = with_odd(Release::bare("1.1.0"), "odd", &["slow_end", "100", "next"], &keys);
+    appliance.install(&next, &[]).ends_with(0);
+    let new = appliance.component_pid("odd");
+    assert_eq!(pid_in(&appliance, "told"), old);
+    appliance.kill_runtime();
+    assert!(process::is_alive(old));
+    assert_eq!(appliance.component_pid("odd"), new);
+    let_end(&appliance);
+    eventually(LIMIT, "the old one is gone", || !process::is_alive(old) && appliance.processes().len() == 3);
+    assert_eq!((appliance.component_pid("odd"), pids_in(&appliance, "told")), (new, vec![old]));
+}
+
+#[test]
+fn one_that_ended_while_no_runtime_looked_is_started_anew_and_what_it_left_is_ended() {
+    for local in [|text| text, without_groups as fn(String) -> String] {
+        let appliance = Appliance::new(&odd(&["crowd"], "ready = \"notify\"")).local(local).start();
+        let (old, runtime) = (appliance.component_pid("odd"), appliance.runtime_pid());
+        let left = ["away", "child"].map(|name| pid_in(&appliance, name));
+        for name in ["away", "away-too", "child"] {
+            fs::remove_file(appliance.home().join("data").join(name)).expect("removed");
+        }
+        process::send(runtime, Signal::SIGSTOP);
+        process::send(old, Signal::SIGKILL);
+        eventually(LIMIT, "it has ended", || !process::is_alive(old));
+        process::send(runtime, Signal::SIGKILL);
+        until(LIMIT, "it runs again", || {
+            let found = component(&appliance.try_status()?, "odd");
+            (found["state"] == "running" && found["pid"] != old).then_some(())
+        });
+        assert!(left.iter().all(|pid| !process::is_alive(*pid)), "{left:?}");
+        assert!(!data(&appliance, "child").is_empty());
+    }
+}
