@@ -166,11 +166,13 @@ impl Instance {
         let watch = |carried: &mut CarriedInstance| {
             let handle = Handle::open(carried.pid, Some(carried.start_ticks))?;
             if carried.account.is_none() {
-                // An older release let every account report.
+                // An older release told this one of it, and may have let every account report.
                 let account = account_of(carried.pid)?;
                 carried.account = Some(account);
-                let path = notify_socket::older_path(&context.home, &carried.id);
-                if let Err(error) = notify_socket::close_to_others(&path, account) {
+                carried.notify_path = notify_socket::find(&context.home, &carried.id);
+                if let Some(path) = &carried.notify_path
+                    && let Err(error) = notify_socket::close_to_others(path, account)
+                {
                     tracing::warn!(instance.id = carried.id, %error, "cannot close a notify socket to other accounts");
                 }
             }
@@ -440,8 +442,9 @@ fn forget(carried: &CarriedInstance, context: &RunContext) {
         group.remove();
     }
     context.registry.remove(&carried.id);
-    let path = carried.notify_path.clone().unwrap_or_else(|| notify_socket::older_path(&context.home, &carried.id));
-    if let Err(error) = notify_socket::remove_socket(&path) {
+    if let Some(path) = carried.notify_path.clone().or_else(|| notify_socket::find(&context.home, &carried.id))
+        && let Err(error) = notify_socket::remove_socket(&path)
+    {
         tracing::warn!(path = %path.display(), %error, "cannot remove a notify socket");
     }
 }

@@ -56,9 +56,10 @@ pub(super) fn close_to_others(path: &Path, account: u32) -> io::Result<()> {
     if account != geteuid().as_raw() { chown(path, Some(account), None) } else { Ok(()) }
 }
 
-/// Returns where a release that kept all of them in one directory has the socket of the process `id`.
-pub(super) fn older_path(home: &Home, id: &str) -> PathBuf {
-    home.notify().join(format!("{id}.sock"))
+/// Returns where the socket of the process `id` lies of which an older release says nothing: it bound it where it kept all of them,
+/// or took it over from a newer release. `None` if it is in neither place.
+pub(super) fn find(home: &Home, id: &str) -> Option<PathBuf> {
+    [home.notify().join(id).join(NAME), home.notify().join(format!("{id}.sock"))].into_iter().find(|path| path.exists())
 }
 
 /// Removes the socket at `path`, and its directory if that is its own.
