@@ -125,7 +125,7 @@ fn one_that_the_watchdog_was_ending_is_ended_by_the_next_runtime() {
         (
             &["slow_end", "100"],
             format!(
-                "{KEYS}\nhealth = {{ command = [\"python3\", \"lib/odd.py\", \"probe\"], interval = \"50ms\", \
+                "{KEYS}\nhealth = {{ command = [\"python3\", \"lib/odd.py\", \"probe\"], interval = \"50ms\", timeout = \"30s\", \
                  threshold = 1, action = \"restart\" }}"
             ),
         ),
