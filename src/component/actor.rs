@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use refit_base::Cause;
 use refit_bus::{self as bus, Act, Failure, Limits, Order, Phase, StopReason};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -79,6 +80,7 @@ impl Process {
             limits: std::collections::BTreeMap::new(),
             reason: None,
             output: Vec::new(),
+            cause: Cause::Release,
             unexpected_exits: 0,
         });
         let (commands, receiver) = mpsc::channel(COMMANDS_MAX);

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use refit_base::Chain;
+use refit_base::{Cause, Chain};
+use refit_bus::Failure;
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
@@ -93,8 +94,9 @@ pub(super) async fn watch(health: Health, state: watch::Sender<State>, probed: P
                 failures = 0;
                 set(&state, State::Healthy);
             }
-            Err(reason) => {
-                failures += 1;
+            Err(Failure { reason, cause, .. }) => {
+                // What the machine did not let be tried says nothing of the component: it is no failure, and no success.
+                failures += u32::from(cause == Cause::Release);
                 set(
                     &state,
                     if failures >= health.threshold { State::Unhealthy(reason) } else { State::Doubtful(reason) },
@@ -120,8 +122,8 @@ fn set(state: &watch::Sender<State>, new: State) {
 /// Tries once.
 ///
 /// # Errors
-/// Why it is not healthy, for people.
-async fn probe(client: &reqwest::Client, health: &Health, probed: &Probed) -> Result<(), String> {
+/// Why it is not healthy, or could not be tried.
+async fn probe(client: &reqwest::Client, health: &Health, probed: &Probed) -> Result<(), Failure> {
     let in_time = |limit: Duration| format!("did not answer within {} s", limit.as_secs_f32());
     match &health.probe {
         Probe::Http(url) => match client.get(url).send().await {
@@ -131,16 +133,23 @@ async fn probe(client: &reqwest::Client, health: &Health, probed: &Probed) -> Re
                 let body = answer.text().await.unwrap_or_default();
                 let body: String = body.split_whitespace().collect::<Vec<_>>().join(" ");
                 let body: String = body.chars().take(ANSWER_CHARS_MAX).collect();
-                Err(format!("GET {url} answered {status}{}{body}", if body.is_empty() { "" } else { ": " }))
+                let separator = if body.is_empty() { "" } else { ": " };
+                Err(Failure::new(format!("GET {url} answered {status}{separator}{body}")))
             }
-            Err(error) if error.is_timeout() => Err(format!("GET {url} {}", in_time(health.timeout))),
-            Err(error) => Err(format!("GET {url} failed: {}", Chain(&error.without_url()))),
+            Err(error) if error.is_timeout() => Err(Failure::new(format!("GET {url} {}", in_time(health.timeout)))),
+            Err(error) => {
+                let error = error.without_url();
+                Err(Failure::new(format!("GET {url} failed: {}", Chain(&error))).with_cause(Cause::of(&error)))
+            }
         },
         Probe::Tcp(address) => {
             match tokio::time::timeout(health.timeout, tokio::net::TcpStream::connect(address)).await {
                 Ok(Ok(_)) => Ok(()),
-                Ok(Err(error)) => Err(format!("a connection to {address} failed: {error}")),
-                Err(_) => Err(format!("{address} {}", in_time(health.timeout))),
+                Ok(Err(error)) => {
+                    let reason = format!("a connection to {address} failed: {error}");
+                    Err(Failure::new(reason).with_cause(Cause::of(&error)))
+                }
+                Err(_) => Err(Failure::new(format!("{address} {}", in_time(health.timeout)))),
             }
         }
         Probe::Command(words) => run(words, health.timeout, probed).await,
@@ -149,7 +158,7 @@ async fn probe(client: &reqwest::Client, health: &Health, probed: &Probed) -> Re
 
 /// Runs a health command as a process of its component: same account, limits and environment, a session of its own. It, and all
 /// that it starts, ends with the try.
-async fn run(words: &[String], limit: Duration, probed: &Probed) -> Result<(), String> {
+async fn run(words: &[String], limit: Duration, probed: &Probed) -> Result<(), Failure> {
     let Probed { component, token, group, limits, context } = probed;
     let group = group.as_ref().and_then(|group| group.below("health").ok());
     let begin = spawn::begin(component, context, group.as_ref(), limits);
@@ -162,7 +171,9 @@ async fn run(words: &[String], limit: Duration, probed: &Probed) -> Result<(), S
         .stdout(std::process::Stdio::null())
         .stderr(std::process::Stdio::piped())
         .kill_on_drop(true);
-    let cannot = |error: std::io::Error| format!("the health command cannot be started: {error}");
+    let cannot = |error: std::io::Error| {
+        Failure::new(format!("the health command cannot be started: {error}")).with_cause(Cause::of(&error))
+    };
     let mut child = command.spawn().map_err(cannot)?;
     let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).unwrap_or_default();
     let began = Stat::of(pid).map_err(cannot)?.began;
@@ -198,12 +209,15 @@ async fn run(words: &[String], limit: Duration, probed: &Probed) -> Result<(), S
     }
     match ended {
         Some(Ok(status)) if status.success() => Ok(()),
-        Some(Ok(status)) => Err(format!("the health command ended with {status}: {}", said.last_line())),
-        Some(Err(error)) => Err(format!("the health command cannot be watched: {error}")),
+        Some(Ok(status)) => Err(Failure::new(format!("the health command ended with {status}: {}", said.last_line()))),
+        Some(Err(error)) => {
+            let reason = format!("the health command cannot be watched: {error}");
+            Err(Failure::new(reason).with_cause(Cause::of(&error)))
+        }
         None => {
             // Collected, so that nothing of it stays.
             drop(tokio::time::timeout(LAST_OUTPUT_WAIT, child.wait()).await);
-            Err(format!("the health command did not end within {} s", limit.as_secs_f32()))
+            Err(Failure::new(format!("the health command did not end within {} s", limit.as_secs_f32())))
         }
     }
 }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use command_fds::{CommandFdExt, FdMapping};
-use refit_base::clock;
+use refit_base::{Cause, clock};
 use refit_bus::Failure;
 use rustix::process::{Signal, WaitId, WaitIdOptions, waitid};
 use tokio::io::unix::AsyncFd;
@@ -72,7 +72,9 @@ impl Instance {
         overlapping: bool,
         context: &RunContext,
     ) -> Result<Self, Failure> {
-        let failed = |what: &str, error: io::Error| Failure::new(format!("cannot {what}: {error}"));
+        let failed = |what: &str, error: io::Error| {
+            Failure::new(format!("cannot {what}: {error}")).with_cause(Cause::of(&error))
+        };
         let id = format!("{}-{generation}", component.name);
         let token: String = hex::encode(rand::random::<[u8; 16]>());
         let account = Account::of(component);
@@ -130,11 +132,11 @@ impl Instance {
         let mut instance = Self::watch(carried, handle, descriptors, access, context)
             .map_err(|error| failed("watch the process", error))?;
         context.registry.put(instance.carried.clone(), &instance.descriptors, false);
-        if let Some(reason) = spawn::read_report(report).await {
+        if let Some(failure) = spawn::read_report(report).await {
             instance.condemn(Duration::ZERO, None, context);
             instance.kill_and_wait().await;
             instance.forget(context);
-            return Err(Failure::new(reason));
+            return Err(failure);
         }
         Ok(instance)
     }
@@ -403,7 +405,8 @@ impl Instance {
             drop(drained);
         }
         let output = context.registry.logs.last_of(&self.carried.component, &self.carried.id, FAILURE_LINES);
-        Failure { reason, output }
+        let cause = self.said.borrow().errno.map_or(Cause::Release, Cause::of_errno);
+        Failure { reason, output, cause }
     }
 }
 

@@ -11,7 +11,8 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use nix::unistd::{Group, User, getegid, geteuid};
-use refit_base::lock;
+use refit_base::{Cause, lock};
+use refit_bus::Failure;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 
@@ -155,7 +156,7 @@ pub(super) fn launcher(words: &[String], context: &RunContext, begin: &Begin, re
 }
 
 /// Waits until the program is executed. Returns why it could not be.
-pub(super) async fn read_report(report: OwnedFd) -> Option<String> {
+pub(super) async fn read_report(report: OwnedFd) -> Option<Failure> {
     let mut text = String::new();
     let read = match pipe::Receiver::from_owned_fd(report) {
         Ok(reader) => tokio::time::timeout(LAUNCH_MAX, reader.take(REPORT_BYTES_MAX).read_to_string(&mut text)).await,
@@ -163,8 +164,12 @@ pub(super) async fn read_report(report: OwnedFd) -> Option<String> {
     };
     match read {
         Ok(Ok(_)) if text.is_empty() => None,
-        Ok(Ok(_)) => Some(text),
-        Ok(Err(error)) => Some(format!("cannot learn whether the program was executed: {error}")),
-        Err(_) => Some(format!("the program was not executed within {} s", LAUNCH_MAX.as_secs())),
+        // One that is too long is cut, and still says why.
+        Ok(Ok(_)) => Some(serde_json::from_str(&text).unwrap_or_else(|_cut| Failure::new(text))),
+        Ok(Err(error)) => {
+            let reason = format!("cannot learn whether the program was executed: {error}");
+            Some(Failure::new(reason).with_cause(Cause::of(&error)))
+        }
+        Err(_) => Some(Failure::new(format!("the program was not executed within {} s", LAUNCH_MAX.as_secs()))),
     }
 }

@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
+use refit_base::Cause;
 use refit_bus::Failure;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -356,6 +357,7 @@ impl Actor {
         self.view.send_modify(|view| {
             view.health = health;
             view.reason = None;
+            view.cause = Cause::Release;
             view.output.clear();
         });
         self.show(State::Running);
@@ -478,6 +480,7 @@ impl Actor {
             view.unexpected_exits += u32::from(!done);
             view.reason = Some(failure.reason.clone());
             view.output.clone_from(&failure.output);
+            view.cause = failure.cause;
         });
         let starts_again = match self.component.restart.policy {
             RestartPolicy::No => false,
@@ -506,8 +509,8 @@ impl Actor {
         if ends > count {
             let reason = self.view.borrow().reason.clone().unwrap_or_default();
             let text = format!("{reason}; ended {ends} times within {} s, not started again", within.as_secs());
-            let output = self.view.borrow().output.clone();
-            self.fail(&Failure { reason: text, output });
+            let (output, cause) = (self.view.borrow().output.clone(), self.view.borrow().cause);
+            self.fail(&Failure { reason: text, output, cause });
             return;
         }
         let pause = first.saturating_mul(1 << (ends - 1).min(16)).min(longest);
@@ -545,6 +548,7 @@ impl Actor {
                 view.unexpected_exits += 1;
                 view.reason = Some(failure.reason.clone());
                 view.output.clone_from(&failure.output);
+                view.cause = failure.cause;
             });
             self.pause();
         }
@@ -555,6 +559,7 @@ impl Actor {
         self.view.send_modify(|view| {
             view.reason = Some(failure.reason.clone());
             view.output.clone_from(&failure.output);
+            view.cause = failure.cause;
         });
         self.show(State::Failed);
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use refit_base::Cause;
 use serde::Serialize;
 
 use super::health;
@@ -72,6 +73,8 @@ pub struct View {
     pub reason: Option<String>,
     /// The last output that belongs to the reason.
     pub output: Vec<String>,
+    /// Whose trouble the reason is.
+    pub cause: Cause,
     /// Whether it was started and not stopped since. One that is down all the same has done its work, or failed.
     pub wanted: bool,
     /// How often it ended without having been asked to, in this process image.

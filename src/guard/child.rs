@@ -9,7 +9,9 @@ use std::process::{Command, Stdio};
 
 use command_fds::{CommandFdExt, FdMapping};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
+use refit_base::{Cause, Exit};
 use semver::Version;
 
 use crate::handover::Named;
@@ -99,6 +101,27 @@ pub(super) fn describe(status: WaitStatus) -> String {
         | WaitStatus::StillAlive
         | WaitStatus::PtraceEvent(..)
         | WaitStatus::PtraceSyscall(_) => "changed its state".to_owned(),
+    }
+}
+
+/// Returns whose trouble it was that a runtime ended so. `errno` is what the system said to it, if it has told that.
+pub(super) fn cause(status: WaitStatus, errno: Option<i32>, hung: bool) -> Cause {
+    let told = errno.map_or(Cause::Release, Cause::of_errno);
+    match status {
+        WaitStatus::Exited(_, code) => match Exit::from_code(code) {
+            Exit::Disk | Exit::TryLater => Cause::Machine,
+            Exit::Done | Exit::Usage | Exit::Refused | Exit::Unavailable | Exit::Failed | Exit::Config => told,
+        },
+        // Somebody outside ended it: the kernel, for want of memory, or a person. The guard ends it only if it hangs.
+        WaitStatus::Signaled(_, Signal::SIGKILL | Signal::SIGTERM | Signal::SIGINT | Signal::SIGHUP, _) if !hung => {
+            Cause::Machine
+        }
+        WaitStatus::Signaled(..)
+        | WaitStatus::Stopped(..)
+        | WaitStatus::Continued(_)
+        | WaitStatus::StillAlive
+        | WaitStatus::PtraceEvent(..)
+        | WaitStatus::PtraceSyscall(_) => Cause::Release,
     }
 }
 

@@ -21,7 +21,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
-use refit_base::{Chain, Exit, Report, Reported};
+use refit_base::{Cause, Chain, Exit, Report, Reported};
 use refit_updater::attempt::Ending;
 use refit_updater::journal::{self, JournalError, State};
 use refit_updater::spare;
@@ -201,6 +201,10 @@ struct Guard {
     image: Image,
     /// Whether the runtime says that it ends because it was asked to.
     ends_as_asked: bool,
+    /// What the system said to the runtime that runs, if it has told that.
+    errno: Option<i32>,
+    /// Whether the guard ended the runtime because it did not report.
+    is_hung: bool,
     asked_to_end: u32,
     end_by: Option<Instant>,
     starts: u32,
@@ -262,6 +266,8 @@ impl Guard {
             was_ready: false,
             image: Image::Unknown,
             ends_as_asked: false,
+            errno: None,
+            is_hung: false,
             asked_to_end: 0,
             end_by: None,
             starts: 0,
@@ -270,6 +276,7 @@ impl Guard {
 
     fn supervise(&mut self) -> Result<Exit, GuardError> {
         let mut ending = self.ending("the appliance ended during the trial (power cut or kill)".to_owned());
+        ending.cause = Cause::Machine;
         let mut phase = self.start(&ending)?;
         loop {
             self.wait(&phase)?;
@@ -322,6 +329,8 @@ impl Guard {
         descriptors.push(Named { name: names::GUARD.to_owned(), descriptor: channel });
         self.starts += 1;
         self.ends_as_asked = false;
+        self.errno = None;
+        self.is_hung = false;
         self.image = Image::Silent;
         self.watchdog = None;
         let pid = child::start(&program, &self.home, &self.installed, descriptors, &self.pipe, self.journal.as_deref())
@@ -385,6 +394,9 @@ impl Guard {
             }
             if report.get("RELOADING") == Some("1") {
                 self.image = Image::Silent;
+            }
+            if let Some(errno) = report.get("ERRNO").and_then(|text| text.parse().ok()) {
+                self.errno = Some(errno);
             }
             if report.get("STOPPING") == Some("1") {
                 self.ends_as_asked = true;
@@ -474,6 +486,7 @@ impl Guard {
         }
         let journal = journal::load(self.home.path())?;
         *ending = self.ending(format!("the runtime {how}"));
+        ending.cause = child::cause(status, self.errno, self.is_hung);
         ending.output = self.output.take_lines();
         if matches!(journal.map(|journal| journal.state), Some(State::Trial { .. })) {
             return Ok(Next::StartNow);
@@ -499,11 +512,12 @@ impl Guard {
     }
 
     /// Ends a runtime that hangs, or that does not end.
-    fn check_deadlines(&self, phase: &Phase) {
+    fn check_deadlines(&mut self, phase: &Phase) {
         let Phase::Up { pid, alive_until, .. } = phase else { return };
         let now = Instant::now();
         if alive_until.is_some_and(|at| now >= at) {
             say("the runtime has not reported within its watchdog time; ending it");
+            self.is_hung = true;
             self.kill(*pid, Signal::SIGKILL);
         } else if self.end_by.is_some_and(|at| now >= at) {
             say("the runtime has not ended in time; ending it");

@@ -158,7 +158,7 @@ impl Peer {
     /// Takes the answer to a call; one that nobody waits for any more is dropped.
     pub(super) fn answered(&self, id: &Value, answer: Result<Value, Broken>) -> bool {
         let Some(open) = id.as_u64().and_then(|id| lock(&self.calls).open.remove(&id)) else { return false };
-        let answer = answer.map_err(|Broken { message, output }| Failure { reason: message, output });
+        let answer = answer.map_err(|Broken { message, output }| Failure { output, ..Failure::new(message) });
         drop(open.answer.send(answer)); // its time was over at this very moment
         true
     }

@@ -15,6 +15,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid, setgid, setgroups, setsid, setuid};
 use refit_base::Exit;
+use refit_bus::Failure;
 
 use super::cgroup;
 use crate::handover::inherit::VARIABLES;
@@ -110,19 +111,19 @@ pub fn main(launch: Launch) -> Exit {
     let count = launch.listen_fds + usize::from(launch.report);
     let mut inherited = match fd::take(count) {
         Ok(inherited) => inherited,
-        Err(error) => return failed(None, &format!("cannot take the descriptors: {error}")),
+        Err(error) => return failed(None, Failure::new(format!("cannot take the descriptors: {error}"))),
     };
     let report = if launch.report { inherited.pop() } else { None };
     match become_program(&launch, inherited) {
         Ok(never) => match never {},
-        Err(error) => failed(report, &error.to_string()),
+        Err(error) => failed(report, Failure::from_error(&error)),
     }
 }
 
-fn failed(report: Option<OwnedFd>, text: &str) -> Exit {
+fn failed(report: Option<OwnedFd>, failure: Failure) -> Exit {
     let written = match report {
-        Some(report) => std::fs::File::from(report).write_all(text.as_bytes()),
-        None => writeln!(io::stderr().lock(), "refit: {text}"),
+        Some(report) => serde_json::to_writer(std::fs::File::from(report), &failure).map_err(io::Error::from),
+        None => writeln!(io::stderr().lock(), "refit: {failure}"),
     };
     drop(written); // nobody is left to hear of it
     Exit::Failed
@@ -155,7 +156,7 @@ fn become_program(launch: &Launch, sockets: Vec<OwnedFd>) -> io::Result<std::con
         exec::unblock_signals()?;
     }
     let error = command.exec();
-    Err(io::Error::other(format!("cannot execute {}: {error}", program.display())))
+    Err(io::Error::new(error.kind(), format!("cannot execute {}: {error}", program.display())))
 }
 
 /// Brings this process into the state that the program begins in.

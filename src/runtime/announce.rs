@@ -23,7 +23,7 @@ pub(super) async fn publish_changes(component: Arc<Process>, registry: Arc<Regis
             // A start that fails is the bus's to record; one that gave up while the site runs is nobody else's.
             if has_failed && bus.state() == bus::State::Running && last.is_some_and(|(state, ..)| state != view.state) {
                 let reason = view.reason.clone().unwrap_or_default();
-                bus.fault(&view.name, "run", Failure { reason, output: view.output.clone() });
+                bus.fault(&view.name, "run", Failure { reason, output: view.output.clone(), cause: view.cause });
             }
             last = seen;
             let data = json!({

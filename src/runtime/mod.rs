@@ -17,7 +17,7 @@ mod watch;
 use std::ffi::OsStr;
 use std::time::Duration;
 
-use refit_base::{Chain, Exit, Reported};
+use refit_base::{Cause, Chain, Exit, Reported};
 use refit_updater::Store;
 use refit_updater::attempt::Ending;
 use refit_updater::journal::{self, State};
@@ -29,6 +29,7 @@ use crate::component::fingerprint;
 use crate::config::{self, Config, Programs};
 use crate::handover::exec::{self, EXECUTING, Plan};
 use crate::handover::inherit::Inheritance;
+use crate::handover::notify;
 use crate::home::Home;
 
 pub use assemble::Given;
@@ -37,6 +38,8 @@ pub use watch::Inhibitor;
 
 /// How long a blocking task may hold up the exec: nothing that waits for a disk is worth a gap.
 const SHUTDOWN_MAX: Duration = Duration::from_millis(500);
+/// How long the last word to the guard may wait for a place in its queue.
+const GUARD_WAIT_MAX: Duration = Duration::from_secs(1);
 /// The fewest worker threads: one that is held up must not hold up the others.
 const WORKERS_MIN: usize = 2;
 
@@ -65,7 +68,10 @@ pub fn main(given: &Given) -> Exit {
         let (program, label, descriptors) = match end {
             Ok(End::Exit(exit)) => return exit,
             Ok(End::Replace { program, label, descriptors }) => (program, label, descriptors),
-            Err(error) => return say(&refit_base::message(&error), error.exit()),
+            Err(error) => {
+                tell_errno(given, &error);
+                return say(&refit_base::message(&error), error.exit());
+            }
         };
         // The guard keeps what follows this line: the output of the next image.
         say(&format!("{EXECUTING}{}", program.display()), Exit::Done);
@@ -78,20 +84,37 @@ pub fn main(given: &Given) -> Exit {
         let (error, back) = exec::replace(plan);
         let reason = format!("cannot execute {}, the runtime of release {label}: {error}", program.display());
         say(&reason, Exit::Failed);
-        if let Err(error) = abandon(&given.home, reason) {
+        if let Err(error) = abandon(&given.home, reason, Cause::of(&error)) {
             return say(&Chain(&error).to_string(), Exit::Failed);
         }
         inherited = Inheritance::new(back);
     }
 }
 
+/// Tells the guard what the system said to a runtime that could not start, if it was the system: a release on trial is not to blame
+/// then.
+fn tell_errno(given: &Given, error: &RuntimeError) {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        let number = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
+        if let (Some(number), Some(guard)) = (number, &given.notify) {
+            // A guard that cannot be reached judges by the status.
+            if let Ok(guard) = notify::connect(guard, GUARD_WAIT_MAX) {
+                drop(notify::send(&guard, &format!("ERRNO={number}"), &[]));
+            }
+            return;
+        }
+        cause = error.source();
+    }
+}
+
 /// Ends the trial of a release whose runtime cannot be executed; without a trial nothing is to be done.
-fn abandon(home: &Home, reason: String) -> Result<(), journal::JournalError> {
+fn abandon(home: &Home, reason: String, cause: Cause) -> Result<(), journal::JournalError> {
     let Some(journal) = journal::load(home.path())? else { return Ok(()) };
     if !matches!(journal.state, State::Trial { .. }) {
         return Ok(());
     }
-    match journal.failed(&Ending::now("exec", reason)) {
+    match journal.failed(&Ending::now("exec", reason).with_cause(cause)) {
         Ok(failed) => journal::store(home.path(), &failed),
         Err(_) => Ok(()), // looked at above
     }

@@ -7,7 +7,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use refit_base::{Chain, Exit, lock};
+use refit_base::{Cause, Chain, Exit, lock};
 use refit_updater::attempt::{Attempt, Ending, Outcome};
 use refit_updater::history::Entry;
 use refit_updater::journal::{Journal, State};
@@ -99,7 +99,8 @@ impl Endings {
         if let (State::Staged { .. }, Some(attempt)) = (&journal.state, &journal.attempt) {
             // A restart in place came before it could be tried.
             let reason = "the runtime was replaced before the release could be tried".to_owned();
-            let ending = Ending { exit: Some(Exit::TryLater), ..Ending::now("staged", reason) };
+            let ending =
+                Ending { exit: Some(Exit::TryLater), ..Ending::now("staged", reason).with_cause(Cause::Machine) };
             self.give_up(attempt.clone(), ending).await;
         }
         for open in

@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::io;
 
-use refit_base::{Exit, Report, Reported};
+use refit_base::{Cause, Exit, Report, Reported};
 use refit_updater::Digest;
 use refit_updater::config::ConfigError as MergeError;
 use refit_updater::journal::{Impossible, JournalError};
@@ -12,7 +12,7 @@ use refit_updater::release::StoreError;
 use refit_updater::trust::TrustError;
 use semver::Version;
 
-use crate::config::ConfigError;
+use crate::config::{ConfigError, LOCAL_FILE, Mistake};
 use crate::handover::listener::BindError;
 
 /// What the update manager refuses or fails at.
@@ -141,6 +141,8 @@ pub enum UpdateError {
         version: Version,
         /// How it ended.
         how: String,
+        /// Whose trouble that was.
+        cause: Cause,
         /// What it printed last.
         output: Vec<String>,
     },
@@ -209,6 +211,45 @@ impl UpdateError {
             | Self::Confused { .. }
             | Self::Panicked
             | Self::Worker { .. } => Vec::new(),
+        }
+    }
+}
+
+impl UpdateError {
+    /// Returns whose trouble it is that an attempt ended with this.
+    pub fn cause(&self) -> Cause {
+        match self {
+            Self::Misnamed { .. } | Self::NotExecutable { .. } => Cause::Release,
+            Self::DryRun { cause, .. } => *cause,
+            // What only this machine says is no mistake of the release.
+            Self::Config { source: ConfigError::Mistakes { mistakes }, .. } => {
+                let is_local = |mistake: &Mistake| mistake.file.ends_with(LOCAL_FILE);
+                if mistakes.iter().all(is_local) { Cause::Machine } else { Cause::Release }
+            }
+            Self::Config { source, .. } => Cause::of(source),
+            Self::Busy { .. }
+            | Self::Receiving
+            | Self::NotRunning { .. }
+            | Self::Receive(_)
+            | Self::Trust(_)
+            | Self::Unreachable { .. }
+            | Self::NoRepository
+            | Self::NotApproved { .. }
+            | Self::HttpClient { .. }
+            | Self::Store(_)
+            | Self::Journal(_)
+            | Self::UnknownPackage { .. }
+            | Self::UnknownRelease { .. }
+            | Self::Runs { .. }
+            | Self::NoPrevious
+            | Self::Damaged { .. }
+            | Self::Merge(_)
+            | Self::Bind(_)
+            | Self::Io { .. }
+            | Self::Bus { .. }
+            | Self::Confused { .. }
+            | Self::Panicked
+            | Self::Worker { .. } => Cause::Machine,
         }
     }
 }

@@ -5,10 +5,13 @@
 
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use nix::libc::{SIGHUP, SIGINT, SIGKILL, SIGTERM};
+use refit_base::{Cause, Exit};
 use refit_updater::Store;
 use refit_updater::config::{Existing, MergeReport, merge_config};
 use refit_updater::release::Release;
@@ -97,7 +100,7 @@ fn is_executable(path: &Path) -> bool {
 
 /// Has the release's runtime read everything that it will need.
 async fn dry_run(home: &Home, program: &Path, version: &Version) -> Result<(), UpdateError> {
-    let failed = |how: String, output| UpdateError::DryRun { version: version.clone(), how, output };
+    let failed = |how: String, cause, output| UpdateError::DryRun { version: version.clone(), how, cause, output };
     let run = Command::new("/proc/self/exe")
         .args(["launch", "--"])
         .arg(program)
@@ -111,8 +114,13 @@ async fn dry_run(home: &Home, program: &Path, version: &Version) -> Result<(), U
         .output();
     let output = match tokio::time::timeout(DRY_RUN_MAX, run).await {
         Ok(Ok(output)) => output,
-        Ok(Err(error)) => return Err(failed(format!("it cannot be executed: {error}"), Vec::new())),
-        Err(_) => return Err(failed(format!("it did not end within {} s", DRY_RUN_MAX.as_secs()), Vec::new())),
+        Ok(Err(error)) => {
+            return Err(failed(format!("it cannot be executed: {error}"), Cause::of(&error), Vec::new()));
+        }
+        Err(_) => {
+            let how = format!("it did not end within {} s", DRY_RUN_MAX.as_secs());
+            return Err(failed(how, Cause::Release, Vec::new()));
+        }
     };
     if output.status.success() {
         return Ok(());
@@ -125,5 +133,15 @@ async fn dry_run(home: &Home, program: &Path, version: &Version) -> Result<(), U
         Some(line) => format!("{}: {line}", output.status),
         None => output.status.to_string(),
     };
-    Err(failed(how, last))
+    Err(failed(how, cause_of(output.status), last))
+}
+
+/// Returns whose trouble it was that a dry run ended so: it says itself if a disk failed it, or passing trouble, and a kill came from
+/// outside.
+fn cause_of(status: ExitStatus) -> Cause {
+    match (status.code().map(Exit::from_code), status.signal()) {
+        (Some(Exit::Disk | Exit::TryLater), _) => Cause::Machine,
+        (None, Some(SIGKILL | SIGTERM | SIGINT | SIGHUP)) => Cause::Machine,
+        (Some(_) | None, _) => Cause::Release,
+    }
 }

@@ -166,7 +166,7 @@ impl Probation {
                 Health::None | Health::Unknown | Health::Doubtful(_) | Health::Healthy => return None,
             },
         };
-        let mut ending = Ending::now("probation", format!("component {} {reason}", view.name));
+        let mut ending = Ending::now("probation", format!("component {} {reason}", view.name)).with_cause(view.cause);
         ending.component = Some(view.name.clone());
         ending.output = if view.output.is_empty() {
             let logs = &self.parts.context.registry.logs;

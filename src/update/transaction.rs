@@ -106,7 +106,7 @@ impl Transaction {
             Err(_panic) => ("staged", UpdateError::Panicked),
         };
         let (step, error) = failed;
-        let mut ending = Ending::now(step, error::reason(&error));
+        let mut ending = Ending::now(step, error::reason(&error)).with_cause(error.cause());
         ending.output = error.output();
         // A disk is the admin's to mend, everything else the vendor's.
         let disk = error.exit() == Exit::Disk || error::is_disk(&error);

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
-use refit_base::{Chain, clock, lock};
+use refit_base::{Cause, Chain, clock, lock};
 use refit_bus::{Fault, Origin, Progress, Replacement, Request};
 use refit_updater::attempt::{Attempt, Ending, Kind};
 use refit_updater::history::Entry;
@@ -102,7 +102,8 @@ impl Trial {
     /// Watches the release on trial until there is a verdict, and does what follows from it.
     pub(super) async fn watch(self: Arc<Self>, attempt: Attempt) {
         let judged = AssertUnwindSafe(self.judge(attempt)).catch_unwind().await;
-        let lost = || Ending::now("probation", "the trial ended by a mistake of refit; its log says where".to_owned());
+        let reason = || "the trial ended by a mistake of refit; its log says where".to_owned();
+        let lost = || Ending::now("probation", reason()).with_cause(Cause::Machine);
         if let Err(ending) = judged.unwrap_or_else(|_panic| Err(lost())) {
             self.go_back(&ending).await;
         }
@@ -136,7 +137,7 @@ impl Trial {
             let why = match self.write_commit(attempt.clone()).await {
                 Ok(entry) => return Ok(entry),
                 Err(error @ UpdateError::Confused { .. }) => {
-                    return Err(Ending::now("committing", Chain(&error).to_string()));
+                    return Err(Ending::now("committing", Chain(&error).to_string()).with_cause(Cause::Machine));
                 }
                 Err(error) => Chain(&error).to_string(),
             };
@@ -258,7 +259,7 @@ impl Trial {
         }
         let first = faults.first()?;
         let reason = format!("component {} did not start: {}", first.component, first.cause);
-        let mut ending = Ending::now("starting", reason);
+        let mut ending = Ending::now("starting", reason).with_cause(first.trouble);
         ending.component = Some(first.component.clone());
         ending.output.clone_from(&first.output);
         self.abandon(&ending).unwrap_or_else(|error| {

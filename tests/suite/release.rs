@@ -139,6 +139,12 @@ impl Release {
         release
     }
 
+    /// Has its `appliance.toml` be this.
+    pub(crate) fn written_as(mut self, toml: &str) -> Self {
+        self.toml = Some(toml.to_owned());
+        self
+    }
+
     /// Gives it another appliance's name.
     pub(crate) fn of_appliance(mut self, name: &str) -> Self {
         self.appliance = name.to_owned();

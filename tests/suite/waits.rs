@@ -102,8 +102,10 @@ fn a_runtime_that_is_stopped_is_noticed_and_heard_again() {
     let runtime = appliance.runtime_pid();
     let mut watch = Beside::begin(&appliance, &["bus", "watch", "--json"], Stdio::null());
     let mut logs = Beside::begin(&appliance, &["bus", "watch"], Stdio::null());
-    appliance.refit(&["bus", "request", "reload"]).ends_with(0);
-    eventually(LIMIT, "both hear it", || watch.read("out").contains("reload") && logs.read("out").contains("reload"));
+    eventually(LIMIT, "both hear it", || {
+        appliance.refit(&["bus", "request", "reload"]).ends_with(0);
+        watch.read("out").contains("reload") && logs.read("out").contains("reload")
+    });
     process::send(runtime, Signal::SIGSTOP);
     let line = appliance.refit(&["status"]).complains_with(69);
     assert!(line.contains("nothing came from"), "{line}");

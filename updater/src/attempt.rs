@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use refit_base::{Exit, clock};
+use refit_base::{Cause, Exit, clock};
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
@@ -79,13 +79,31 @@ pub struct Ending {
     pub component: Option<String>,
     /// The last output of what failed.
     pub output: Vec<String>,
+    /// Whose trouble it was, if it did not succeed.
+    pub cause: Cause,
     /// The exit status of a command that waits for it, where that does not follow from the outcome.
     pub exit: Option<Exit>,
 }
 
 impl Ending {
-    /// Returns the ending of an attempt that ends now, in this step: no component is to blame, nothing was printed.
+    /// Returns the ending of an attempt that ends now, in this step, by what its release did: no component is to blame, nothing was
+    /// printed.
     pub fn now(step: &str, reason: String) -> Self {
-        Self { at: clock::now(), step: step.to_owned(), reason, component: None, output: Vec::new(), exit: None }
+        Self {
+            at: clock::now(),
+            step: step.to_owned(),
+            reason,
+            component: None,
+            output: Vec::new(),
+            cause: Cause::Release,
+            exit: None,
+        }
+    }
+
+    /// Returns it as the trouble of `cause`.
+    #[must_use]
+    pub fn with_cause(mut self, cause: Cause) -> Self {
+        self.cause = cause;
+        self
     }
 }

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
-use refit_base::{Exit, clock};
+use refit_base::{Cause, Exit, clock};
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
@@ -52,6 +52,9 @@ pub struct Entry {
     pub duration_ms: u64,
     /// How long each step took, in milliseconds.
     pub durations: BTreeMap<String, u64>,
+    /// Whose trouble it was, if it did not succeed; `None` where an older program wrote it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cause: Option<Cause>,
     /// The exit status of a command that waited for it, where that does not follow from the outcome.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit: Option<u8>,
@@ -75,6 +78,7 @@ impl Entry {
             output: output[output.len().saturating_sub(OUTPUT_LINES_MAX)..].to_vec(),
             duration_ms: u64::try_from(ending.at.as_millisecond() - attempt.started_ms).unwrap_or(0),
             durations: attempt.durations,
+            cause: (outcome != Outcome::Done).then_some(ending.cause),
             exit: ending.exit.map(Exit::code),
         }
     }
@@ -134,6 +138,7 @@ mod tests {
             reason: String::new(),
             component: None,
             output: Vec::new(),
+            cause: Cause::Release,
             exit: None,
         };
         Entry::of(attempt, Outcome::Done, &ending)

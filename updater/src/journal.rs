@@ -10,7 +10,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use refit_base::{Exit, Report, Reported, clock};
+use refit_base::{Cause, Exit, Report, Reported, clock};
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
@@ -132,7 +132,7 @@ impl State {
     }
 }
 
-/// A release that was tried and did not prove healthy.
+/// A release that was tried and did not prove healthy, by what it did itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FailedRelease {
@@ -155,7 +155,7 @@ pub struct Journal {
     pub finished: Vec<Entry>,
     /// Releases that proved good, newest last; the current one is the last of them.
     pub good: Vec<Version>,
-    /// Releases that failed: they are not offered again unless somebody names them.
+    /// Releases that failed by what they did: they are not offered again unless somebody names them.
     pub failed: BTreeMap<Version, FailedRelease>,
 }
 
@@ -236,7 +236,7 @@ impl Journal {
 
     fn finish(&mut self, outcome: Outcome, ending: &Ending) {
         let Some(attempt) = self.attempt.take() else { return };
-        if outcome != Outcome::Done {
+        if outcome != Outcome::Done && ending.cause == Cause::Release {
             self.failed.insert(
                 attempt.to.clone(),
                 FailedRelease { digest: attempt.digest, reason: ending.reason.clone(), at: clock::rfc3339(ending.at) },
@@ -474,6 +474,7 @@ mod tests {
             reason: "the runtime ended: signal 6".into(),
             component: None,
             output: vec!["oh".into()],
+            cause: Cause::Release,
             exit: None,
         }
     }
@@ -509,6 +510,21 @@ mod tests {
         let [entry] = journal.finished.as_slice() else { panic!("one entry: {:?}", journal.finished) };
         assert_eq!((entry.outcome, entry.duration_ms), (Outcome::RolledBack, 5_000));
         assert_eq!(entry.at, "1970-01-01T00:00:05.000Z");
+    }
+
+    #[test]
+    fn a_release_is_marked_for_what_it_did_and_not_for_the_machines_trouble() {
+        let machine = ending().with_cause(Cause::Machine);
+        for (journal, ending, marked) in [
+            (on_trial(0).failed(&ending()).expect("on trial"), ending(), true),
+            (on_trial(0).failed(&machine).expect("on trial"), machine.clone(), false),
+            (on_trial(0).given_up(&machine).expect("on trial"), machine.clone(), false),
+            (select_release(&on_trial(0), &machine).1.expect("a change"), machine.clone(), false),
+        ] {
+            assert_eq!(journal.failed.contains_key(&version("1.1.0")), marked);
+            assert_eq!(journal.state, idle("1.0.0"));
+            assert_eq!(journal.finished[0].cause, Some(ending.cause));
+        }
     }
 
     #[test]

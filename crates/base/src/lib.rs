@@ -3,6 +3,7 @@
 //! - [`Exit`] is the exit status of a command, fixed by the command-line contract;
 //! - [`Reported`] is what an error at a boundary says about itself: a code, a remedy and an exit status;
 //! - [`Chain`] joins an error and its causes into one line for readers;
+//! - [`Cause`] is whose trouble a failure is, the release's or the machine's;
 //! - [`FileError`] is a file operation that failed, with the file's name;
 //! - [`clock`] is the only place that reads the wall clock;
 //! - [`lock`] takes a mutex, poisoned or not, as do [`wait`] and [`into_inner`].
@@ -11,12 +12,14 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed"))]
 
+mod cause;
 mod chain;
 pub mod clock;
 mod file_error;
 mod lock;
 mod report;
 
+pub use cause::Cause;
 pub use chain::Chain;
 pub use file_error::{FileError, file_error};
 pub use lock::{into_inner, lock, wait};

@@ -1,5 +1,6 @@
 //! What a failure says.
 
+use refit_base::Cause;
 use serde::{Deserialize, Serialize};
 
 /// Why a listener could not do what was asked.
@@ -11,16 +12,30 @@ pub struct Failure {
     /// The last output of what failed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub output: Vec<String>,
+    /// Whose trouble it is.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub cause: Cause,
+}
+
+fn is_default(cause: &Cause) -> bool {
+    *cause == Cause::default()
 }
 
 impl Failure {
     /// Returns a failure without output.
     pub fn new(reason: impl Into<String>) -> Self {
-        Self { reason: reason.into(), output: Vec::new() }
+        Self { reason: reason.into(), output: Vec::new(), cause: Cause::Release }
     }
 
     /// Returns the failure that an error is: its whole chain of causes.
-    pub fn from_error(error: &dyn std::error::Error) -> Self {
-        Self::new(refit_base::Chain(error).to_string())
+    pub fn from_error(error: &(dyn std::error::Error + 'static)) -> Self {
+        Self::new(refit_base::Chain(error).to_string()).with_cause(Cause::of(error))
+    }
+
+    /// Returns it as the trouble of `cause`.
+    #[must_use]
+    pub fn with_cause(mut self, cause: Cause) -> Self {
+        self.cause = cause;
+        self
     }
 }

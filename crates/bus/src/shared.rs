@@ -4,7 +4,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
-use refit_base::{clock, lock};
+use refit_base::{Cause, clock, lock};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -65,6 +65,9 @@ pub struct Fault {
     /// The last output of what failed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub output: Vec<String>,
+    /// Whose trouble it is.
+    #[serde(skip)]
+    pub trouble: Cause,
 }
 
 /// What the bus tells whoever owns it.
@@ -324,6 +327,7 @@ impl Shared {
             cause: failure.reason,
             at: clock::stamp(),
             output: failure.output,
+            trouble: failure.cause,
         };
         {
             let mut core = self.core();
