@@ -1,5 +1,7 @@
 //! Requests, whoever makes them: the bus takes some, the update manager the others, and all get a ticket.
 
+mod asked;
+
 use std::sync::Arc;
 
 use refit_base::{Chain, Exit, Report, Reported};
@@ -11,6 +13,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use crate::carry::Registry;
+use crate::config::Config;
 use crate::tickets::TicketView;
 use crate::update::{Manager, Target, UpdateError};
 
@@ -86,6 +89,8 @@ pub struct RequestDispatcher {
     pub manager: Arc<Manager>,
     /// Where the tickets are.
     pub registry: Arc<Registry>,
+    /// What the components are told by.
+    pub config: Arc<Config>,
 }
 
 impl Requests for RequestDispatcher {
@@ -101,22 +106,24 @@ impl Requests for RequestDispatcher {
             RequestKind::Update => return self.begin(body, Kind::Update, origin),
             RequestKind::Rollback => return self.begin(body, Kind::Rollback, origin),
         };
-        let id = self.registry.tickets.open(request.name(), origin).id;
+        let opened = self.registry.tickets.open(request.name(), origin);
+        let id = opened.id.clone();
         let ticket = self.bus.request(request, Origin(origin.to_owned()));
         let (number, merged_with) = (Some(ticket.number()), ticket.merged_with());
-        if ticket.progress().is_final() {
-            resolve(&self.registry, &id, ticket.progress());
-        } else {
-            self.registry.save(); // whoever is given the ticket finds it again, also after a crash
-            // Resolved by a task of its own: whoever asked may have gone when the outcome comes.
-            let (registry, id) = (Arc::clone(&self.registry), id.clone());
-            self.manager.spawn(follow(registry, id, ticket));
-        }
-        Ok(Accepted {
-            ticket: self.registry.tickets.get(&id).unwrap_or_else(|| lost(id, kind, origin)),
-            number,
-            merged_with,
-        })
+        // What the bus has taken is accepted, however soon it is done: whoever asks gets the same answer each time.
+        let answer = match ticket.progress() {
+            Progress::Accepted | Progress::Done | Progress::Failed(_) => {
+                self.registry.save(); // whoever is given the ticket finds it again, also after a crash
+                // Resolved by a task of its own: whoever asked may have gone when the outcome comes.
+                self.manager.spawn(follow(Arc::clone(&self.registry), Arc::clone(&self.config), id, ticket));
+                opened
+            }
+            progress @ (Progress::Already | Progress::Refused(_)) => {
+                resolve(&self.registry, &id, progress);
+                self.registry.tickets.get(&id).unwrap_or(opened)
+            }
+        };
+        Ok(Accepted { ticket: answer, number, merged_with })
     }
 }
 
@@ -129,7 +136,14 @@ impl RequestDispatcher {
         let (id, origin) = (opened.id.clone(), Origin(origin.to_owned()));
         self.manager.spawn(async move {
             match manager.restart_in_place(&bus, origin.clone()).await {
-                Ok(ticket) => follow(registry, id, ticket).await,
+                Ok(ticket) => match ticket.outcome().await {
+                    // Done with this image; the request is done when the next one runs, and that one says so.
+                    Progress::Done => {}
+                    progress
+                    @ (Progress::Accepted | Progress::Already | Progress::Failed(_) | Progress::Refused(_)) => {
+                        resolve(&registry, &id, progress);
+                    }
+                },
                 Err(error) => {
                     let reason = format!("{}; nothing was stopped", Chain(&error));
                     report_refused(&registry, &bus, RequestKind::Restart.name(), &origin.0, &reason);
@@ -153,15 +167,10 @@ impl RequestDispatcher {
     }
 }
 
-/// Returns what a ticket was that a hundred newer ones have pushed out between two lines.
-fn lost(id: String, kind: RequestKind, origin: &str) -> TicketView {
-    let state = "accepted".to_owned();
-    TicketView { id, request: kind.name().to_owned(), origin: origin.to_owned(), state, reason: None, exit: None }
-}
-
-/// Waits for the outcome of a request and puts it into the ticket `id`.
-async fn follow(registry: Arc<Registry>, id: String, ticket: Ticket) {
-    let progress = ticket.outcome().await;
+/// Waits for the outcome of a request and puts it into the ticket `id`, with who was asked.
+async fn follow(registry: Arc<Registry>, config: Arc<Config>, id: String, ticket: Ticket) {
+    let progress = ticket.clone().outcome().await;
+    registry.tickets.asked(&id, asked::views(ticket.asked(), &config));
     resolve(&registry, &id, progress);
 }
 

@@ -26,6 +26,29 @@ pub struct TicketView {
     /// The exit status of a command that waited for it.
     #[serde(default)]
     pub exit: Option<u8>,
+    /// Of a reload: who was asked, and what each answered, once there is an outcome.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub asked: Vec<AskedView>,
+}
+
+/// Who was asked, and what the answer was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AskedView {
+    /// The listener, or the component that is told by a signal.
+    pub name: String,
+    /// The component; none for the operator's listeners and the runtime.
+    pub component: Option<String>,
+    /// How it is asked: `bus`, `signal` or `runtime`; `none` if there is no way.
+    pub how: String,
+    /// The last phase that it was asked for: `prepare`, `commit` or `abort`.
+    pub phase: String,
+    /// `ok`, `refused`, `failed`, `timeout`, `gone` or `skipped`.
+    pub answer: String,
+    /// What it answered beyond that.
+    #[serde(default)]
+    pub value: serde_json::Value,
+    /// Why it did not do it, or was not asked.
+    pub reason: Option<String>,
 }
 
 impl TicketView {
@@ -67,6 +90,7 @@ impl Tickets {
             state: "accepted".to_owned(),
             reason: None,
             exit: None,
+            asked: Vec::new(),
         };
         self.put(ticket.clone());
         ticket
@@ -99,6 +123,13 @@ impl Tickets {
         lock(&self.kept).iter().filter(is_open).map(|ticket| ticket.id.clone()).collect()
     }
 
+    /// Records who was asked for the ticket `id`; before its outcome.
+    pub fn asked(&self, id: &str, asked: Vec<AskedView>) {
+        if let Some(ticket) = lock(&self.kept).iter_mut().find(|ticket| ticket.id == id && !ticket.is_final()) {
+            ticket.asked = asked;
+        }
+    }
+
     /// Records the outcome of the ticket `id`, once.
     pub fn resolve(&self, id: &str, state: &str, reason: Option<String>) {
         let exit = if reason.is_none() { Exit::Done } else { Exit::Failed };
@@ -120,13 +151,13 @@ impl Tickets {
         self.changes.send_modify(|count| *count += 1);
     }
 
-    /// Ends the tickets of the image before that nobody else will: the restart that they asked for has happened, or whatever
-    /// they asked for was lost with that image. Updates and rollbacks end with their history.
-    pub fn settle_carried(&self) {
+    /// Ends the tickets of the image before that nobody else will: the restart that they asked for has happened, if that image has
+    /// handed over (`by_exec`); whatever else they asked for was lost with it. Updates and rollbacks end with their history.
+    pub fn settle_carried(&self, by_exec: bool) {
         self.end_where(|ticket| {
             if ticket.id.starts_with(&self.stem) || ticket.is_update() {
                 None
-            } else if ticket.request == "restart" {
+            } else if ticket.request == "restart" && by_exec {
                 Some(("done".to_owned(), None, Exit::Done))
             } else {
                 let reason = "the runtime ended before it was done".to_owned();
@@ -168,10 +199,15 @@ mod tests {
         let next = Tickets::new(tickets.all(), "u".to_owned());
         assert!(next.get(&id).is_some_and(|ticket| ticket.is_final()));
         let own = next.open("reload", "cli").id;
-        next.settle_carried();
+        next.settle_carried(true);
         let state = |id: &str| next.get(id).map(|ticket| ticket.state);
         assert_eq!(state(&restart).as_deref(), Some("done"));
         assert_eq!(state(&stop).as_deref(), Some("failed"));
         assert_eq!(state(&own).as_deref(), Some("accepted"));
+
+        let restart = next.open("restart", "cli").id;
+        let crashed = Tickets::new(next.all(), "v".to_owned());
+        crashed.settle_carried(false);
+        assert!(crashed.get(&restart).is_some_and(|ticket| ticket.state == "failed"), "a crash is no restart");
     }
 }

@@ -14,7 +14,7 @@ use super::events::read_events;
 use super::notes;
 use super::outcome::{Outcome, find_update};
 use super::silence::Silence;
-use super::table::list;
+use super::table::{cell, list, print_table};
 
 /// The pause before the next try; a local socket costs little.
 const TRY_AGAIN: Duration = Duration::from_millis(50);
@@ -157,15 +157,35 @@ pub(super) fn conclude(context: &Context, ticket: &Value) -> Exit {
     if context.json {
         context.print(&json!({ "ticket": ticket }).to_string());
     }
+    if !context.json {
+        show_asked(context, ticket);
+    }
     if state == "done" || state == "already" {
         return Exit::Done;
     }
     let request = ticket["request"].as_str().unwrap_or("request");
     let reason = ticket["reason"].as_str().unwrap_or("no reason was given");
-    let line = format!("the {request} {state}: {reason}; see `refit history --json` for the last output");
+    let more =
+        if matches!(request, "update" | "rollback") { "; see `refit history --json` for the last output" } else { "" };
+    let line = format!("the {request} {state}: {reason}{more}");
     drop(writeln!(io::stderr().lock(), "refit: {line}"));
     let code = ticket["exit"].as_i64().and_then(|code| i32::try_from(code).ok());
     code.map_or(Exit::Failed, Exit::from_code)
+}
+
+/// Shows who was asked and what each answered, a line for each.
+fn show_asked(context: &Context, ticket: &Value) {
+    let rows: Vec<Vec<String>> = list(&ticket["asked"])
+        .filter(|one| one["how"] != "runtime" || one["answer"] != "ok")
+        .map(|one| {
+            let how = if one["how"] == "signal" { &one["value"] } else { &one["how"] };
+            let said = if one["reason"].is_null() && one["how"] != "signal" { &one["value"] } else { &one["reason"] };
+            vec![cell(&one["name"]), cell(how), cell(&one["answer"]), cell(said)]
+        })
+        .collect();
+    if !rows.is_empty() {
+        print_table(context, &["ASKED", "BY", "ANSWER", "SAID"], &rows);
+    }
 }
 
 /// Waits for the outcome of a ticket without showing steps.

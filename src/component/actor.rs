@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::context::RunContext;
 use super::health;
 use super::instance::{Instance, Lost};
+use super::reload;
 use super::supervise::{Action, Actor, Command};
 use super::view::{State, View};
 use crate::carry::Descriptors;
@@ -136,14 +137,6 @@ impl Process {
     async fn stop_now(&self, stays_down: bool) -> Result<(), Failure> {
         self.tell(Action::Stop { keep_running: false, stays_down, hurry: CancellationToken::new() }).await
     }
-
-    /// Sends its process the signal that its definition names for it; does nothing without one.
-    ///
-    /// # Errors
-    /// Nobody looks after the component any more.
-    pub async fn reload_commit(&self) -> Result<(), Failure> {
-        self.tell(Action::Reload).await
-    }
 }
 
 /// The descriptors that belong to a carried process.
@@ -207,11 +200,25 @@ impl bus::Component for Process {
         self.tell(Action::Stop { keep_running, stays_down: false, hurry })
     }
 
-    /// A process that is told by a signal cannot refuse: it is told when everybody else has agreed.
+    /// A process that is told by a signal is told when everybody has agreed: it cannot be told to go back.
     fn reload(self: Arc<Self>, phase: Phase, _generation: u64) -> Act {
-        match phase {
-            Phase::Commit => self.tell(Action::Reload),
-            Phase::Prepare | Phase::Abort => Box::pin(async { Ok(()) }),
-        }
+        Box::pin(async move {
+            let signal = self.component.spawn.reload_signal;
+            match phase {
+                Phase::Prepare => reload::prepare(signal, &self.view.borrow()),
+                Phase::Commit => {
+                    let (Some(signal), Some(pid)) = (signal, self.view.borrow().pid) else {
+                        return Err(reload::gone());
+                    };
+                    self.tell(Action::Reload).await?;
+                    reload::settle(signal, pid, self.view.clone()).await
+                }
+                Phase::Abort => Ok(()),
+            }
+        })
+    }
+
+    fn exempt(&self) -> Option<String> {
+        reload::exempt(self.component.spawn.reload_signal, &self.view.borrow())
     }
 }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use command_fds::{CommandFdExt, FdMapping};
 use refit_base::{Cause, clock};
 use refit_bus::Failure;
-use rustix::process::{Signal, WaitId, WaitIdOptions, waitid};
+use rustix::process::{WaitId, WaitIdOptions, waitid};
 use tokio::io::unix::AsyncFd;
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
@@ -25,7 +25,7 @@ use super::context::RunContext;
 use super::reports::{self, Heard, Reports, Said};
 use super::senders::Senders;
 use super::spawn::Account;
-use super::{limits, notify_socket, output, spawn};
+use super::{limits, notify_socket, output, reload, spawn};
 use crate::carry::{CarriedEnding, CarriedInstance, Descriptors, Role};
 use crate::config::{Component, NotifyAccess, ReloadSignal};
 use crate::handover::fd::{self, FIRST};
@@ -349,12 +349,7 @@ impl Instance {
 
     /// Tells it to read its settings again.
     pub(super) fn reload(&self, signal: ReloadSignal) {
-        self.handle.send(match signal {
-            ReloadSignal::Hup => Signal::HUP,
-            ReloadSignal::Usr1 => Signal::USR1,
-            ReloadSignal::Usr2 => Signal::USR2,
-            ReloadSignal::Winch => Signal::WINCH,
-        });
+        self.handle.send(reload::number(signal));
     }
 
     async fn kill_and_wait(&self) {
@@ -406,7 +401,7 @@ impl Instance {
         }
         let output = context.registry.logs.last_of(&self.carried.component, &self.carried.id, FAILURE_LINES);
         let cause = self.said.borrow().errno.map_or(Cause::Release, Cause::of_errno);
-        Failure { reason, output, cause }
+        Failure { output, cause, ..Failure::new(reason) }
     }
 }
 

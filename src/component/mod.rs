@@ -15,6 +15,7 @@ mod limits;
 mod notify_socket;
 mod output;
 mod ready;
+mod reload;
 mod reports;
 mod senders;
 mod spawn;

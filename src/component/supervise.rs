@@ -19,6 +19,7 @@ use super::context::RunContext;
 use super::health;
 use super::instance::{Instance, Lost, Stopped, end_of};
 use super::ready::wait_ready;
+use super::reload;
 use super::view::{Announced, State, View};
 use crate::config::{Component, Handover, RestartPolicy};
 
@@ -178,10 +179,7 @@ impl Actor {
                 }
                 self.stop(&hurry).await
             }
-            Action::Reload => {
-                self.reload();
-                Ok(())
-            }
+            Action::Reload => self.reload(),
         };
         drop(reply.send(result)); // whoever asked may have given up
     }
@@ -433,14 +431,17 @@ impl Actor {
         result
     }
 
-    /// Tells the process to read its settings again, if it can be told.
-    fn reload(&self) {
-        if let (Some(instance), Some(signal)) = (&self.current, self.component.spawn.reload_signal)
-            && instance.carried.ready
-        {
-            tracing::info!(component.name = self.component.name, ?signal, "component told to reload");
-            instance.reload(signal);
+    /// Tells the process to read its settings again.
+    fn reload(&self) -> Result<(), Failure> {
+        let (Some(instance), Some(signal)) = (&self.current, self.component.spawn.reload_signal) else {
+            return Err(reload::gone());
+        };
+        if !instance.carried.ready || instance.ended.borrow().is_some() {
+            return Err(reload::gone());
         }
+        tracing::info!(component.name = self.component.name, ?signal, "component told to reload");
+        instance.reload(signal);
+        Ok(())
     }
 
     /// Leaves the processes to the next image.
@@ -510,7 +511,7 @@ impl Actor {
             let reason = self.view.borrow().reason.clone().unwrap_or_default();
             let text = format!("{reason}; ended {ends} times within {} s, not started again", within.as_secs());
             let (output, cause) = (self.view.borrow().output.clone(), self.view.borrow().cause);
-            self.fail(&Failure { reason: text, output, cause });
+            self.fail(&Failure { output, cause, ..Failure::new(text) });
             return;
         }
         let pause = first.saturating_mul(1 << (ends - 1).min(16)).min(longest);

@@ -135,6 +135,18 @@ pub enum ReloadSignal {
     Winch,
 }
 
+impl ReloadSignal {
+    /// Returns the signal's name, for people.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Hup => "SIGHUP",
+            Self::Usr1 => "SIGUSR1",
+            Self::Usr2 => "SIGUSR2",
+            Self::Winch => "SIGWINCH",
+        }
+    }
+}
+
 impl Checker<'_> {
     /// Returns what the two files say about the state that a component's process begins in.
     pub(super) fn spawn(&mut self, raw: &RawComponent, local: &RawComponent) -> Spawn {

@@ -1,12 +1,14 @@
 //! Processes, whoever they belong to: started, found, signalled, ended, and held in control groups.
 //!
 //! [`launch`] is the step between fork and a program; [`handle`] a process that is known by a descriptor; [`descendants`] what a
-//! process started and leaves behind; [`cgroup`] control groups; [`strays`] those that nothing knows of after a crash; [`stat`] and [`environ`] what the
-//! kernel says of a process; [`caller`] the process at the other end of a Unix socket. The room knows no component, no release and no bus.
+//! process started and leaves behind; [`cgroup`] control groups; [`strays`] those that nothing knows of after a crash; [`stat`], [`environ`] and
+//! [`disposition`] what the kernel says of a process; [`caller`] the process at the other end of a Unix socket. The room knows no component,
+//! no release and no bus.
 
 pub(crate) mod caller;
 pub mod cgroup;
 pub(crate) mod descendants;
+pub(crate) mod disposition;
 pub(crate) mod environ;
 pub(crate) mod handle;
 pub mod launch;

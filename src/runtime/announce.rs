@@ -23,7 +23,8 @@ pub(super) async fn publish_changes(component: Arc<Process>, registry: Arc<Regis
             // A start that fails is the bus's to record; one that gave up while the site runs is nobody else's.
             if has_failed && bus.state() == bus::State::Running && last.is_some_and(|(state, ..)| state != view.state) {
                 let reason = view.reason.clone().unwrap_or_default();
-                bus.fault(&view.name, "run", Failure { reason, output: view.output.clone(), cause: view.cause });
+                let failure = Failure { output: view.output.clone(), cause: view.cause, ..Failure::new(reason) };
+                bus.fault(&view.name, "run", failure);
             }
             last = seen;
             let data = json!({
@@ -38,13 +39,15 @@ pub(super) async fn publish_changes(component: Arc<Process>, registry: Arc<Regis
     }
 }
 
-/// Tidies the disk, and tells the guard and the update manager when the site runs.
+/// Tidies the disk, and tells the guard and the update manager when the site runs. `by_exec` says that the image before has handed over,
+/// and did not crash.
 pub(super) async fn announce_running(
     bus: Bus,
     manager: Arc<Manager>,
     registry: Arc<Registry>,
     name: String,
     permit: Option<OwnedSemaphorePermit>,
+    by_exec: bool,
 ) {
     let mut states = bus.watch();
     // After the first accept: what waits for the disk is not on the way there.
@@ -58,7 +61,7 @@ pub(super) async fn announce_running(
         let status = format!("READY=1\nSTATUS={name} is running");
         registry.tell_guard(&status, &[]);
         manager.site_runs().await;
-        registry.tickets.settle_carried();
+        registry.tickets.settle_carried(by_exec);
         registry.save();
     }
 }

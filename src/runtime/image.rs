@@ -61,7 +61,7 @@ async fn run(assembled: Assembled) -> Result<End, RuntimeError> {
     if let Some(channel) = guard_channel {
         tasks.spawn(guard_link::listen_until_lost(channel, reaped, site.bus.clone()));
     }
-    site.spawn_tasks(&mut tasks);
+    site.spawn_tasks(&mut tasks, before.exec_ns.is_some());
 
     drop(site.bus.request(Request::Start, Origin("start".to_owned())));
     // Cancel-safe: when the third signal comes nothing of the bus is wanted any more.
@@ -105,6 +105,7 @@ impl Site {
             bus: bus.clone(),
             manager: Arc::clone(manager),
             registry: Arc::clone(registry),
+            config: Arc::clone(config),
         });
         let socket = sockets.bus.try_clone().map_err(io_error("duplicate the socket of the bus"))?;
         let parts = peers::Parts {
@@ -159,7 +160,7 @@ impl Site {
     }
 
     /// Starts what watches and announces while the bus runs.
-    fn spawn_tasks(&self, tasks: &mut JoinSet<()>) {
+    fn spawn_tasks(&self, tasks: &mut JoinSet<()>, by_exec: bool) {
         let Self { bus, manager, components, context, config } = self;
         let registry = &context.registry;
         if !config.watch.paths.is_empty() {
@@ -179,7 +180,7 @@ impl Site {
         // Held before anybody can ask: until the disk is tidy nothing is received.
         let permit = manager.receiving().hold();
         let (manager, registry) = (Arc::clone(manager), Arc::clone(registry));
-        tasks.spawn(announce_running(bus.clone(), manager, registry, config.name.clone(), permit));
+        tasks.spawn(announce_running(bus.clone(), manager, registry, config.name.clone(), permit, by_exec));
     }
 
     /// Says what is killed because nothing is waited for any longer.

@@ -42,8 +42,11 @@ impl Observer for SiteObserver {
                 self.events.publish("bus.request", data);
             }
             BusEvent::Publication(report) => self.events.publish("bus.publication", json!(report)),
-            BusEvent::Reloaded { generation, reason } => {
-                self.events.publish("bus.reload", json!({ "generation": generation, "reason": reason }));
+            BusEvent::Reloaded { generation, reason, asked } => {
+                let asked: Vec<Value> =
+                    asked.iter().map(|one| json!({ "name": one.listener, "answer": one.answer })).collect();
+                let data = json!({ "generation": generation, "reason": reason, "asked": asked });
+                self.events.publish("bus.reload", data);
             }
         }
     }

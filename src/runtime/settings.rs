@@ -24,7 +24,9 @@ struct Settings {
 pub(super) fn attach(bus: &Bus, in_force: Arc<Config>, release_dir: PathBuf, home: &Home) {
     let local = home.path().join(config::LOCAL_FILE);
     let settings = Settings { bus: bus.clone(), in_force, release_dir, local };
-    bus.subscribe(Subscription::new(bus::RELOAD, "refit.settings", Arc::new(settings)).priority(i32::MIN));
+    bus.subscribe(
+        Subscription::new(bus::RELOAD, "refit.settings", Arc::new(settings)).priority(i32::MIN).only_checks(),
+    );
 }
 
 impl Settings {

@@ -186,6 +186,7 @@ fn open_ticket(attempt: &Attempt) -> TicketView {
         state: "accepted".to_owned(),
         reason: None,
         exit: None,
+        asked: Vec::new(),
     }
 }
 
@@ -204,6 +205,7 @@ fn ticket(entry: &Entry) -> TicketView {
         state: state.to_owned(),
         reason,
         exit: Some(entry.exit.unwrap_or(exit.code())),
+        asked: Vec::new(),
     }
 }
 

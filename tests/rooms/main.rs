@@ -35,7 +35,7 @@ const ROOMS: &[(&str, &str)] = &[
     ("component", "handover home process config logs carry"),
     ("access", "process config carry"),
     ("update", "home tickets handover config carry http component"),
-    ("requests", "tickets carry update"),
+    ("requests", "tickets config carry update"),
     ("peers", "tickets process config carry component access requests"),
     ("web", ""),
     ("api", "events tickets process config auth logs carry http component access update requests peers web"),

@@ -150,3 +150,18 @@ fn requests_at_the_same_time_all_get_an_outcome() {
     let status = appliance.settled("1.0.0");
     assert!(status["runtime"]["generation"].as_u64().is_some_and(|now| now > first));
 }
+
+#[test]
+fn a_restart_is_done_when_the_next_runtime_runs() {
+    let appliance = Appliance::new(&four("1.0.0")).start();
+    for _ in 0..5 {
+        let before = generation(&appliance);
+        appliance.refit(&["bus", "request", "restart"]).ends_with(0);
+        let status = appliance.status();
+        assert_eq!(
+            (&status["bus"]["state"], &status["runtime"]["generation"]),
+            (&"Running".into(), &(before + 1).into()),
+            "{status}"
+        );
+    }
+}

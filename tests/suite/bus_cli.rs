@@ -10,11 +10,10 @@ use crate::release::Release;
 use crate::wait::{LIMIT, until};
 
 fn appliance() -> Appliance {
-    let release = Release::bare("1.0.0").channels(&["work", "silent"]).member("one", &["a", "work=20"], "").member(
-        "two",
-        &["b", "work=30"],
-        "",
-    );
+    let release = Release::bare("1.0.0")
+        .channels(&["work", "silent"])
+        .member("one", &["a", "work=20", "reload=50"], "")
+        .member("two", &["b", "work=30"], "");
     Appliance::new(&release).start()
 }
 

@@ -43,6 +43,7 @@ mod process;
 mod receive;
 mod refuse;
 mod release;
+mod reload;
 mod repair;
 mod repository;
 mod trust;

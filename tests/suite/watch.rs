@@ -40,7 +40,8 @@ fn b080_a_watched_file_that_is_replaced_by_an_older_one_restarts_once() {
     eventually(LIMIT, "the next image runs", || generation(&appliance) == Some(first + 1));
     assert_eq!(appliance.runtime_pid(), pid);
     assert!(started_at(&appliance) > before);
-    appliance.refit(&["bus", "request", "reload"]).ends_with(0);
+    // Nobody is there to be asked; what was asked before it is over by then.
+    appliance.refit(&["bus", "request", "reload"]).ends_with(70);
     assert_eq!(generation(&appliance), Some(first + 1), "one restart: {}", appliance.log());
 }
 
@@ -74,6 +75,7 @@ fn b082_a_half_finished_update_restarts_nothing_until_its_lock_is_released_and_t
     drop(holder.stdin.take());
     assert!(holder.wait().expect("waited for").success());
     eventually(LIMIT, "the next image runs", || generation(&appliance) == Some(first + 1));
-    appliance.refit(&["bus", "request", "reload"]).ends_with(0);
+    // Nobody is there to be asked; what was asked before it is over by then.
+    appliance.refit(&["bus", "request", "reload"]).ends_with(70);
     assert_eq!(generation(&appliance), Some(first + 1), "exactly one restart: {}", appliance.log());
 }

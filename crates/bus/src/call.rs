@@ -5,39 +5,16 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use crate::failure::Failure;
+use crate::phase::Phase;
 use crate::request::StopReason;
 use crate::state::State;
 
 /// What a listener gives to the bus when it is called: its answer, some time later.
 pub type Work = Pin<Box<dyn Future<Output = Result<Value, Failure>> + Send>>;
-
-/// The two phases of a reload, and the other end of the first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Phase {
-    /// Get the new generation ready beside the one in force, or refuse it.
-    Prepare,
-    /// Put the prepared generation into force.
-    Commit,
-    /// Drop the prepared generation.
-    Abort,
-}
-
-impl Phase {
-    /// Returns the name that logs and external listeners get.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Prepare => "prepare",
-            Self::Commit => "commit",
-            Self::Abort => "abort",
-        }
-    }
-}
 
 /// What a listener is told.
 #[derive(Debug, Clone)]
@@ -70,6 +47,11 @@ pub struct Call {
 pub trait Listener: Send + Sync + 'static {
     /// Does what the channel means to it, and answers.
     fn call(self: Arc<Self>, call: Call) -> Work;
+
+    /// Returns why it has no part in a reload that begins now; `None` if it is to be asked.
+    fn exempt(&self) -> Option<String> {
+        None
+    }
 }
 
 /// A function as a listener.

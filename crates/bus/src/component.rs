@@ -8,9 +8,10 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use crate::call::{Call, Listener, Phase, Work};
+use crate::call::{Call, Listener, Work};
 use crate::failure::Failure;
 use crate::order::Order;
+use crate::phase::Phase;
 use crate::request::StopReason;
 
 /// What a component gives to the bus when it is asked to do something.
@@ -53,6 +54,12 @@ pub trait Component: Send + Sync + 'static {
     fn reload(self: Arc<Self>, _phase: Phase, _generation: u64) -> Act {
         Box::pin(async { Ok(()) })
     }
+
+    /// Returns why it has no part in a reload that begins now, such as that it is stopped; `None` if it is to be asked. A reload in
+    /// which nobody has a part has failed.
+    fn exempt(&self) -> Option<String> {
+        None
+    }
 }
 
 /// A component as the listener of the three channels of its life.
@@ -72,5 +79,9 @@ impl Listener for Life {
             (None, None) => component.start(call.cancelled),
         };
         Box::pin(async move { act.await.map(|()| Value::Null) })
+    }
+
+    fn exempt(&self) -> Option<String> {
+        self.0.exempt()
     }
 }

@@ -3,6 +3,8 @@
 //! Requests only change the goal; the engine takes the next step toward it, and goes on noticing requests while a step is under
 //! way. So a stop during a start is never lost, an exit absorbs what is weaker, and no listener is ever nested in another.
 
+mod reload;
+
 use std::collections::{BTreeSet, HashSet};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -14,17 +16,17 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::call::{Call, Phase};
+use crate::call::Call;
 use crate::context::Purpose;
 use crate::failure::Failure;
 use crate::handle::Bus;
 use crate::log::Level;
 use crate::order::{Order, Row, waves_of_any};
-use crate::publication::{Answer, Outcome, Round, answer, call_for, in_waves, plain_call};
-use crate::registry::{ENTER, EXIT, Entry, RELOAD, START, STOP};
+use crate::publication::{Round, call_for, in_waves, plain_call};
+use crate::registry::{ENTER, EXIT, Entry, START, STOP};
 use crate::request::StopReason;
-use crate::request::{Origin, Progress, Replacement, Request};
-use crate::shared::{BusEvent, Fault, Observer, Options, Shared};
+use crate::request::{Origin, Replacement, Request};
+use crate::shared::{Fault, Observer, Options, Shared};
 use crate::state::{Goal, State};
 use crate::tasks::{TaskRunner, TaskSet};
 
@@ -417,114 +419,9 @@ impl Engine {
         let stopping = |index: &usize| Arc::clone(&rows[*index].0);
         waves.iter().rev().map(|wave| wave.iter().rev().map(stopping).collect()).collect()
     }
-
-    /// Has everybody prepare a new generation; then all commit, or all that prepared abort. The state stays `Running`.
-    async fn reload(&mut self) {
-        let reloads = self.shared.take_reloads();
-        self.generation += 1;
-        let generation = self.generation;
-        let mut template = self.template(RELOAD);
-        template.generation = generation;
-        template.phase = Some(Phase::Prepare);
-        let waves = in_waves(&self.shared.registry.snapshot(RELOAD).entries);
-        let time = self.time();
-        let (prepared, late) = self.reload_phase(&waves, &template, time, true).await;
-        let refused = summary(&prepared);
-        let overtaken = self.shared.status().goal != Goal::Running;
-        // Who prepared too late has refused, but has something to drop.
-        let has_prepared = |entry: &&Arc<Entry>| is_ok(&prepared, &entry.name) || late.contains(&entry.name);
-        let ready: Vec<Vec<Arc<Entry>>> =
-            waves.iter().map(|wave| wave.iter().filter(has_prepared).cloned().collect()).collect();
-        let reason = if refused.is_some() || overtaken {
-            template.phase = Some(Phase::Abort);
-            template.cancelled = CancellationToken::new();
-            let back: Vec<_> = ready.into_iter().rev().collect();
-            let (aborted, _) = self.reload_phase(&back, &template, time, false).await;
-            self.record(&aborted, "abort a reload");
-            Some(refused.map_or_else(
-                || "cancelled: the site does not run any more".to_owned(),
-                |why| format!("refused by {why}; nothing has changed"),
-            ))
-        } else {
-            template.phase = Some(Phase::Commit);
-            template.cancelled = CancellationToken::new();
-            let (committed, _) = self.reload_phase(&ready, &template, time, false).await;
-            self.record(&committed, "commit a reload");
-            summary(&committed).map(|why| format!("generation {generation} is in force except for {why}"))
-        };
-        let (level, text) = match &reason {
-            None => (Level::Info, format!("reload: generation {generation} is in force")),
-            Some(reason) => (Level::Error, format!("reload: {reason}")),
-        };
-        self.shared.log.write(level, text);
-        self.shared.observe(&BusEvent::Reloaded { generation, reason: reason.clone() });
-        reloads.resolve(&reason.map_or(Progress::Done, Progress::Failed));
-    }
-
-    /// Calls `waves` for one phase. With `may_end`, a request that ends the running cancels what is not done. Returns what each
-    /// answered, and who was done too late.
-    async fn reload_phase(
-        &mut self,
-        waves: &[Vec<Arc<Entry>>],
-        template: &Call,
-        time: Time,
-        may_end: bool,
-    ) -> (Vec<Answer>, HashSet<String>) {
-        let (mut answers, mut late) = (Vec::new(), HashSet::new());
-        for wave in waves {
-            let mut round = Round::new(self.shared.options.grace);
-            for (place, entry) in wave.iter().enumerate() {
-                let limit = time.limit(entry.limit.unwrap_or(self.shared.options.listener));
-                round.begin(place, Arc::clone(entry), call_for(template, limit), Purpose::Transition);
-            }
-            while !round.is_over() {
-                // Cancel-safe: as in `start`.
-                tokio::select! {
-                    Some((place, outcome, elapsed)) = round.next() => {
-                        if round.was_late(place) {
-                            late.insert(wave[place].name.clone());
-                        }
-                        answers.push(answer(&wave[place], outcome, elapsed));
-                    }
-                    _ = self.changes.changed(), if may_end => {
-                        if self.shared.status().goal != Goal::Running {
-                            template.cancelled.cancel();
-                        }
-                    }
-                }
-            }
-        }
-        (answers, late)
-    }
-
-    /// Records what failed in a phase that has to succeed.
-    fn record(&self, answers: &[Answer], phase: &str) {
-        for answer in answers {
-            if let Some(failure) = answer.outcome.failure() {
-                self.shared.fault(&answer.listener, phase, failure);
-            }
-        }
-    }
 }
 
 /// Returns the names under which others may need the one that `entry` belongs to.
 fn names_of(entry: &Entry) -> impl Iterator<Item = String> {
     [Some(entry.name.clone()), entry.group.clone()].into_iter().flatten()
-}
-
-fn is_ok(answers: &[Answer], name: &str) -> bool {
-    answers.iter().any(|answer| answer.listener == name && answer.outcome.is_ok())
-}
-
-/// Returns who failed and why, as one line.
-fn summary(answers: &[Answer]) -> Option<String> {
-    let failed: Vec<String> = answers
-        .iter()
-        .filter_map(|answer| match &answer.outcome {
-            Outcome::Ok { .. } | Outcome::Skipped { .. } => None,
-            Outcome::Failed { failure } => Some(format!("{}: {failure}", answer.listener)),
-            Outcome::Timeout { reason } => Some(format!("{}: {reason}", answer.listener)),
-        })
-        .collect();
-    if failed.is_empty() { None } else { Some(failed.join("; ")) }
 }

@@ -15,6 +15,9 @@ pub struct Failure {
     /// Whose trouble it is.
     #[serde(default, skip_serializing_if = "is_default")]
     pub cause: Cause,
+    /// Whether whoever was asked is gone, such as a process that ended.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub lost: bool,
 }
 
 fn is_default(cause: &Cause) -> bool {
@@ -24,7 +27,12 @@ fn is_default(cause: &Cause) -> bool {
 impl Failure {
     /// Returns a failure without output.
     pub fn new(reason: impl Into<String>) -> Self {
-        Self { reason: reason.into(), output: Vec::new(), cause: Cause::Release }
+        Self { reason: reason.into(), output: Vec::new(), cause: Cause::Release, lost: false }
+    }
+
+    /// Returns the failure of somebody who is gone.
+    pub fn lost(reason: impl Into<String>) -> Self {
+        Self { lost: true, ..Self::new(reason) }
     }
 
     /// Returns the failure that an error is: its whole chain of causes.

@@ -16,6 +16,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed"))]
 
+mod asked;
 mod call;
 mod component;
 mod context;
@@ -25,6 +26,7 @@ mod handle;
 mod log;
 mod machine;
 mod order;
+mod phase;
 mod publication;
 mod registry;
 mod request;
@@ -33,7 +35,8 @@ mod shared;
 mod state;
 mod tasks;
 
-pub use call::{Call, Listener, Phase, Work, listener};
+pub use asked::{Asked, Reply};
+pub use call::{Call, Listener, Work, listener};
 pub use component::{Act, Component, Limits};
 pub use engine::{Ended, Engine};
 pub use failure::Failure;
@@ -41,6 +44,7 @@ pub use handle::{Bus, WaitError};
 pub use log::{Level, LogCounts, LogEntry};
 pub use machine::{Decision, RequestKind, RequestRefused, SiteStatus, decide};
 pub use order::{Cycle, Order, PRIORITY_DEFAULT, Row, waves};
+pub use phase::Phase;
 pub use publication::{Answer, DEPTH_MAX, Outcome, Report};
 pub use registry::{AttachError, BUILT_IN, ENTER, EXIT, LOG, RELOAD, START, STOP, Subscription};
 pub use request::{Origin, Progress, Replacement, Request, StopReason, Ticket};

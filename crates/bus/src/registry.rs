@@ -45,6 +45,7 @@ pub struct Subscription {
     pub(crate) limit: Option<Duration>,
     pub(crate) listener: Arc<dyn Listener>,
     joined: bool,
+    only_checks: bool,
 }
 
 impl Subscription {
@@ -58,6 +59,7 @@ impl Subscription {
             limit: None,
             listener,
             joined: false,
+            only_checks: false,
         }
     }
 
@@ -96,6 +98,13 @@ impl Subscription {
         self.joined = joined;
         self
     }
+
+    /// Says that it may refuse a reload and has nothing to reload itself: a reload that finds only such listeners has asked nobody.
+    #[must_use]
+    pub const fn only_checks(mut self) -> Self {
+        self.only_checks = true;
+        self
+    }
 }
 
 /// Why somebody cannot be attached.
@@ -121,6 +130,8 @@ pub(crate) struct Entry {
     pub(crate) listener: Arc<dyn Listener>,
     /// Whether it counts as started without having been called: until the first start that calls it.
     joined: AtomicBool,
+    /// Whether it may refuse a reload and has nothing to reload itself.
+    pub(crate) only_checks: bool,
     gate: Gate,
 }
 
@@ -262,9 +273,10 @@ impl Registry {
 
     /// Adds a listener. One of the same name on the same channel is replaced, and takes its new place in the order.
     pub(crate) fn add(&self, subscription: Subscription) {
-        let Subscription { channel, name, group, order, limit, listener, joined } = subscription;
+        let Subscription { channel, name, group, order, limit, listener, joined, only_checks } = subscription;
         let joined = AtomicBool::new(joined);
-        let entry = Arc::new(Entry { name, group, order, limit, listener, joined, gate: Gate::default() });
+        let gate = Gate::default();
+        let entry = Arc::new(Entry { name, group, order, limit, listener, joined, only_checks, gate });
         let replaced = {
             let mut channels = lock(&self.0);
             let entries = channels.entries.entry(channel).or_default();

@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use crate::asked::Asked;
 use crate::context::{self, Purpose};
 use crate::machine::RequestKind;
 
@@ -144,17 +145,23 @@ pub struct Ticket {
     number: u64,
     merged_with: Option<u64>,
     progress: watch::Receiver<Progress>,
+    asked: Arc<OnceLock<Vec<Asked>>>,
 }
 
 impl Ticket {
-    /// Returns a ticket on what `progress` will say.
-    pub(crate) const fn new(number: u64, merged_with: Option<u64>, progress: watch::Receiver<Progress>) -> Self {
-        Self { number, merged_with, progress }
+    /// Returns a ticket on what `progress` will say; `asked` is filled before that.
+    pub(crate) const fn new(
+        number: u64,
+        merged_with: Option<u64>,
+        progress: watch::Receiver<Progress>,
+        asked: Arc<OnceLock<Vec<Asked>>>,
+    ) -> Self {
+        Self { number, merged_with, progress, asked }
     }
 
     /// Returns a ticket whose outcome is known.
     pub(crate) fn settled(number: u64, progress: Progress) -> Self {
-        Self { number, merged_with: None, progress: watch::channel(progress).1 }
+        Self { number, merged_with: None, progress: watch::channel(progress).1, asked: Arc::default() }
     }
 
     /// Returns its number: the requests of one bus are counted from 1.
@@ -170,6 +177,11 @@ impl Ticket {
     /// Returns what has become of the request so far.
     pub fn progress(&self) -> Progress {
         self.progress.borrow().clone()
+    }
+
+    /// Returns who was asked by a reload and what each answered, once the outcome is known.
+    pub fn asked(&self) -> Vec<Asked> {
+        self.asked.get().cloned().unwrap_or_default()
     }
 
     /// Waits for the outcome. Inside a listener of a transition it fails at once: the transition waits for the listener.

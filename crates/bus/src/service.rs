@@ -207,6 +207,10 @@ impl Component for Service {
         })
     }
 
+    fn exempt(&self) -> Option<String> {
+        Some("it is a task without settings".to_owned())
+    }
+
     fn stop(self: Arc<Self>, _reason: StopReason, _hurry: CancellationToken) -> Act {
         let alive = lock(&self.alive).take();
         Box::pin(async move {

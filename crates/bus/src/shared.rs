@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::asked::Asked;
 use crate::failure::Failure;
 use crate::log::{Level, Log};
 use crate::machine::{Decision, RequestKind, SiteStatus, decide};
@@ -96,6 +97,8 @@ pub enum BusEvent {
         generation: u64,
         /// Why it is not in force everywhere; `None` if it is.
         reason: Option<String>,
+        /// Who was asked, and what each answered.
+        asked: Vec<Asked>,
     },
 }
 
@@ -126,6 +129,8 @@ struct Pending {
     number: u64,
     kind: RequestKind,
     outcome: watch::Sender<Progress>,
+    /// Of a reload: who was asked.
+    asked: Arc<OnceLock<Vec<Asked>>>,
     /// Why it will have failed when the site has settled.
     failed: Option<String>,
 }
@@ -140,8 +145,9 @@ impl Pending {
 pub(crate) struct Reloads(Vec<Pending>);
 
 impl Reloads {
-    pub(crate) fn resolve(self, progress: &Progress) {
+    pub(crate) fn resolve(self, progress: &Progress, asked: &[Asked]) {
         for pending in self.0 {
+            drop(pending.asked.set(asked.to_vec())); // taken once, resolved once
             pending.resolve(progress.clone());
         }
     }
@@ -248,7 +254,10 @@ impl Shared {
                 Decision::Refuse(refusal) => Ticket::settled(number, Progress::Refused(refusal.to_string())),
                 Decision::Merge => {
                     match core.pending.iter().find(|pending| pending.kind == kind && pending.failed.is_none()) {
-                        Some(pending) => Ticket::new(number, Some(pending.number), pending.outcome.subscribe()),
+                        Some(pending) => {
+                            let asked = Arc::clone(&pending.asked);
+                            Ticket::new(number, Some(pending.number), pending.outcome.subscribe(), asked)
+                        }
                         // Under way without a ticket of its own, such as an exit that a failure decided.
                         None => core.open(number, kind),
                     }
@@ -385,8 +394,10 @@ impl Shared {
 impl Core {
     fn open(&mut self, number: u64, kind: RequestKind) -> Ticket {
         let (outcome, progress) = watch::channel(Progress::Accepted);
-        self.pending.push(Pending { number, kind, outcome, failed: None });
-        Ticket::new(number, None, progress)
+        let asked = Arc::default();
+        let ticket = Ticket::new(number, None, progress, Arc::clone(&asked));
+        self.pending.push(Pending { number, kind, outcome, asked, failed: None });
+        ticket
     }
 
     fn leave(&mut self, kind: RequestKind, replacement: Option<Arc<Replacement>>) {

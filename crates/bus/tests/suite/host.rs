@@ -28,9 +28,10 @@ fn b103_what_is_once_per_process_is_called_once() {
         let site = Arc::new(Site::at_rest());
         site.probe(ENTER, "once", 50, OK);
         site.run();
-        for request in [Request::Start, Request::Stop, Request::Start, Request::Reload] {
+        for request in [Request::Start, Request::Stop, Request::Start] {
             site.done(request).await;
         }
+        site.want(Request::Reload).await;
         site.exit().await;
         assert_eq!(site.journal.calls(), ["enter once"]);
     });

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use refit_bus::{Act, CancellationToken, Phase, Progress, RELOAD, State, StopReason, Subscription, listener};
+use refit_bus::{Act, CancellationToken, Phase, Progress, RELOAD, Reply, State, StopReason, Subscription, listener};
 use refit_bus::{Component, Failure, Request};
 use serde_json::{Value, json};
 
@@ -83,6 +83,70 @@ fn b071_a_site_that_does_not_run_is_not_started_by_a_reload() {
             "{outcome:?}"
         );
         assert_eq!((site.bus.state(), site.journal.calls().len()), (State::Idle, 0));
+        site.exit().await;
+    });
+}
+
+#[test]
+fn b071_a_reload_that_asks_nobody_is_not_done() {
+    both(|| async {
+        let site = Site::idle().await;
+        site.done(Request::Start).await;
+        let outcome = site.want(Request::Reload).await;
+        assert_eq!(failed(&outcome), "nobody was asked: nobody listens to it; nothing has changed");
+        // Whoever only checks takes no settings.
+        let check = listener(|_| async { Ok(Value::Null) });
+        site.bus.subscribe(Subscription::new(RELOAD, "check", check).only_checks());
+        let ticket = site.ask(Request::Reload);
+        assert!(failed(&ticket.clone().outcome().await).starts_with("nobody was asked"));
+        let asked = ticket.asked();
+        assert_eq!((asked.len(), asked[0].listener.as_str(), asked[0].answer), (1, "check", Reply::Ok));
+        site.exit().await;
+    });
+}
+
+#[test]
+fn b072_the_ticket_says_who_was_asked_and_what_each_answered() {
+    both(|| async {
+        let site = a_b_c(&[("prepare", Deed::Fail("no such font"))]).await;
+        let ticket = site.ask(Request::Reload);
+        drop(ticket.clone().outcome().await);
+        let answers = |ticket: &refit_bus::Ticket| -> Vec<(String, Phase, Reply)> {
+            ticket.asked().into_iter().map(|one| (one.listener, one.phase, one.answer)).collect()
+        };
+        let one = |name: &str, phase, reply| (name.to_owned(), phase, reply);
+        assert_eq!(
+            answers(&ticket),
+            [
+                one("a", Phase::Abort, Reply::Ok),
+                one("b", Phase::Prepare, Reply::Refused),
+                one("c", Phase::Abort, Reply::Ok)
+            ]
+        );
+        site.exit().await;
+
+        // One that is gone between its own yes and the commit has not taken the new settings.
+        let site = a_b_c(&[]).await;
+        let leaving = {
+            let bus = site.bus.clone();
+            listener(move |call: refit_bus::Call| {
+                let bus = bus.clone();
+                async move {
+                    if call.phase == Some(Phase::Prepare) {
+                        bus.unsubscribe(RELOAD, "leaves");
+                    }
+                    Ok(Value::Null)
+                }
+            })
+        };
+        site.bus.subscribe(Subscription::new(RELOAD, "leaves", leaving));
+        let ticket = site.ask(Request::Reload);
+        let outcome = ticket.clone().outcome().await;
+        assert!(
+            failed(&outcome).contains("in force except for leaves: it was gone before it could commit"),
+            "{outcome:?}"
+        );
+        assert_eq!(answers(&ticket).last(), Some(&one("leaves", Phase::Commit, Reply::Gone)));
         site.exit().await;
     });
 }

@@ -1,0 +1,26 @@
+//! The phases of a reload.
+
+use serde::{Deserialize, Serialize};
+
+/// The two phases of a reload, and the other end of the first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// Get the new generation ready beside the one in force, or refuse it.
+    Prepare,
+    /// Put the prepared generation into force.
+    Commit,
+    /// Drop the prepared generation.
+    Abort,
+}
+
+impl Phase {
+    /// Returns the name that logs and external listeners get.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Prepare => "prepare",
+            Self::Commit => "commit",
+            Self::Abort => "abort",
+        }
+    }
+}
