@@ -29,6 +29,8 @@ pub(crate) enum Principal {
         name: String,
         /// What it may request.
         allow: Vec<RequestKind>,
+        /// Which of its processes, counted from 1.
+        generation: u32,
         /// Whether this process of it has said that it serves.
         serves: bool,
     },
@@ -79,7 +81,7 @@ impl Principal {
     fn component(instance: &CarriedInstance, config: &Config) -> Self {
         let name = instance.component.clone();
         let allow = config.component(&name).map(|component| component.allow.clone()).unwrap_or_default();
-        Self::Component { name, allow, serves: instance.ready }
+        Self::Component { name, allow, generation: instance.generation, serves: instance.ready }
     }
 
     /// Returns whether it is a process that serves.
@@ -87,6 +89,14 @@ impl Principal {
         match self {
             Self::Operator { .. } => false,
             Self::Component { serves, .. } => *serves,
+        }
+    }
+
+    /// Returns which of the component's processes it is, counted from 1; 0 for the operator.
+    pub(crate) fn generation(&self) -> u32 {
+        match self {
+            Self::Operator { .. } => 0,
+            Self::Component { generation, .. } => *generation,
         }
     }
 

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -17,7 +17,7 @@ use semver::Version;
 use tokio::sync::watch;
 
 use super::document::{CARRY_FORMAT, Carry};
-use super::instance::CarriedInstance;
+use super::instance::{CarriedInstance, Role};
 use crate::auth::Sessions;
 use crate::events::Events;
 use crate::handover::{Named, names, notify};
@@ -75,6 +75,15 @@ struct Inner {
     version: Version,
 }
 
+/// Who is told of a component whose processes changed.
+struct Watcher(Box<dyn Fn(&str) + Send + Sync>);
+
+impl std::fmt::Debug for Watcher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Watcher")
+    }
+}
+
 /// The registry.
 #[derive(Debug)]
 pub struct Registry {
@@ -84,6 +93,7 @@ pub struct Registry {
     guard: Option<UnixDatagram>,
     /// How the last processes ended, newest last, for whoever lost its connection to one.
     ends: watch::Sender<VecDeque<(i32, String)>>,
+    watcher: OnceLock<Watcher>,
     /// The events.
     pub events: Arc<Events>,
     /// The tickets.
@@ -117,6 +127,7 @@ impl Registry {
             saving: Mutex::new(()),
             guard,
             ends: watch::channel(VecDeque::new()).0,
+            watcher: OnceLock::new(),
             events: parts.events,
             tickets: parts.tickets,
             logs: parts.logs,
@@ -150,13 +161,38 @@ impl Registry {
                 self.store(&format!("{}{}.{part}", names::INSTANCE, instance.id), descriptor);
             }
         }
+        let component = instance.component.clone();
         {
             let mut inner = lock(&self.inner);
             let newest = inner.generations.entry(instance.component.clone()).or_default();
             *newest = instance.generation.max(*newest);
             inner.instances.insert(instance.id.clone(), (instance, Arc::clone(descriptors)));
         }
+        self.tell_watcher(&component);
         self.save();
+    }
+
+    /// Has `watcher` be told of each component whose processes changed: one came, serves, is on its way out, or is gone. The
+    /// first watcher stays.
+    pub(crate) fn watch(&self, watcher: impl Fn(&str) + Send + Sync + 'static) {
+        drop(self.watcher.set(Watcher(Box::new(watcher))));
+    }
+
+    fn tell_watcher(&self, component: &str) {
+        if let Some(Watcher(tell)) = self.watcher.get() {
+            tell(component);
+        }
+    }
+
+    /// Returns which process of `component` is asked what is asked of the component, by its generation: the newest that serves;
+    /// while none serves, the oldest. One on its way out is not asked. `None` if there is no other.
+    pub(crate) fn asked_generation(&self, component: &str) -> Option<u32> {
+        let inner = lock(&self.inner);
+        let instances = inner.instances.values().map(|(instance, _)| instance);
+        let current: Vec<&CarriedInstance> =
+            instances.filter(|instance| instance.component == component && instance.role == Role::Current).collect();
+        let serving = current.iter().filter(|instance| instance.ready).map(|instance| instance.generation).max();
+        serving.or_else(|| current.iter().map(|instance| instance.generation).min())
     }
 
     /// Remembers how a process ended.
@@ -181,10 +217,13 @@ impl Registry {
 
     /// Removes a process that has ended.
     pub(crate) fn remove(&self, id: &str) {
-        drop(lock(&self.inner).instances.remove(id));
+        let removed = lock(&self.inner).instances.remove(id);
         for part in Descriptors::PARTS {
             // Also of one that had ended before this image could register it.
             self.drop_descriptor(&format!("{id}.{part}"));
+        }
+        if let Some((instance, _)) = removed {
+            self.tell_watcher(&instance.component);
         }
         self.save();
     }

@@ -23,6 +23,12 @@ const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 pub fn attach(peers: &Arc<Peers>, socket: UnixListener) {
     let name = "refit.peers";
     let bus = &peers.parts.bus;
+    let told = Arc::downgrade(peers);
+    peers.parts.registry.watch(move |component| {
+        if let Some(peers) = told.upgrade() {
+            peers.decide(component);
+        }
+    });
     let acceptor = Arc::new(Acceptor { peers: Arc::clone(peers), socket });
     bus.subscribe(Subscription::new(bus::ENTER, name, Arc::clone(&acceptor) as _).priority(i32::MIN).limit(BEGIN_MAX));
     bus.subscribe(Subscription::new(bus::EXIT, name, acceptor).priority(i32::MAX).limit(BEGIN_MAX));

@@ -115,7 +115,7 @@ async fn greet(
     if let Some(name) = &hello.name {
         let whole =
             principal.component_name().map_or_else(|| format!("@{name}"), |component| format!("{component}/{name}"));
-        peers.name_free(&whole, caller.pid, NAME_WAIT_MAX).await;
+        peers.name_free(&(whole, principal.generation()), caller.pid, NAME_WAIT_MAX).await;
     }
     let who = (caller.pid, caller.uid);
     let peer = peers.enlist(hello.name.as_deref(), &principal, who, |peer| {
@@ -174,7 +174,7 @@ async fn live(
 ) {
     // Nothing is written before all are there: whoever reads the answer misses no publication from then on.
     for subscription in listening {
-        verbs::listen(peers, peer, subscription);
+        peers.listen(peer, subscription);
     }
     peers.publish_up(peer);
     let (stopping, _) = peers.ending();
@@ -189,9 +189,7 @@ async fn live(
             () = stopping.cancelled() => End::Here,
         }
     };
-    for channel in peer.view().channels.keys() {
-        peers.parts.bus.unsubscribe(channel, &peer.name);
-    }
+    peers.silence(peer);
     let (why, level) = match (end, peer.why()) {
         (End::Here, Some(why)) => (format!("cut off: {why}"), Level::Warning),
         (End::Here, None) => {

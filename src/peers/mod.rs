@@ -8,11 +8,12 @@
 //! Deliberately absent: a state machine in the peer (it has a replica), messages that outlive a connection (it connects again
 //! and is told where the site stands), and channels that a peer makes up (they are declared in `appliance.toml`).
 //!
-//! The subjects: `line` bytes and queues, `protocol` messages, `peer` one as the bus sees it, `roster` all of them, `verbs` what
-//! one asks, `connection` its life, `accept` the socket that they come from.
+//! The subjects: `line` bytes and queues, `protocol` messages, `peer` one as the bus sees it, `roster` all of them, `generations`
+//! which of them are called while an update overlaps, `verbs` what one asks, `connection` its life, `accept` the socket that they come from.
 
 mod accept;
 mod connection;
+mod generations;
 pub mod limits;
 mod line;
 mod peer;
@@ -28,7 +29,7 @@ pub use roster::{Parts, Peers};
 /// Who may open the socket: anybody, because components have accounts of their own. The hello says who may stay.
 pub const SOCKET_MODE: u32 = 0o666;
 
-/// The channel on which a peer that has come is told: `{component, peer}`.
+/// The channel on which a peer that has come is told: `{component, generation, peer}`.
 pub const UP: &str = "component.up";
-/// The channel on which a peer that is gone is told: `{component, peer, reason}`.
+/// The channel on which a peer that is gone is told: `{component, generation, peer, reason}`.
 pub const DOWN: &str = "component.down";

@@ -26,6 +26,10 @@ pub struct PeerView {
     pub component: Option<String>,
     /// Its process.
     pub pid: Option<i32>,
+    /// Which of the component's processes, counted from 1; none for the operator's.
+    pub generation: Option<u32>,
+    /// Whether it is called: of several generations of a component's processes only one is.
+    pub called: bool,
     /// Its account.
     pub uid: u32,
     /// Since when it is connected, RFC 3339.
@@ -67,6 +71,9 @@ pub(super) struct Budget {
     pub(super) logs_dropped: u64,
 }
 
+/// A peer's whole name, and the generation of the process that has it: names belong to generations.
+pub(super) type Key = (String, u32);
+
 /// One connection with a name.
 pub(super) struct Peer {
     pub(super) name: String,
@@ -75,6 +82,10 @@ pub(super) struct Peer {
     pub(super) uid: u32,
     pub(super) since: String,
     pub(super) out: Outgoing,
+    /// Whether it is called on its channels, or another generation of its component's processes is.
+    pub(super) called: AtomicBool,
+    /// Whether its connection has ended: nobody calls it any more.
+    pub(super) has_left: AtomicBool,
     /// Whether its process served before this process image began, and was not started by it yet.
     pub(super) resumes: AtomicBool,
     pub(super) channels: Mutex<BTreeMap<String, Place>>,
@@ -89,9 +100,11 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    pub(super) fn new(name: String, principal: Principal, pid: Option<i32>, uid: u32, resumes: bool) -> Self {
+    pub(super) fn new(name: String, principal: Principal, (pid, uid): (Option<i32>, u32), called: bool) -> Self {
         Self {
-            resumes: AtomicBool::new(resumes),
+            called: AtomicBool::new(called),
+            has_left: AtomicBool::new(false),
+            resumes: AtomicBool::new(false),
             name,
             principal,
             pid,
@@ -118,10 +131,22 @@ impl Peer {
             name: self.name.clone(),
             component: self.principal.component_name().map(str::to_owned),
             pid: self.pid,
+            generation: self.principal.component_name().map(|_| self.principal.generation()),
+            called: self.is_called(),
             uid: self.uid,
             since: self.since.clone(),
             channels: lock(&self.channels).clone(),
         }
+    }
+
+    /// Returns the name, and which process of the component has it: what makes it unique.
+    pub(super) fn key(&self) -> Key {
+        (self.name.clone(), self.principal.generation())
+    }
+
+    /// Returns whether it is called on its channels.
+    pub(super) fn is_called(&self) -> bool {
+        self.called.load(Ordering::Relaxed)
     }
 
     /// Ends the connection for this reason; the first one stands.
@@ -183,7 +208,7 @@ impl Peer {
             std::mem::take(&mut calls.open)
         };
         for call in open.into_values() {
-            drop(call.answer.send(Err(Failure::new(why)))); // its time was over at this very moment
+            drop(call.answer.send(Err(Failure::lost(why)))); // its time was over at this very moment
         }
     }
 
@@ -194,7 +219,7 @@ impl Peer {
         let id = {
             let mut calls = lock(&self.calls);
             if let Some(why) = &calls.lost {
-                return Err(Failure::new(why.clone()));
+                return Err(Failure::lost(why.clone()));
             }
             if calls.open.len() >= CALLS_MAX {
                 return Err(Failure::new(format!("busy: it has not answered {CALLS_MAX} calls")));
@@ -214,7 +239,10 @@ impl Peer {
                 }
                 Err(waiting.unsent(format!("busy: {bytes} bytes wait for it to read them")))
             }
-            Err(NotSent::Closed) => Err(waiting.unsent("lost: its connection is closed".to_owned())),
+            Err(NotSent::Closed) => {
+                let unsent = waiting.unsent("lost: its connection is closed".to_owned());
+                Err(Failure { lost: true, ..unsent })
+            }
         }
     }
 
@@ -260,11 +288,11 @@ impl Waiting {
         // Cancel-safe: the answer is waited for again below.
         tokio::select! {
             biased;
-            answer = &mut self.receiver => return answer.unwrap_or_else(|_| Err(Failure::new("lost"))),
+            answer = &mut self.receiver => return answer.unwrap_or_else(|_| Err(Failure::lost("lost"))),
             () = cancelled.cancelled() => {}
         }
         self.send_cancel("the time is over, or the answer is not wanted any more");
-        (&mut self.receiver).await.unwrap_or_else(|_| Err(Failure::new("lost")))
+        (&mut self.receiver).await.unwrap_or_else(|_| Err(Failure::lost("lost")))
     }
 
     /// Returns the failure of a call that the peer never got.

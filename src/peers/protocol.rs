@@ -71,6 +71,9 @@ pub(super) struct Wait {
     pub(super) states: Vec<State>,
     pub(super) ticket: Option<String>,
     pub(super) limit_ms: Option<u64>,
+    /// Whether another thread waits than the one that has to answer the open call.
+    #[serde(default)]
+    pub(super) outside: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -235,7 +238,7 @@ impl PeerError {
             Self::TokenMissing { .. } => "send the REFIT_TOKEN of the environment with the hello",
             Self::Name { .. } => "use letters, digits, -, _ and .",
             Self::NotYours { .. } => "name no component, or show its token",
-            Self::NameTaken { .. } => "use another name, or none",
+            Self::NameTaken { .. } => "use another name or none, or try again when the other connection has ended",
             Self::UnknownChannel { .. } => "declare it below [bus] in appliance.toml",
             Self::TooLate { .. } => "listen to another channel",
             Self::BuiltIn { .. } => "make a request instead, or use the method log",
@@ -250,10 +253,15 @@ impl PeerError {
         }
     }
 
+    /// Returns whether the same may be taken a little later.
+    fn may_pass(&self) -> bool {
+        matches!(self, Self::NameTaken { .. } | Self::TooMany { .. } | Self::TooFast { .. })
+    }
+
     /// Returns it as the error of an answer.
     fn json(&self) -> Value {
         let (number, code) = self.code();
-        json!({ "code": number, "message": Chain(self).to_string(), "data": { "code": code, "remedy": self.remedy() } })
+        json!({ "code": number, "message": Chain(self).to_string(), "data": { "code": code, "remedy": self.remedy(), "retry": self.may_pass() } })
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use super::limits::{
     Bucket, FLUSH_MAX, HELLOS, NAME_BYTES_MAX, NAMELESS_MAX, PEERS_MAX, PEERS_PER_COMPONENT_MAX, PUBLICATIONS_MAX,
     REQUESTS, WARNINGS,
 };
-use super::peer::{Peer, PeerView};
+use super::peer::{Key, Peer, PeerView};
 use super::protocol::{PeerError, notification, shortened};
 use super::{DOWN, UP};
 use crate::access::principal::Principal;
@@ -38,7 +39,7 @@ pub struct Parts {
 
 #[derive(Default)]
 struct Known {
-    named: BTreeMap<String, Arc<Peer>>,
+    named: BTreeMap<Key, Arc<Peer>>,
     /// Connections without a hello, oldest first, each with what ends it.
     nameless: Vec<(u64, CancellationToken)>,
     newest: u64,
@@ -52,6 +53,8 @@ struct Known {
 pub struct Peers {
     pub(super) parts: Parts,
     known: Mutex<Known>,
+    /// Held while it is decided who is called, and the bus is told.
+    pub(super) deciding: Mutex<()>,
     /// Counts the peers that came and went.
     changes: watch::Sender<u64>,
     /// The accepting, the connections, and what they began that must be finished without them.
@@ -72,6 +75,7 @@ impl Peers {
         Self {
             parts,
             known: Mutex::default(),
+            deciding: Mutex::default(),
             changes: watch::channel(0).0,
             tasks: Mutex::default(),
             publications: Arc::new(Semaphore::new(PUBLICATIONS_MAX)),
@@ -174,7 +178,7 @@ impl Peers {
             let pid = pid.unwrap_or(0);
             let names = std::iter::once(format!("{begin}{pid}"));
             let mut names = names.chain((2..).map(|number: u32| format!("{begin}{pid}.{number}")));
-            let free = names.find(|name| !known.named.contains_key(name));
+            let free = names.find(|name| !known.named.keys().any(|(other, _)| other == name));
             return free.ok_or(PeerError::TooMany { what: "connections", max: PEERS_MAX });
         };
         // The whole name may be said, too: whoever says another's wants to be somebody else.
@@ -190,32 +194,46 @@ impl Peers {
         Ok(format!("{begin}{name}"))
     }
 
-    /// Gives a connection its name; `welcome` is what it is told first.
+    /// Returns the connections of a component's processes.
+    pub(super) fn connections_of(&self, component: &str) -> Vec<Arc<Peer>> {
+        let known = lock(&self.known);
+        let own = |peer: &&Arc<Peer>| peer.principal.component_name() == Some(component);
+        known.named.values().filter(own).map(Arc::clone).collect()
+    }
+
+    /// Gives a connection its name; `welcome` is what it is told first. While an update overlaps, two generations of a component's
+    /// processes may have one name; within a generation it is unique.
     pub(super) fn enlist(
         &self,
         wanted: Option<&str>,
         principal: &Principal,
-        (pid, uid): (Option<i32>, u32),
+        who: (Option<i32>, u32),
         welcome: impl FnOnce(&Peer) -> Value,
     ) -> Result<Arc<Peer>, PeerError> {
+        let _deciding = lock(&self.deciding);
         let mut known = lock(&self.known);
         if known.named.len() >= PEERS_MAX {
             return Err(PeerError::TooMany { what: "connections", max: PEERS_MAX });
         }
-        let own =
-            known.named.values().filter(|peer| peer.principal.component_name() == principal.component_name()).count();
+        let is_own = |peer: &&Arc<Peer>| {
+            let other = &peer.principal;
+            (other.component_name(), other.generation()) == (principal.component_name(), principal.generation())
+        };
+        let own = known.named.values().filter(is_own).count();
         if principal.component_name().is_some() && own >= PEERS_PER_COMPONENT_MAX {
             return Err(PeerError::TooMany { what: "connections of one component", max: PEERS_PER_COMPONENT_MAX });
         }
-        let name = Self::name(&known, wanted, principal, pid)?;
-        if known.named.contains_key(&name) {
+        let name = Self::name(&known, wanted, principal, who.0)?;
+        let key = (name.clone(), principal.generation());
+        if known.named.contains_key(&key) {
             return Err(PeerError::NameTaken { name });
         }
+        let peer = Arc::new(Peer::new(name, principal.clone(), who, self.is_called(principal)));
         let resumes = principal.serves() && self.parts.registry.generation() > 1 && !self.parts.bus.ran();
-        let peer = Arc::new(Peer::new(name.clone(), principal.clone(), pid, uid, resumes));
+        peer.resumes.store(resumes, Ordering::Relaxed);
         // Before anybody else can tell it anything: states that change from here on come after it.
         drop(peer.send(&welcome(&peer)));
-        known.named.insert(name, Arc::clone(&peer));
+        known.named.insert(key, Arc::clone(&peer));
         drop(known);
         self.changes.send_modify(|count| *count += 1);
         Ok(peer)
@@ -223,10 +241,10 @@ impl Peers {
 
     /// Waits until the name of a connection of the process `pid` is free, if the same process has it: that connection broke, and
     /// nobody has noticed yet.
-    pub(super) async fn name_free(&self, name: &str, pid: Option<i32>, limit: Duration) {
+    pub(super) async fn name_free(&self, key: &Key, pid: Option<i32>, limit: Duration) {
         let mut changes = self.changes.subscribe();
         let wait = async {
-            while lock(&self.known).named.get(name).is_some_and(|other| other.pid == pid) {
+            while lock(&self.known).named.get(key).is_some_and(|other| other.pid == pid) {
                 if changes.changed().await.is_err() {
                     return;
                 }
@@ -237,15 +255,15 @@ impl Peers {
 
     /// Publishes that a peer has come.
     pub(super) fn publish_up(self: &Arc<Self>, peer: &Peer) {
-        let about = json!({ "component": peer.principal.component_name(), "peer": peer.name });
+        let about = about(peer, None);
         self.publish(UP, about, Level::Debug, format!("{} is on the bus", peer.name));
     }
 
     /// Removes a peer and publishes why it is gone.
     pub(super) fn remove(self: &Arc<Self>, peer: &Peer, reason: &str, level: Level) {
-        lock(&self.known).named.remove(&peer.name);
+        lock(&self.known).named.remove(&peer.key());
         self.changes.send_modify(|count| *count += 1);
-        let about = json!({ "component": peer.principal.component_name(), "peer": peer.name, "reason": reason });
+        let about = about(peer, Some(reason));
         self.publish(DOWN, about, level, format!("{} is off the bus: {reason}", peer.name));
     }
 
@@ -273,4 +291,15 @@ impl Peers {
     pub(super) fn ending(&self) -> (CancellationToken, &'static str) {
         (self.stopping.clone(), *lock(&self.why))
     }
+}
+
+/// Returns what is told of a peer that has come, or is gone for this reason.
+fn about(peer: &Peer, reason: Option<&str>) -> Value {
+    let component = peer.principal.component_name();
+    let generation = component.map(|_| peer.principal.generation());
+    let mut about = json!({ "component": component, "generation": generation, "peer": peer.name });
+    if let Some(reason) = reason {
+        about["reason"] = json!(reason);
+    }
+    about
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use refit_base::lock;
-use refit_bus::{self as bus, Level, Order, PRIORITY_DEFAULT, RequestKind, State, Subscription, WaitError};
+use refit_bus::{self as bus, Level, PRIORITY_DEFAULT, RequestKind, WaitError};
 use serde_json::{Value, json};
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -12,7 +12,7 @@ use super::limits::{
     CALL_LIMIT_MAX, LOG_CHARS_MAX, LOGS, PRIORITY_MAX, REQUESTS, SUBSCRIPTIONS_MAX, WAIT_MAX, WORK_MAX,
 };
 use super::line::NotSent;
-use super::peer::{External, Peer, Place};
+use super::peer::{Peer, Place};
 use super::protocol::{LogLine, PeerError, Publish, Subscribe, Verb, Wait, answer, notification, shortened};
 use super::roster::Peers;
 use crate::access::permission::is_reserved;
@@ -23,7 +23,7 @@ use crate::tickets::TicketView;
 pub(super) enum Done {
     /// This is the answer.
     Now(Value),
-    /// The answer comes by itself.
+    /// The answer comes by itself, or has been sent.
     Later,
     /// The connection ends.
     Bye,
@@ -32,7 +32,7 @@ pub(super) enum Done {
 /// A subscription that was found to be good.
 pub(super) struct Listening {
     pub(super) channel: String,
-    place: Place,
+    pub(super) place: Place,
 }
 
 /// Answers a request; a notification gets no answer.
@@ -57,18 +57,11 @@ pub(super) fn act(peers: &Arc<Peers>, peer: &Arc<Peer>, id: Option<&Value>, verb
             if there.len() >= SUBSCRIPTIONS_MAX && !there.contains_key(&wanted.channel) {
                 return Err(PeerError::TooMany { what: "subscriptions", max: SUBSCRIPTIONS_MAX });
             }
-            listen(peers, peer, check(peers, &wanted)?);
+            peers.listen(peer, check(peers, &wanted)?);
             Ok(Done::Now(Value::Null))
         }
-        Verb::Unsubscribe(unwanted) => {
-            let channel = unwanted.channel;
-            let there = lock(&peer.channels).remove(&channel).is_some();
-            if there {
-                peers.parts.bus.unsubscribe(&channel, &peer.name);
-            }
-            Ok(Done::Now(json!(there)))
-        }
-        Verb::Request(body) => request(peers, peer, body).map(Done::Now),
+        Verb::Unsubscribe(unwanted) => Ok(Done::Now(json!(peers.unlisten(peer, &unwanted.channel)))),
+        Verb::Request(body) => request(peers, peer, id, body),
         Verb::Publish(publish) => publish_for(peers, peer, id, publish).map(|()| Done::Later),
         Verb::Wait(wait) => wait_for(peers, peer, id, wait).map(|()| Done::Later),
         Verb::Ticket(ticket) => {
@@ -105,27 +98,8 @@ fn check(peers: &Peers, wanted: &Subscribe) -> Result<Listening, PeerError> {
     Ok(Listening { channel: channel.clone(), place: Place { priority, limit_ms } })
 }
 
-/// Makes a peer a listener. It stands where its component stands, after the component itself.
-pub(super) fn listen(peers: &Peers, peer: &Arc<Peer>, Listening { channel, place }: Listening) {
-    let component = peer.principal.component_name();
-    let mut order =
-        component.and_then(|name| peers.parts.config.component(name)).map(crate::component::order).unwrap_or_default();
-    order = Order { priority: place.priority, ..order };
-    order.after.extend(component.map(str::to_owned));
-    let is_up = matches!(peers.parts.bus.state(), State::Starting | State::Running);
-    let listener = Arc::new(External(Arc::clone(peer)));
-    let mut subscription = Subscription::new(&channel, &peer.name, listener).order(order).joined(is_up);
-    if let Some(component) = component {
-        subscription = subscription.group(component);
-    }
-    if let Some(limit) = place.limit() {
-        subscription = subscription.limit(limit);
-    }
-    peers.parts.bus.subscribe(subscription);
-    lock(&peer.channels).insert(channel, place);
-}
-
-fn request(peers: &Arc<Peers>, peer: &Arc<Peer>, body: RequestBody) -> Result<Value, PeerError> {
+/// Makes a request for a peer. Its answer comes before what is told of the outcome.
+fn request(peers: &Arc<Peers>, peer: &Arc<Peer>, id: Option<&Value>, body: RequestBody) -> Result<Done, PeerError> {
     let budget = || lock(&peer.budget);
     if budget().requests.take().is_err() {
         return Err(PeerError::TooFast { what: "requests", per_second: REQUESTS.per_second });
@@ -134,10 +108,14 @@ fn request(peers: &Arc<Peers>, peer: &Arc<Peer>, body: RequestBody) -> Result<Va
     let origin = peer.principal.origin();
     if let Some(reason) = RequestKind::from_name(&body.request).and_then(|ask| peer.principal.forbids(ask)) {
         let ticket = requests::refuse(registry, bus, &body.request, &origin, &reason);
-        return Ok(json!({ "ticket": ticket }));
+        return Ok(Done::Now(json!({ "ticket": ticket })));
     }
     let permit = work(peer)?;
     let accepted = peers.parts.requests.submit(body, &origin)?;
+    let mut answer = json!({ "ticket": accepted.ticket });
+    answer["ticket"]["number"] = json!(accepted.number);
+    answer["ticket"]["merged_with"] = json!(accepted.merged_with);
+    reply(peer, id, Ok(answer));
     if !accepted.ticket.is_final() {
         let (told, own, id) = (Arc::clone(peer), Arc::clone(peers), accepted.ticket.id.clone());
         peers.spawn(async move {
@@ -147,10 +125,7 @@ fn request(peers: &Arc<Peers>, peer: &Arc<Peer>, body: RequestBody) -> Result<Va
             drop(permit);
         });
     }
-    let mut answer = json!({ "ticket": accepted.ticket });
-    answer["ticket"]["number"] = json!(accepted.number);
-    answer["ticket"]["merged_with"] = json!(accepted.merged_with);
-    Ok(answer)
+    Ok(Done::Later)
 }
 
 /// Takes the right to have one more thing under way.
@@ -202,7 +177,7 @@ fn publish_for(peers: &Arc<Peers>, peer: &Arc<Peer>, id: Option<&Value>, publish
 }
 
 fn wait_for(peers: &Arc<Peers>, peer: &Arc<Peer>, id: Option<&Value>, wait: Wait) -> Result<(), PeerError> {
-    let Wait { states, ticket, limit_ms } = wait;
+    let Wait { states, ticket, limit_ms, outside } = wait;
     if states.is_empty() && ticket.is_none() {
         return Err(PeerError::WaitForNothing);
     }
@@ -214,7 +189,7 @@ fn wait_for(peers: &Arc<Peers>, peer: &Arc<Peer>, id: Option<&Value>, wait: Wait
         Some(ticket) => ticket?.is_final(),
         None => states.contains(&peers.parts.bus.state()),
     };
-    if !is_so && peer.inside().1 {
+    if !is_so && !outside && peer.inside().1 {
         return Err(PeerError::Inside);
     }
     let limit = limit_ms.map_or(WAIT_MAX, Duration::from_millis).min(WAIT_MAX);

@@ -3,6 +3,7 @@
 
 mod raw;
 mod sections;
+mod takeover;
 
 use std::fs;
 use std::path::PathBuf;
