@@ -1,6 +1,7 @@
 //! Other processes on the bus: section J of the cases, with the Python client as a component of a real appliance, and with peers
 //! that behave badly.
 
+mod client;
 mod raw;
 mod sections;
 mod takeover;

@@ -1,8 +1,10 @@
-"""A component on the bus that does what it is told: NAME [CHANNEL=PRIORITY ...] [--deaf] [--orphan] [--limit MS].
+"""A component on the bus that does what it is told: NAME [CHANNEL=PRIORITY ...] [--deaf] [--orphan] [--limit] [--hold] [--name NAME].
 
 It appends what it is called for to $REFIT_DATA/order, as "CHANNEL NAME PID", and is READY when it is on the bus. What an
-argument {"do": ...} asks for: fail, hang, die, publish, request, wait, http, tokenless. --deaf: SIGTERM does nothing. --orphan: it has a
-child in a session of its own. Every connection is a line "attach NAME PID", with the state it was told.
+argument {"do": ...} asks for: fail, hang, die, pid, publish, request, outcome, wait, inside, http, tokenless, twin, fork, hammer, close.
+--deaf: SIGTERM does nothing. --orphan: it has a child in a session of its own. --linger: it goes on when the peer was closed. --hold: on the bus, it is READY when $REFIT_DATA/go is there,
+and dies when $REFIT_DATA/die is. Every connection is a line "attach NAME PID", with the state it was told. What a reload does is in
+$REFIT_DATA/reload-NAME, if that is there: PHASE DEED.
 """
 
 import http.client
@@ -12,12 +14,15 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 from refit_bus import Bus, BusError
 
 name, words = sys.argv[1], sys.argv[2:]
 data = os.environ["REFIT_DATA"]
+with open(os.path.join(data, f"pid-{name}"), "w") as own:
+    own.write(str(os.getpid()))
 
 
 def record(what):
@@ -33,18 +38,85 @@ def refused(act, *words, **params):
         return {"refused": str(error), "code": error.code}
 
 
+def deed(call):
+    try:
+        with open(os.path.join(data, f"reload-{name}")) as file:
+            phase, what = file.read().split()
+    except FileNotFoundError:
+        return None
+    return what if phase == call.get("phase") else None
+
+
+def in_child():
+    """Says what a child of this process can do with the peer before and after it connects itself."""
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        try:
+            bus.ask("state")
+            said = "it has the parent's connection"
+        except RuntimeError as error:
+            said = str(error)
+        bus.name = "child"
+        os.write(writer, json.dumps([said, bus.connect()["name"], bus.ask("state")["state"]]).encode())
+        os._exit(0)
+    os.close(writer)
+    with open(reader) as answers:
+        return json.load(answers)
+
+
+def hammer(threads, rounds):
+    """Publishes from many threads at the same time. Returns how many answers were another thread's, or none."""
+    wrong = []
+
+    def publish(own):
+        for number in range(rounds):
+            said = f"{own}.{number}"
+            report = bus.ask("publish", channel="echo", argument=said)
+            values = [answer.get("value", {}).get("said") for answer in report["answers"]]
+            if values != [said]:
+                wrong.append([said, report])
+
+    workers = [threading.Thread(target=publish, args=(own,)) for own in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return wrong
+
+
 def called(call):
     channel, argument = call["channel"], call["argument"] if isinstance(call["argument"], dict) else {}
     record("-".join([channel, *filter(None, [call.get("phase"), call.get("reason")])]))
     if argument.get("to") not in (None, name):
         return None
-    match argument.get("do"):
+    match argument.get("do") or deed(call):
         case "fail":
             raise ValueError("as it was told")
         case "hang":
             time.sleep(600)
         case "die":
             os.kill(os.getpid(), signal.SIGKILL)
+        case "pid":
+            return os.getpid()
+        case "outcome":
+            return refused(bus.request, argument["request"])
+        case "parricide":
+            with open(os.path.join(data, "pid-a")) as file:
+                os.kill(int(file.read()), signal.SIGKILL)
+            time.sleep(0.3)  # its connection is seen to end before this answer
+        case "inside":
+            return bus.request("reload", limit=5.0)
+        case "twin":
+            try:
+                return refused(Bus(name, grace=2.5).connect)
+            finally:
+                record("twin")
+        case "fork":
+            return in_child()
+        case "hammer":
+            return hammer(argument["threads"], argument["rounds"])
+        case "close":
+            threading.Thread(target=bus.close).start()
         case "publish":
             return refused(bus.ask, "publish", channel=argument["channel"], argument=argument.get("argument"))
         case "request":
@@ -70,14 +142,12 @@ def called(call):
     return {"name": name, "said": call["argument"]}
 
 
-class Member(Bus):
-    def connect(self):
-        welcome = super().connect()
-        record(f"attach-{welcome['state']}")
-        return welcome
+def heard(method, params):
+    if method in ("hello", "state"):
+        record(f"{'attach' if method == 'hello' else 'state'}-{params['state']}")
 
 
-bus = Member(name, heard=lambda method, params: record(f"state-{params['state']}") if method == "state" else None, grace=2.0)
+bus = Bus(name, heard=heard, grace=2.0)
 for word in words:
     if "=" in word:
         channel, priority = word.split("=")
@@ -87,7 +157,23 @@ if "--deaf" in words:
 if "--orphan" in words:
     subprocess.Popen(["sleep", "600"], start_new_session=True)
 bus.connect()
+while "--hold" in words and not os.path.exists(os.path.join(data, "go")):
+    if os.path.exists(os.path.join(data, "die")):
+        sys.exit(3)
+    time.sleep(0.005)
 address = os.environ["NOTIFY_SOCKET"]
 with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as supervisor:
     supervisor.sendto(b"READY=1", "\0" + address[1:] if address.startswith("@") else address)
+
+
+def restart_when_asked():
+    while not os.path.exists(os.path.join(data, f"restart-{name}")):
+        time.sleep(0.005)
+    record(f"restarted-{bus.request('restart')['state']}")
+
+
+threading.Thread(target=restart_when_asked, daemon=True).start()
 bus.serve()
+record("closed")
+while "--linger" in words:
+    signal.pause()
