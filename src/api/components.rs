@@ -53,13 +53,15 @@ pub(super) async fn act(
 ) -> Result<(StatusCode, Json<Value>), Problem> {
     let component =
         app.components.get(&name).ok_or_else(|| Problem::missing(format!("there is no component {name:?}")))?;
+    let mut warning = None;
     let done = match action.as_str() {
         "start" => component.start_alone().await,
         "stop" => component.stop_and_stay().await,
-        "restart" => match component.stop_alone().await {
-            Ok(()) => component.start_alone().await,
-            Err(failure) => Err(failure),
-        },
+        "restart" => {
+            // One that did not stop well is gone all the same: it is not left down for that.
+            warning = component.stop_alone().await.err().map(|failure| failure.to_string());
+            component.start_alone().await
+        }
         _ => return Err(Problem::missing(format!("{action:?} is no action: use start, stop or restart"))),
     };
     done.map_err(|failure| {
@@ -68,5 +70,9 @@ pub(super) async fn act(
         Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "component_failed", Exit::Failed, detail, remedy)
     })?;
     let view = view_json(&component.view().borrow(), &app.peers.of(&name));
-    Ok((StatusCode::OK, Json(json!({ "component": view }))))
+    let mut answer = json!({ "component": view });
+    if let Some(warning) = warning {
+        answer["warning"] = json!(warning);
+    }
+    Ok((StatusCode::OK, Json(answer)))
 }

@@ -2,6 +2,8 @@
 
 mod logs;
 
+use std::io::{self, Write};
+
 use refit_base::Exit;
 use serde_json::json;
 
@@ -58,6 +60,9 @@ async fn act(context: &Context, client: &Client, name: &str, action: &str) -> Re
         context.print(&answer.to_string());
     } else {
         context.print(&format!("{name}: {}", cell(&answer["component"]["state"])));
+    }
+    if let Some(warning) = answer["warning"].as_str() {
+        drop(writeln!(io::stderr().lock(), "refit: {name} {warning}")); // as in `Context::print`
     }
     Ok(())
 }
