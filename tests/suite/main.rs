@@ -17,6 +17,7 @@ mod blame;
 mod bus;
 mod bus_cli;
 mod cases;
+mod cherrypy;
 mod commit;
 mod components;
 mod config;

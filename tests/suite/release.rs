@@ -118,30 +118,41 @@ impl Release {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/appliances").join(dir);
         let mut release = Self::bare(version);
         release.listeners = addresses.iter().map(|(name, _, address)| ((*name).to_owned(), *address)).collect();
-        let mut dirs = vec![root.clone()];
-        while let Some(dir) = dirs.pop() {
-            for entry in fs::read_dir(&dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display())).flatten() {
-                if entry.path().is_dir() {
-                    dirs.push(entry.path());
-                    continue;
-                }
-                let path = entry.path().strip_prefix(&root).expect("below the root").to_str().expect("text").to_owned();
-                release = release.with(&path, Content::Bytes(fs::read(entry.path()).expect("read a fixture")));
-            }
-        }
+        release = release.dir("", &root);
         let Some(Content::Bytes(bytes)) = release.files.remove("appliance.toml") else { panic!("no appliance.toml") };
         let mut text = String::from_utf8(bytes).expect("text");
         for (_, placeholder, address) in addresses {
             assert!(text.contains(placeholder), "{placeholder} is not in {dir}/appliance.toml");
             text = text.replace(placeholder, &address.to_string());
         }
-        release.toml = Some(text);
+        let lines = text.lines().map(|line| match line.strip_prefix("version = ") {
+            Some(_) => format!("version = \"{version}\"\n"),
+            None => format!("{line}\n"),
+        });
+        release.toml = Some(lines.collect());
         release
     }
 
     /// Has its `appliance.toml` be this.
     pub(crate) fn written_as(mut self, toml: &str) -> Self {
         self.toml = Some(toml.to_owned());
+        self
+    }
+
+    /// Adds every file below `root`, as `below/` and its path there.
+    pub(crate) fn dir(mut self, below: &str, root: &Path) -> Self {
+        let mut dirs = vec![root.to_owned()];
+        while let Some(dir) = dirs.pop() {
+            for entry in fs::read_dir(&dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display())).flatten() {
+                if entry.path().is_dir() {
+                    dirs.push(entry.path());
+                    continue;
+                }
+                let path = Path::new(below).join(entry.path().strip_prefix(root).expect("below the root"));
+                let content = Content::Bytes(fs::read(entry.path()).expect("read a fixture"));
+                self = self.with(path.to_str().expect("text"), content);
+            }
+        }
         self
     }
 
