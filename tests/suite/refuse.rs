@@ -9,9 +9,13 @@ use std::path::Path;
 use std::process::Command;
 use std::time::SystemTime;
 
+use refit_fixtures::hostile::Workshop;
+use refit_updater::durable::make_dirs_writable;
+use refit_updater::package::Package;
+
 use crate::appliance::{Appliance, Ran, refit};
 use crate::http::Request;
-use crate::release::{Release, truncated, with_a_signature_changed};
+use crate::release::{Release, Vendor, truncated, with_a_signature_changed};
 use crate::wait::{LIMIT, eventually};
 
 /// What a file is: how long, how changed, when.
@@ -331,4 +335,67 @@ fn a_refusal_has_a_code_and_a_remedy_for_programs() {
         .send();
     assert_eq!((answer.status, answer.header("content-type")), (400, "application/problem+json"));
     assert!(answer.json()["detail"].to_string().contains("dance"), "{}", answer.text());
+}
+
+#[test]
+fn a_release_with_hooks_is_not_taken_in_and_one_that_is_installed_runs() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let at = dir.path();
+    Release::bare("1.0.0").file("hooks/migrate", "#!/bin/sh\n").write(&at.join("tree"));
+    let keys = Vendor::get().keys();
+    let run = |words: &[&str]| {
+        let mut command = refit();
+        Ran::of(command.args(words).env("REFIT_KEYS", &keys).current_dir(at))
+    };
+    run(&["repo", "init", "repo"]).ends_with(0);
+    for words in [["pack", "tree", "-o", "it.refit"].as_slice(), &["pack", "tree", "--repo", "repo"]] {
+        let line = run(words).complains_with(65);
+        assert!(line.contains("tree has \"hooks/migrate\"") && line.contains("take hooks/ out"), "{line}");
+    }
+    assert!(!at.join("it.refit").exists());
+
+    let first = Release::bare("1.0.0");
+    let workshop = Workshop::new(&fs::read(first.package()).expect("read"), 1);
+    let with_hook = workshop.with_release(|release| {
+        release.add_directory("hooks");
+        release.add_empty("hooks/migrate");
+    });
+    let [root, hook, honest] = ["root.json", "hook.refit", "honest.refit"].map(|name| at.join(name));
+    fs::write(&root, workshop.root()).expect("write");
+    fs::write(&hook, &with_hook).expect("write");
+    fs::write(&honest, workshop.honest()).expect("write");
+    let mut init = refit();
+    init.args(["init", "hook.refit", "--root", "root.json", "--home", "home"]).current_dir(at);
+    let line = Ran::of(&mut init).complains_with(65);
+    assert!(line.contains("does not run hooks") && line.contains("nothing was changed"), "{line}");
+    assert!(!at.join("home").exists());
+    run(&["inspect", "hook.refit"]).ends_with(0);
+
+    // As an earlier Refit installed it.
+    let mut appliance = Appliance::of_package(&first, &honest, &root);
+    let release = appliance.home().join("releases/1.0.0");
+    make_dirs_writable(&release).expect("make it writable");
+    fs::create_dir(release.join("hooks")).expect("make a directory");
+    fs::write(release.join("hooks/migrate"), "").expect("write");
+    fs::set_permissions(release.join("hooks/migrate"), fs::Permissions::from_mode(0o444)).expect("set its mode");
+    fs::set_permissions(release.join("hooks"), fs::Permissions::from_mode(0o555)).expect("set its mode");
+    let package = Package::open(&with_hook[..]).expect("a package");
+    let manifest = release.join(".refit/manifest.json");
+    fs::remove_file(&manifest).expect("remove");
+    fs::write(&manifest, package.manifest()).expect("write");
+    appliance.run_guard();
+    appliance.wait_running();
+    let next = workshop.with_release(|release| {
+        release.manifest["version"] = serde_json::json!("1.1.0");
+        release.add_empty("hooks");
+    });
+    fs::write(&hook, &next).expect("write");
+    for options in [[].as_slice(), &["--stage-only"], &["--allow-downgrade"]] {
+        let line = appliance.install_package(&hook, options).complains_with(65);
+        assert!(line.contains("\"hooks\"") && line.contains("get a release without hooks/"), "{line}");
+    }
+    let answer = Request::new(&appliance.socket(), "PUT", "/api/v1/packages").body(next).send();
+    assert_eq!((answer.status, answer.json()["code"].as_str()), (422, Some("package_refused")), "{}", answer.text());
+    assert_eq!(fs::read_dir(appliance.home().join("staging")).expect("read").count(), 0);
+    appliance.settled("1.0.0");
 }

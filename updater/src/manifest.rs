@@ -61,6 +61,10 @@ pub const VERSION_BYTES_MAX: usize = 128;
 /// Bytes of an appliance's name or an architecture.
 pub const LABEL_BYTES_MAX: usize = 64;
 
+/// The entry at the top of a release that is for programs of an update. Refit does not run them, so no release with one is packed
+/// or received.
+pub const HOOKS: &str = "hooks";
+
 /// How the frames of a payload are compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -81,7 +85,7 @@ pub enum Kind {
     Library,
     /// A default configuration file, below `config/`.
     Config,
-    /// A program that an update runs, below `hooks/`.
+    /// A program below [`HOOKS`]: only in releases that were received before these were refused.
     Hook,
     /// Everything else.
     Asset,
@@ -95,7 +99,7 @@ impl Kind {
             Some(("bin", _)) => Self::Binary,
             Some(("lib", _)) => Self::Library,
             Some(("config", _)) => Self::Config,
-            Some(("hooks", _)) => Self::Hook,
+            Some((HOOKS, _)) => Self::Hook,
             Some(_) | None => Self::Asset,
         }
     }
@@ -244,6 +248,12 @@ pub struct About {
     pub codec: Codec,
 }
 
+/// Returns whether `path`, below a release, is [`HOOKS`] or below it, whatever it is: a directory, a file or a link.
+#[must_use]
+pub fn is_hook(path: &str) -> bool {
+    path.split('/').next() == Some(HOOKS)
+}
+
 impl Manifest {
     /// Returns the manifest of a release with these directories and files, each list sorted by path.
     ///
@@ -321,6 +331,13 @@ impl Manifest {
         };
         check::check(&manifest)?;
         Ok(manifest)
+    }
+
+    /// Returns the first path of the release that is [`HOOKS`], or below it: a file if there is one, or else the directory.
+    #[must_use]
+    pub fn hook(&self) -> Option<&str> {
+        let files = self.files.iter().map(|file| file.path.as_str());
+        files.chain(self.directories.iter().map(|directory| directory.path.as_str())).find(|path| is_hook(path))
     }
 
     /// Returns the manifest's bytes: indented JSON, the same for the same manifest.

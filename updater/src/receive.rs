@@ -186,6 +186,11 @@ impl Receiver<'_> {
         let Self { store, trust, policy, cancel } = self;
         let manifest = verified.manifest();
         policy.check(manifest)?;
+        if let Some(path) = manifest.hook()
+            && !store.has(manifest.version(), verified.digest())
+        {
+            return Err(ReceiveError::Hooks { path: path.to_owned() });
+        }
         progress(ReceiveProgress::Verified {
             digest: verified.digest(),
             version: manifest.version().clone(),

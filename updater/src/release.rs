@@ -246,6 +246,11 @@ impl Store {
         Ok(Release { version: version.clone(), digest, manifest, dir })
     }
 
+    /// Returns whether this very release is installed: a package of it may be received to repair it, whatever it holds.
+    pub(crate) fn has(&self, version: &Version, digest: Digest) -> bool {
+        self.release(version).is_ok_and(|release| release.digest == digest)
+    }
+
     /// Returns the package with manifest `digest` that was received before and not admitted yet.
     ///
     /// # Errors

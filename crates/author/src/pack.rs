@@ -30,6 +30,7 @@ use serde::Serialize;
 use crate::keys::Keys;
 
 pub use error::PackError;
+pub(crate) use error::TAKE_HOOKS_OUT;
 
 /// Decoded bytes of a frame. Smaller than a frame may be: it fits a core's cache while it is hashed and written, and even
 /// one large file keeps all cores busy.
@@ -132,6 +133,9 @@ pub fn pack(
     }
     let description = tree::describe(dir)?;
     let tree = tree::walk(dir)?;
+    if let Some(path) = tree.hook() {
+        return Err(PackError::Hooks { dir: dir.to_owned(), path });
+    }
     let about = About {
         appliance: description.name,
         version: description.version,

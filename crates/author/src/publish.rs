@@ -233,6 +233,9 @@ impl Repository {
         // The newest root: what keys signed that were retired since is packed again, or not published.
         let found = open_signed(package, keys.root()).map_err(refused)?;
         let SignedPackage { bytes, manifest, released, payload, .. } = found;
+        if let Some(hook) = manifest.hook() {
+            return Err(RepositoryError::Hooks { path: package.to_owned(), hook: hook.to_owned() });
+        }
         let offer = Offer {
             appliance: manifest.appliance().to_owned(),
             version: manifest.version().clone(),

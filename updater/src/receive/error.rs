@@ -67,6 +67,12 @@ pub enum ReceiveError {
         /// The running version.
         current: Version,
     },
+    /// It has programs that an update should run, and this one runs none.
+    #[error("the release has {path:?}, and this refit does not run hooks: its data would not be migrated")]
+    Hooks {
+        /// The first of them.
+        path: String,
+    },
     /// The repository does not have it.
     #[error("the repository has no release {version} for this appliance")]
     NotOffered {
@@ -202,6 +208,9 @@ impl Reported for ReceiveError {
             ),
             Self::RequiresNewer { .. } => {
                 refused("requires-newer", "install the release it asks for first; nothing was changed")
+            }
+            Self::Hooks { .. } => {
+                refused("hooks-not-run", "get a release without hooks/ from its vendor; nothing was changed")
             }
             Self::NotOffered { .. } => {
                 refused("not-offered", "ask what there is with `refit check`; nothing was changed")

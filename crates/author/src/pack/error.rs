@@ -8,6 +8,10 @@ use refit_updater::manifest::{Codec, ManifestError};
 
 use crate::keys::KeysError;
 
+/// What a vendor does whose release has hooks.
+pub(crate) const TAKE_HOOKS_OUT: &str =
+    "take hooks/ out of the release, and have a component change the data when it starts";
+
 /// Why a directory was not packed. The package's file is what it was.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -56,6 +60,14 @@ pub enum PackError {
         /// What.
         #[from]
         source: ManifestError,
+    },
+    /// It has programs that an update should run, and no appliance runs them.
+    #[error("{} has {path:?}, and no appliance runs hooks: its data would not be migrated", dir.display())]
+    Hooks {
+        /// The directory.
+        dir: PathBuf,
+        /// The first of them.
+        path: String,
     },
     /// The package cannot be signed.
     #[error(transparent)]
@@ -113,6 +125,7 @@ impl Reported for PackError {
             Self::Mode { .. } => {
                 refused("take them away with `chmod u-s,g-s,-t`: a number leaves those of a directory")
             }
+            Self::Hooks { .. } => refused(TAKE_HOOKS_OUT),
             Self::Manifest { .. } => refused("change the directory so that every appliance can unpack it"),
             Self::Keys { source } => Report { code: CODE, exit: Exit::Refused, ..source.report() },
             Self::Changed { .. } => refused("pack again once nothing writes to the directory"),

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use refit_base::file_error;
 use refit_updater::digest::Digest;
-use refit_updater::manifest::{Body, DirectoryEntry, FileEntry, Kind, Mode};
+use refit_updater::manifest::{Body, DirectoryEntry, FileEntry, Kind, Mode, is_hook};
 use semver::Version;
 use serde::Deserialize;
 
@@ -50,6 +50,12 @@ pub(super) struct Tree {
 }
 
 impl Tree {
+    /// Returns the first path that is for programs of an update: a file or link if there is one, or else the directory.
+    pub(super) fn hook(&self) -> Option<String> {
+        let files = self.names().into_iter().map(|file| file.path);
+        files.chain(self.directories.iter().map(|directory| directory.path.clone())).find(|path| is_hook(path))
+    }
+
     /// Returns every file and link by name, in order; the files as if there was nothing in them.
     pub(super) fn names(&self) -> Vec<FileEntry> {
         let empty = |file: &SourceFile| {

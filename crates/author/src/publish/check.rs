@@ -88,6 +88,9 @@ pub enum FileProblem {
     /// It was signed, and no appliance takes it.
     #[error("is no manifest that an appliance takes")]
     Manifest(#[source] ManifestError),
+    /// It was signed, and has programs that an update should run: no appliance takes it.
+    #[error("has {0:?}, and no appliance runs hooks")]
+    Hooks(String),
     /// It was signed for another release than its name says.
     #[error("is listed as a release that it is not")]
     Misnamed,
@@ -206,9 +209,11 @@ fn check_target(
                 let (appliance, version, arch) = (manifest.appliance(), manifest.version(), manifest.arch());
                 offer.appliance == appliance && offer.version == *version && offer.arch == arch
             });
-            let misnamed = (!is_named).then_some(Problem { path, why: FileProblem::Misnamed });
+            let misnamed = (!is_named).then(|| Problem { path: path.clone(), why: FileProblem::Misnamed });
+            let hooks = manifest.hook().map(|hook| FileProblem::Hooks(hook.to_owned()));
+            let hooks = hooks.map(|why| Problem { path: path.clone(), why });
             let why = payload_problem(&dir.join(&payload), &manifest, read);
-            misnamed.into_iter().chain(why.map(|why| Problem { path: payload, why })).collect()
+            misnamed.into_iter().chain(hooks).chain(why.map(|why| Problem { path: payload, why })).collect()
         }
     }
 }

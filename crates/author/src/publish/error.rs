@@ -8,6 +8,7 @@ use refit_tuf::TufError;
 use super::LIST_BYTES_MAX;
 use crate::inspect::InspectError;
 use crate::keys::{KeysError, PublishedError};
+use crate::pack::TAKE_HOOKS_OUT;
 
 /// Why a repository is not changed.
 #[derive(Debug, thiserror::Error)]
@@ -114,6 +115,14 @@ pub enum RepositoryError {
         #[source]
         source: Box<InspectError>,
     },
+    /// It has programs that an update should run, and no appliance takes it.
+    #[error("the release in {} has {hook:?}, and no appliance runs hooks: its data would not be migrated", path.display())]
+    Hooks {
+        /// The package.
+        path: PathBuf,
+        /// The first of them.
+        hook: String,
+    },
     /// Another release has its name.
     #[error("{name} is in the repository already, with other content")]
     Taken {
@@ -161,6 +170,7 @@ impl Reported for RepositoryError {
                  nothing was changed",
             ),
             Self::Package { source, .. } => Report { code: CODE, ..source.report() },
+            Self::Hooks { .. } => refused(TAKE_HOOKS_OUT),
             Self::Taken { .. } => refused("give the release a version of its own: what was published never changes"),
             Self::Keys { source } => Report { code: CODE, exit: Exit::Refused, ..source.report() },
         }

@@ -126,10 +126,24 @@ fn a_packer_refuses_what_an_appliance_would() {
     check(&vendor, |dir| put(dir, "share/a\nb", b"", 0o644), "control character");
     check(&vendor, |dir| fs::remove_file(dir.join("appliance.toml")).unwrap(), "has no appliance.toml");
     check(&vendor, |dir| put(dir, "appliance.toml", b"[appliance]\nname = 1\n", 0o644), "does not name");
+    check(&vendor, |dir| put(dir, "hooks/migrate", b"", 0o755), "has \"hooks/migrate\", and no appliance runs hooks");
+    check(&vendor, |dir| put(dir, "hooks", b"", 0o644), "has \"hooks\"");
+    check(&vendor, |dir| fs::create_dir(dir.join("hooks")).unwrap(), "has \"hooks\"");
+    check(&vendor, |dir| symlink("bin", dir.join("hooks")).unwrap(), "has \"hooks\"");
     let socket = |dir: &std::path::Path| drop(std::os::unix::net::UnixListener::bind(dir.join("s")).unwrap());
     check(&vendor, socket, "neither file, directory nor link");
     let name = <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(b"\xff");
     check(&vendor, |dir| drop(fs::File::create(dir.join(name)).unwrap()), "is not UTF-8");
+}
+
+#[test]
+fn what_is_only_called_like_hooks_is_packed() {
+    let vendor = Vendor::new();
+    let tree = vendor.tree("1.0.0");
+    for name in ["hooks.txt", "share/hooks/post-receive", "lib/hooks", "hooks-old/migrate"] {
+        put(&tree, name, name.as_bytes(), 0o644);
+    }
+    assert_eq!(manifest_of(&vendor.pack(&tree, &options())).hook(), None);
 }
 
 #[test]
