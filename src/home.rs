@@ -1,17 +1,20 @@
 //! `REFIT_HOME`: where everything of one appliance lies, and the lock that makes its holder the only one.
 //!
 //! [`HomeLock`] is held by the guard and shared with the runtime, so that the home stays locked until the last of the two is
-//! gone. Below `releases/` nothing is named here: that is the updater's.
+//! gone. Below `releases/` nothing is named here: that is the updater's. Who may read and write what is in
+//! [`modes`]; [`Home::repair`] puts it right at each start, and [`acl`] opens the live configuration to components.
 
-use std::fs::{self, File, OpenOptions};
+pub mod acl;
+
+use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use refit_base::{Exit, FileError, Report, Reported, file_error};
-use refit_updater::{durable, spare};
+use nix::unistd::{Uid, User, geteuid};
+use refit_base::{Chain, Exit, FileError, Report, Reported, file_error};
+use refit_updater::{durable, modes, spare};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, test_kill_process};
 
@@ -97,6 +100,45 @@ impl Home {
     pub fn users(&self) -> PathBuf {
         self.0.join("auth").join("users.json")
     }
+
+    /// Lets this account into its own home, as far as it takes to see whether it is one.
+    pub fn make_passable(&self) {
+        if let Err(error) = fs::symlink_metadata(self.0.join("releases"))
+            && error.kind() == io::ErrorKind::PermissionDenied
+        {
+            durable::set_owner_write(&self.0).ok(); // what follows says that it cannot be looked into
+        }
+    }
+
+    /// Gives what Refit made in the home the modes that it must have, and has `say` hear of each that had another, or cannot be
+    /// changed. That is no reason to stop: the appliance runs as well as it did.
+    pub fn repair(&self, say: impl FnMut(&str)) {
+        tell(&modes::repair(&self.0), say);
+    }
+
+    /// Closes the machine's own settings to those who need not read them, once the appliance runs with them.
+    pub fn close_settings(&self, say: impl FnMut(&str)) {
+        tell(&modes::close_settings(&self.0), say);
+    }
+
+    /// Refuses a home of which what decides who is admin, and which releases are accepted, belongs to another account.
+    ///
+    /// # Errors
+    /// It does, or cannot be looked at.
+    pub fn check_owner(&self) -> Result<(), HomeError> {
+        let Some(modes::Foreign { path, owner }) = modes::find_foreign(&self.0)? else { return Ok(()) };
+        let name = |number: u32| {
+            let user = User::from_uid(Uid::from_raw(number)).ok().flatten();
+            user.map_or_else(|| number.to_string(), |user| user.name)
+        };
+        Err(HomeError::Foreign { path, owner: name(owner), own: name(geteuid().as_raw()) })
+    }
+}
+
+/// Has `say` hear of what was repaired, and of what could not be.
+fn tell(modes::Repaired { repairs, failures }: &modes::Repaired, mut say: impl FnMut(&str)) {
+    repairs.iter().for_each(|repair| say(&repair.to_string()));
+    failures.iter().for_each(|failure| say(&Chain(failure).to_string()));
 }
 
 /// A home that cannot be used.
@@ -122,6 +164,16 @@ pub enum HomeError {
         /// The other guard.
         pid: i32,
     },
+    /// Another account could make itself admin.
+    #[error("{} belongs to the account {owner}, and refit runs as {own}", path.display())]
+    Foreign {
+        /// What belongs to it.
+        path: PathBuf,
+        /// The account.
+        owner: String,
+        /// The account that this process has.
+        own: String,
+    },
     /// A file of the home cannot be used.
     #[error(transparent)]
     File(#[from] FileError),
@@ -138,6 +190,12 @@ impl Reported for HomeError {
                 "home_in_use",
                 Exit::TryLater,
                 "stop the other one first, or use its page; nothing was changed",
+            ),
+            Self::Foreign { .. } => Report::new(
+                "home_foreign",
+                Exit::Config,
+                "run refit as the account that the home belongs to, or see what that account has changed and give all of it back \
+                 with `chown -R`; nothing was started",
             ),
             Self::File(_) => Report::new("home_unusable", Exit::Disk, "check the disk and the permissions of the home"),
         }
@@ -162,15 +220,8 @@ impl HomeLock {
         let run = home.run();
         let path = run.join("lock");
         let failed = |source| file_error("use", &path)(source);
-        fs::create_dir_all(&run).map_err(failed)?;
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .map_err(failed)?;
+        durable::create_dirs(&run, modes::of("run")).map_err(failed)?;
+        let mut file = durable::open_or_create(&path, modes::of("run/lock")).map_err(failed)?;
         let deadline = Instant::now() + ORPHAN_WAIT_MAX;
         let mut waiting = Some(waiting);
         loop {

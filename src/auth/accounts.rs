@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use argon2::{Algorithm, Argon2, Params, PasswordHash, PasswordHasher, Version};
 use refit_base::{Exit, FileError, Report, Reported, file_error};
-use refit_updater::durable;
+use refit_updater::{durable, modes};
 use serde::{Deserialize, Serialize};
 
 use crate::home::Home;
@@ -129,9 +129,9 @@ pub fn set_password(home: &Home, name: &str, password: &str) -> Result<(), AuthE
         users: users.into_iter().map(|(name, password)| (name, UserV1 { password })).collect(),
     };
     let dir = home.path().join("auth");
-    let written = durable::create_dirs(&dir).and_then(|()| {
+    let written = durable::create_dirs(&dir, modes::of("auth")).and_then(|()| {
         let bytes = serde_json::to_vec_pretty(&document).map_err(io::Error::from)?;
-        durable::replace_with_mode(&dir, "users.json", &bytes, 0o600)
+        durable::replace_with_mode(&dir, "users.json", &bytes, modes::of("auth/*"))
     });
     Ok(written.map_err(file_error(ACTION, &home.users()))?)
 }

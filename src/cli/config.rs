@@ -10,6 +10,7 @@ use refit_updater::release::StoreError;
 use serde_json::json;
 
 use super::context::Context;
+use crate::component::{Obstacle, Places, find_obstacles, find_obstacles_in_tree};
 use crate::config::{self, ConfigError, Programs};
 use crate::home::HomeError;
 
@@ -38,6 +39,8 @@ enum CheckError {
     Config(#[from] ConfigError),
     #[error("there is no directory {}", path.display())]
     NoDirectory { path: PathBuf },
+    #[error("components do not reach {}", counted(obstacles.len(), "thing that they need", "things that they need"))]
+    NotReached { obstacles: Vec<Obstacle> },
 }
 
 impl Reported for CheckError {
@@ -52,6 +55,9 @@ impl Reported for CheckError {
                 Exit::Usage,
                 "name the directory of a release: one with an appliance.toml",
             ),
+            Self::NotReached { .. } => {
+                Report::new("program_not_reached", Exit::Config, "open the way as each line says, then check again")
+            }
         }
     }
 }
@@ -61,7 +67,7 @@ pub(super) fn run(context: &Context, config: &Config) -> Exit {
     let error = match check(context, dir.as_ref(), local.as_ref()) {
         Ok(()) => {
             if context.json {
-                context.print(&json!({ "mistakes": [] }).to_string());
+                context.print(&json!({ "mistakes": [], "unreachable": [] }).to_string());
             }
             context.print_text("no mistakes");
             return Exit::Done;
@@ -71,14 +77,22 @@ pub(super) fn run(context: &Context, config: &Config) -> Exit {
     match &error {
         CheckError::Config(ConfigError::Mistakes { mistakes }) => {
             if context.json {
-                context.print(&json!({ "mistakes": mistakes }).to_string());
+                context.print(&json!({ "mistakes": mistakes, "unreachable": [] }).to_string());
             }
             for mistake in mistakes {
                 context.print_text(&mistake.to_string());
             }
-            let count = mistakes.len();
-            let detail = format!("{count} {} in the configuration", if count == 1 { "mistake" } else { "mistakes" });
+            let detail = format!("{} in the configuration", counted(mistakes.len(), "mistake", "mistakes"));
             context.print_failure(&detail, error.code(), error.remedy(), error.exit())
+        }
+        CheckError::NotReached { obstacles } => {
+            if context.json {
+                context.print(&json!({ "mistakes": [], "unreachable": obstacles }).to_string());
+            }
+            for obstacle in obstacles {
+                context.print_text(&obstacle.to_string());
+            }
+            context.fail(&error)
         }
         CheckError::Home(_)
         | CheckError::Journal(_)
@@ -95,8 +109,8 @@ fn check(context: &Context, dir: Option<&PathBuf>, local: Option<&PathBuf>) -> R
             return Err(CheckError::NoDirectory { path: dir });
         }
         let local = local.map_or_else(|| dir.join(config::NO_LOCAL_FILE), |local| context.path(local));
-        config::Config::load_with_programs(&Programs::anywhere(&dir), &local)?;
-        return Ok(());
+        let config = config::Config::load_with_programs(&Programs::anywhere(&dir), &local)?;
+        return reached(find_obstacles_in_tree(&config, &dir));
     }
     let home = context.home.path();
     if !home.is_dir() {
@@ -105,6 +119,22 @@ fn check(context: &Context, dir: Option<&PathBuf>, local: Option<&PathBuf>) -> R
     let journal = journal::load(home)?.ok_or_else(|| HomeError::Empty { home: home.to_owned() })?;
     let release = Store::open(home)?.release(journal.state.wanted())?;
     let search = context.process.environment.get(OsStr::new("PATH")).map(OsString::as_os_str);
-    config::Config::load_with_programs(&Programs::here(&release.dir, search), &home.join(config::LOCAL_FILE))?;
-    Ok(())
+    let programs = Programs::here(&release.dir, search);
+    let config = config::Config::load_with_programs(&programs, &home.join(config::LOCAL_FILE))?;
+    let places = Places {
+        home: home.to_owned(),
+        config: context.home.config(&release.version),
+        data: context.home.data(),
+        search: search.map(OsStr::to_owned),
+        release: release.dir,
+    };
+    reached(find_obstacles(&config, &places))
+}
+
+fn reached(obstacles: Vec<Obstacle>) -> Result<(), CheckError> {
+    if obstacles.is_empty() { Ok(()) } else { Err(CheckError::NotReached { obstacles }) }
+}
+
+fn counted(count: usize, one: &str, more: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { more })
 }

@@ -8,7 +8,7 @@ mod releases;
 use std::fs;
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
@@ -25,6 +25,7 @@ use refit_base::{Chain, Exit};
 use refit_updater::durable::{self, remove_tree};
 use refit_updater::journal;
 use refit_updater::manifest::{Body, Codec};
+use refit_updater::modes;
 use serde_json::json;
 
 use self::releases::{Addresses, write_release};
@@ -99,7 +100,12 @@ fn run_demo(context: &Context) -> Result<Exit, DemoError> {
     let temporary = if named {
         None
     } else {
-        let dir = tempfile::Builder::new().prefix("refit-demo-").tempdir();
+        // Closed until it has its own mode, whatever the umask is.
+        let private = fs::Permissions::from_mode(modes::PRIVATE_DIR);
+        let dir = tempfile::Builder::new().prefix("refit-demo-").permissions(private).tempdir().and_then(|dir| {
+            // As the home of any appliance: what is private in it says so itself.
+            fs::set_permissions(dir.path(), fs::Permissions::from_mode(modes::of(""))).map(|()| dir)
+        });
         Some(dir.map_err(io_error("make a temporary directory"))?)
     };
     let home = match &temporary {
@@ -129,7 +135,7 @@ fn run_demo(context: &Context) -> Result<Exit, DemoError> {
 /// Makes keys, packages and the home with release 1.0.0.
 fn set_up(home: &Home, program: &Path) -> Result<NewHome, DemoError> {
     let packages = home.path().join("packages");
-    fs::create_dir_all(&packages).map_err(io_error("make the home"))?;
+    durable::create_dirs(&packages, modes::OPEN_DIR).map_err(io_error("make the home"))?;
     let keys = Keys::init(&home.path().join("keys"), expiry())?;
     // Held until the home is made: another demo that is made meanwhile finds others.
     let (addresses, held) = addresses().map_err(io_error("find free ports"))?;
@@ -174,7 +180,8 @@ fn make_repository(home: &Home, package: &Path, keys: &Keys) -> Result<(), DemoE
     Repository::init(&dir, keys, &terms)?.add(package, keys, &terms)?;
     let quoted = toml::Value::from(dir.to_string_lossy().into_owned());
     let text = format!("# Of this machine alone: it overrides appliance.toml.\n[update]\nrepository = {quoted}\n");
-    durable::replace(home.path(), LOCAL_FILE, text.as_bytes()).map_err(io_error("write local.toml"))
+    durable::replace_with_mode(home.path(), LOCAL_FILE, text.as_bytes(), modes::of(LOCAL_FILE))
+        .map_err(io_error("write local.toml"))
 }
 
 fn expiry() -> Timestamp {
@@ -213,7 +220,8 @@ fn change_one_byte(package: &Path, path: &str) -> Result<(), DemoError> {
 }
 
 fn start_guard(home: &Home, program: &Path) -> Result<Child, DemoError> {
-    let log = fs::File::create(home.path().join("demo.log")).map_err(io_error("make the log"))?;
+    let log = durable::open_or_create(&home.path().join("demo.log"), modes::STATE_FILE);
+    let log = log.and_then(|file| file.set_len(0).map(|()| file)).map_err(io_error("make the log"))?;
     Command::new(program)
         .args(["run", "--with-parent", "--home"])
         .arg(home.path())

@@ -51,6 +51,7 @@ use self::client::run_online;
 use self::context::Context;
 pub use self::context::Process;
 use crate::process::launch::{self, Launch};
+use crate::process::reach::{self, Reach};
 
 /// A self-updating appliance runtime.
 #[derive(Debug, Parser)]
@@ -78,6 +79,9 @@ enum Command {
     /// The last step before a component's program.
     #[command(hide = true)]
     Launch(Launch),
+    /// Whether a component's account reaches what it needs.
+    #[command(hide = true)]
+    Reach(Reach),
     /// Make a home and install its first release.
     Init(init::Init),
     /// Show how the appliance is.
@@ -139,6 +143,7 @@ pub fn main(process: Process) -> Exit {
         Command::Run(run) => return run::run(context, run),
         Command::Runtime(runtime) => return runtime::run(context, &runtime),
         Command::Launch(launch) => launch::main(launch),
+        Command::Reach(reach) => reach::main(&reach),
         Command::Demo(demo) => demo::run(&context, &demo),
         Command::Init(init) => init::run(&context, &init),
         Command::User(user) => user::run(&context, &user),

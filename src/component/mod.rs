@@ -14,6 +14,7 @@ mod instance;
 mod limits;
 mod notify_socket;
 mod output;
+mod reach;
 mod ready;
 mod reload;
 mod reports;
@@ -26,6 +27,7 @@ pub use actor::{CarriedParts, Process, end_stray, forget_ended};
 pub use context::RunContext;
 pub use health::State as Health;
 pub use notify_socket::tidy as tidy_notify_sockets;
+pub use reach::{Obstacle, Places, find_obstacles, find_obstacles_in_tree, open_config};
 pub use view::{Announced, State, View};
 
 use refit_bus as bus;

@@ -10,8 +10,10 @@ mod child;
 mod orphans;
 mod store;
 
+use std::fs::Permissions;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -24,7 +26,7 @@ use nix::unistd::Pid;
 use refit_base::{Cause, Chain, Exit, Report, Reported};
 use refit_updater::attempt::Ending;
 use refit_updater::journal::{self, JournalError, State};
-use refit_updater::spare;
+use refit_updater::{modes, spare};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
 use rustix::pipe::PipeFlags;
 
@@ -113,9 +115,12 @@ pub fn run(given: Given) -> Result<Exit, GuardError> {
     if !home.path().is_dir() {
         return Err(HomeError::Missing { home: home.path().to_owned() }.into());
     }
+    home.make_passable();
     if !journal::exists(home.path()) {
         return Err(HomeError::Empty { home: home.path().to_owned() }.into());
     }
+    home.repair(say);
+    home.check_owner()?;
     journal::load(home.path())?;
     let lock = HomeLock::acquire(home, std::process::id(), || say("waiting for the previous runtime to end"))?;
     if given.with_parent {
@@ -228,8 +233,12 @@ impl Guard {
 
         let address = given.home.guard_socket();
         remove_stale(&address).map_err(system("remove the old guard socket"))?;
-        let reports = crate::handover::unix::with_short_path(&address, |path| UnixDatagram::bind(path))
-            .map_err(system("bind the guard socket"))?;
+        let bind = |path: &Path| {
+            let socket = UnixDatagram::bind(path)?;
+            std::fs::set_permissions(path, Permissions::from_mode(modes::of("run/guard.sock"))).map(|()| socket)
+        };
+        let reports =
+            crate::handover::unix::with_short_path(&address, bind).map_err(system("bind the guard socket"))?;
         reports.set_nonblocking(true).map_err(system("set up the guard socket"))?;
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let channel = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)

@@ -11,8 +11,13 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
 /// The longest path that fits into an address, without the zero at its end.
 const PATH_BYTES_MAX: usize = 107;
+
+/// As many connections as the kernel allows may wait to be accepted.
+const BACKLOG_MAX: i32 = i32::MAX;
 
 /// Returns a path to the same file as `path` that fits into a socket's address, and what has to stay open meanwhile.
 ///
@@ -63,9 +68,13 @@ pub fn listener(path: PathBuf, mode: u32, inherited: Option<UnixListener>) -> Re
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             Ok(()) | Err(_) => {}
         }
-        let listener = with_short_path(&path, |path| UnixListener::bind(path))?;
+        let flags = SocketFlags::CLOEXEC;
+        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        with_short_path(&path, |path| Ok(rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?))?;
+        // Before anybody can connect: until it listens nobody can.
         fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
-        Ok(listener)
+        rustix::net::listen(&socket, BACKLOG_MAX)?;
+        Ok(UnixListener::from(socket))
     };
     bind().map_err(|source| SocketError { path, source })
 }

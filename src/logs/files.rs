@@ -1,14 +1,17 @@
 //! The lines on disk: `log/NAME/NUMBER.jsonl`, one JSON object a line, in files of bounded size and number.
 //!
 //! A file is named by the number of its first line and only ever appended to, so nothing is renamed, and which file is the oldest
-//! of all can be told from the names. Nothing is synced: a power cut may take the last lines, and may leave one that is torn,
+//! of all can be told from the names. No line is synced: a power cut may take the last lines, and may leave one that is torn,
 //! which readers pass over. What cannot be written is dropped and counted; nobody waits for a disk.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+
+use refit_updater::durable;
+use refit_updater::modes::{LOG_DIR, STATE_FILE};
 
 use super::LogLine;
 use crate::config::LogLimits;
@@ -17,10 +20,6 @@ use crate::config::LogLimits;
 const SUFFIX: &str = ".jsonl";
 /// Enough digits for every number: names sort as their numbers do.
 const NUMBER_DIGITS: usize = 20;
-/// What components print may be confidential: the owner reads it, and the group, for a log collector.
-const DIR_MODE: u32 = 0o750;
-/// As [`DIR_MODE`].
-const FILE_MODE: u32 = 0o640;
 /// The smallest file, however many components share the total: a few of the longest lines fit.
 const FILE_BYTES_MIN: u64 = 32 << 10;
 
@@ -121,7 +120,9 @@ impl Files {
     /// Begins a file whose first line has the number `seq`, and removes what is too much then.
     fn begin(&mut self, component: &str, seq: u64) -> io::Result<()> {
         let dir = self.dir.join(component);
-        fs::DirBuilder::new().recursive(true).mode(DIR_MODE).create(&dir)?;
+        // The one of all components first: those above it are not ours to close.
+        durable::create_dirs(&self.dir, LOG_DIR)?;
+        durable::create_dirs(&dir, LOG_DIR)?;
         let mut mine = list(&dir)?;
         // The one that is begun counts, too.
         let too_many = (mine.len() + 1).saturating_sub(self.limits.files);
@@ -130,7 +131,8 @@ impl Files {
         }
         self.shrink(component)?;
         let path = dir.join(format!("{seq:0NUMBER_DIGITS$}{SUFFIX}"));
-        let file = OpenOptions::new().create(true).append(true).mode(FILE_MODE).open(&path)?;
+        let file = OpenOptions::new().create(true).append(true).mode(STATE_FILE).open(&path)?;
+        file.set_permissions(fs::Permissions::from_mode(STATE_FILE))?; // whatever the process's mask is
         let bytes = file.metadata()?.len();
         self.open.insert(component.to_owned(), Open { file, bytes });
         Ok(())

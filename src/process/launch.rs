@@ -197,8 +197,9 @@ fn begin(state: &Begin, command: &mut Command) -> io::Result<()> {
     Ok(())
 }
 
-/// Groups first, then group, then user: after the last there is no way to do the others.
-fn change_user(state: &Begin, command: &mut Command) -> io::Result<()> {
+/// Becomes the account of `state`, and has `command` know of it. Groups first, then group, then user: after the last there is no
+/// way to do the others.
+pub(super) fn change_user(state: &Begin, command: &mut Command) -> io::Result<()> {
     let account = match &state.user {
         Some(name) => Some(
             User::from_name(name)?

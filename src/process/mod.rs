@@ -1,6 +1,6 @@
 //! Processes, whoever they belong to: started, found, signalled, ended, and held in control groups.
 //!
-//! [`launch`] is the step between fork and a program; [`handle`] a process that is known by a descriptor; [`descendants`] what a
+//! [`launch`] is the step between fork and a program; [`reach`] finds out what an account reaches; [`handle`] a process that is known by a descriptor; [`descendants`] what a
 //! process started and leaves behind; [`cgroup`] control groups; [`strays`] those that nothing knows of after a crash; [`stat`], [`environ`] and
 //! [`disposition`] what the kernel says of a process; [`caller`] the process at the other end of a Unix socket. The room knows no component,
 //! no release and no bus.
@@ -12,5 +12,6 @@ pub(crate) mod disposition;
 pub(crate) mod environ;
 pub(crate) mod handle;
 pub mod launch;
+pub mod reach;
 pub(crate) mod stat;
 pub(crate) mod strays;

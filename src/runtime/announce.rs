@@ -9,6 +9,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::carry::Registry;
 use crate::component::{self, Process};
+use crate::home::Home;
 use crate::update::Manager;
 
 /// Publishes what changes of a component.
@@ -46,6 +47,7 @@ pub(super) async fn announce_running(
     manager: Arc<Manager>,
     registry: Arc<Registry>,
     name: String,
+    home: Home,
     permit: Option<OwnedSemaphorePermit>,
     by_exec: bool,
 ) {
@@ -61,6 +63,8 @@ pub(super) async fn announce_running(
         let status = format!("READY=1\nSTATUS={name} is running");
         registry.tell_guard(&status, &[]);
         manager.site_runs().await;
+        let closed = tokio::task::spawn_blocking(move || home.close_settings(|what| tracing::warn!("{what}")));
+        manager.spawn(async move { drop(closed.await) }); // it has said itself what was in the way
         registry.tickets.settle_carried(by_exec);
         registry.save();
     }

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use refit_base::clock;
+use refit_base::{Chain, clock};
 use refit_bus::{Bus, Engine, Options};
 use refit_updater::Store;
 use refit_updater::journal::{self, Journal};
@@ -90,7 +90,11 @@ pub(super) struct Assembled {
 pub(super) fn assemble(given: &Given, mut inherited: Inheritance, begun_ns: u64) -> Result<Assembled, RuntimeError> {
     let Handed { guard_channel, lock, stored, instances: mut instance_parts, api, bus, parked, before } =
         take_handed(&mut inherited)?;
+    if before.exec_ns.is_none() {
+        given.home.repair(|what| tracing::warn!("{what}"));
+    }
     let disk = read_disk(given, before.instances.is_empty())?;
+    prepare_release(&disk, before.exec_ns.is_none());
     let had: Vec<String> = inherited.names();
     let mut listeners = Listeners::adopt(&disk.config.listeners, &mut inherited)?;
     if disk.config.listeners.get(config::ADMIN).is_some_and(|address| !address.ip().is_loopback()) {
@@ -215,6 +219,20 @@ fn read_disk(given: &Given, fresh: bool) -> Result<OnDisk, RuntimeError> {
     };
     let config = Arc::new(config);
     Ok(OnDisk { store, trust, journal, release, config })
+}
+
+/// Lets the components' accounts into their configuration. Where no image handed over, gives the release the modes of its manifest, too.
+fn prepare_release(disk: &OnDisk, is_first: bool) {
+    if is_first {
+        let repaired = disk.store.repair_modes(&disk.release);
+        for repair in repaired.repairs {
+            tracing::warn!("{repair}");
+        }
+        for failure in repaired.failures {
+            tracing::warn!("{}", Chain(&failure));
+        }
+    }
+    component::open_config(&disk.store.config_dir(&disk.release.version), &disk.config);
 }
 
 /// Returns the socket on which the guard hears this image; `None` if there is no guard, or it cannot be reached.

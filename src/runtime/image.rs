@@ -180,7 +180,8 @@ impl Site {
         // Held before anybody can ask: until the disk is tidy nothing is received.
         let permit = manager.receiving().hold();
         let (manager, registry) = (Arc::clone(manager), Arc::clone(registry));
-        tasks.spawn(announce_running(bus.clone(), manager, registry, config.name.clone(), permit, by_exec));
+        let home = context.home.clone();
+        tasks.spawn(announce_running(bus.clone(), manager, registry, config.name.clone(), home, permit, by_exec));
     }
 
     /// Says what is killed because nothing is waited for any longer.

@@ -4,15 +4,16 @@
 //! holds the inhibitor: a lock on `run/inhibit`, which `refit bus inhibit COMMAND` holds as long as the command runs.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use refit_bus::{Bus, Level, Origin};
+use refit_updater::{durable, modes};
 use rustix::fs::{FlockOperation, flock};
 use tokio::sync::mpsc;
 
@@ -121,7 +122,7 @@ pub struct Inhibitor {
 
 impl Inhibitor {
     fn open(home: &Home) -> io::Result<File> {
-        OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(home.inhibitor())
+        durable::open_or_create(&home.inhibitor(), modes::of("run/inhibit"))
     }
 
     /// Takes it, as long as it is not dropped.

@@ -131,6 +131,18 @@ pub enum UpdateError {
         /// The version.
         version: Version,
     },
+    /// A component's account does not reach what its process needs of the next release.
+    #[error("release {version} cannot run: {what}{}", others(*count))]
+    NotReached {
+        /// The version.
+        version: Version,
+        /// Which component does not reach what, and why.
+        what: String,
+        /// How much is not reached, this included.
+        count: usize,
+        /// Whether the release was packed so.
+        cause: Cause,
+    },
     /// The next release wants an address that cannot be had.
     #[error(transparent)]
     Bind(#[from] BindError),
@@ -205,6 +217,7 @@ impl UpdateError {
             | Self::Config { .. }
             | Self::Misnamed { .. }
             | Self::NotExecutable { .. }
+            | Self::NotReached { .. }
             | Self::Bind(_)
             | Self::Io { .. }
             | Self::Bus { .. }
@@ -220,7 +233,7 @@ impl UpdateError {
     pub fn cause(&self) -> Cause {
         match self {
             Self::Misnamed { .. } | Self::NotExecutable { .. } => Cause::Release,
-            Self::DryRun { cause, .. } => *cause,
+            Self::DryRun { cause, .. } | Self::NotReached { cause, .. } => *cause,
             // What only this machine says is no mistake of the release.
             Self::Config { source: ConfigError::Mistakes { mistakes }, .. } => {
                 let is_local = |mistake: &Mistake| mistake.file.ends_with(LOCAL_FILE);
@@ -312,6 +325,11 @@ impl Reported for UpdateError {
                 Report::new("configuration_refused", Exit::Config, CORRECTED_PACKAGE)
             }
             Self::NotExecutable { .. } => Report::new("program_missing", Exit::Failed, CORRECTED_PACKAGE),
+            Self::NotReached { .. } => Report::new(
+                "program_not_reached",
+                Exit::Failed,
+                "open the way, then install it again; the running release is untouched",
+            ),
             Self::DryRun { .. } => Report::new("dry_run_failed", Exit::Failed, CORRECTED_PACKAGE),
             Self::Bind(_) => Report::new(
                 "address_in_use",
@@ -326,6 +344,11 @@ impl Reported for UpdateError {
             }
         }
     }
+}
+
+/// Returns what is said where the first of `count` is named.
+fn others(count: usize) -> String {
+    if count > 1 { format!(" (and {} more)", count - 1) } else { String::new() }
 }
 
 /// Returns the code of a reception that failed with this exit status.

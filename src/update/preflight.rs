@@ -3,6 +3,7 @@
 //! The configuration is merged and read, programs are looked for, addresses are tried, and the release's own runtime makes a dry
 //! run. What fails here leaves the running release untouched.
 
+use std::ffi::OsStr;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
@@ -19,6 +20,7 @@ use semver::Version;
 use tokio::process::Command;
 
 use super::error::UpdateError;
+use crate::component::{self, Places};
 use crate::config::{self, Config};
 use crate::handover::listener::{BindError, bind};
 use crate::home::Home;
@@ -45,7 +47,7 @@ pub(super) fn merge(store: &Store, from: &Version, to: &Version, back: bool) -> 
     Ok(merge_config(store, Some(from), to, existing)?)
 }
 
-/// Examines `release`, while `bound` are the addresses that this appliance has.
+/// Examines `release`, while `bound` are the addresses that this appliance has, and `search` is the `PATH` that components get.
 ///
 /// # Errors
 /// What is wrong with it. Nothing was changed.
@@ -55,6 +57,7 @@ pub(super) async fn examine(
     appliance: &str,
     bound: &[SocketAddr],
     installed: &Path,
+    search: Option<&OsStr>,
 ) -> Result<Examined, UpdateError> {
     let version = release.version.clone();
     let wrong = |source| UpdateError::Config { version: version.clone(), source };
@@ -78,9 +81,43 @@ pub(super) async fn examine(
             bind(*address).map_err(|source| BindError { name: name.clone(), address: *address, source })?;
         }
     }
+    let config = examine_accounts(home, &release, config, search).await?;
     let program = config.runtime.as_ref().map_or_else(|| installed.to_owned(), |program| release.dir.join(program));
     examine_runtime(home, &program, &version).await?;
     Ok(Examined { release, config, program })
+}
+
+/// Lets the accounts of the release's components into its configuration, and finds out whether they reach what they need.
+async fn examine_accounts(
+    home: &Home,
+    release: &Release,
+    config: Config,
+    search: Option<&OsStr>,
+) -> Result<Config, UpdateError> {
+    let version = release.version.clone();
+    let places = Places {
+        home: home.path().to_owned(),
+        release: release.dir.clone(),
+        config: home.config(&version),
+        data: home.data(),
+        search: search.map(OsStr::to_owned),
+    };
+    let work = move || {
+        component::open_config(&places.config, &config);
+        let obstacles = component::find_obstacles(&config, &places);
+        (config, obstacles)
+    };
+    let (config, obstacles) =
+        tokio::task::spawn_blocking(work).await.map_err(|source| UpdateError::Worker { source })?;
+    match obstacles.first() {
+        None => Ok(config),
+        Some(first) => Err(UpdateError::NotReached {
+            version,
+            what: first.to_string(),
+            count: obstacles.len(),
+            cause: if obstacles.iter().any(|found| found.is_packed) { Cause::Release } else { Cause::Machine },
+        }),
+    }
 }
 
 /// Finds out whether `program` can be the runtime of the release `version`.

@@ -3,6 +3,7 @@
 //! Each step is journaled before it acts. What fails here fails before anything was stopped.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{OsStr, OsString};
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -245,7 +246,8 @@ impl Transaction {
     async fn examine(&self, release: Release) -> Result<preflight::Examined, UpdateError> {
         let bound: Vec<_> = lock(&self.parts.context.listeners).addresses().into_iter().map(|(_, at)| at).collect();
         let home = &self.parts.context.home;
-        preflight::examine(home, release, &self.parts.config.name, &bound, &self.parts.installed).await
+        let search = self.parts.context.environment.get(OsStr::new("PATH")).map(OsString::as_os_str);
+        preflight::examine(home, release, &self.parts.config.name, &bound, &self.parts.installed, search).await
     }
 
     /// Returns when this image journaled a trial, on the monotonic clock.

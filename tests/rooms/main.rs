@@ -44,7 +44,7 @@ const ROOMS: &[(&str, &str)] = &[
         "runtime",
         "home events tickets handover process config auth logs carry http component access update requests peers api",
     ),
-    ("cli", "home handover process config auth logs api guard runtime"),
+    ("cli", "home handover process config auth logs component api guard runtime"),
 ];
 
 #[test]

@@ -109,6 +109,8 @@ pub(crate) struct Appliance {
     guard: Option<Child>,
     /// How many guards it had: each has a log of its own.
     guards: u32,
+    /// The umask of everything that is run, if it is another than that of the tests.
+    umask: Option<u32>,
 }
 
 impl Appliance {
@@ -117,15 +119,24 @@ impl Appliance {
         Self::of_package(first, &first.package(), &Vendor::get().root())
     }
 
+    /// Makes a home with this first release, and runs everything under this umask. Nothing runs yet.
+    pub(crate) fn new_under(first: &Release, umask: u32) -> Self {
+        Self::make(first, &first.package(), &Vendor::get().root(), Some(umask))
+    }
+
     /// Makes a home with this package of a first release, and this root of trust. Nothing runs yet.
     pub(crate) fn of_package(first: &Release, package: &Path, root: &Path) -> Self {
+        Self::make(first, package, root, None)
+    }
+
+    fn make(first: &Release, package: &Path, root: &Path, umask: Option<u32>) -> Self {
         let dir = tempfile::Builder::new().prefix("refit-").tempdir().expect("a temporary directory");
         let home = dir.path().join("home");
         let mut addresses = first.listeners().to_vec();
         for (_, address) in addresses.iter_mut().filter(|(_, address)| address.port() == 0) {
             address.set_port(free_port());
         }
-        let mut appliance = Self { dir, home, addresses, password: String::new(), guard: None, guards: 0 };
+        let mut appliance = Self { dir, home, addresses, password: String::new(), guard: None, guards: 0, umask };
         let mut init = refit();
         init.arg("init").arg(package).arg("--root").arg(root).arg("--json");
         let made = appliance.run(&mut init).ends_with(0);
@@ -164,12 +175,14 @@ impl Appliance {
     pub(crate) fn run_guard(&mut self) {
         assert!(self.guard.is_none(), "a guard runs already");
         self.guards += 1;
-        let log = File::create(self.log_path()).expect("make the log");
+        File::create(self.log_path()).expect("make the log");
         let mut command = refit();
-        command.args(["run", "--with-parent", "--home"]).arg(&self.home).stdout(Stdio::null()).stderr(log);
+        command.args(["run", "--with-parent", "--home"]).arg(&self.home);
         #[cfg(feature = "fault")]
         command.env("REFIT_FAULT_FILE", self.scratch().join("fault"));
-        self.guard = Some(command.spawn().expect("start the guard"));
+        let log = File::options().append(true).open(self.log_path()).expect("open the log");
+        let mut command = self.under_umask(&command);
+        self.guard = Some(command.stdout(Stdio::null()).stderr(log).spawn().expect("start the guard"));
     }
 
     /// Waits until the appliance runs.
@@ -228,7 +241,20 @@ impl Appliance {
 
     /// Runs a command on this home.
     pub(crate) fn run(&self, command: &mut Command) -> Ran {
-        Ran::of(command.arg("--home").arg(&self.home))
+        command.arg("--home").arg(&self.home);
+        match self.umask {
+            None => Ran::of(command),
+            Some(_) => Ran::of(&mut self.under_umask(command)),
+        }
+    }
+
+    /// Returns the command that does the same under the umask of this appliance.
+    pub(crate) fn under_umask(&self, command: &Command) -> Command {
+        let set = self.umask.map(|umask| format!("umask {umask:04o}; ")).unwrap_or_default();
+        let mut shell = Command::new("sh");
+        shell.arg("-c").arg(format!("{set}exec \"$0\" \"$@\"")).arg(command.get_program()).args(command.get_args());
+        shell.env_clear().envs(command.get_envs().filter_map(|(key, value)| Some((key, value?)))).stdin(Stdio::null());
+        shell
     }
 
     /// Runs `refit` with these words on this home.

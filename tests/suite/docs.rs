@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
+use refit_updater::modes::{PLACES, Place};
+
 /// Adds the numbers of the cases after which tests below `dir` are named.
 fn tested_below(dir: &Path, numbers: &mut BTreeSet<String>) {
     for entry in fs::read_dir(dir).expect("list").flatten() {
@@ -31,4 +33,22 @@ fn every_case_of_the_bus_is_a_test_and_every_number_a_case() {
     }
     assert_eq!(tested, listed);
     assert!(listed.len() > 90 && page.contains(&format!("\n{} cases ", listed.len())), "{}", listed.len());
+}
+
+/// Returns the row of the table about modes.
+fn row(place: &Place) -> String {
+    let name = if place.path.is_empty() { "the home".to_owned() } else { format!("`{}`", place.path) };
+    let (mode, least, most) = (place.mode, place.least, place.most);
+    let range = if least == most { String::new() } else { format!(", {least:04o} to {most:04o} stays") };
+    format!("| {name} | {mode:04o}{range} | {} |", place.why)
+}
+
+#[test]
+fn the_page_about_security_has_the_mode_of_every_place() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("docs/security.md")).expect("the page");
+    let begin = "| below the home | mode | why |\n|---|---|---|\n";
+    let (_, rest) = page.split_once(begin).expect("the table");
+    let shown: Vec<&str> = rest.lines().take_while(|line| line.starts_with('|')).collect();
+    assert_eq!(shown, PLACES.iter().map(row).collect::<Vec<_>>());
 }

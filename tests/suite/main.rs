@@ -35,6 +35,7 @@ mod limits;
 mod load;
 mod logs;
 mod manager;
+mod modes;
 mod notify;
 mod owner;
 mod package;

@@ -206,6 +206,11 @@ impl Release {
         self.with(path, Content::Bytes(text.as_bytes().to_vec()))
     }
 
+    /// Adds a script that can be executed.
+    pub(crate) fn program_text(self, path: &str, text: &'static str) -> Self {
+        self.program(path, text.as_bytes())
+    }
+
     fn program(self, path: &str, bytes: &'static [u8]) -> Self {
         self.with(path, Content::Program(bytes))
     }

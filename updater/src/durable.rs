@@ -10,7 +10,7 @@
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::Path;
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
@@ -20,8 +20,9 @@ use rustix::io::Errno;
 use tempfile::NamedTempFile;
 
 use crate::fault;
+use crate::modes::OPEN_DIR;
 
-/// Permissions of a file that [`replace`] makes: nothing in a home is anybody else's business unless its owner says so.
+/// Permissions of a file that [`replace`] makes: it is everybody's to read.
 const REPLACE_MODE: u32 = 0o644;
 /// Permissions of a file that holds nothing but blocks.
 const RESERVE_MODE: u32 = 0o600;
@@ -82,12 +83,12 @@ pub fn commit_file(temp: NamedTempFile, path: &Path) -> io::Result<()> {
     sync_dir(parent(path))
 }
 
-/// Replaces `dir/name` as [`replace`] does, with no block that is not there yet: `blocks`, a file of [`reserve`] in the same file
+/// Replaces `dir/name` as [`replace_with_mode`] does, with no block that is not there yet: `blocks`, a file of [`reserve`] in the same file
 /// system, is overwritten and gets the name.
 ///
 /// # Errors
 /// There is no such file or it is too small; or as [`replace`]. What `blocks` holds is of no use, as before.
-pub fn replace_with_blocks_of(blocks: &Path, dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+pub fn replace_with_blocks_of(blocks: &Path, dir: &Path, name: &str, bytes: &[u8], mode: u32) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).custom_flags(O_NOFOLLOW).open(blocks)?;
     if file.metadata()?.len() < bytes.len() as u64 {
         return Err(io::ErrorKind::StorageFull.into());
@@ -95,7 +96,7 @@ pub fn replace_with_blocks_of(blocks: &Path, dir: &Path, name: &str, bytes: &[u8
     let path = dir.join(name);
     file.write_all(bytes)?;
     file.set_len(bytes.len() as u64)?;
-    file.set_permissions(Permissions::from_mode(REPLACE_MODE))?;
+    file.set_permissions(Permissions::from_mode(mode))?;
     keep_owner(&file, &path)?;
     file.sync_all()?; // content before name
     fault::point("temp_synced");
@@ -119,6 +120,7 @@ pub fn reserve(path: &Path, bytes: u64) -> io::Result<()> {
         result => result.map_err(io::Error::from),
     };
     if had == 0 {
+        file.set_permissions(Permissions::from_mode(RESERVE_MODE))?; // whatever the process's mask is
         keep_owner(&file, parent(path))?;
     }
     if reserved.is_err() {
@@ -167,15 +169,37 @@ pub fn create_new(path: &Path, mode: u32) -> io::Result<File> {
     Ok(file)
 }
 
-/// Appends `line` and a line feed to the file at `path`, which is created when it is missing, and syncs it. A torn last
-/// line, left by a power cut, is ended first, so that it takes no other line with it.
+/// Opens the file at `path` to read and write, which is made with exactly the permissions `mode` when it is missing. Nothing is synced.
+///
+/// # Errors
+/// It cannot be made or opened.
+pub fn open_or_create(path: &Path, mode: u32) -> io::Result<File> {
+    loop {
+        match OpenOptions::new().read(true).write(true).open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            opened => return opened,
+        }
+        match OpenOptions::new().read(true).write(true).create_new(true).mode(mode).open(path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {} // somebody was faster
+            Err(error) => return Err(error),
+            Ok(file) => {
+                file.set_permissions(Permissions::from_mode(mode))?; // whatever the process's mask is
+                return Ok(file);
+            }
+        }
+    }
+}
+
+/// Appends `line` and a line feed to the file at `path`, which is created with the permissions `mode` when it is missing, and
+/// syncs it. A torn last line, left by a power cut, is ended first, so that it takes no other line with it.
 ///
 /// # Errors
 /// A part of the line may be there: a reader must not trust a last line that has no end.
-pub fn append_line(path: &Path, line: &str) -> io::Result<()> {
+pub fn append_line(path: &Path, line: &str, mode: u32) -> io::Result<()> {
     let existed = path.exists();
-    let mut file = OpenOptions::new().read(true).append(true).create(true).mode(REPLACE_MODE).open(path)?;
+    let mut file = OpenOptions::new().read(true).append(true).create(true).mode(mode).open(path)?;
     if !existed {
+        file.set_permissions(Permissions::from_mode(mode))?; // whatever the process's mask is
         keep_owner(&file, parent(path))?;
     }
     let mut whole = Vec::with_capacity(line.len() + 2);
@@ -260,11 +284,12 @@ pub fn hard_link(from: &Path, to: &Path) -> io::Result<()> {
     fs::hard_link(from, to)
 }
 
-/// Makes the directory `path` and those above it, and syncs what was added.
+/// Makes the directory `path`, with exactly the permissions `mode`, and those above it, which everybody may look into, and syncs
+/// what was added. What is there already stays as it is.
 ///
 /// # Errors
 /// Some of the directories may be there.
-pub fn create_dirs(path: &Path) -> io::Result<()> {
+pub fn create_dirs(path: &Path, mode: u32) -> io::Result<()> {
     let mut missing = Vec::new();
     let mut at = path;
     while !at.is_dir() {
@@ -275,9 +300,11 @@ pub fn create_dirs(path: &Path) -> io::Result<()> {
         }
     }
     for dir in missing.into_iter().rev() {
-        match fs::create_dir(dir) {
+        let mode = if dir == path { mode } else { OPEN_DIR };
+        match fs::DirBuilder::new().mode(mode).create(dir) {
             Ok(()) => {
                 let directory = OpenOptions::new().read(true).custom_flags(O_NOFOLLOW).open(dir)?;
+                directory.set_permissions(Permissions::from_mode(mode))?; // whatever the process's mask is
                 keep_owner(&directory, parent(dir))?;
                 sync_dir(parent(dir))?;
             }
@@ -442,8 +469,8 @@ mod tests {
         assert_eq!(owner("file"), (4_713, 4_714));
         replace(dir.path(), "other", b"").unwrap();
         replace_dispensable(dir.path(), "aid", b"").unwrap();
-        append_line(&dir.path().join("lines"), "one").unwrap();
-        create_dirs(&dir.path().join("deep/er")).unwrap();
+        append_line(&dir.path().join("lines"), "one", 0o640).unwrap();
+        create_dirs(&dir.path().join("deep/er"), 0o755).unwrap();
         replace(&dir.path().join("deep/er"), "file", b"").unwrap();
         for name in ["other", "aid", "lines", "deep", "deep/er", "deep/er/file"] {
             assert_eq!(owner(name), (4_711, 4_712), "{name}");
@@ -454,9 +481,9 @@ mod tests {
     fn lines_are_appended_also_behind_a_torn_one() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lines");
-        append_line(&path, "one").unwrap();
+        append_line(&path, "one", 0o640).unwrap();
         OpenOptions::new().append(true).open(&path).unwrap().write_all(b"tor").unwrap();
-        append_line(&path, "two").unwrap();
+        append_line(&path, "two", 0o640).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "one\ntor\ntwo\n");
         assert_eq!(read_limited(&path, 12).unwrap().len(), 12);
         assert_eq!(read_limited(&path, 11).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
@@ -479,8 +506,8 @@ mod tests {
     fn read_only_trees_are_moved_and_removed() {
         let dir = tempfile::tempdir().unwrap();
         let (from, to) = (dir.path().join("a/tree"), dir.path().join("b"));
-        create_dirs(&from.join("deep/er")).unwrap();
-        create_dirs(&to).unwrap();
+        create_dirs(&from.join("deep/er"), 0o755).unwrap();
+        create_dirs(&to, 0o755).unwrap();
         write_new(&from.join("deep/er/file"), b"", 0o444).unwrap();
         assert_eq!(write_new(&from.join("deep/er/file"), b"", 0o444).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
         for path in [from.join("deep/er"), from.join("deep"), from.clone()] {

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::attempt::{Attempt, Ending, Kind, Outcome};
 use crate::durable;
+use crate::modes;
 use crate::spare;
 
 /// The history's file below the home.
@@ -93,7 +94,7 @@ pub fn append(home: &Path, entry: &Entry) -> io::Result<()> {
         return Ok(());
     }
     let line = serde_json::to_string(entry)?;
-    spare::with_room(home, || durable::append_line(&home.join(HISTORY_FILE), &line))
+    spare::with_room(home, || durable::append_line(&home.join(HISTORY_FILE), &line, modes::of(HISTORY_FILE)))
 }
 
 /// Returns the entries, oldest first. A line that is no entry (a torn last line after a power cut) is passed over.
@@ -149,7 +150,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         append(dir.path(), &entry("a")).expect("appended");
         append(dir.path(), &entry("a")).expect("already there");
-        durable::append_line(&dir.path().join(HISTORY_FILE), r#"{"id":"torn"#).expect("appended");
+        durable::append_line(&dir.path().join(HISTORY_FILE), r#"{"id":"torn"#, 0o640).expect("appended");
         append(dir.path(), &entry("b")).expect("appended");
         let ids: Vec<String> = read(dir.path()).expect("read").into_iter().map(|entry| entry.id).collect();
         assert_eq!(ids, ["a", "b"]);

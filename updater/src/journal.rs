@@ -18,6 +18,7 @@ use crate::attempt::{Attempt, Ending, Outcome};
 use crate::digest::Digest;
 use crate::durable;
 use crate::history::Entry;
+use crate::modes;
 use crate::spare;
 
 /// The version of the journal's format that this code writes, and the only one that it reads.
@@ -403,7 +404,7 @@ pub fn store(home: &Path, journal: &Journal) -> Result<(), JournalError> {
     };
     let written = serde_json::to_vec_pretty(&document)
         .map_err(io::Error::from)
-        .and_then(|bytes| spare::replace(home, JOURNAL_FILE, &bytes));
+        .and_then(|bytes| spare::replace(home, JOURNAL_FILE, &bytes, modes::of(JOURNAL_FILE)));
     written.map_err(|source| JournalError::Write { path, source })
 }
 

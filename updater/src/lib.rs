@@ -10,6 +10,7 @@
 //! - [`release`] keeps the releases on disk, [`config`] carries the admin's edits from one to the next;
 //! - [`journal`] is the state of the update transaction, [`attempt`] one run of it, [`history`] what became of each;
 //! - [`repository`] has the same parts side by side on a web server;
+//! - [`modes`] is the table of who may read and write what in a home, and repairs it;
 //! - [`durable`] is the only file that renames, links and syncs; [`fault`] names the points where tests crash it.
 //!
 //! The crate knows no HTTP server, no bus and no component, reads no environment variable and no working directory (the
@@ -28,6 +29,7 @@ pub mod fuzzing;
 pub mod history;
 pub mod journal;
 pub mod manifest;
+pub mod modes;
 pub mod package;
 pub mod receive;
 pub mod release;

@@ -26,6 +26,7 @@ use crate::digest::Digest;
 use crate::durable;
 use crate::fault;
 use crate::manifest::{ARCH_ANY, DIR_MODE, INSTALLED_PATH, Manifest, RESERVED_DIR};
+use crate::modes::PRIVATE_DIR;
 use crate::package::{Package, PackageError, Payload};
 use crate::release::{Received, Store};
 use crate::trust::{Expired, Trust, VerifiedManifest};
@@ -314,15 +315,21 @@ impl Drop for Tree {
 fn make_directories(tree: &Path, manifest: &Manifest) -> Result<(), ReceiveError> {
     for directory in manifest.directories() {
         let path = tree.join(&directory.path);
-        fs::create_dir(&path).map_err(file_error("make", &path))?;
+        make_dir(&path)?;
     }
     Ok(())
+}
+
+/// Makes a directory that gets its own permissions when everything is in it.
+fn make_dir(path: &Path) -> Result<(), ReceiveError> {
+    let made = fs::create_dir(path).and_then(|()| fs::set_permissions(path, Permissions::from_mode(PRIVATE_DIR)));
+    Ok(made.map_err(file_error("make", path))?)
 }
 
 /// Adds the manifest and takes the write permissions away.
 fn finish_tree(tree: &Path, verified: &VerifiedManifest) -> Result<(), ReceiveError> {
     let reserved = tree.join(RESERVED_DIR);
-    fs::create_dir(&reserved).map_err(file_error("make", &reserved))?;
+    make_dir(&reserved)?;
     let path = tree.join(INSTALLED_PATH);
     // Synced with everything else.
     let written = durable::create_new(&path, MANIFEST_MODE).and_then(|mut file| file.write_all(verified.bytes()));

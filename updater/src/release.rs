@@ -20,6 +20,7 @@ use crate::digest::Digest;
 use crate::durable;
 use crate::fault;
 use crate::manifest::{self, Body, MANIFEST_BYTES_MAX, Manifest, ManifestError, Mode};
+use crate::modes::{self, Repaired};
 use crate::spare;
 
 pub(crate) use checked::Checked;
@@ -154,7 +155,7 @@ impl Store {
     pub fn init(home: &Path) -> Result<Self, StoreError> {
         for name in LAYOUT {
             let dir = home.join(name);
-            durable::create_dirs(&dir).map_err(file_error("make", &dir))?;
+            durable::create_dirs(&dir, modes::of(name)).map_err(file_error("make", &dir))?;
         }
         Ok(Self { home: home.to_owned() })
     }
@@ -382,6 +383,25 @@ impl Store {
             tracing::warn!(%error, "cannot forget what was checked before");
         }
         Ok(report)
+    }
+
+    /// Gives every directory and file of `release` that belongs to this account the mode that its manifest says; what they hold is not
+    /// looked at, and links are not followed.
+    #[must_use]
+    pub fn repair_modes(&self, release: &Release) -> Repaired {
+        let mut repaired = Repaired::default();
+        // Directories first: nothing is reached below one that is closed.
+        for directory in release.manifest.directories() {
+            let wanted = directory.mode.installed().bits();
+            repaired.try_one(&release.dir.join(&directory.path), false, modes::Kind::Directory, |_was| wanted);
+        }
+        for file in release.manifest.files() {
+            if let Body::Regular { mode, .. } = &file.body {
+                let wanted = mode.installed().bits();
+                repaired.try_one(&release.dir.join(&file.path), false, modes::Kind::File, |_was| wanted);
+            }
+        }
+        repaired
     }
 
     /// Returns where each content already lies: in a kept release, under any name.

@@ -39,15 +39,15 @@ pub fn keep(home: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Replaces `home/name` as [`durable::replace`] does, also where the disk is full.
+/// Replaces `home/name` as [`durable::replace_with_mode`] does, also where the disk is full.
 ///
 /// # Errors
 /// As there.
-pub(crate) fn replace(home: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
-    let written = match durable::replace(home, name, bytes) {
+pub(crate) fn replace(home: &Path, name: &str, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let written = match durable::replace_with_mode(home, name, bytes, mode) {
         Err(error) if is_full(&error) => {
             tracing::warn!(%error, file = name, "the disk is full; writing to what was put aside");
-            durable::replace_with_blocks_of(&home.join(SPARE_FILE), home, name, bytes).map_err(|_none_left| error)
+            durable::replace_with_blocks_of(&home.join(SPARE_FILE), home, name, bytes, mode).map_err(|_none_left| error)
         }
         written => written,
     };
@@ -122,15 +122,15 @@ mod tests {
         keep(home.path()).unwrap();
         let inode = fs::metadata(&spare).unwrap().ino();
         durable::replace(home.path(), "file", b"old").unwrap();
-        durable::replace_with_blocks_of(&spare, home.path(), "file", b"the new content").unwrap();
+        durable::replace_with_blocks_of(&spare, home.path(), "file", b"the new content", 0o640).unwrap();
         assert_eq!(fs::read(home.path().join("file")).unwrap(), b"the new content");
         let found = fs::metadata(home.path().join("file")).unwrap();
-        assert_eq!((found.ino(), found.mode() & 0o7777), (inode, 0o644));
+        assert_eq!((found.ino(), found.mode() & 0o7777), (inode, 0o640));
         assert!(!spare.exists());
         // What does not fit into the blocks would need more of them.
         keep(home.path()).unwrap();
         let large = vec![1; usize::try_from(SPARE_BYTES).unwrap() + 1];
-        assert!(durable::replace_with_blocks_of(&spare, home.path(), "file", &large).is_err());
+        assert!(durable::replace_with_blocks_of(&spare, home.path(), "file", &large, 0o640).is_err());
         assert_eq!(fs::read(home.path().join("file")).unwrap(), b"the new content");
     }
 }

@@ -37,6 +37,7 @@ use crate::digest::Digest;
 use crate::durable;
 use crate::fault;
 use crate::manifest::Manifest;
+use crate::modes;
 use crate::package::{MANIFEST_NAME, Metadata};
 use seen::{Seen, Source};
 
@@ -154,7 +155,7 @@ impl Trust {
 
     fn begin(&self, root: &[u8]) -> Result<(), TrustError> {
         let dir = self.dir();
-        durable::create_dirs(&dir).map_err(file_error("make", &dir))?;
+        durable::create_dirs(&dir, modes::of("trust")).map_err(file_error("make", &dir))?;
         // While the root is missing nothing is trusted and the rest has no meaning: it goes first and comes last.
         let root_path = dir.join(ROOT_NAME);
         durable::remove_file(&root_path).map_err(file_error("remove", &root_path))?;

@@ -31,6 +31,7 @@ use refit_tuf::{METADATA_BYTES_MAX, Target};
 use refit_updater::digest::Digest;
 use refit_updater::durable;
 use refit_updater::manifest::MANIFEST_BYTES_MAX;
+use refit_updater::modes::{OPEN_DIR, PRIVATE_DIR};
 use refit_updater::package::METADATA_DIR;
 use refit_updater::receive::{PayloadError, check_payload};
 use refit_updater::repository::{Listed, Offer, TARGETS_DIR, payload_path};
@@ -138,7 +139,7 @@ impl Repository {
     /// There is one already, or what is left of one; the keys cannot sign, or a file operation failed.
     pub fn init(dir: &Path, keys: &Keys, terms: &Terms) -> Result<Self, RepositoryError> {
         for dir in [dir.to_owned(), dir.join(METADATA_DIR), dir.join(TARGETS_DIR)] {
-            durable::create_dirs(&dir).map_err(file_error("make", &dir))?;
+            durable::create_dirs(&dir, OPEN_DIR).map_err(file_error("make", &dir))?;
         }
         let mut repository = Self::locked(dir)?;
         if repository.metadata_path("timestamp.json").exists() {
@@ -190,7 +191,8 @@ impl Repository {
     /// # Errors
     /// A file operation failed.
     pub fn scratch(&self) -> Result<TempDir, RepositoryError> {
-        Ok(temp().tempdir_in(&self.dir).map_err(file_error("make a directory in", &self.dir))?)
+        let private = Permissions::from_mode(PRIVATE_DIR);
+        Ok(temp().permissions(private).tempdir_in(&self.dir).map_err(file_error("make a directory in", &self.dir))?)
     }
 
     /// Checks, as far as it can be told without signing, that these keys may write to it: that its metadata is theirs, and that
@@ -282,7 +284,7 @@ impl Repository {
             Some(self.sign_next(keys, terms, &current, Some(targets))?)
         };
 
-        durable::create_dirs(dir).map_err(file_error("make", dir))?;
+        durable::create_dirs(dir, OPEN_DIR).map_err(file_error("make", dir))?;
         let readable = temp.as_file().set_permissions(Permissions::from_mode(FILE_MODE));
         let named = readable.and_then(|()| durable::commit_file(temp, &payload_path));
         named.map_err(file_error("write", &payload_path))?;
@@ -328,8 +330,7 @@ impl Repository {
 
 fn lock(dir: &Path) -> Result<File, RepositoryError> {
     let path = dir.join(LOCK_NAME);
-    let file = File::options().create(true).truncate(false).write(true).open(&path);
-    let file = file.map_err(file_error("make", &path))?;
+    let file = durable::open_or_create(&path, FILE_MODE).map_err(file_error("make", &path))?;
     file.lock().map_err(file_error("lock", &path))?;
     Ok(file)
 }

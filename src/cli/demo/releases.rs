@@ -5,6 +5,9 @@ use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use refit_updater::durable;
+use refit_updater::modes::OPEN_DIR;
+
 /// What a placeholder becomes.
 pub(super) type Addresses = Vec<(&'static str, String)>;
 
@@ -68,7 +71,7 @@ pub(super) fn write_release(
     let write = |path: &str, bytes: &[u8], mode: u32| -> io::Result<()> {
         let path = dir.join(path);
         if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent)?;
+            durable::create_dirs(parent, OPEN_DIR)?;
         }
         let mut file = fs::File::create(&path)?;
         file.write_all(bytes)?;

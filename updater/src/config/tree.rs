@@ -10,13 +10,12 @@ use refit_base::file_error;
 
 use super::ConfigError;
 use crate::durable;
+use crate::modes::CONFIG_DIR;
 
 /// Permissions that the owner of a live configuration needs: the defaults in a release are read-only.
 const OWNER_FILE_MODE: u32 = 0o600;
 /// The same, of directories.
 const OWNER_DIR_MODE: u32 = 0o700;
-/// Permissions of the configuration's own directory.
-const TOP_MODE: u32 = 0o755;
 
 /// Returns the paths of the files below `dir`, in order; none if there is no such directory.
 pub(super) fn file_names(dir: &Path) -> Result<Vec<String>, ConfigError> {
@@ -115,7 +114,7 @@ impl Tree {
 
     /// Writes the tree as the new directory `dir`.
     pub(super) fn write(&self, dir: &Path) -> Result<(), ConfigError> {
-        make_dir(dir, TOP_MODE)?;
+        make_dir(dir, CONFIG_DIR)?;
         for (path, mode) in &self.dirs {
             make_dir(&dir.join(path), *mode)?;
         }

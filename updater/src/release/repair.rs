@@ -105,7 +105,7 @@ impl Bench<'_> {
             return Ok(false);
         }
         self.clear(path)?;
-        fs::create_dir(&dir).map_err(file_error("make", &dir))?;
+        fs::create_dir(&dir).and_then(|()| durable::set_owner_write(&dir)).map_err(file_error("make", &dir))?;
         Ok(true)
     }
 

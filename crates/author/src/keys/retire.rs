@@ -8,6 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use refit_updater::durable;
+use refit_updater::modes::OPEN_DIR;
 
 use super::making::KEY_BYTES_MAX;
 use super::signer::{Signer, public_of};
@@ -29,7 +30,7 @@ pub(super) fn retire(signer: &Signer) -> io::Result<PathBuf> {
     let shared = public.as_deref().map(|public| is_shared(dir, public, &signer.path)).transpose()?;
     let files: Vec<&Path> = [signer.path.as_path()].into_iter().chain(public.as_deref()).collect();
     let aside = free_dir(&dir.join(RETIRED_DIR), &files)?;
-    durable::create_dirs(&aside)?;
+    durable::create_dirs(&aside, OPEN_DIR)?;
     let to = aside.join(name);
     // The key first: without it nobody misses the public one, and what describes it would not be read without that.
     durable::rename(&signer.path, &to)?;

@@ -15,6 +15,7 @@ use refit_base::file_error;
 use refit_tuf::ROOTS_MAX;
 use refit_tuf::document::{canonical, spell};
 use refit_updater::durable;
+use refit_updater::modes::OPEN_DIR;
 use tough::schema::decoded::{Decoded, Hex};
 use tough::schema::key::Key;
 use tough::schema::{RoleKeys, RoleType, Root, Signed};
@@ -168,7 +169,7 @@ impl Maker<'_> {
         let outside = self.outside.signers.iter().filter(|signer| keyids.contains(&signer.id));
         root.keys.extend(outside.map(|signer| (signer.id.clone(), signer.key.clone())));
         if keyids.is_empty() {
-            durable::create_dirs(dir).map_err(file_error("make", dir))?;
+            durable::create_dirs(dir, OPEN_DIR).map_err(file_error("make", dir))?;
             for stem in stems(dir, stem, count) {
                 let fresh = Signer::generate(dir, &stem, self.passphrase)?;
                 keyids.push(fresh.signer.id.clone());
@@ -214,10 +215,10 @@ impl Keys {
     /// `dir` holds keys already or the setup is impossible, and nothing has changed; or a file operation failed.
     pub fn create(dir: &Path, setup: &Setup) -> Result<Self, KeysError> {
         let outside = Outside::read(setup.outside.iter().map(|(role, path)| (*role, path)))?;
-        durable::create_dirs(dir).map_err(file_error("make", dir))?;
+        durable::create_dirs(dir, OPEN_DIR).map_err(file_error("make", dir))?;
         // A medium for the root's keys is not touched when they are elsewhere.
         let root_dir = setup.root_dir.as_deref().filter(|_| outside.of(RoleType::Root).is_empty()).unwrap_or(dir);
-        durable::create_dirs(root_dir).map_err(file_error("make", root_dir))?;
+        durable::create_dirs(root_dir, OPEN_DIR).map_err(file_error("make", root_dir))?;
         let _locked = making::lock(dir)?;
         if !dir.join(format!("1{ROOT_SUFFIX}")).exists() {
             making::clear(dir, &[root_dir], &outside.signers.iter().map(|signer| signer.id.clone()).collect())?;

@@ -185,7 +185,7 @@ fn a_release_with_hooks_is_neither_added_nor_in_order() {
     let problems = check(&repository_dir, keys.root(), terms.now, &mut |_| {}).unwrap().problems;
     assert!(problems.iter().all(|problem| matches!(problem.why, FileProblem::Missing)), "{problems:?}");
     let manifest_path = repository_dir.join(TARGETS_DIR).join(typed.consistent_path(&name).unwrap());
-    durable::create_dirs(manifest_path.parent().unwrap()).unwrap();
+    durable::create_dirs(manifest_path.parent().unwrap(), OPEN_DIR).unwrap();
     replace(&manifest_path, &bytes).unwrap();
     let problems = check(&repository_dir, keys.root(), terms.now, &mut |_| {}).unwrap().problems;
     assert!(matches!(&problems[0].why, FileProblem::Hooks(hook) if hook == "hooks/migrate"), "{problems:?}");
