@@ -128,7 +128,8 @@ impl Requests for RequestDispatcher {
 }
 
 impl RequestDispatcher {
-    /// Asks for a restart in place once the program is known to be good. The ticket says if it is not.
+    /// Asks for a restart in place once the program is known to be good. The ticket says if it is not; otherwise the next image
+    /// ends it when the site runs again, and knows what does not.
     fn restart(&self, origin: &str) -> Accepted {
         let opened = self.registry.tickets.open(RequestKind::Restart.name(), origin);
         self.registry.save();

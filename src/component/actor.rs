@@ -118,6 +118,22 @@ impl Process {
         self.tell(Action::Start { alone: true, cancelled: CancellationToken::new() }).await
     }
 
+    /// Starts it after the site, which runs without it; one that an operator wants to be down is left down.
+    ///
+    /// # Errors
+    /// It did not become ready.
+    pub async fn start_again(&self) -> Result<(), Failure> {
+        self.tell(Action::Start { alone: false, cancelled: CancellationToken::new() }).await
+    }
+
+    /// Has a start that failed be tried again, as its restart policy says.
+    ///
+    /// # Errors
+    /// Nobody looks after the component any more.
+    pub async fn retry(&self) -> Result<(), Failure> {
+        self.tell(Action::Retry).await
+    }
+
     /// Stops it, whatever is to become of it.
     ///
     /// # Errors

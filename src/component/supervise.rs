@@ -43,6 +43,8 @@ pub(super) enum Action {
     },
     /// To read its settings again.
     Reload,
+    /// To be tried again as its restart policy says, after a start that failed.
+    Retry,
 }
 
 /// An action, and where its outcome goes.
@@ -180,6 +182,10 @@ impl Actor {
                 self.stop(&hurry).await
             }
             Action::Reload => self.reload(),
+            Action::Retry => {
+                self.retry();
+                Ok(())
+            }
         };
         drop(reply.send(result)); // whoever asked may have given up
     }
@@ -495,6 +501,15 @@ impl Actor {
         } else {
             self.fail(&failure);
         }
+    }
+
+    /// Plans the next start after one that failed, unless somebody has asked for something else meanwhile.
+    fn retry(&mut self) {
+        if self.view.borrow().state != State::Failed || self.component.restart.policy == RestartPolicy::No {
+            return;
+        }
+        self.wanted = true;
+        self.pause();
     }
 
     /// Plans the next start, or gives up, as the restart policy says.

@@ -22,7 +22,11 @@ pub(super) async fn publish_changes(component: Arc<Process>, registry: Arc<Regis
         if seen != last {
             let has_failed = view.state == component::State::Failed;
             // A start that fails is the bus's to record; one that gave up while the site runs is nobody else's.
-            if has_failed && bus.state() == bus::State::Running && last.is_some_and(|(state, ..)| state != view.state) {
+            if has_failed
+                && !is_recorded(&bus, &view)
+                && bus.state() == bus::State::Running
+                && last.is_some_and(|(state, ..)| state != view.state)
+            {
                 let reason = view.reason.clone().unwrap_or_default();
                 let failure = Failure { output: view.output.clone(), cause: view.cause, ..Failure::new(reason) };
                 bus.fault(&view.name, "run", failure);
@@ -38,6 +42,12 @@ pub(super) async fn publish_changes(component: Arc<Process>, registry: Arc<Regis
             return;
         }
     }
+}
+
+/// Returns whether the bus has recorded why a component did not start: the site may run by the time that this is seen.
+fn is_recorded(bus: &Bus, view: &component::View) -> bool {
+    let is_same = |fault: &bus::Fault| fault.component == view.name && fault.phase == bus::START;
+    bus.faults().iter().any(|fault| is_same(fault) && view.reason.as_ref() == Some(&fault.cause))
 }
 
 /// Tidies the disk, and tells the guard and the update manager when the site runs. `by_exec` says that the image before has handed over,
@@ -65,7 +75,10 @@ pub(super) async fn announce_running(
         manager.site_runs().await;
         let closed = tokio::task::spawn_blocking(move || home.close_settings(|what| tracing::warn!("{what}")));
         manager.spawn(async move { drop(closed.await) }); // it has said itself what was in the way
-        registry.tickets.settle_carried(by_exec);
+        let missing = bus.faults().into_iter().filter(|fault| fault.phase == bus::START);
+        let missing: Vec<String> = missing.map(|fault| format!("{}: {}", fault.component, fault.cause)).collect();
+        let without = (!missing.is_empty()).then(|| format!("the appliance runs without {}", missing.join("; ")));
+        registry.tickets.settle_carried(by_exec, without.as_deref());
         registry.save();
     }
 }

@@ -149,6 +149,7 @@ pub(super) fn assemble(given: &Given, mut inherited: Inheritance, begun_ns: u64)
         components: components.clone(),
         installed: given.installed.clone(),
         bus: bus.clone(),
+        is_successor: before.generation > 0,
         times: Times { trial_ns: before.trial_ns, exec_ns: before.exec_ns, begun_ns },
     }));
     Ok(Assembled {

@@ -52,7 +52,7 @@ impl Observer for SiteObserver {
     }
 
     fn start_failed(&self, faults: &[Fault]) -> AfterFailure {
-        self.manager.start_failed(faults).map_or(AfterFailure::Exit, AfterFailure::Replace)
+        self.manager.start_failed(faults)
     }
 }
 

@@ -18,6 +18,7 @@ mod probation;
 mod receiving;
 mod repository;
 mod restart;
+mod revive;
 mod shared;
 mod steps;
 mod transaction;
@@ -26,11 +27,11 @@ mod trial;
 use std::sync::{Arc, Mutex};
 
 use refit_base::{clock, lock};
-use refit_bus::{self as bus, Bus, Fault, Origin, Replacement, Ticket};
+use refit_bus::{self as bus, AfterFailure, Bus, Fault, Origin, Ticket};
 use refit_updater::attempt::Kind;
 use refit_updater::config::{self, Unmerged};
 use refit_updater::history::Entry;
-use refit_updater::journal::Journal;
+use refit_updater::journal::{Journal, State};
 use refit_updater::release::Release;
 use refit_updater::trust::TrustStatus;
 use tokio::task::JoinSet;
@@ -177,9 +178,24 @@ impl Manager {
         restart::restart_or_log(&self.parts, bus, origin).await;
     }
 
-    /// Decides what follows a failed start: the way back if this release is on trial.
-    pub fn start_failed(&self, faults: &[Fault]) -> Option<Arc<Replacement>> {
-        self.trial.start_failed(faults)
+    /// Decides what follows a failed start: the way back if this release is on trial. Otherwise an appliance that ran before
+    /// runs on without the components that did not start, which are tried again; one that starts for the first time ends, for
+    /// whoever starts it must hear of that.
+    pub fn start_failed(&self, faults: &[Fault]) -> AfterFailure {
+        let is_trial = matches!(self.journal().state, State::Trial { .. });
+        if let Some(replacement) = self.trial.start_failed(faults) {
+            return AfterFailure::Replace(replacement);
+        }
+        let parts = &self.parts;
+        let is_process =
+            |fault: &Fault| parts.components.iter().any(|process| process.definition().name == fault.component);
+        let ran = parts.is_successor || parts.bus.ran();
+        if is_trial || !ran || !faults.iter().all(is_process) {
+            return AfterFailure::Exit;
+        }
+        let failed = faults.iter().map(|fault| fault.component.clone()).collect();
+        self.spawn(revive::revive(parts.bus.clone(), parts.components.clone(), failed));
+        AfterFailure::Run
     }
 
     /// Goes on once the site runs: tells how the last attempts ended, and watches a release on trial.

@@ -34,6 +34,8 @@ pub struct Parts {
     pub installed: PathBuf,
     /// The bus that it asks.
     pub bus: Bus,
+    /// Whether an image before this one ran the appliance.
+    pub is_successor: bool,
     /// When the image before got how far.
     pub times: Times,
 }

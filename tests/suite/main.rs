@@ -48,6 +48,7 @@ mod release;
 mod reload;
 mod repair;
 mod repository;
+mod revive;
 mod trust;
 mod vendor;
 mod voyage;

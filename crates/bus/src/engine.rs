@@ -292,8 +292,9 @@ impl Engine {
         let template = self.template(START);
         let time = self.time();
         let mut failed: HashSet<String> = HashSet::new();
-        let mut faults = Vec::new();
+        let (mut faults, mut wanted) = (Vec::new(), Vec::new());
         for wave in in_waves(&self.shared.registry.snapshot(START).entries) {
+            wanted.push(wave.iter().map(|entry| entry.name.clone()).collect());
             let mut round = Round::new(self.shared.options.grace);
             for (place, entry) in wave.iter().enumerate() {
                 entry.is_to_start();
@@ -358,8 +359,10 @@ impl Engine {
         if self.shared.status().goal == Goal::Running {
             if faults.is_empty() {
                 self.shared.enter(State::Running);
-            } else {
-                self.shared.start_failed(&faults);
+            } else if self.shared.start_failed(&faults) {
+                // What is missing may come up later: whoever stops the site stops that, too.
+                self.started = wanted;
+                self.shared.enter(State::Running);
             }
         }
         false

@@ -102,11 +102,13 @@ pub enum BusEvent {
     },
 }
 
-/// What follows a start that failed, once everything that started is stopped again.
+/// What follows a start that failed; unless the site runs on, everything that started is stopped again first.
 #[derive(Debug, Clone)]
 pub enum AfterFailure {
     /// The site stays idle.
     Idle,
+    /// The site runs without what did not start, which its owner may still bring up; the request to start has failed.
+    Run,
     /// The site ends.
     Exit,
     /// The process image is replaced.
@@ -360,26 +362,28 @@ impl Shared {
         Reloads(core.pending.extract_if(.., |pending| pending.kind == RequestKind::Reload).collect())
     }
 
-    /// Ends the attempt to run, unless somebody has asked for something else meanwhile.
-    pub(crate) fn start_failed(&self, faults: &[Fault]) {
+    /// Ends the attempt to run, unless somebody has asked for something else meanwhile. Returns whether the site runs all the same.
+    pub(crate) fn start_failed(&self, faults: &[Fault]) -> bool {
         let after = self.observer.get().map_or(AfterFailure::Idle, |observer| observer.start_failed(faults));
         let cause =
             faults.iter().map(|fault| format!("{}: {}", fault.component, fault.cause)).collect::<Vec<_>>().join("; ");
         let mut core = self.core();
         if core.status.goal != Goal::Running {
-            return;
+            return false;
         }
-        for pending in
-            core.pending.iter_mut().filter(|pending| matches!(pending.kind, RequestKind::Start | RequestKind::Reload))
-        {
+        let runs = matches!(after, AfterFailure::Run);
+        let has_failed = |kind| kind == RequestKind::Start || (kind == RequestKind::Reload && !runs);
+        for pending in core.pending.iter_mut().filter(|pending| has_failed(pending.kind)) {
             pending.failed = Some(cause.clone());
         }
-        core.status.reload_waits = false;
+        core.status.reload_waits &= runs;
         match after {
+            AfterFailure::Run => {}
             AfterFailure::Idle => core.status.goal = Goal::Idle,
             AfterFailure::Exit => core.leave(RequestKind::Exit, None),
             AfterFailure::Replace(replacement) => core.leave(RequestKind::Rollback, Some(replacement)),
         }
+        runs
     }
 
     /// Ends the site because of a failure, or because nobody could ever ask again.

@@ -223,6 +223,7 @@ pub(crate) fn probe(journal: &Arc<Journal>, name: &str, deed: Deed) -> Arc<dyn L
 pub(crate) struct Seen {
     events: Mutex<Vec<BusEvent>>,
     exit_after_failure: AtomicBool,
+    run_after_failure: AtomicBool,
 }
 
 impl Seen {
@@ -249,7 +250,13 @@ impl Observer for Seen {
     }
 
     fn start_failed(&self, _faults: &[Fault]) -> AfterFailure {
-        if self.exit_after_failure.load(Ordering::Relaxed) { AfterFailure::Exit } else { AfterFailure::Idle }
+        if self.exit_after_failure.load(Ordering::Relaxed) {
+            AfterFailure::Exit
+        } else if self.run_after_failure.load(Ordering::Relaxed) {
+            AfterFailure::Run
+        } else {
+            AfterFailure::Idle
+        }
     }
 }
 
@@ -284,6 +291,12 @@ impl Site {
     /// Has a failed start end the site, as the runtime does.
     pub(crate) fn exiting_after_failure(self) -> Self {
         self.seen.exit_after_failure.store(true, Ordering::Relaxed);
+        self
+    }
+
+    /// Has the site run although something did not start.
+    pub(crate) fn running_after_failure(self) -> Self {
+        self.seen.run_after_failure.store(true, Ordering::Relaxed);
         self
     }
 

@@ -136,6 +136,27 @@ fn b029_the_caller_learns_that_the_start_failed_and_lives_on() {
 }
 
 #[test]
+fn a_site_may_run_without_what_did_not_start_and_stops_what_comes_up_later() {
+    both(|| async {
+        let site = Site::idle().await.running_after_failure();
+        site.part("a").attach();
+        site.part("b").on("start", Deed::Fail("no licence")).attach();
+        site.part("c").needs(&["b"]).attach();
+        site.part("d").after(&["b"]).attach();
+        let Progress::Failed(why) = site.want(Request::Start).await else { panic!("the ticket says what is missing") };
+        assert!(why.contains("b: no licence"), "{why}");
+        assert_eq!(site.bus.state(), State::Running);
+        assert_eq!(site.want(Request::Start).await, Progress::Already);
+        assert_eq!(site.journal.names("stop"), [""; 0], "nothing was undone");
+        site.done(Request::Stop).await;
+        let stopped = site.journal.names("stop");
+        assert_eq!(stopped.len(), 4, "{stopped:?}");
+        site.done(Request::Exit).await;
+        assert_eq!(site.ended().await.faults.len(), 1);
+    });
+}
+
+#[test]
 fn b030_what_is_so_already_calls_nobody_again() {
     both(|| async {
         let site = Site::idle().await;
