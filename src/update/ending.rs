@@ -54,9 +54,8 @@ impl Endings {
 
     /// Does as [`Endings::conclude`]; what is `owed` to the journal comes first.
     async fn conclude_with(self: &Arc<Self>, entry: Entry, owed: Option<(Attempt, Ending)>) {
-        if let Err(error) = self.pay(owed).await {
-            tracing::warn!(update.id = entry.id, error = %Chain(&error), "cannot record the end of an update; trying again");
-            self.is_owed.notify_one();
+        if self.pay(owed).await.is_err() {
+            self.is_owed.notify_one(); // who pays debts says why
         }
         self.tell(&entry);
     }

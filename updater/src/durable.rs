@@ -64,10 +64,19 @@ pub fn replace_by(temp: &tempfile::Builder<'_, '_>, dir: &Path, name: &str, byte
 
 /// Returns a file in `dir` with this content and a name that nothing reads.
 fn write_beside(temp: &tempfile::Builder<'_, '_>, dir: &Path, bytes: &[u8], mode: u32) -> io::Result<NamedTempFile> {
-    let mut temp = temp.tempfile_in(dir)?; // same file system, or rename is not atomic
-    temp.write_all(bytes)?;
+    let mut temp = temp.tempfile_in(dir).map_err(without_path)?; // same file system, or rename is not atomic
+    temp.as_file_mut().write_all(bytes)?;
     temp.as_file().set_permissions(Permissions::from_mode(mode))?;
     Ok(temp)
+}
+
+/// Returns what the system said, without the name of a file that never came to be: the same trouble has the same words each time.
+fn without_path(error: io::Error) -> io::Error {
+    let said = error.get_ref().and_then(|inner| inner.source()).and_then(|inner| inner.downcast_ref::<io::Error>());
+    match said.and_then(io::Error::raw_os_error) {
+        Some(number) => io::Error::from_raw_os_error(number),
+        None => error,
+    }
 }
 
 /// Gives `temp`, whose directory is that of `path`, the name `path`: content first, then the name, then the directory.
