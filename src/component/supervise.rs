@@ -139,7 +139,8 @@ impl Actor {
         for lost in lost {
             lost.forget(&self.context).await;
         }
-        self.show(State::Stopped);
+        let is_going = self.current.is_none() && !self.outgoing.tasks.is_empty();
+        self.show(if is_going { State::Stopping } else { State::Stopped });
         loop {
             let event = self.next(&mut commands).await;
             match event {
@@ -149,6 +150,10 @@ impl Actor {
                 Event::Gone(instance) => {
                     if let Some(mut instance) = instance {
                         instance.forget(&self.context);
+                    }
+                    let state = self.view.borrow().state;
+                    if state == State::Stopping && self.outgoing.tasks.is_empty() {
+                        self.show(State::Stopped); // nobody has wanted it meanwhile
                     }
                 }
                 Event::Restart => {
