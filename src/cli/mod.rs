@@ -50,6 +50,7 @@ use refit_base::Exit;
 use self::client::run_online;
 use self::context::Context;
 pub use self::context::Process;
+use crate::handover::fd::{self, Signals};
 use crate::process::launch::{self, Launch};
 use crate::process::reach::{self, Reach};
 
@@ -139,6 +140,14 @@ pub fn main(process: Process) -> Exit {
         Err(error) => return usage::report(error, &command()),
     };
     let context = Context::new(process, &cli.home, cli.json);
+    let is_program = matches!(cli.command, Command::Launch(_));
+    // What a shell, cron or a supervisor ignores is not for those who wait for their children, or live as long as an appliance.
+    let lives_long = matches!(cli.command, Command::Run(_) | Command::Runtime(_));
+    let signals = if lives_long { Signals::AllButPipe } else { Signals::Child };
+    if !is_program && let Err(error) = fd::default_signals(signals) {
+        let line = format!("signals that the parent process ignores are ignored here, too: {error}");
+        context.print_failure(&line, "system_refused", "", Exit::Failed);
+    }
     let exit = match cli.command {
         Command::Run(run) => return run::run(context, run),
         Command::Runtime(runtime) => return runtime::run(context, &runtime),

@@ -8,6 +8,7 @@ use refit_base::Exit;
 
 use super::context::Context;
 use crate::guard;
+use crate::handover::exec;
 use crate::logs::journal;
 
 #[derive(Debug, clap::Args)]
@@ -21,6 +22,11 @@ pub(super) struct Run {
 }
 
 pub(super) fn run(context: Context, run: Run) -> Exit {
+    // A parent may have blocked everything: until the guard reads its signals, one that ends does so at once.
+    if let Err(error) = exec::unblock_signals() {
+        let line = format!("cannot receive signals: {error}");
+        return context.print_failure(&line, "system_refused", "", Exit::Failed);
+    }
     let descriptors = match context.process.announcement.take(std::process::id()) {
         Ok(descriptors) => descriptors,
         Err(error) => {

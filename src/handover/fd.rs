@@ -220,30 +220,50 @@ fn open_numbers() -> io::Result<Vec<RawFd>> {
     Ok(numbers)
 }
 
-/// Gives every signal its default action: what this process's parent ignored, a program would ignore, too.
+/// Which signals are given back their default action.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Signals {
+    /// All: for a program that is executed next.
+    All,
+    /// All but `SIGPIPE`, which a Rust program ignores: a write to a closed pipe is an error there.
+    AllButPipe,
+    /// The one that says that a child has ended: who ignores it never learns how.
+    Child,
+}
+
+/// Gives signals that are ignored their default action again: what this process's parent ignored, this one and all that it
+/// executes would ignore, too. Handlers stay.
 ///
 /// # Errors
 /// The system refuses it for a signal that it has.
-pub fn default_signals() -> io::Result<()> {
+pub fn default_signals(which: Signals) -> io::Result<()> {
     use nix::libc;
     /// The highest signal of Linux.
     const SIGNALS_MAX: i32 = 64;
     /// The kernel's set of signals, in bytes.
     const SET_BYTES: usize = 8;
-    // Handler, flags, restorer and mask: all zero is the default action.
-    let default = [0_u64; 4];
+    /// The action that ignores.
+    const IGNORE: u64 = libc::SIG_IGN as u64;
     for number in 1..=SIGNALS_MAX {
-        if number == libc::SIGKILL || number == libc::SIGSTOP {
-            continue; // nobody can change them
-        }
-        // SAFETY: the default action runs no code, and the kernel only reads the structure. The C library's own call would refuse
-        // the two signals that it keeps for itself.
-        let result = unsafe {
-            let nothing = std::ptr::null_mut::<u64>();
-            libc::syscall(libc::SYS_rt_sigaction, number, default.as_ptr(), nothing, SET_BYTES)
+        let wanted = match which {
+            Signals::All => true,
+            Signals::AllButPipe => number != libc::SIGPIPE,
+            Signals::Child => number == libc::SIGCHLD,
         };
-        if result != 0 {
-            return Err(io::Error::last_os_error());
+        if !wanted || number == libc::SIGKILL || number == libc::SIGSTOP {
+            continue; // the last two nobody can change
+        }
+        // Handler, flags, restorer and mask: all zero is the default action.
+        let (default, mut found) = ([0_u64; 4], [0_u64; 4]);
+        let action = |new: *const u64, old: *mut u64| {
+            // SAFETY: the kernel reads and writes no more than the four words of its structure, which both have or which are null;
+            // the default action runs no code. The C library's own call would refuse the two signals that it keeps for itself.
+            let result = unsafe { libc::syscall(libc::SYS_rt_sigaction, number, new, old, SET_BYTES) };
+            if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+        };
+        action(std::ptr::null(), found.as_mut_ptr())?;
+        if found[0] == IGNORE {
+            action(default.as_ptr(), std::ptr::null_mut())?;
         }
     }
     Ok(())

@@ -19,7 +19,8 @@ use refit_bus::Failure;
 
 use super::cgroup;
 use crate::handover::inherit::VARIABLES;
-use crate::handover::{exec, fd};
+use crate::handover::exec;
+use crate::handover::fd::{self, Signals};
 
 /// What the child is to become.
 #[derive(Debug, clap::Args)]
@@ -152,7 +153,7 @@ fn become_program(launch: &Launch, sockets: Vec<OwnedFd>) -> io::Result<std::con
         fd::keep_over_exec(socket)?;
     }
     if !launch.keep_blocked {
-        fd::default_signals()?;
+        fd::default_signals(Signals::All)?;
         exec::unblock_signals()?;
     }
     let error = command.exec();

@@ -173,10 +173,21 @@ impl Appliance {
 
     /// Starts the guard.
     pub(crate) fn run_guard(&mut self) {
+        self.run_guard_through(&[]);
+    }
+
+    /// Starts the guard by a program that executes the words after its own: first it changes what the guard begins with.
+    pub(crate) fn run_guard_through(&mut self, words: &[&str]) {
         assert!(self.guard.is_none(), "a guard runs already");
         self.guards += 1;
         File::create(self.log_path()).expect("make the log");
         let mut command = refit();
+        if let Some((program, words)) = words.split_first() {
+            let mut through = Command::new(program);
+            through.args(words).arg(command.get_program());
+            through.env_clear().envs(command.get_envs().filter_map(|(key, value)| Some((key, value?))));
+            command = through;
+        }
         command.args(["run", "--with-parent", "--home"]).arg(&self.home);
         #[cfg(feature = "fault")]
         command.env("REFIT_FAULT_FILE", self.scratch().join("fault"));

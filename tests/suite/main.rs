@@ -13,6 +13,7 @@
 mod adoption;
 mod api;
 mod appliance;
+mod begin;
 mod blame;
 mod bus;
 mod bus_cli;

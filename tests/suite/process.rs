@@ -21,8 +21,17 @@ pub(crate) fn is_alive(pid: i32) -> bool {
 
 /// Returns the signals that the process has blocked, as the kernel's mask.
 pub(crate) fn blocked_signals(pid: i32) -> u64 {
+    signals(pid, "SigBlk:")
+}
+
+/// Returns the signals that the process ignores, as the kernel's mask.
+pub(crate) fn ignored_signals(pid: i32) -> u64 {
+    signals(pid, "SigIgn:")
+}
+
+fn signals(pid: i32, field: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_else(|error| panic!("{pid}: {error}"));
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).expect("the kernel says it");
+    let mask = status.lines().find_map(|line| line.strip_prefix(field)).expect("the kernel says it");
     u64::from_str_radix(mask.trim(), 16).expect("a mask")
 }
 

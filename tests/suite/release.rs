@@ -101,9 +101,14 @@ impl Release {
 
     /// Returns the small shop with a `refit` of its own, which differs from every other version's.
     pub(crate) fn voyage(version: &str) -> Self {
-        let mut release = Self::shop(version);
-        release.runtime = true;
-        release.with("bin/refit", Content::Refit(format!("refit of {version}")))
+        Self::shop(version).with_a_runtime()
+    }
+
+    /// Gives it a `refit` of its own, which differs from every other version's.
+    pub(crate) fn with_a_runtime(mut self) -> Self {
+        self.runtime = true;
+        let label = format!("refit of {}", self.version);
+        self.with("bin/refit", Content::Refit(label))
     }
 
     /// Returns the small shop with a `refit` that crashes as soon as it runs for real.
