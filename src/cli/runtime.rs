@@ -6,6 +6,7 @@ use std::io;
 use refit_base::Exit;
 
 use super::context::Context;
+use crate::process::resources::Resources;
 use crate::runtime;
 
 #[derive(Debug, clap::Args)]
@@ -41,5 +42,6 @@ fn run_image(context: Context) -> Exit {
         notify: process.path("NOTIFY_SOCKET"),
         installed,
         environment: process.environment,
+        found: Resources::improve(),
     })
 }

@@ -11,6 +11,7 @@ use crate::carry::Registry;
 use crate::handover::listener::Listeners;
 use crate::home::Home;
 use crate::process::cgroup::Cgroups;
+use crate::process::resources::Resources;
 
 /// Where the components of one release run.
 #[derive(Debug)]
@@ -33,4 +34,6 @@ pub struct RunContext {
     pub environment: BTreeMap<OsString, OsString>,
     /// The control groups.
     pub cgroups: Cgroups,
+    /// What this process had before it was given more: what its children get.
+    pub found: Resources,
 }

@@ -128,7 +128,7 @@ pub(super) fn begin(
         directory: Some(directory),
         umask: Some(spawn.umask),
         no_new_privs: spawn.no_new_privs,
-        ..Begin::default()
+        ..Begin::with(context.found)
     };
     limits::begin_with(limits, &mut begin);
     begin

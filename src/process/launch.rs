@@ -18,9 +18,10 @@ use refit_base::Exit;
 use refit_bus::Failure;
 
 use super::cgroup;
-use crate::handover::inherit::VARIABLES;
+use super::resources::Resources;
 use crate::handover::exec;
 use crate::handover::fd::{self, Signals};
+use crate::handover::inherit::VARIABLES;
 
 /// What the child is to become.
 #[derive(Debug, clap::Args)]
@@ -78,9 +79,20 @@ pub struct Begin {
     /// How many processes its account may have.
     #[arg(long)]
     pub limit_processes: Option<u64>,
+    /// Its place in the order of the OOM killer.
+    #[arg(long, allow_negative_numbers = true)]
+    pub oom_score: Option<i32>,
+    /// How many files each process may open, unless it raises that itself.
+    #[arg(long)]
+    pub soft_files: Option<u64>,
 }
 
 impl Begin {
+    /// Returns the beginning of a program that gets what this process had, before it was given more, and changes nothing else.
+    pub(crate) fn with(found: Resources) -> Self {
+        Self { oom_score: found.oom_score, soft_files: found.files, ..Self::default() }
+    }
+
     /// Returns the words on the command line that say the same.
     pub(crate) fn arguments(&self) -> Vec<OsString> {
         let mut words: Vec<OsString> = Vec::new();
@@ -101,6 +113,8 @@ impl Begin {
         add("limit-memory", number(self.limit_memory).as_deref());
         add("limit-files", number(self.limit_files).as_deref());
         add("limit-processes", number(self.limit_processes).as_deref());
+        add("oom-score", self.oom_score.map(|score| OsString::from(score.to_string())).as_deref());
+        add("soft-files", number(self.soft_files).as_deref());
         words.extend(self.session.then(|| OsString::from("--session")));
         words.extend(self.no_new_privs.then(|| OsString::from("--no-new-privs")));
         words
@@ -172,6 +186,10 @@ fn begin(state: &Begin, command: &mut Command) -> io::Result<()> {
     if let Some(mask) = state.umask {
         umask(Mode::from_bits_truncate(mask));
     }
+    // While the rights are there: where it is set with them, nobody goes below without them. A process that the OOM killer spares
+    // is better than none.
+    let given_back = Resources { oom_score: state.oom_score, files: state.soft_files }.apply();
+    drop(given_back);
     let limits = [
         ("open files", Resource::RLIMIT_NOFILE, state.limit_files),
         ("processes", Resource::RLIMIT_NPROC, state.limit_processes),

@@ -33,6 +33,7 @@ use crate::home::{Home, HomeError};
 use crate::http::Parked;
 use crate::logs::{self, Logs};
 use crate::process::cgroup::Cgroups;
+use crate::process::resources::Resources;
 use crate::process::strays;
 use crate::tickets::Tickets;
 use crate::update::{Manager, Parts, Times};
@@ -56,6 +57,8 @@ pub struct Given {
     pub installed: PathBuf,
     /// The guard's `NOTIFY_SOCKET`.
     pub notify: Option<PathBuf>,
+    /// What this process had before it was given more: what its children and the next image get.
+    pub found: Resources,
 }
 
 /// The parts of one release that run, and what they run in.
@@ -129,6 +132,7 @@ pub(super) fn assemble(given: &Given, mut inherited: Inheritance, begun_ns: u64)
         reaped,
         environment: given.environment.clone(),
         cgroups: cgroups(&disk.config, &given.home, &before.instances),
+        found: given.found,
     });
     let mut tasks = JoinSet::new();
     let components = components(&disk, &context, before.instances.clone(), &mut instance_parts, &mut tasks)?;

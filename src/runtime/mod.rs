@@ -31,6 +31,7 @@ use crate::handover::exec::{self, EXECUTING, Plan};
 use crate::handover::inherit::Inheritance;
 use crate::handover::notify;
 use crate::home::Home;
+use crate::process::resources::Resources;
 
 pub use assemble::Given;
 pub use error::RuntimeError;
@@ -81,7 +82,12 @@ pub fn main(given: &Given) -> Exit {
             environment: given.environment.clone().into_iter().collect(),
             descriptors,
         };
+        // The next image may be an older program, which would leave its components what is this one's; a newer one improves itself.
+        if let Err(error) = given.found.apply() {
+            say(&format!("cannot give back the place in the order of the OOM killer: {error}"), Exit::Failed);
+        }
         let (error, back) = exec::replace(plan);
+        Resources::improve();
         let reason = format!("cannot execute {}, the runtime of release {label}: {error}", program.display());
         say(&reason, Exit::Failed);
         if let Err(error) = abandon(&given.home, reason, Cause::of(&error)) {

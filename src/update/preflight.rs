@@ -24,6 +24,8 @@ use crate::component::{self, Places};
 use crate::config::{self, Config};
 use crate::handover::listener::{BindError, bind};
 use crate::home::Home;
+use crate::process::launch::Begin;
+use crate::process::resources::Resources;
 
 /// How long a dry run may take: it reads a few files.
 const DRY_RUN_MAX: Duration = Duration::from_secs(30);
@@ -58,6 +60,7 @@ pub(super) async fn examine(
     bound: &[SocketAddr],
     installed: &Path,
     search: Option<&OsStr>,
+    found: Resources,
 ) -> Result<Examined, UpdateError> {
     let version = release.version.clone();
     let wrong = |source| UpdateError::Config { version: version.clone(), source };
@@ -83,7 +86,7 @@ pub(super) async fn examine(
     }
     let config = examine_accounts(home, &release, config, search).await?;
     let program = config.runtime.as_ref().map_or_else(|| installed.to_owned(), |program| release.dir.join(program));
-    examine_runtime(home, &program, &version).await?;
+    examine_runtime(home, &program, &version, found).await?;
     Ok(Examined { release, config, program })
 }
 
@@ -124,11 +127,16 @@ async fn examine_accounts(
 ///
 /// # Errors
 /// It is not there, cannot be executed, or does not understand what it will need.
-pub(super) async fn examine_runtime(home: &Home, program: &Path, version: &Version) -> Result<(), UpdateError> {
+pub(super) async fn examine_runtime(
+    home: &Home,
+    program: &Path,
+    version: &Version,
+    found: Resources,
+) -> Result<(), UpdateError> {
     if !is_executable(program) {
         return Err(UpdateError::NotExecutable { program: program.display().to_string(), version: version.clone() });
     }
-    dry_run(home, program, version).await
+    dry_run(home, program, version, found).await
 }
 
 fn is_executable(path: &Path) -> bool {
@@ -136,10 +144,12 @@ fn is_executable(path: &Path) -> bool {
 }
 
 /// Has the release's runtime read everything that it will need.
-async fn dry_run(home: &Home, program: &Path, version: &Version) -> Result<(), UpdateError> {
+async fn dry_run(home: &Home, program: &Path, version: &Version, found: Resources) -> Result<(), UpdateError> {
     let failed = |how: String, cause, output| UpdateError::DryRun { version: version.clone(), how, cause, output };
     let run = Command::new("/proc/self/exe")
-        .args(["launch", "--"])
+        .arg("launch")
+        .args(Begin::with(found).arguments())
+        .arg("--")
         .arg(program)
         .args(["runtime", "--home"])
         .arg(home.path())

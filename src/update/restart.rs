@@ -20,7 +20,7 @@ pub(super) async fn restart_in_place(parts: &Parts, bus: &Bus, origin: Origin) -
         Some(program) => parts.context.release_dir.join(program),
         None => parts.installed.clone(),
     };
-    preflight::examine_runtime(&parts.context.home, &program, &config.version).await?;
+    preflight::examine_runtime(&parts.context.home, &program, &config.version, parts.context.found).await?;
     let replacement = Replacement {
         label: config.version.to_string(),
         program,

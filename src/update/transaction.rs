@@ -247,7 +247,8 @@ impl Transaction {
         let bound: Vec<_> = lock(&self.parts.context.listeners).addresses().into_iter().map(|(_, at)| at).collect();
         let home = &self.parts.context.home;
         let search = self.parts.context.environment.get(OsStr::new("PATH")).map(OsString::as_os_str);
-        preflight::examine(home, release, &self.parts.config.name, &bound, &self.parts.installed, search).await
+        let (name, found) = (&self.parts.config.name, self.parts.context.found);
+        preflight::examine(home, release, name, &bound, &self.parts.installed, search, found).await
     }
 
     /// Returns when this image journaled a trial, on the monotonic clock.

@@ -34,7 +34,7 @@ const ROOMS: &[(&str, &str)] = &[
     ("http", "process handover"),
     ("component", "handover home process config logs carry"),
     ("access", "process config carry"),
-    ("update", "home tickets handover config carry http component"),
+    ("update", "home tickets handover process config carry http component"),
     ("requests", "tickets config carry update"),
     ("peers", "tickets process config carry component access requests"),
     ("web", ""),
