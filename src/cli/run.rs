@@ -10,6 +10,7 @@ use super::context::Context;
 use crate::guard;
 use crate::handover::exec;
 use crate::logs::journal;
+use crate::process::resources::Resources;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Run {
@@ -37,6 +38,7 @@ pub(super) fn run(context: Context, run: Run) -> Exit {
     let stream = context.process.environment.get(OsStr::new(journal::STREAM_VARIABLE));
     let is_journal = stream.and_then(|text| text.to_str()).is_some_and(|text| journal::is_journal(text, io::stderr()));
     guard::main(guard::Given {
+        found: Resources::improve(),
         installed: context.process.program.clone(),
         manager: context.process.path("NOTIFY_SOCKET"),
         home: context.home,

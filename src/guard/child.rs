@@ -1,63 +1,96 @@
-//! The runtime as the guard's child: how it is started, and what it last printed.
+//! The runtime as the guard's child: which program it is, and how it is started.
 
-use std::collections::VecDeque;
-use std::fs::File;
-use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use command_fds::{CommandFdExt, FdMapping};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::libc;
 use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
 use refit_base::{Cause, Exit};
+use refit_updater::decided::{self, Decided};
 use semver::Version;
 
 use crate::handover::Named;
-use crate::handover::exec::EXECUTING;
 use crate::handover::fd::FIRST;
 use crate::handover::inherit::VARIABLES;
 use crate::home::Home;
 use crate::logs::journal::VARIABLE as JOURNAL;
+use crate::process::launch::Begin;
+use crate::process::resources::Resources;
 
-/// How many of the runtime's last lines are kept for the history.
-const TAIL_LINES_MAX: usize = 40;
-/// The longest line that is kept whole.
-const LINE_BYTES_MAX: usize = 2048;
-/// How much is copied at once: a pipe or terminal that can take anything can take this much without blocking.
-const COPY_BYTES: usize = 4096;
+/// The program that is the runtime of a release.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Program {
+    /// Its file.
+    pub(super) path: PathBuf,
+    /// The file that the release names, if that cannot be executed.
+    pub(super) unusable: Option<PathBuf>,
+}
 
 /// Returns the program that is the runtime of `version`: what its `[runtime] binary` names, or else `installed`.
 ///
-/// An unreadable `appliance.toml` also means the installed program: it says what is wrong better than the guard could.
-pub(super) fn program(home: &Home, version: &Version, installed: &Path) -> PathBuf {
+/// An unreadable `appliance.toml` also means the installed program: it says what is wrong better than the guard could. So does a file
+/// that is missing, empty or not executable.
+///
+/// # Errors
+/// The system cannot say now, and may be able to later.
+pub(super) fn program(home: &Home, version: &Version, installed: &Path) -> io::Result<Program> {
     let release = home.release(version);
-    let named = std::fs::read_to_string(release.join("appliance.toml"))
-        .ok()
+    let text = match fs::read_to_string(release.join("appliance.toml")) {
+        Err(error) if passes(&error) => return Err(error),
+        text => text.ok(),
+    };
+    let named = text
         .and_then(|text| text.parse::<toml::Table>().ok())
         .and_then(|table| Some(table.get("runtime")?.get("binary")?.as_str()?.to_owned()));
-    match named {
-        Some(name) if release.join(&name).is_file() => release.join(name),
-        Some(_) | None => installed.to_owned(),
+    let Some(named) = named else { return Ok(Program { path: installed.to_owned(), unusable: None }) };
+    let path = release.join(named);
+    match fs::metadata(&path) {
+        Ok(found) if found.is_file() && found.len() > 0 && found.permissions().mode() & 0o111 != 0 => {
+            Ok(Program { path, unusable: None })
+        }
+        Err(error) if passes(&error) => Err(error),
+        Ok(_) | Err(_) => Ok(Program { path: installed.to_owned(), unusable: Some(path) }),
     }
 }
 
-/// Starts `program` as the runtime with `descriptors`, its output going to `output` and its components' to `journal`, if there is
-/// one. Returns its PID.
+/// Returns whether what the system refuses now may be granted later.
+fn passes(error: &io::Error) -> bool {
+    const PASSING: [i32; 7] =
+        [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::EAGAIN, libc::EINTR, libc::EIO, libc::ESTALE];
+    error.raw_os_error().is_some_and(|number| PASSING.contains(&number))
+}
+
+/// What a runtime is started with.
+pub(super) struct Start<'a> {
+    pub(super) program: &'a Path,
+    pub(super) home: &'a Home,
+    /// The program of a release that brings none.
+    pub(super) installed: &'a Path,
+    /// What the guard itself was started with.
+    pub(super) found: Resources,
+    pub(super) descriptors: Vec<Named>,
+    /// Where its output goes.
+    pub(super) output: &'a OwnedFd,
+    /// Where its components' output goes, too.
+    pub(super) journal: Option<&'a Path>,
+    /// What the journal does not say.
+    pub(super) decided: Option<Decided>,
+}
+
+/// Starts a runtime. Returns its PID.
 ///
 /// # Errors
-/// No process or descriptor is left.
-pub(super) fn start(
-    program: &Path,
-    home: &Home,
-    installed: &Path,
-    descriptors: Vec<Named>,
-    output: &OwnedFd,
-    journal: Option<&Path>,
-) -> io::Result<u32> {
-    let names: Vec<String> = descriptors.iter().map(|part| part.name.clone()).collect();
-    let mappings = descriptors
+/// No process, memory or descriptor is left, or this program cannot be executed. Nothing was started.
+pub(super) fn start(start: Start<'_>) -> io::Result<u32> {
+    let names: Vec<String> = start.descriptors.iter().map(|part| part.name.clone()).collect();
+    let mappings = start
+        .descriptors
         .into_iter()
         .zip(FIRST..)
         .map(|(part, child_fd)| FdMapping { parent_fd: part.descriptor, child_fd })
@@ -67,24 +100,28 @@ pub(super) fn start(
     command
         .args(["launch", "--keep-blocked", "--listen-fds"])
         .arg(names.len().to_string())
+        // The runtime may be an older program, whose components would keep what is the guard's.
+        .args(Begin::with(start.found).arguments())
         .arg("--")
-        .arg(program)
+        .arg(start.program)
         .args(["runtime", "--home"])
-        .arg(home.path())
+        .arg(start.home.path())
         .stdin(Stdio::null())
-        .stdout(output.try_clone()?)
-        .stderr(output.try_clone()?);
-    for variable in VARIABLES {
+        .stdout(start.output.try_clone()?)
+        .stderr(start.output.try_clone()?);
+    for variable in VARIABLES.into_iter().chain([JOURNAL, decided::VARIABLE]) {
         command.env_remove(variable);
     }
     command
         .env("LISTEN_FDNAMES", names.join(":"))
-        .env("NOTIFY_SOCKET", home.guard_socket())
-        .env("REFIT_INSTALLED", installed);
-    match journal {
-        Some(socket) => command.env(JOURNAL, socket),
-        None => command.env_remove(JOURNAL),
-    };
+        .env("NOTIFY_SOCKET", start.home.guard_socket())
+        .env("REFIT_INSTALLED", start.installed);
+    if let Some(socket) = start.journal {
+        command.env(JOURNAL, socket);
+    }
+    if let Some(decided) = start.decided {
+        command.env(decided::VARIABLE, decided.to_text());
+    }
     // Its own group: Ctrl-C on the terminal is for the guard, which passes it on once.
     std::os::unix::process::CommandExt::process_group(&mut command, 0);
     command.fd_mappings(mappings).map_err(|error| io::Error::other(error.to_string()))?;
@@ -122,69 +159,5 @@ pub(super) fn cause(status: WaitStatus, errno: Option<i32>, hung: bool) -> Cause
         | WaitStatus::StillAlive
         | WaitStatus::PtraceEvent(..)
         | WaitStatus::PtraceSyscall(_) => Cause::Release,
-    }
-}
-
-/// The runtime's output: copied to the guard's own standard error, the last lines kept.
-#[derive(Debug)]
-pub(super) struct Output {
-    reader: File,
-    lines: VecDeque<String>,
-    partial: Vec<u8>,
-}
-
-impl Output {
-    /// Returns the reading end for a pipe.
-    pub(super) fn new(reader: OwnedFd) -> Self {
-        Self { reader: File::from(reader), lines: VecDeque::new(), partial: Vec::new() }
-    }
-
-    /// Returns the descriptor to poll.
-    pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
-        self.reader.as_fd()
-    }
-
-    /// Copies what is there. What standard error cannot take at once is dropped: the guard never waits for a reader.
-    pub(super) fn copy(&mut self) {
-        let mut bytes = [0; COPY_BYTES];
-        while let Ok(count @ 1..) = self.reader.read(&mut bytes) {
-            self.remember(&bytes[..count]);
-            let stderr = io::stderr();
-            let mut writable = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
-            if poll(&mut writable, PollTimeout::ZERO) == Ok(1)
-                && writable[0].revents().is_some_and(|events| events.contains(PollFlags::POLLOUT))
-            {
-                // A reader that is gone is no reason to do anything else.
-                drop(stderr.lock().write_all(&bytes[..count]));
-            }
-        }
-    }
-
-    fn remember(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            if *byte == b'\n' || self.partial.len() >= LINE_BYTES_MAX {
-                if self.lines.len() == TAIL_LINES_MAX {
-                    self.lines.pop_front();
-                }
-                let line = String::from_utf8_lossy(&self.partial).into_owned();
-                self.partial.clear();
-                if line.strip_prefix("refit: ").is_some_and(|text| text.starts_with(EXECUTING)) {
-                    self.lines.clear(); // what comes now is another program's
-                } else {
-                    self.lines.push_back(line);
-                }
-            }
-            if *byte != b'\n' {
-                self.partial.push(*byte);
-            }
-        }
-    }
-
-    /// Returns the last lines, and begins anew for the next runtime.
-    pub(super) fn take_lines(&mut self) -> Vec<String> {
-        if !self.partial.is_empty() {
-            self.remember(b"\n");
-        }
-        self.lines.drain(..).collect()
     }
 }

@@ -3,7 +3,7 @@
 //! Two kinds: components of an earlier life whose guard and runtime were both killed, found by their environment before
 //! anything is started; and whatever is still the guard's child when everything else has ended.
 
-use std::fs;
+use std::collections::BTreeSet;
 use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, Instant};
 
@@ -11,13 +11,16 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 
-use super::say;
+use super::say::say;
 use crate::home::Home;
 use crate::process::environ::{Environment, TOKEN};
-use crate::process::stat::all_pids;
+use crate::process::stat::{all_pids, all_processes};
 
 /// How long leftover processes may take to end before they are killed.
 const GRACE: Duration = Duration::from_secs(5);
+/// How long components may take to end that no runtime is there to stop: longer than most say, for the guard does not know what
+/// they say.
+const COMPONENT_GRACE: Duration = Duration::from_secs(30);
 /// How long to wait for the kernel to remove a killed process.
 const KILL_WAIT_MAX: Duration = Duration::from_secs(5);
 /// How often to look: these processes are not our children, and few starts have any.
@@ -61,24 +64,46 @@ fn of_home(home: &Home) -> Vec<Pid> {
     all_pids().filter(is_component).map(Pid::from_raw).collect()
 }
 
+/// Asks every child of this process to end, and waits until all have, or a time that is enough for most is over, or `hurry` says
+/// so, which is asked again and again.
+pub(super) fn ask_children(mut hurry: impl FnMut() -> bool) {
+    let deadline = Instant::now() + COMPONENT_GRACE;
+    let mut asked = BTreeSet::new();
+    while Instant::now() < deadline && !hurry() {
+        let children = collect_children();
+        if children.is_empty() {
+            return;
+        }
+        // What they have started becomes this process's child when they end, and is asked then.
+        for child in children.into_iter().filter(|child| asked.insert(*child)) {
+            let _ = kill(child, Signal::SIGTERM);
+        }
+        std::thread::sleep(LOOK_AGAIN);
+    }
+}
+
 /// Kills what is still a child of this process, until nothing is.
 pub(super) fn end_children() {
     let deadline = Instant::now() + KILL_WAIT_MAX;
     while Instant::now() < deadline {
-        let Ok(text) = fs::read_to_string("/proc/thread-self/children") else { return };
-        let children: Vec<Pid> =
-            text.split_whitespace().filter_map(|word| word.parse().ok().map(Pid::from_raw)).collect();
+        let children = collect_children();
         if children.is_empty() {
             return;
         }
-        for child in &children {
-            let _ = kill(*child, Signal::SIGKILL);
+        for child in children {
+            let _ = kill(child, Signal::SIGKILL);
         }
-        while let Ok(status) = waitpid(Pid::from_raw(-1), Some(WaitPidFlag::WNOHANG)) {
-            if status.pid().is_none() {
-                std::thread::sleep(LOOK_AGAIN); // killed, but not gone yet
-                break;
-            }
+        std::thread::sleep(LOOK_AGAIN); // killed, but not gone yet
+    }
+}
+
+/// Collects the children that have ended. Returns those that live.
+fn collect_children() -> Vec<Pid> {
+    while let Ok(status) = waitpid(Pid::from_raw(-1), Some(WaitPidFlag::WNOHANG)) {
+        if status.pid().is_none() {
+            break;
         }
     }
+    let own = Pid::this().as_raw();
+    all_processes().into_iter().filter(|(_, stat)| stat.parent == own).map(|(pid, _)| Pid::from_raw(pid)).collect()
 }

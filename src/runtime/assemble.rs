@@ -11,6 +11,7 @@ use std::time::Duration;
 use refit_base::{Chain, clock};
 use refit_bus::{Bus, Engine, Options};
 use refit_updater::Store;
+use refit_updater::decided::{self, Decided};
 use refit_updater::journal::{self, Journal};
 use refit_updater::release::Release;
 use refit_updater::trust::Trust;
@@ -211,7 +212,11 @@ struct OnDisk {
 /// Reads it. `fresh` is whether no component runs yet: then their programs have to be there.
 fn read_disk(given: &Given, fresh: bool) -> Result<OnDisk, RuntimeError> {
     let home = given.home.path();
-    let journal = journal::load(home)?.ok_or_else(|| HomeError::Empty { home: home.to_owned() })?;
+    let mut journal = journal::load(home)?.ok_or_else(|| HomeError::Empty { home: home.to_owned() })?;
+    if let Some(decided) = decided(&given.environment).and_then(|decided| decided.applied_to(&journal)) {
+        tracing::warn!(release.version = %decided.state.wanted(), "the journal could not be written; going by what was decided");
+        journal = decided;
+    }
     let store = Store::open(home)?;
     let trust = Trust::of(home);
     let release = store.release(journal.state.wanted())?;
@@ -238,6 +243,11 @@ fn prepare_release(disk: &OnDisk, is_first: bool) {
         }
     }
     component::open_config(&disk.store.config_dir(&disk.release.version), &disk.config);
+}
+
+/// Returns what the guard decided and could not write.
+pub(super) fn decided(environment: &BTreeMap<OsString, OsString>) -> Option<Decided> {
+    Decided::parse(environment.get(OsStr::new(decided::VARIABLE))?.to_str()?)
 }
 
 /// Returns the socket on which the guard hears this image; `None` if there is no guard, or it cannot be reached.

@@ -14,12 +14,13 @@ mod settings;
 mod signals;
 mod watch;
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::time::Duration;
 
 use refit_base::{Cause, Chain, Exit, Reported};
 use refit_updater::Store;
 use refit_updater::attempt::Ending;
+use refit_updater::decided;
 use refit_updater::journal::{self, State};
 use semver::Version;
 
@@ -79,7 +80,7 @@ pub fn main(given: &Given) -> Exit {
         let plan = Plan {
             program: program.clone(),
             arguments: vec!["refit".into(), "runtime".into(), "--home".into(), given.home.path().into()],
-            environment: given.environment.clone().into_iter().collect(),
+            environment: environment(given),
             descriptors,
         };
         // The next image may be an older program, which would leave its components what is this one's; a newer one improves itself.
@@ -112,6 +113,15 @@ fn tell_errno(given: &Given, error: &RuntimeError) {
         }
         cause = error.source();
     }
+}
+
+/// Returns the environment of the next image: without what the guard decided, unless the journal still lacks it.
+fn environment(given: &Given) -> Vec<(OsString, OsString)> {
+    let decided = assemble::decided(&given.environment);
+    let journal = journal::load(given.home.path()).ok().flatten();
+    let is_missing = decided.zip(journal).is_some_and(|(decided, journal)| decided.applied_to(&journal).is_some());
+    let environment = given.environment.clone().into_iter();
+    environment.filter(|(name, _)| is_missing || name != decided::VARIABLE).collect()
 }
 
 /// Ends the trial of a release whose runtime cannot be executed; without a trial nothing is to be done.

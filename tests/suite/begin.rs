@@ -1,11 +1,13 @@
-//! What guard, runtime and components begin with, whoever starts the guard: signals.
+//! What guard, runtime and components begin with, whoever starts the guard: signals, the order of the OOM killer, limits.
+
+use std::fs;
 
 use nix::sys::signal::Signal;
 
 use crate::appliance::Appliance;
 use crate::process;
 use crate::release::Release;
-use crate::wait::{LIMIT, eventually};
+use crate::wait::{LIMIT, eventually, until};
 
 /// Executes the words after it with every signal blocked that can be, and with these ignored.
 const DEAF: &str = "import os, signal, sys\n\
@@ -14,15 +16,25 @@ const DEAF: &str = "import os, signal, sys\n\
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())\n\
     os.execv(sys.argv[1], sys.argv[1:])";
 
+/// Executes the words after it as one that the OOM killer takes early, and that may open few files.
+const LOW: &str = "echo 100 >/proc/self/oom_score_adj && ulimit -Sn 300 && exec \"$0\" \"$@\"";
+
 /// The bit of a signal in the kernel's masks.
 fn bit(signal: Signal) -> u64 {
     1 << (signal as i32 - 1)
 }
 
-/// A component that is a program of the system's, which changes nothing of what it begins with.
+/// A component that is a program of the system's, which changes nothing of what it begins with. Its health command writes down
+/// what that began with.
 fn sleeper(version: &str) -> Release {
-    let keys = "command = [\"sleep\", \"1000\"]\nready = \"started\"";
-    Release::bare(version).component("sleeper", keys).with_a_runtime()
+    let health = "read adj </proc/self/oom_score_adj; echo $adj $(ulimit -Sn) $(ulimit -Hn) >$REFIT_DATA/health.new; \
+                  mv $REFIT_DATA/health.new $REFIT_DATA/health";
+    let keys = format!(
+        "command = [\"sleep\", \"1000\"]\nready = \"started\"\n\
+         health = {{ command = [\"sh\", \"-c\", \"{health}\"], interval = \"50ms\", timeout = \"20s\" }}"
+    );
+    let limited = "command = [\"sleep\", \"2000\"]\nready = \"started\"\nlimits = { files = 64 }";
+    Release::bare(version).component("sleeper", &keys).component("limited", limited).with_a_runtime()
 }
 
 /// Asserts that nothing of what the guard was started with is left in guard and runtime, and that the component ignores and
@@ -68,4 +80,54 @@ fn a_guard_that_was_started_with_signals_ignored_and_blocked_hears_them_all_the_
     assert_eq!(appliance.wait_guard(LIMIT).code(), Some(0), "{}", appliance.log());
     assert_eq!(appliance.processes(), Vec::<i32>::new());
     assert!(appliance.log().lines().count() < 200, "the log is short: {}", appliance.log());
+}
+
+/// Asserts what each process has of what the guard was started with: the place `found` in the order of the OOM killer, and
+/// 300 open files.
+fn assert_resources(appliance: &Appliance, found: i32) {
+    let lowest = lowest_place(found);
+    let (guard, runtime) = (appliance.guard_pid(), appliance.runtime_pid());
+    let hard = process::file_limits(guard)[1];
+    for (who, pid) in [("guard", guard), ("runtime", runtime)] {
+        assert_eq!(process::oom_score(pid), lowest, "{who}");
+        assert_eq!(process::file_limits(pid), [hard.min(1 << 20), hard], "{who}");
+    }
+    let sleeper = appliance.component_pid("sleeper");
+    assert_eq!((process::oom_score(sleeper), process::file_limits(sleeper)), (found, [300, hard]), "a component");
+    let limited = appliance.component_pid("limited");
+    assert_eq!((process::oom_score(limited), process::file_limits(limited)), (found, [64, 64]), "a limited one");
+    let health = appliance.home().join("data/health");
+    fs::remove_file(&health).ok(); // not there yet is as good
+    let expected =
+        format!("{found} 300 {}\n", if hard == u64::MAX { "unlimited".to_owned() } else { hard.to_string() });
+    let written = until(LIMIT, "the health command was run", || fs::read_to_string(&health).ok());
+    assert_eq!(written, expected, "a health command");
+}
+
+/// Returns the lowest place that a process of this account may have after it was at `found`.
+fn lowest_place(found: i32) -> i32 {
+    let script = format!(
+        "echo {found} >/proc/self/oom_score_adj; for n in $(seq -1000 {found}); do \
+         if echo $n 2>/dev/null >/proc/self/oom_score_adj; then break; fi; done; read n </proc/self/oom_score_adj; echo $n"
+    );
+    let output = std::process::Command::new("sh").args(["-c", &script]).output().expect("run sh");
+    String::from_utf8_lossy(&output.stdout).trim().parse().expect("a number")
+}
+
+#[test]
+fn guard_and_runtime_are_the_last_that_the_oom_killer_takes_and_children_get_what_refit_was_started_with() {
+    let mut appliance = Appliance::new(&sleeper("1.0.0"));
+    appliance.run_guard_through(&["sh", "-c", LOW]);
+    appliance.wait_running();
+    assert_resources(&appliance, 100);
+    appliance.install(&sleeper("1.1.0"), &[]).ends_with(0);
+    appliance.settled("1.1.0");
+    assert_resources(&appliance, 100);
+    appliance.kill_runtime();
+    assert_resources(&appliance, 100);
+    appliance.refit(&["component", "restart", "sleeper"]).ends_with(0);
+    appliance.refit(&["rollback"]).ends_with(0);
+    appliance.settled("1.0.0");
+    appliance.refit(&["component", "restart", "limited"]).ends_with(0);
+    assert_resources(&appliance, 100);
 }

@@ -32,6 +32,7 @@ mod fault;
 mod full_disk;
 mod hostile;
 mod http;
+mod last_resort;
 mod limits;
 mod load;
 mod logs;

@@ -35,6 +35,21 @@ fn signals(pid: i32, field: &str) -> u64 {
     u64::from_str_radix(mask.trim(), 16).expect("a mask")
 }
 
+/// Returns the soft and the hard limit of open files of the process.
+pub(crate) fn file_limits(pid: i32) -> [u64; 2] {
+    let text = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap_or_else(|error| panic!("{pid}: {error}"));
+    let line = text.lines().find_map(|line| line.strip_prefix("Max open files")).expect("the kernel says it");
+    let mut words = line.split_whitespace();
+    [(); 2].map(|()| words.next().and_then(|word| word.parse().ok()).unwrap_or(u64::MAX))
+}
+
+/// Returns where the process is in the order of the kernel's OOM killer: the higher, the sooner.
+pub(crate) fn oom_score(pid: i32) -> i32 {
+    let text =
+        fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap_or_else(|error| panic!("{pid}: {error}"));
+    text.trim().parse().expect("a number")
+}
+
 /// Returns the file that the process executes.
 pub(crate) fn program(pid: i32) -> PathBuf {
     fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_else(|error| panic!("process {pid} is gone: {error}"))

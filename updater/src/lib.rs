@@ -8,7 +8,8 @@
 //! - [`manifest`] says what is in a release, and refuses what must never be;
 //! - [`receive`] streams a package into staging: verified, decoded, synced, read-only;
 //! - [`release`] keeps the releases on disk, [`config`] carries the admin's edits from one to the next;
-//! - [`journal`] is the state of the update transaction, [`attempt`] one run of it, [`history`] what became of each;
+//! - [`journal`] is the state of the update transaction, [`attempt`] one run of it, [`history`] what became of each, [`decided`] a
+//!   decision that the disk could not take;
 //! - [`repository`] has the same parts side by side on a web server;
 //! - [`modes`] is the table of who may read and write what in a home, and repairs it;
 //! - [`durable`] is the only file that renames, links and syncs; [`fault`] names the points where tests crash it.
@@ -21,6 +22,7 @@
 pub mod attempt;
 pub mod codec;
 pub mod config;
+pub mod decided;
 pub mod digest;
 pub mod durable;
 pub mod fault;

@@ -1,0 +1,505 @@
+//! The guard's loop: it sleeps until something happens, hears the runtime, collects the dead, and starts the next runtime.
+//!
+//! As long as nothing was ever started, what is wrong ends the guard with a status: whoever started it has to hear of it. From
+//! then on nothing does. An error of any call leaves the components as they are and is tried again after a pause, and said once;
+//! so is a runtime that ends by itself.
+
+mod reports;
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use refit_base::{Cause, Chain, Exit};
+use refit_updater::attempt::Ending;
+use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
+use rustix::pipe::PipeFlags;
+
+use super::backoff::Backoff;
+use super::child::{self, Start};
+use super::deadlines::Deadlines;
+use super::decisions::Decisions;
+use super::inbox::Inbox;
+use super::output::Output;
+use super::say::{Complaints, say};
+use super::store::Store;
+use super::{Given, GuardError, system};
+use crate::handover::reaped::Reaped;
+use crate::handover::{Named, names, notify};
+use crate::home::{Home, HomeLock};
+use crate::process::resources::Resources;
+
+/// How long a report may wait for a place in the service manager's queue: the guard has others to look after.
+const MANAGER_WAIT_MAX: Duration = Duration::from_millis(200);
+/// How often a runtime that never became ready is started when it is ended by a signal. An exit status ends the guard at
+/// once: whoever started it has to hear of a wrong configuration or an occupied port.
+const FIRST_STARTS_MAX: u32 = 3;
+/// How often the components' output is looked after while no runtime reads it.
+const OUTPUT_LOOK: Duration = Duration::from_millis(250);
+/// How often the service manager is told that the guard lives while no runtime does: its watchdog has seconds at least.
+const ALIVE_EVERY: Duration = Duration::from_secs(1);
+/// How many descriptors are put aside for the end.
+const RESERVE: u32 = 3;
+/// How long the guard rests when it cannot even wait for events.
+const BLIND_REST: Duration = Duration::from_millis(100);
+
+/// How far a process image has come, as far as the guard has heard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Image {
+    /// None was seen by this guard.
+    Unknown,
+    /// It was executed and has said nothing.
+    Silent,
+    /// It lives.
+    Starting,
+    /// It serves.
+    Ready,
+}
+
+impl Image {
+    /// Returns the step of an update that it is in.
+    const fn step(self) -> &'static str {
+        match self {
+            Self::Unknown => "trial",
+            Self::Silent => "exec",
+            Self::Starting => "starting",
+            Self::Ready => "probation",
+        }
+    }
+}
+
+/// Whether a runtime runs, and since when.
+#[derive(Debug)]
+enum Phase {
+    Up { pid: Pid, since: Instant, deadlines: Deadlines },
+    Pausing { until: Instant },
+}
+
+/// How a runtime ended.
+#[derive(Debug, Clone, Copy)]
+enum Ended {
+    Status(WaitStatus),
+    /// Nobody told: it is gone.
+    Gone,
+}
+
+/// What follows the end of a runtime.
+enum Next {
+    End(Exit),
+    StartNow,
+    StartAt(Instant),
+}
+
+/// The guard.
+pub(super) struct Guard {
+    /// Descriptors of no use but for the end, when there may be no others: so many are needed to find the children.
+    reserve: Vec<File>,
+    home: Home,
+    installed: PathBuf,
+    journal: Option<PathBuf>,
+    found: Resources,
+    manager: Option<UnixDatagram>,
+    store: Store,
+    signals: SignalFd,
+    inbox: Inbox,
+    /// The guard's end of the channel, and the runtime's, which each runtime gets a duplicate of.
+    channel: (OwnedFd, OwnedFd),
+    pipe: OwnedFd,
+    output: Output,
+    decisions: Decisions,
+    complaints: Complaints,
+    backoff: Backoff,
+    /// Whether any runtime of this guard ever became ready.
+    was_ready: bool,
+    /// How far the image that runs has come.
+    image: Image,
+    /// Whether the runtime says that it ends because it was asked to.
+    ends_as_asked: bool,
+    /// What the system said to the runtime that runs, if it has told that.
+    errno: Option<i32>,
+    asked_to_end: u32,
+    /// How many runtimes were started.
+    starts: u32,
+    /// When the service manager was last told that the guard lives while no runtime does.
+    told_alive: Option<Instant>,
+}
+
+impl Guard {
+    /// Returns a guard that has started nothing.
+    pub(super) fn new(given: Given, lock: &HomeLock, decisions: Decisions) -> Result<Self, GuardError> {
+        let reserve = (0..RESERVE).map(|_| File::open("/dev/null")).collect::<io::Result<_>>();
+        let reserve = reserve.map_err(system("open /dev/null"))?;
+        let signals = listen_to_signals()?;
+        nix::sys::prctl::set_child_subreaper(true).map_err(io::Error::from).map_err(system("become the subreaper"))?;
+        let inbox = Inbox::bind(&given.home).map_err(system("bind the guard socket"))?;
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let channel = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
+            .map_err(io::Error::from)
+            .map_err(system("make the channel to the runtime"))?;
+        let (reader, pipe) =
+            rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from).map_err(system("make a pipe"))?;
+        rustix::io::ioctl_fionbio(&reader, true).map_err(io::Error::from).map_err(system("set up a pipe"))?;
+        let mut store = Store::new(given.descriptors);
+        for stale in [names::GUARD, names::LOCK] {
+            store.remove(stale);
+        }
+        store.keep(names::LOCK, lock.share().map_err(system("share the lock"))?);
+        let connect = |address: &Path| notify::connect(address, MANAGER_WAIT_MAX);
+        let manager = given.manager.as_deref().and_then(|address| match connect(address) {
+            Ok(socket) => Some(socket),
+            Err(error) => {
+                say(&format!("cannot reach the service manager: {error}"));
+                None
+            }
+        });
+        Ok(Self {
+            reserve,
+            home: given.home,
+            installed: given.installed,
+            journal: given.journal,
+            found: given.found,
+            manager,
+            store,
+            signals,
+            inbox,
+            channel,
+            pipe,
+            output: Output::new(reader),
+            decisions,
+            complaints: Complaints::default(),
+            backoff: Backoff::default(),
+            was_ready: false,
+            image: Image::Unknown,
+            ends_as_asked: false,
+            errno: None,
+            asked_to_end: 0,
+            starts: 0,
+            told_alive: None,
+        })
+    }
+
+    /// Returns its home.
+    pub(super) fn home(&self) -> &Home {
+        &self.home
+    }
+
+    /// Returns whether it keeps a descriptor whose name begins so.
+    pub(super) fn keeps(&self, prefix: &str) -> bool {
+        self.store.has(prefix)
+    }
+
+    /// Gives up the descriptors that were put aside for the end.
+    pub(super) fn give_up_reserve(&mut self) {
+        self.reserve.clear();
+    }
+
+    /// Runs one runtime after the other until it is asked to end.
+    ///
+    /// # Errors
+    /// The first start failed, and nothing serves.
+    pub(super) fn supervise(&mut self) -> Result<Exit, GuardError> {
+        let mut ending = self.ending("the appliance ended during the trial (power cut or kill)".to_owned());
+        ending.cause = Cause::Machine;
+        let mut phase = match self.start(&ending) {
+            Ok(phase) => phase,
+            Err(error) if self.starts == 0 && !self.serves() => return Err(error),
+            Err(error) => self.pause(&error),
+        };
+        loop {
+            self.wait(&mut phase);
+            self.output.copy();
+            self.read_reports(&mut phase);
+            self.decisions.refresh();
+            while let Some(signal) = self.next_signal() {
+                if let Some(exit) = self.on_signal(signal, &mut phase) {
+                    return Ok(exit);
+                }
+            }
+            if let Some(ended) = self.reap(&phase) {
+                self.output.copy();
+                // What it said before its end may have come after the last look.
+                self.read_reports(&mut phase);
+                self.decisions.refresh();
+                match self.on_runtime_end(ended, &phase, &mut ending) {
+                    Next::End(exit) => return Ok(exit),
+                    Next::StartNow => phase = self.start_or_pause(&ending),
+                    Next::StartAt(until) => phase = Phase::Pausing { until },
+                }
+            }
+            match &mut phase {
+                Phase::Up { pid, deadlines, .. } => {
+                    let pid = *pid;
+                    if let Some(overdue) = deadlines.look(Instant::now()) {
+                        say(&format!("the runtime {}", overdue.describe()));
+                        self.kill(pid, Signal::SIGKILL);
+                    }
+                }
+                Phase::Pausing { until } => {
+                    let is_over = Instant::now() >= *until;
+                    self.relieve_outputs();
+                    self.tell_alive();
+                    if is_over {
+                        phase = self.start_or_pause(&ending);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Returns whether anything may serve that would end with the guard.
+    fn serves(&self) -> bool {
+        self.was_ready || self.store.has(names::INSTANCE)
+    }
+
+    fn start_or_pause(&mut self, ending: &Ending) -> Phase {
+        self.start(ending).unwrap_or_else(|error| self.pause(&error))
+    }
+
+    /// Waits before the next try, because of an error that may pass.
+    fn pause(&mut self, error: &GuardError) -> Phase {
+        let pause = self.backoff.after_failure();
+        Resources::improve(); // somebody may have lowered a limit that can be raised again
+        self.complaints.say("start", &format!("{}; trying again until it works", Chain(error)));
+        Phase::Pausing { until: Instant::now() + pause }
+    }
+
+    /// Selects the release, journals the start, and starts its runtime.
+    fn start(&mut self, ending: &Ending) -> Result<Phase, GuardError> {
+        let decision = self.decisions.decide(ending);
+        let version = decision.version;
+        if let Some(failed) = decision.failed {
+            say(&format!("release {failed} failed its trial: {}; going back to {version}", ending.reason));
+        }
+        match decision.trouble {
+            Some(trouble) => self.complaints.say("journal", &format!("{trouble}; release {version} is started")),
+            None => self.complaints.forget("journal"),
+        }
+        let program =
+            child::program(&self.home, &version, &self.installed).map_err(system("look for the runtime's program"))?;
+        if let Some(path) = program.unusable {
+            let text = format!(
+                "cannot execute {}, the runtime of release {version}; the installed refit runs it instead",
+                path.display()
+            );
+            self.complaints.say("program", &text);
+        }
+        self.inbox.restore(&self.home).map_err(system("bind the guard socket again"))?;
+        let mut descriptors = self.store.duplicate().map_err(system("duplicate the stored descriptors"))?;
+        let channel = self.channel.1.try_clone().map_err(system("duplicate the channel"))?;
+        descriptors.push(Named { name: names::GUARD.to_owned(), descriptor: channel });
+        self.ends_as_asked = false;
+        self.errno = None;
+        self.image = Image::Silent;
+        let pid = child::start(Start {
+            program: &program.path,
+            home: &self.home,
+            installed: &self.installed,
+            found: self.found,
+            descriptors,
+            output: &self.pipe,
+            journal: self.journal.as_deref(),
+            decided: decision.unwritten,
+        })
+        .map_err(system("start the runtime"))?;
+        self.starts = self.starts.saturating_add(1);
+        self.complaints.forget("start");
+        let pid = Pid::from_raw(i32::try_from(pid).unwrap_or(0));
+        let now = Instant::now();
+        Ok(Phase::Up { pid, since: now, deadlines: Deadlines::new(now) })
+    }
+
+    /// Sleeps until something happens or a deadline comes.
+    fn wait(&mut self, phase: &mut Phase) {
+        let now = Instant::now();
+        let sleep = match phase {
+            Phase::Up { deadlines, .. } => deadlines.sleep(now),
+            Phase::Pausing { until } => Some(until.saturating_duration_since(now).min(OUTPUT_LOOK)),
+        };
+        let timeout = sleep.map_or(PollTimeout::NONE, |sleep| {
+            // Whole milliseconds: one less would be a look too early.
+            PollTimeout::try_from(sleep + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
+        });
+        let mut polled = [
+            PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.inbox.descriptor(), PollFlags::POLLIN),
+            PollFd::new(self.output.descriptor(), PollFlags::POLLIN),
+        ];
+        match poll(&mut polled, timeout) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(error) => {
+                // A limit of open files below three, or no memory: everything is looked at all the same.
+                let text = format!("cannot wait for events: {}; looking again and again", io::Error::from(error));
+                self.complaints.say("wait", &text);
+                std::thread::sleep(BLIND_REST);
+            }
+        }
+    }
+
+    fn next_signal(&self) -> Option<Signal> {
+        let info = self.signals.read_signal().ok().flatten()?;
+        i32::try_from(info.ssi_signo).ok().and_then(|number| Signal::try_from(number).ok())
+    }
+
+    /// Passes a signal on. Returns the exit status if that ends the guard itself.
+    fn on_signal(&mut self, signal: Signal, phase: &mut Phase) -> Option<Exit> {
+        match (signal, phase) {
+            (Signal::SIGTERM | Signal::SIGINT, Phase::Pausing { .. }) => {
+                self.asked_to_end += 1;
+                self.tell_manager("STOPPING=1");
+                return Some(Exit::Done);
+            }
+            (Signal::SIGTERM | Signal::SIGINT, Phase::Up { pid, deadlines, .. }) => {
+                self.asked_to_end += 1;
+                deadlines.asked_to_end(Instant::now());
+                let pid = *pid;
+                self.kill(pid, if self.asked_to_end < 3 { Signal::SIGTERM } else { Signal::SIGKILL });
+            }
+            (Signal::SIGHUP | Signal::SIGUSR1 | Signal::SIGUSR2, Phase::Up { pid, .. }) => {
+                let pid = *pid;
+                self.kill(pid, signal);
+            }
+            // SIGCHLD is for the reaping that follows every wait; a runtime that starts needs no word to read its settings.
+            (_, Phase::Up { .. } | Phase::Pausing { .. }) => {}
+        }
+        None
+    }
+
+    /// Takes the signals that came. Returns whether everything is to end now: the first request asks, the second hurries those
+    /// that no runtime stops, as the third does a runtime.
+    pub(super) fn is_in_a_hurry(&mut self) -> bool {
+        while let Some(signal) = self.next_signal() {
+            self.asked_to_end += u32::from(matches!(signal, Signal::SIGTERM | Signal::SIGINT));
+        }
+        self.relieve_outputs();
+        self.asked_to_end >= 2
+    }
+
+    /// Signals the runtime. One that is gone is found so by the reaping that follows.
+    fn kill(&mut self, pid: Pid, signal: Signal) {
+        match nix::sys::signal::kill(pid, signal) {
+            Ok(()) | Err(Errno::ESRCH) => {}
+            Err(error) => {
+                self.complaints.say("signal", &format!("cannot signal the runtime: {}", io::Error::from(error)))
+            }
+        }
+    }
+
+    /// Collects every child that ended. Returns how the runtime did if it is among them; the others are told to the runtime.
+    fn reap(&self, phase: &Phase) -> Option<Ended> {
+        let runtime = match phase {
+            Phase::Up { pid, .. } => Some(*pid),
+            Phase::Pausing { .. } => None,
+        };
+        let mut ended = None;
+        while let Ok(status) = waitpid(Pid::from_raw(-1), Some(WaitPidFlag::WNOHANG)) {
+            match status.pid() {
+                None => break, // nobody else has ended
+                Some(pid) if Some(pid) == runtime => ended = Some(Ended::Status(status)),
+                Some(pid) => self.tell_reaped(pid, status),
+            }
+        }
+        // A child that is nobody's any more ended without a status.
+        let is_gone = |pid: Pid| waitpid(pid, Some(WaitPidFlag::WNOHANG)) == Err(Errno::ECHILD);
+        ended.or_else(|| runtime.filter(|pid| is_gone(*pid)).map(|_| Ended::Gone))
+    }
+
+    fn tell_reaped(&self, pid: Pid, status: WaitStatus) {
+        let reaped = Reaped { pid: pid.as_raw(), how: child::describe(status) };
+        let Ok(bytes) = serde_json::to_vec(&reaped) else { return };
+        // A full queue means a runtime that does not read: it will find the process gone by itself.
+        let _ = rustix::net::send(&self.channel.0, &bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+    }
+
+    fn on_runtime_end(&mut self, ended: Ended, phase: &Phase, ending: &mut Ending) -> Next {
+        let (lived, killed) = match phase {
+            Phase::Up { since, deadlines, .. } => (since.elapsed(), deadlines.killed()),
+            Phase::Pausing { .. } => (Duration::ZERO, None),
+        };
+        let (how, code) = match ended {
+            Ended::Status(status) => {
+                let code = if let WaitStatus::Exited(_, code) = status { Some(Exit::from_code(code)) } else { None };
+                (child::describe(status), code)
+            }
+            Ended::Gone => ("ended without a status".to_owned(), None),
+        };
+        if self.asked_to_end > 0 || self.ends_as_asked {
+            // One that said nothing since its start could not do what was asked; the guard does it.
+            let unable = self.serves() && self.image == Image::Silent;
+            return Next::End(if unable { Exit::Done } else { code.unwrap_or(Exit::Failed) });
+        }
+        let how = killed.map_or(how, |overdue| overdue.describe());
+        *ending = self.ending(format!("the runtime {how}"));
+        ending.cause = match ended {
+            Ended::Status(status) => child::cause(status, self.errno, killed.is_some()),
+            Ended::Gone => Cause::Machine,
+        };
+        ending.output = self.output.take_lines();
+        if self.decisions.is_trial() {
+            return Next::StartNow;
+        }
+        if !self.serves() {
+            match code {
+                Some(exit) => return Next::End(exit),
+                None if self.starts >= FIRST_STARTS_MAX => {
+                    say(&format!("the runtime {how} at each of {} starts", self.starts));
+                    return Next::End(Exit::Failed);
+                }
+                None => {}
+            }
+        }
+        let pause = self.backoff.after_end(lived);
+        say(&format!("the runtime {how}; starting it again in {} ms", pause.as_millis()));
+        Next::StartAt(Instant::now() + pause)
+    }
+
+    /// Sees to it that no component hangs because nobody reads what it prints.
+    fn relieve_outputs(&mut self) {
+        if self.store.relieve_outputs() > 0 {
+            self.complaints.say("output", "no runtime reads what the components print; a part of it is dropped");
+        }
+    }
+
+    /// Tells the service manager that the guard lives while no runtime says so: else it would end everything that serves.
+    fn tell_alive(&mut self) {
+        if self.told_alive.is_none_or(|at| at.elapsed() >= ALIVE_EVERY) {
+            self.told_alive = Some(Instant::now());
+            self.tell_manager("WATCHDOG=1");
+        }
+    }
+
+    fn ending(&self, reason: String) -> Ending {
+        Ending::now(self.image.step(), reason)
+    }
+}
+
+/// Blocks the signals that the guard acts on. Returns where it reads them.
+fn listen_to_signals() -> Result<SignalFd, GuardError> {
+    let mut mask = SigSet::empty();
+    for signal in [
+        Signal::SIGTERM,
+        Signal::SIGINT,
+        Signal::SIGHUP,
+        Signal::SIGUSR1,
+        Signal::SIGUSR2,
+        Signal::SIGCHLD,
+        // A limit of the size of files: what is written then fails, and does not end the guard.
+        Signal::SIGXFSZ,
+    ] {
+        mask.add(signal);
+    }
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&mask), None)
+        .map_err(io::Error::from)
+        .map_err(system("block signals"))?;
+    SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+        .map_err(io::Error::from)
+        .map_err(system("receive signals"))
+}

@@ -1,0 +1,139 @@
+//! A decision that the journal could not take: the disk is read-only, full, or fails.
+//!
+//! The release that runs must not depend on a write. The guard decides, tries to write, and starts what it decided; the runtime
+//! is told by a variable of its environment what the journal would say, takes it as said, and writes it as soon as the disk lets
+//! it. A runtime that does not know the variable reads the journal as it is: it then runs the release on trial once more.
+
+use jiff::Timestamp;
+use refit_base::Cause;
+use semver::Version;
+use serde::{Deserialize, Serialize};
+
+use crate::attempt::Ending;
+use crate::journal::{Journal, State, select_release};
+
+/// The variable that holds it.
+pub const VARIABLE: &str = "REFIT_DECIDED";
+/// How much of the output of what failed is passed on: a variable holds 128 KiB, and each byte may need six.
+const OUTPUT_BYTES_MAX: usize = 8 << 10;
+/// How much of the reason is passed on.
+const REASON_CHARS_MAX: usize = 1000;
+
+/// A decision that is not in the journal yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Decided {
+    /// The release that runs.
+    release: Version,
+    /// The attempt that has ended.
+    attempt: Option<String>,
+    at: Timestamp,
+    step: String,
+    reason: String,
+    component: Option<String>,
+    output: Vec<String>,
+    cause: Cause,
+}
+
+impl Decided {
+    /// Returns what was decided about the attempt of `journal`, as it is on disk: it has ended so, and `release` runs.
+    pub fn new(journal: &Journal, release: &Version, ending: &Ending) -> Self {
+        let mut left = OUTPUT_BYTES_MAX;
+        let fits = |line: &&String| {
+            let fits = line.len() <= left;
+            left = left.saturating_sub(line.len());
+            fits
+        };
+        let mut output: Vec<String> = ending.output.iter().rev().take_while(fits).cloned().collect();
+        output.reverse();
+        Self {
+            release: release.clone(),
+            attempt: journal.attempt.as_ref().map(|attempt| attempt.id.clone()),
+            at: ending.at,
+            step: ending.step.clone(),
+            reason: ending.reason.chars().take(REASON_CHARS_MAX).collect(),
+            component: ending.component.clone(),
+            output,
+            cause: ending.cause,
+        }
+    }
+
+    /// Returns the decision in the value of [`VARIABLE`].
+    pub fn parse(text: &str) -> Option<Self> {
+        serde_json::from_str(text).ok()
+    }
+
+    /// Returns the value of [`VARIABLE`].
+    pub fn to_text(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
+    /// Returns the journal as it would be after `journal`; `None` if it says so already, or of another attempt.
+    pub fn applied_to(&self, journal: &Journal) -> Option<Journal> {
+        if self.attempt != journal.attempt.as_ref().map(|attempt| attempt.id.clone()) {
+            return None;
+        }
+        let ending = Ending {
+            at: self.at,
+            component: self.component.clone(),
+            output: self.output.clone(),
+            cause: self.cause,
+            ..Ending::now(&self.step, self.reason.clone())
+        };
+        match &journal.state {
+            State::Trial { previous, .. } if *previous == self.release => journal.clone().failed(&ending).ok(),
+            State::Staged { current, .. } if *current == self.release => select_release(journal, &ending).1,
+            State::Idle { .. } | State::Staged { .. } | State::Trial { .. } => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::attempt::{Attempt, Kind, Outcome};
+    use crate::digest::Digest;
+
+    fn journal(state: State, id: &str) -> Journal {
+        let attempt = Attempt {
+            id: id.into(),
+            kind: Kind::Update,
+            who: "cli".into(),
+            from: Version::new(1, 0, 0),
+            to: Version::new(1, 1, 0),
+            digest: Digest::of(b""),
+            started_at: String::new(),
+            started_ms: 0,
+            durations: BTreeMap::new(),
+        };
+        Journal { state, attempt: Some(attempt), ..Journal::first(Version::new(1, 0, 0)) }
+    }
+
+    #[test]
+    fn it_ends_the_attempt_that_it_was_made_for_and_no_other() {
+        let (previous, next) = (Version::new(1, 0, 0), Version::new(1, 1, 0));
+        let trial = journal(State::Trial { previous: previous.clone(), next: next.clone(), starts_left: 0 }, "1");
+        let mut ending = Ending::now("probation", "it was killed".repeat(1000));
+        ending.output = (0..10_000).map(|number| format!("line {number} \u{1}")).collect();
+        let decided = Decided::new(&trial, &previous, &ending);
+        let text = decided.to_text();
+        assert!(text.len() < 100_000, "it fits into a variable");
+        let decided = Decided::parse(&text).expect("it comes back");
+
+        let after = decided.applied_to(&trial).expect("it applies");
+        assert_eq!(after.state, State::Idle { current: previous.clone() });
+        let finished = after.finished.last().expect("an entry");
+        assert_eq!((finished.outcome, &*finished.step), (Outcome::RolledBack, "probation"));
+        assert_eq!(finished.output.last(), ending.output.last());
+        assert!(after.failed.contains_key(&next));
+
+        assert_eq!(decided.applied_to(&after), None, "it is there already");
+        let other = journal(trial.state.clone(), "2");
+        assert_eq!(decided.applied_to(&other), None, "another attempt");
+        let staged = journal(State::Staged { current: previous.clone(), next }, "1");
+        let after = decided.applied_to(&staged).expect("it applies");
+        assert_eq!((after.state, after.failed.len()), (State::Idle { current: previous }, 0));
+        assert_eq!(Decided::parse("1.0.0"), None);
+    }
+}
