@@ -19,7 +19,7 @@
 //! - [`config`]: `appliance.toml` and `local.toml`;
 //! - [`process`]: processes started, found, signalled and ended, and their control groups;
 //! - [`handover`]: how descriptors and state get from one process image to the next;
-//! - [`tickets`], [`events`], [`home`]: what the others share.
+//! - [`tickets`], [`events`], [`home`], `awake`: what the others share.
 //!
 //! The bus is the crate `refit-bus`, which this one re-exports as [`bus`]. Packages, trust, releases on disk and the journal
 //! are the crate `refit-updater`; signing keys, packing and publishing are `refit-author`; the TUF client below both is
@@ -29,6 +29,7 @@
 pub(crate) mod access;
 pub mod api;
 pub mod auth;
+pub(crate) mod awake;
 pub mod carry;
 pub mod cli;
 pub mod component;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use refit_base::{Cause, Chain};
 use refit_bus::Failure;
@@ -13,6 +13,7 @@ use tokio::sync::watch;
 
 use super::context::RunContext;
 use super::spawn;
+use crate::awake;
 use crate::carry::CarriedLimit;
 use crate::config::{Component, Health, Probe};
 use crate::process::cgroup::Group;
@@ -88,8 +89,18 @@ pub(super) async fn watch(health: Health, state: watch::Sender<State>, probed: P
         }
     };
     let (mut failures, mut tries) = (0, 0);
+    let mut excused = false;
     loop {
-        match probe(&client, &health, &probed).await {
+        let begun = Instant::now();
+        let result = probe(&client, &health, &probed).await;
+        // Its limit is over since long: the machine was paused, and nobody could answer. Once, in case it is only that slow.
+        let was_paused = !awake::paused_since(begun + health.timeout, health.timeout / 2).is_zero();
+        if result.is_err() && was_paused && !excused {
+            excused = true;
+            continue;
+        }
+        excused = false;
+        match result {
             Ok(()) => {
                 failures = 0;
                 set(&state, State::Healthy);

@@ -15,6 +15,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
 use super::senders::Senders;
+use crate::awake;
 use crate::handover::notify::{self, Notification, Refused};
 
 /// The longest status text that a component may set.
@@ -253,20 +254,30 @@ fn take(notification: &Notification, said: &watch::Sender<Said>, noise: &mut Noi
     said.send_replace(new);
 }
 
-/// Waits until `limit` after `begun`, or until as long after as the process asked for since then.
+/// Waits until `limit` after `begun`, or until as long after as the process asked for since then. A pause of the machine does not
+/// count.
 pub(super) async fn deadline(said: &watch::Receiver<Said>, begun: Instant, limit: Duration) {
     let mut said = said.clone();
+    let mut paused = Duration::ZERO;
     loop {
         let extended = said.borrow_and_update().extended;
         // What it asked for in an earlier step does not count in this one.
         let until =
             extended.filter(|(at, _)| *at >= begun).map_or(begun + limit, |(_, until)| until.max(begun + limit));
+        let until = until + paused;
+        if Instant::now() >= until {
+            return;
+        }
+        // Nobody who could still ask: only time passes.
+        let asks = async {
+            if said.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
         // Cancel-safe: both only wait.
         tokio::select! {
-            () = tokio::time::sleep_until(until.into()) => return,
-            changed = said.changed() => if changed.is_err() {
-                return tokio::time::sleep_until(until.into()).await;
-            },
+            more = awake::sleep_until(until, limit) => paused += more,
+            () = asks => {}
         }
     }
 }

@@ -18,6 +18,7 @@ use tokio::net::unix::pipe;
 
 use super::context::RunContext;
 use super::limits;
+use crate::awake;
 use crate::carry::CarriedLimit;
 use crate::config::Component;
 use crate::process::cgroup;
@@ -159,17 +160,17 @@ pub(super) fn launcher(words: &[String], context: &RunContext, begin: &Begin, re
 pub(super) async fn read_report(report: OwnedFd) -> Option<Failure> {
     let mut text = String::new();
     let read = match pipe::Receiver::from_owned_fd(report) {
-        Ok(reader) => tokio::time::timeout(LAUNCH_MAX, reader.take(REPORT_BYTES_MAX).read_to_string(&mut text)).await,
-        Err(error) => Ok(Err(error)),
+        Ok(reader) => awake::timeout(LAUNCH_MAX, reader.take(REPORT_BYTES_MAX).read_to_string(&mut text)).await,
+        Err(error) => Some(Err(error)),
     };
     match read {
-        Ok(Ok(_)) if text.is_empty() => None,
+        Some(Ok(_)) if text.is_empty() => None,
         // One that is too long is cut, and still says why.
-        Ok(Ok(_)) => Some(serde_json::from_str(&text).unwrap_or_else(|_cut| Failure::new(text))),
-        Ok(Err(error)) => {
+        Some(Ok(_)) => Some(serde_json::from_str(&text).unwrap_or_else(|_cut| Failure::new(text))),
+        Some(Err(error)) => {
             let reason = format!("cannot learn whether the program was executed: {error}");
             Some(Failure::new(reason).with_cause(Cause::of(&error)))
         }
-        Err(_) => Some(Failure::new(format!("the program was not executed within {} s", LAUNCH_MAX.as_secs()))),
+        None => Some(Failure::new(format!("the program was not executed within {} s", LAUNCH_MAX.as_secs()))),
     }
 }

@@ -15,6 +15,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use super::Named;
 use super::fd;
 use super::inherit::Inheritance;
+use crate::awake;
 
 /// How many connections may wait while nobody accepts: a second of what a small machine can serve.
 pub const BACKLOG: i32 = 1024;
@@ -177,9 +178,9 @@ pub async fn answers(listener: &TcpListener, limit: Duration) -> io::Result<bool
         drop(connection);
         Ok(())
     };
-    match tokio::time::timeout(limit, probe).await {
-        Ok(result) => result.map(|()| true),
-        Err(_) => Ok(false),
+    match awake::timeout(limit, probe).await {
+        Some(result) => result.map(|()| true),
+        None => Ok(false),
     }
 }
 

@@ -20,6 +20,7 @@ use semver::Version;
 use tokio::process::Command;
 
 use super::error::UpdateError;
+use crate::awake;
 use crate::component::{self, Places};
 use crate::config::{self, Config};
 use crate::handover::listener::{BindError, bind};
@@ -159,12 +160,12 @@ async fn dry_run(home: &Home, program: &Path, version: &Version, found: Resource
         .stdin(Stdio::null())
         .kill_on_drop(true)
         .output();
-    let output = match tokio::time::timeout(DRY_RUN_MAX, run).await {
-        Ok(Ok(output)) => output,
-        Ok(Err(error)) => {
+    let output = match awake::timeout(DRY_RUN_MAX, run).await {
+        Some(Ok(output)) => output,
+        Some(Err(error)) => {
             return Err(failed(format!("it cannot be executed: {error}"), Cause::of(&error), Vec::new()));
         }
-        Err(_) => {
+        None => {
             let how = format!("it did not end within {} s", DRY_RUN_MAX.as_secs());
             return Err(failed(how, Cause::Release, Vec::new()));
         }

@@ -13,6 +13,7 @@ use refit_updater::attempt::{Attempt, Ending};
 
 use super::parts::Parts;
 use super::steps::Steps;
+use crate::awake;
 use crate::component::{Health, State as ComponentState, View};
 use crate::config::ADMIN;
 use crate::handover::listener;
@@ -141,6 +142,7 @@ impl Probation {
             }
             told = stopped;
             let left = healthy_since.map_or(every, |since: Instant| limit.saturating_sub(since.elapsed()).min(every));
+            let asleep = Instant::now();
             let changes = watched.iter_mut().map(|view| Box::pin(view.changed()));
             // Cancel-safe: both only wait; what has changed is read above. Without components there is nothing to hear of.
             if self.parts.components.is_empty() {
@@ -151,6 +153,10 @@ impl Probation {
                     () = tokio::time::sleep(left) => {}
                 }
             }
+            // A pause of the machine is neither healthy nor an impatient time.
+            let paused = awake::paused_since(asleep + left, every);
+            *waited_from += paused;
+            healthy_since = healthy_since.map(|since| since + paused);
         }
     }
 

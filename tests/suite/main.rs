@@ -42,6 +42,7 @@ mod notify;
 mod owner;
 mod package;
 mod parking;
+mod pause;
 mod peers;
 mod process;
 mod receive;

@@ -13,6 +13,11 @@ pub(crate) fn send(pid: i32, signal: Signal) {
     kill(Pid::from_raw(pid), signal).unwrap_or_else(|error| panic!("cannot send {signal} to process {pid}: {error}"));
 }
 
+/// Sends a signal to a process, unless it has ended.
+pub(crate) fn try_send(pid: i32, signal: Signal) {
+    kill(Pid::from_raw(pid), signal).ok(); // gone already is as good
+}
+
 /// Returns whether the process runs; one that has ended and was not collected yet does not.
 pub(crate) fn is_alive(pid: i32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat"))

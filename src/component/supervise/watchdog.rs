@@ -6,13 +6,17 @@
 use std::time::{Duration, Instant};
 
 use super::Actor;
+use crate::awake;
 use crate::component::health;
 use crate::config::HealthAction;
 
 /// How long a process that hangs may take to leave a trace of itself behind, after SIGABRT.
 const ABORT_MAX: Duration = Duration::from_secs(5);
-/// How long after its time a silent process is looked at again.
-const SECOND_LOOK: Duration = Duration::from_millis(50);
+/// How long after its time a silent process is looked at again: after a pause of the machine it needs a processor first.
+const SECOND_LOOK: Duration = Duration::from_millis(500);
+
+/// A look that is late by more than this part of the watchdog time comes after a pause of the machine.
+const PAUSE_PART: u32 = 4;
 
 impl Actor {
     pub(super) fn on_health(&mut self, state: health::State) {
@@ -49,17 +53,23 @@ impl Actor {
         let limit = said.watchdog.or(self.component.spawn.watchdog).filter(|limit| !limit.is_zero())?;
         let alive = said.alive.map_or(self.watched_since, |at| at.max(self.watched_since));
         let at = said.extended.map_or(alive + limit, |(_, until)| until.max(alive + limit));
-        Some(if self.suspect { at + SECOND_LOOK } else { at })
+        Some(if self.suspect { at + SECOND_LOOK.min(limit / PAUSE_PART) } else { at })
     }
 
     pub(super) fn on_silence(&mut self) {
-        // After a rest of the whole machine its message may lie there unread.
+        let limit = self.current.as_ref().and_then(|instance| instance.said.borrow().watchdog);
+        let limit = limit.or(self.component.spawn.watchdog).unwrap_or_default();
+        // A look that comes far too late: the machine was paused, and the process could not report. It has its time once more.
+        if self.silent_at().is_some_and(|at| !awake::paused_since(at, limit / PAUSE_PART).is_zero()) {
+            self.watched_since = Instant::now();
+            self.suspect = false;
+            return;
+        }
+        // After a shorter pause its message may lie there unread.
         if !self.suspect {
             self.suspect = true;
             return;
         }
-        let limit = self.current.as_ref().and_then(|instance| instance.said.borrow().watchdog);
-        let limit = limit.or(self.component.spawn.watchdog).unwrap_or_default();
         self.give_up(format!("watchdog: it gave no sign of life for {} s", limit.as_secs_f32()));
     }
 
