@@ -1,16 +1,15 @@
 //! The socket on which the runtime reports, by the name that it is told: made again when somebody removed it.
 
-use std::fs::{self, Permissions};
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 
 use refit_updater::{durable, modes};
 
 use crate::handover::notify::{self, Notification};
-use crate::handover::unix::with_short_path;
 use crate::home::Home;
 
 /// The socket.
@@ -31,12 +30,7 @@ impl Inbox {
         durable::create_dirs(&home.run(), modes::of("run"))?;
         let path = home.guard_socket();
         remove_stale(&path)?;
-        let bind = |path: &Path| {
-            let socket = UnixDatagram::bind(path)?;
-            fs::set_permissions(path, Permissions::from_mode(modes::of("run/guard.sock"))).map(|()| socket)
-        };
-        let socket = with_short_path(&path, bind)?;
-        notify::identify(&socket)?;
+        let socket = notify::bind(&path)?;
         socket.set_nonblocking(true)?;
         let file = file(&path)?;
         Ok(Self { path, socket, file })

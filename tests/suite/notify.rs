@@ -1,4 +1,4 @@
-//! Whom `NOTIFY_SOCKET` believes, and `refit notify`.
+//! Whom `NOTIFY_SOCKET` and the guard's socket believe, and `refit notify`.
 
 use std::fs;
 use std::os::fd::AsFd;
@@ -252,6 +252,28 @@ fn a_component_below_a_deep_home_reports_all_the_same() {
     guard.wait().expect("it ends");
     assert!(!dir.exists(), "{}", dir.display());
     fs::rename(&home, appliance.home()).expect("moved back"); // for what tidies up
+}
+
+#[test]
+fn the_guard_believes_its_runtime_alone() {
+    let appliance = Appliance::new(&odd(&["plain"], "ready = \"notify\"")).start();
+    let (guard, odd) = (appliance.guard_pid(), appliance.component_pid("odd"));
+    let socket = appliance.home().join("run/guard.sock");
+    assert_eq!(mode_of(&socket), 0o600);
+    let forger = UnixDatagram::unbound().expect("a socket");
+    let mut forged = vec!["STOPPING=1", "WATCHDOG_USEC=0", "WATCHDOG_USEC=1", "RELOADING=1"];
+    let names = ["refit.api", "refit.instance.odd-1.notify", "refit.instance.odd-1.out", "admin"];
+    let removals = names.map(|name| format!("FDSTOREREMOVE=1\nFDNAME={name}"));
+    forged.extend(removals.iter().map(String::as_str));
+    for text in forged.iter().cycle().take(8 * forged.len()) {
+        forger.send_to(text.as_bytes(), &socket).expect("sent");
+    }
+    appliance.kill_runtime();
+    assert_eq!((appliance.guard_pid(), appliance.component_pid("odd")), (guard, odd), "it was adopted");
+    assert!(process::is_alive(guard));
+    let log = appliance.log();
+    assert_eq!(log.matches("is not the runtime").count(), 1, "said once: {log}");
+    appliance.refit(&["component", "restart", "odd"]).ends_with(0);
 }
 
 /// Returns `refit notify` for the socket at `path`.
