@@ -30,9 +30,11 @@ pub struct Plan {
 
 /// Replaces this process image. Returns only if that failed: why, and the descriptors.
 ///
+/// `last` is done when the descriptors are in their places, just before the exec: what it takes away is not needed any more.
+///
 /// The caller is the only thread of the process. All signals are blocked from here on and stay so in the next image, until it
 /// has handlers: one that comes meanwhile waits.
-pub fn replace(plan: Plan) -> (io::Error, Vec<Named>) {
+pub fn replace(plan: Plan, last: impl FnOnce()) -> (io::Error, Vec<Named>) {
     let Plan { program, arguments, mut environment, descriptors } = plan;
     let (names, owned): (Vec<String>, Vec<OwnedFd>) =
         descriptors.into_iter().map(|part| (part.name, part.descriptor)).unzip();
@@ -40,6 +42,7 @@ pub fn replace(plan: Plan) -> (io::Error, Vec<Named>) {
         Ok(placed) => placed,
         Err(error) => return (error, Vec::new()),
     };
+    last();
     environment.retain(|(key, _)| !VARIABLES.iter().any(|variable| key == variable));
     environment.push(("LISTEN_PID".into(), std::process::id().to_string().into()));
     environment.push(("LISTEN_FDS".into(), placed.len().to_string().into()));

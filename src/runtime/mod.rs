@@ -83,16 +83,22 @@ pub fn main(given: &Given) -> Exit {
             environment: environment(given),
             descriptors,
         };
+        let wanted = plan.descriptors.len();
         // The next image may be an older program, which would leave its components what is this one's; a newer one improves itself.
-        if let Err(error) = given.found.apply() {
-            say(&format!("cannot give back the place in the order of the OOM killer: {error}"), Exit::Failed);
-        }
-        let (error, back) = exec::replace(plan);
+        let (error, back) = exec::replace(plan, || {
+            if let Err(error) = given.found.apply() {
+                say(&format!("cannot give back the place in the order of the OOM killer: {error}"), Exit::Failed);
+            }
+        });
         Resources::improve();
         let reason = format!("cannot execute {}, the runtime of release {label}: {error}", program.display());
         say(&reason, Exit::Failed);
         if let Err(error) = abandon(&given.home, reason, Cause::of(&error)) {
             return say(&Chain(&error).to_string(), Exit::Failed);
+        }
+        if back.len() < wanted {
+            // The guard has a copy of them all: the runtime that it starts goes on.
+            return say("the descriptors were lost on the way; ending, so that the guard starts again", Exit::TryLater);
         }
         inherited = Inheritance::new(back);
     }
