@@ -14,7 +14,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, Per
 use std::path::Path;
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
-use nix::libc::O_NOFOLLOW;
+use nix::libc::{O_NOFOLLOW, O_NONBLOCK};
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 use tempfile::NamedTempFile;
@@ -206,7 +206,11 @@ pub fn open_or_create(path: &Path, mode: u32) -> io::Result<File> {
 /// A part of the line may be there: a reader must not trust a last line that has no end.
 pub fn append_line(path: &Path, line: &str, mode: u32) -> io::Result<()> {
     let existed = path.exists();
-    let mut file = OpenOptions::new().read(true).append(true).create(true).mode(mode).open(path)?;
+    let mut file =
+        OpenOptions::new().read(true).append(true).create(true).mode(mode).custom_flags(O_NONBLOCK).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is not a regular file"));
+    }
     if !existed {
         file.set_permissions(Permissions::from_mode(mode))?; // whatever the process's mask is
         keep_owner(&file, parent(path))?;
@@ -226,13 +230,29 @@ pub fn append_line(path: &Path, line: &str, mode: u32) -> io::Result<()> {
     if existed { Ok(()) } else { sync_dir(parent(path)) }
 }
 
+/// Opens the file at `path` for reading, if it is one: a pipe would be waited for.
+///
+/// # Errors
+/// It cannot be opened, or is no regular file.
+pub fn open_regular(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open(path)?;
+    let kind = file.metadata()?;
+    if kind.is_dir() {
+        return Err(Errno::ISDIR.into());
+    }
+    if !kind.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is not a regular file"));
+    }
+    Ok(file)
+}
+
 /// Reads the file at `path`, which may have at most `bytes_max` bytes: what is on a disk may be anything.
 ///
 /// # Errors
-/// The file cannot be read, or is larger.
+/// The file cannot be read, is no regular file, or is larger.
 pub fn read_limited(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    File::open(path)?.take(bytes_max.saturating_add(1)).read_to_end(&mut bytes)?;
+    open_regular(path)?.take(bytes_max.saturating_add(1)).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > bytes_max {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("more than {bytes_max} bytes")));
     }

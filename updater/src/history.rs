@@ -4,7 +4,6 @@
 //! attempt twice changes nothing, so a crash between the two loses and repeats nothing.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
@@ -102,7 +101,7 @@ pub fn append(home: &Path, entry: &Entry) -> io::Result<()> {
 /// # Errors
 /// The file cannot be read.
 pub fn read(home: &Path) -> io::Result<Vec<Entry>> {
-    let mut file = match File::open(home.join(HISTORY_FILE)) {
+    let mut file = match durable::open_regular(&home.join(HISTORY_FILE)) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(error),
