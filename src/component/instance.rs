@@ -379,6 +379,12 @@ impl Instance {
         context.registry.put(self.carried.clone(), &self.descriptors, true);
     }
 
+    /// Returns whether it has set another watchdog time than what is recorded of it.
+    pub(super) fn watchdog_changed(&self) -> bool {
+        let micros = |limit: Duration| u64::try_from(limit.as_micros()).unwrap_or(u64::MAX);
+        self.said.borrow().watchdog.map(micros) != self.carried.watchdog_us
+    }
+
     /// Removes what is kept of a process that has ended, and of all that it started.
     pub(super) fn forget(&mut self, context: &RunContext) {
         self.tasks.abort_all();

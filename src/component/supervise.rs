@@ -7,7 +7,7 @@ mod watchdog;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use refit_base::Cause;
 use refit_bus::Failure;
@@ -22,6 +22,9 @@ use super::ready::wait_ready;
 use super::reload;
 use super::view::{Announced, State, View};
 use crate::config::{Component, Handover, RestartPolicy};
+
+/// The longest pause before a start is tried again that the machine did not allow: what an admin repairs is noticed soon.
+const MACHINE_PAUSE_MAX: Duration = Duration::from_secs(10);
 
 /// What the task can be told to do.
 pub(super) enum Action {
@@ -517,11 +520,17 @@ impl Actor {
         self.pause();
     }
 
-    /// Plans the next start, or gives up, as the restart policy says.
+    /// Plans the next start, or gives up, as the restart policy says. What the machine did not allow is tried again for ever: it
+    /// says nothing of the component.
     fn pause(&mut self) {
         let (count, within) = self.component.restart.limit;
         let (first, longest) = self.component.restart.backoff;
         let now = Instant::now();
+        if self.view.borrow().cause == Cause::Machine {
+            self.restart_at = Some(now + longest.min(MACHINE_PAUSE_MAX));
+            self.show(State::Backoff);
+            return;
+        }
         self.ends.push_back(now);
         while self.ends.front().is_some_and(|end| now.duration_since(*end) > within) {
             self.ends.pop_front();

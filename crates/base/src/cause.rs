@@ -19,7 +19,7 @@ pub enum Cause {
 }
 
 /// What the system says when it has no room, no rights left to give, or fails: whoever asked did nothing wrong.
-const OF_THE_MACHINE: [Errno; 22] = [
+const OF_THE_MACHINE: [Errno; 23] = [
     Errno::NOSPC,
     Errno::DQUOT,
     Errno::IO,
@@ -40,6 +40,7 @@ const OF_THE_MACHINE: [Errno; 22] = [
     Errno::MLINK,
     Errno::ADDRINUSE,
     Errno::ADDRNOTAVAIL,
+    Errno::AFNOSUPPORT,
     Errno::NETDOWN,
     Errno::NETUNREACH,
 ];

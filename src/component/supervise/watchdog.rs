@@ -41,6 +41,11 @@ impl Actor {
         if self.current.as_ref().is_some_and(|instance| instance.said.borrow().triggered) {
             self.give_up("watchdog: it said itself that it hangs".to_owned());
         }
+        if let Some(instance) = &mut self.current
+            && instance.watchdog_changed()
+        {
+            instance.record(&self.context); // the next image goes by it
+        }
         // Read first: the view cannot be changed while it is looked at.
         let state = self.view.borrow().state;
         self.show(state);
