@@ -53,15 +53,20 @@ pub struct SocketError {
     source: io::Error,
 }
 
-/// Returns the listener on `path`: the one handed over, or a new one that `mode` says who may use.
+/// Returns the listener on `path`, and whether it is the one handed over: a new one, that `mode` says who may use, is made where
+/// there is none or its name is gone.
 ///
 /// # Errors
 /// The socket cannot be bound.
-pub fn listener(path: PathBuf, mode: u32, inherited: Option<UnixListener>) -> Result<UnixListener, SocketError> {
+pub fn listener(
+    path: PathBuf,
+    mode: u32,
+    inherited: Option<UnixListener>,
+) -> Result<(UnixListener, bool), SocketError> {
     if let Some(listener) = inherited
         && path.exists()
     {
-        return Ok(listener);
+        return Ok((listener, true));
     }
     let bind = || {
         match fs::remove_file(&path) {
@@ -74,7 +79,7 @@ pub fn listener(path: PathBuf, mode: u32, inherited: Option<UnixListener>) -> Re
         // Before anybody can connect: until it listens nobody can.
         fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
         rustix::net::listen(&socket, BACKLOG_MAX)?;
-        Ok(UnixListener::from(socket))
+        Ok((UnixListener::from(socket), false))
     };
     bind().map_err(|source| SocketError { path, source })
 }

@@ -89,6 +89,8 @@ pub(super) fn store_with_guard(
     {
         if !inherited {
             let socket = socket.try_clone().map_err(io_error("duplicate a socket of the runtime's own"))?;
+            // One whose name is gone may be kept there still.
+            registry.tell_guard(&format!("FDSTOREREMOVE=1\nFDNAME={name}"), &[]);
             registry.store(name, &OwnedFd::from(socket));
         }
     }

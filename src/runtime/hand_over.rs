@@ -38,13 +38,9 @@ impl Sockets {
         api: Option<UnixListener>,
         bus: Option<UnixListener>,
     ) -> Result<Self, SocketError> {
-        let (api_inherited, bus_inherited) = (api.is_some(), bus.is_some());
-        Ok(Self {
-            api: unix::listener(home.socket(), api::SOCKET_MODE, api)?,
-            bus: unix::listener(home.bus_socket(), peers::SOCKET_MODE, bus)?,
-            api_inherited,
-            bus_inherited,
-        })
+        let (api, api_inherited) = unix::listener(home.socket(), api::SOCKET_MODE, api)?;
+        let (bus, bus_inherited) = unix::listener(home.bus_socket(), peers::SOCKET_MODE, bus)?;
+        Ok(Self { api, bus, api_inherited, bus_inherited })
     }
 }
 
