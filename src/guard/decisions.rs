@@ -63,6 +63,16 @@ impl Decisions {
         }
     }
 
+    /// Writes the journal back if its file is gone, for the guard that comes next.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub(super) fn put_back(&self) -> Result<(), JournalError> {
+        let path = self.home.join(JOURNAL_FILE);
+        let is_gone = fs::symlink_metadata(&path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+        if is_gone && !self.is_foreign { journal::store(&self.home, &self.known) } else { Ok(()) }
+    }
+
     /// Returns whether the end of the runtime is the end of a trial: the next start is of another release.
     pub(super) fn is_trial(&self) -> bool {
         !self.is_foreign && matches!(self.known.state, State::Trial { .. })

@@ -126,6 +126,7 @@ pub fn run(given: Given) -> Result<Exit, GuardError> {
         orphans::end_all(guard.home());
     }
     let exit = guard.supervise();
+    guard.leave_journal();
     guard.give_up_reserve();
     if guard.keeps(names::INSTANCE) && !guard.is_in_a_hurry() {
         // The runtime that would have stopped them is gone.

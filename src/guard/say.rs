@@ -1,11 +1,15 @@
 //! What the guard says on standard error: without waiting for a reader, and never without a limit.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::fs::{FileType, OFlags};
 
 /// How much is written at once: a pipe or terminal that can take anything can take this much without blocking.
 pub(super) const WRITE_BYTES_MAX: usize = 4096;
@@ -14,8 +18,28 @@ const SAME_AFTER: Duration = Duration::from_secs(60);
 /// So long the next of a kind waits that says something else.
 const OTHER_AFTER: Duration = Duration::from_secs(1);
 
+/// Returns a terminal or a pipe that is standard error, opened once more so that writing never waits: a terminal can be written to,
+/// as poll(2) says, as soon as it has room for one byte, and whoever else has it wants to wait for it.
+fn without_waiting() -> Option<&'static File> {
+    static OPENED: OnceLock<Option<File>> = OnceLock::new();
+    let open = || {
+        let kind = FileType::from_raw_mode(rustix::fs::fstat(io::stderr()).ok()?.st_mode);
+        if !matches!(kind, FileType::CharacterDevice | FileType::Fifo) {
+            return None;
+        }
+        let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits();
+        File::options().write(true).custom_flags(i32::try_from(flags).ok()?).open("/proc/self/fd/2").ok()
+    };
+    OPENED.get_or_init(open).as_ref()
+}
+
 /// Writes to standard error at most [`WRITE_BYTES_MAX`] bytes. What it cannot take at once is dropped.
 pub(super) fn write(bytes: &[u8]) {
+    if let Some(mut stderr) = without_waiting() {
+        // A reader that is gone, or has no room, is no reason to do anything else.
+        drop(stderr.write(&bytes[..bytes.len().min(WRITE_BYTES_MAX)]));
+        return;
+    }
     let stderr = io::stderr();
     let mut writable = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
     if poll(&mut writable, PollTimeout::ZERO) == Ok(1)

@@ -192,6 +192,13 @@ impl Guard {
         &self.home
     }
 
+    /// Leaves the journal to the guard that comes next, also if somebody removed it.
+    pub(super) fn leave_journal(&self) {
+        if let Err(error) = self.decisions.put_back() {
+            say(&format!("the update journal is gone and cannot be written back: {}", Chain(&error)));
+        }
+    }
+
     /// Returns whether it keeps a descriptor whose name begins so.
     pub(super) fn keeps(&self, prefix: &str) -> bool {
         self.store.has(prefix)
@@ -400,16 +407,28 @@ impl Guard {
             Phase::Pausing { .. } => None,
         };
         let mut ended = None;
-        while let Ok(status) = waitpid(Pid::from_raw(-1), Some(WaitPidFlag::WNOHANG)) {
+        loop {
+            let status = match waitpid(Pid::from_raw(-1), Some(WaitPidFlag::WNOHANG)) {
+                Ok(status) => status,
+                // One was collected whose status has no name here: it was ended by a real-time signal.
+                Err(Errno::EINVAL) => continue,
+                Err(_) => break,
+            };
             match status.pid() {
                 None => break, // nobody else has ended
                 Some(pid) if Some(pid) == runtime => ended = Some(Ended::Status(status)),
                 Some(pid) => self.tell_reaped(pid, status),
             }
         }
-        // A child that is nobody's any more ended without a status.
-        let is_gone = |pid: Pid| waitpid(pid, Some(WaitPidFlag::WNOHANG)) == Err(Errno::ECHILD);
-        ended.or_else(|| runtime.filter(|pid| is_gone(*pid)).map(|_| Ended::Gone))
+        if ended.is_some() {
+            return ended;
+        }
+        match waitpid(runtime?, Some(WaitPidFlag::WNOHANG)) {
+            Ok(status) if status.pid().is_some() => Some(Ended::Status(status)), // it ended just now
+            // A child that is nobody's any more ended without a status.
+            Err(Errno::ECHILD) => Some(Ended::Gone),
+            Ok(_) | Err(_) => None,
+        }
     }
 
     fn tell_reaped(&self, pid: Pid, status: WaitStatus) {

@@ -11,7 +11,7 @@ use refit_updater::durable;
 use refit_updater::spare::SPARE_FILE;
 use rustix::process::{Pid, Resource, Rlimit};
 
-use crate::appliance::{Appliance, end_all, text};
+use crate::appliance::{Appliance, end_all, pid_of, text};
 use crate::load::LoadOptions;
 use crate::process;
 use crate::release::Release;
@@ -76,6 +76,19 @@ const TROUBLES: &[Trouble] = &[
             put_back(&journal(appliance));
         },
         said: "cannot read the update journal",
+    },
+    Trouble {
+        name: "the journal is a pipe",
+        begin: |appliance| {
+            put_away(&journal(appliance));
+            let made = Command::new("mkfifo").arg(journal(appliance)).status().expect("run mkfifo");
+            assert!(made.success());
+        },
+        end: |appliance| {
+            fs::remove_file(journal(appliance)).expect("remove the pipe");
+            put_back(&journal(appliance));
+        },
+        said: "not a regular file",
     },
     Trouble {
         name: "the journal is damaged",
@@ -358,4 +371,48 @@ fn a_trial_that_fails_where_nothing_can_be_written_ends_in_the_previous_release(
     let child = "last_resort::child_goes_back_without_writing";
     let Some(output) = in_namespace(setup, child, &[(VARIABLE, "1".as_ref())]) else { return };
     assert_passed(&output);
+}
+
+/// Two processes that are kept whatever happens to the runtime.
+fn kept() -> Release {
+    ["a", "b"].iter().fold(Release::bare("1.0.0"), |release, name| release.part(name, &[], "handover = \"keep\""))
+}
+
+#[test]
+fn a_runtime_that_begins_with_few_descriptors_hands_all_of_them_on() {
+    let mut appliance = Appliance::new(&kept());
+    appliance.run_guard_through(&["sh", "-c", "ulimit -Sn 20 && exec \"$@\"", "sh"]);
+    appliance.wait_running();
+    let before = ["a", "b"].map(|name| appliance.component_pid(name));
+    appliance.refit(&["bus", "request", "restart"]).ends_with(0);
+    assert_eq!(["a", "b"].map(|name| appliance.component_pid(name)), before, "{}", appliance.log());
+    appliance.kill_runtime();
+    assert_eq!(["a", "b"].map(|name| appliance.component_pid(name)), before, "{}", appliance.log());
+}
+
+#[test]
+fn the_sockets_of_the_runtime_come_back_with_the_next_one_and_stay() {
+    let appliance = Appliance::new(&kept()).start();
+    let mut runtime = appliance.runtime_pid();
+    for name in ["refit.sock", "bus.sock"] {
+        fs::remove_file(appliance.home().join("run").join(name)).expect("remove it");
+    }
+    for _ in 0..3 {
+        process::send(runtime, Signal::SIGKILL);
+        runtime = until(LIMIT, "the next runtime is reached", || {
+            let status = appliance.try_status().filter(|status| status["bus"]["state"] == "Running")?;
+            Some(pid_of(&status["runtime"])).filter(|pid| *pid != runtime)
+        });
+    }
+    appliance.refit(&["component", "restart", "a"]).ends_with(0);
+}
+
+#[test]
+fn a_journal_that_is_removed_is_there_for_the_next_guard() {
+    let mut appliance = Appliance::new(&kept()).start();
+    fs::remove_file(journal(&appliance)).expect("remove it");
+    process::send(appliance.guard_pid(), Signal::SIGTERM);
+    assert_eq!(appliance.wait_guard(LIMIT).code(), Some(0));
+    appliance.run_guard();
+    appliance.wait_running();
 }
