@@ -195,40 +195,9 @@ pub enum UpdateError {
 impl UpdateError {
     /// Returns the last output of what failed.
     pub fn output(&self) -> Vec<String> {
-        match self {
-            Self::DryRun { output, .. } => output.clone(),
-            Self::Busy { .. }
-            | Self::Receiving
-            | Self::NotRunning { .. }
-            | Self::Receive(_)
-            | Self::Trust(_)
-            | Self::Unreachable { .. }
-            | Self::NoRepository
-            | Self::NotApproved { .. }
-            | Self::HttpClient { .. }
-            | Self::Store(_)
-            | Self::Journal(_)
-            | Self::UnknownPackage { .. }
-            | Self::UnknownRelease { .. }
-            | Self::Runs { .. }
-            | Self::NoPrevious
-            | Self::Damaged { .. }
-            | Self::Merge(_)
-            | Self::Config { .. }
-            | Self::Misnamed { .. }
-            | Self::NotExecutable { .. }
-            | Self::NotReached { .. }
-            | Self::Bind(_)
-            | Self::Io { .. }
-            | Self::Bus { .. }
-            | Self::Confused { .. }
-            | Self::Panicked
-            | Self::Worker { .. } => Vec::new(),
-        }
+        if let Self::DryRun { output, .. } = self { output.clone() } else { Vec::new() }
     }
-}
 
-impl UpdateError {
     /// Returns whose trouble it is that an attempt ended with this.
     pub fn cause(&self) -> Cause {
         match self {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use refit_base::lock;
 use refit_bus as bus;
 use refit_updater::attempt::{Attempt, Ending};
+use tokio::sync::watch;
 
 use super::parts::Parts;
 use super::steps::Steps;
@@ -61,31 +62,21 @@ impl Probation {
     /// What is not healthy any more.
     pub(super) async fn stay_healthy(&self, pause: Duration) -> Result<(), Ending> {
         let end = Instant::now() + pause;
+        let mut watched = self.watched();
         loop {
-            if let Some(ending) = self.views().iter().find_map(|view| self.problem(view)) {
+            if let Some(ending) = watched.iter_mut().find_map(|view| self.problem(&view.borrow_and_update())) {
                 return Err(ending);
             }
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Ok(());
             }
-            self.wait_change(left).await;
+            wait_change(&mut watched, left).await;
         }
     }
 
-    /// Waits until a component changes, at most for `limit`.
-    async fn wait_change(&self, limit: Duration) {
-        let mut watched: Vec<_> = self.parts.components.iter().map(|component| component.view()).collect();
-        let changes = watched.iter_mut().map(|view| Box::pin(view.changed()));
-        // Cancel-safe: both only wait. Without components there is nothing to hear of.
-        if self.parts.components.is_empty() {
-            tokio::time::sleep(limit).await;
-        } else {
-            tokio::select! {
-                _ = futures_util::future::select_all(changes) => {}
-                () = tokio::time::sleep(limit) => {}
-            }
-        }
+    fn watched(&self) -> Vec<watch::Receiver<View>> {
+        self.parts.components.iter().map(|component| component.view()).collect()
     }
 
     fn views(&self) -> Vec<View> {
@@ -108,7 +99,7 @@ impl Probation {
     async fn be_healthy(&self, attempt: &Attempt, waited_from: &mut Instant, limit: Duration) -> Result<(), Ending> {
         let patience = limit + self.parts.config.update.start_timeout;
         let every = PROGRESS_EVERY.max(limit / 100);
-        let mut watched: Vec<_> = self.parts.components.iter().map(|component| component.view()).collect();
+        let mut watched = self.watched();
         let (mut healthy_since, mut told) = (None, None);
         loop {
             let views: Vec<View> = watched.iter_mut().map(|view| view.borrow_and_update().clone()).collect();
@@ -143,16 +134,7 @@ impl Probation {
             told = stopped;
             let left = healthy_since.map_or(every, |since: Instant| limit.saturating_sub(since.elapsed()).min(every));
             let asleep = Instant::now();
-            let changes = watched.iter_mut().map(|view| Box::pin(view.changed()));
-            // Cancel-safe: both only wait; what has changed is read above. Without components there is nothing to hear of.
-            if self.parts.components.is_empty() {
-                tokio::time::sleep(left).await;
-            } else {
-                tokio::select! {
-                    _ = futures_util::future::select_all(changes) => {}
-                    () = tokio::time::sleep(left) => {}
-                }
-            }
+            wait_change(&mut watched, left).await;
             // A pause of the machine is neither healthy nor an impatient time.
             let paused = awake::paused_since(asleep + left, every);
             *waited_from += paused;
@@ -235,6 +217,20 @@ impl Probation {
             }
             self.stay_healthy(TRY_AGAIN).await?;
         }
+    }
+}
+
+/// Waits until a component changes after what was last read of it, at most for `limit`.
+async fn wait_change(watched: &mut [watch::Receiver<View>], limit: Duration) {
+    // Without components there is nothing to hear of.
+    if watched.is_empty() {
+        return tokio::time::sleep(limit).await;
+    }
+    let changes = watched.iter_mut().map(|view| Box::pin(view.changed()));
+    // Cancel-safe: both only wait.
+    tokio::select! {
+        _ = futures_util::future::select_all(changes) => {}
+        () = tokio::time::sleep(limit) => {}
     }
 }
 
