@@ -237,18 +237,19 @@ fn a_sender_that_goes_away_leaves_nothing() {
     let (appliance, workshop) = attacked();
     let before = snapshot(appliance.home());
     let package = workshop.honest();
+    let sent_another = || {
+        let answer = Request::new(&appliance.socket(), "PUT", "/api/v1/packages").body(b"no package".to_vec()).send();
+        answer.json()["code"].clone()
+    };
     for length in [1, 511, 513, 4096, package.len() / 2, package.len() - 1] {
         let mut stream = connect(&appliance);
         let head =
             format!("PUT /api/v1/packages HTTP/1.1\r\nHost: appliance\r\nContent-Length: {}\r\n\r\n", package.len());
         stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&package[..length])).expect("send a part");
+        // It is being received, so what is looked at below is what it left.
+        until(LIMIT, "the package is being received", || (sent_another() == "package_being_received").then_some(()));
         drop(stream);
-        // The next one is taken as soon as the last one was given up.
-        until(LIMIT, "another package can be sent", || {
-            let answer =
-                Request::new(&appliance.socket(), "PUT", "/api/v1/packages").body(b"no package".to_vec()).send();
-            (answer.json()["code"] == "package_refused").then_some(())
-        });
+        until(LIMIT, "another package can be sent", || (sent_another() == "package_refused").then_some(()));
         assert_unchanged(&before, appliance.home(), &format!("{length} bytes of a package"));
     }
 }
