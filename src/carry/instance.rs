@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
+use crate::config::Signal;
+
 /// Whether a process serves or is on its way out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -64,6 +66,9 @@ pub struct CarriedInstance {
     /// That it is told to end.
     #[serde(default)]
     pub ending: Option<CarriedEnding>,
+    /// The signal that tells it to end: that of the release it was started from.
+    #[serde(default)]
+    pub stop_signal: Signal,
 }
 
 /// That a process is told to end: written down before it is told, so that the next image knows it, whenever this one ends.

@@ -122,11 +122,10 @@ fn check(context: &Context, dir: Option<&PathBuf>, local: Option<&PathBuf>) -> R
     let programs = Programs::here(&release.dir, search);
     let config = config::Config::load_with_programs(&programs, &home.join(config::LOCAL_FILE))?;
     let places = Places {
-        home: home.to_owned(),
-        config: context.home.config(&release.version),
-        data: context.home.data(),
+        home: context.home.clone(),
         search: search.map(OsStr::to_owned),
         release: release.dir,
+        version: release.version,
     };
     reached(find_obstacles(&config, &places))
 }

@@ -28,13 +28,11 @@ pub fn of(component: &Component, config: &Config, manifest: &Manifest, live: &Pa
     for name in &component.listeners {
         add(&config.listeners.get(name).map_or_else(String::new, ToString::to_string));
     }
-    let programs: BTreeSet<&str> = config
-        .components
-        .iter()
-        .filter(|other| other.name != component.name && other.command[0] != component.command[0])
-        .map(|other| other.command[0].as_str())
-        .chain(config.runtime.as_deref())
-        .collect();
+    let program = |component: &Component| config::packed_program(&component.command[0]).into_owned();
+    let own_program = program(component);
+    let others = config.components.iter().filter(|other| other.name != component.name).map(program);
+    let programs: BTreeSet<String> =
+        others.filter(|other| *other != own_program).chain(config.runtime.clone()).collect();
     for file in manifest.files() {
         let path = file.path.as_str();
         let own = match &component.files {

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 
 use super::context::RunContext;
 use super::spawn;
+use super::variables::Variables;
 use crate::awake;
 use crate::carry::CarriedLimit;
 use crate::config::{Component, Health, Probe};
@@ -172,11 +173,12 @@ async fn probe(client: &reqwest::Client, health: &Health, probed: &Probed) -> Re
 async fn run(words: &[String], limit: Duration, probed: &Probed) -> Result<(), Failure> {
     let Probed { component, token, group, limits, context } = probed;
     let group = group.as_ref().and_then(|group| group.below("health").ok());
-    let begin = spawn::begin(component, context, group.as_ref(), limits);
+    let variables = Variables::new(component, token, context);
+    let begin = spawn::begin(component, &variables, context, group.as_ref(), limits);
     let mark: String = hex::encode(rand::random::<[u8; 16]>());
-    let mut command = Command::from(spawn::launcher(words, context, &begin, None));
+    let mut command = Command::from(spawn::launcher(&variables.words(words), context, &begin, None));
     command
-        .envs(spawn::environment(component, token, context))
+        .envs(spawn::environment(component, &variables, context))
         .env(HEALTH, &mark)
         .current_dir(&context.release_dir)
         .stdout(std::process::Stdio::null())

@@ -25,9 +25,10 @@ use super::context::RunContext;
 use super::reports::{self, Heard, Reports, Said};
 use super::senders::Senders;
 use super::spawn::Account;
+use super::variables::Variables;
 use super::{limits, notify_socket, output, reload, spawn};
 use crate::carry::{CarriedEnding, CarriedInstance, Descriptors, Role};
-use crate::config::{Component, NotifyAccess, ReloadSignal};
+use crate::config::{Component, NotifyAccess, Signal};
 use crate::handover::fd::{self, FIRST};
 use crate::handover::notify;
 use crate::logs::Stream;
@@ -89,12 +90,16 @@ impl Instance {
             .map_err(|error| failed("hand over its listeners", error))?;
         let group = context.cgroups.make(&id);
         let limits = limits::apply(&component.spawn.limits, &context.cgroups, group.as_ref(), account.is_root());
-        let begin = spawn::begin(component, context, group.as_ref(), &limits);
+        let variables = Variables::new(component, &token, context);
+        let begin = spawn::begin(component, &variables, context, group.as_ref(), &limits);
 
-        let mut command = spawn::launcher(&component.command, context, &begin, Some(sockets.len()));
-        command
-            .envs(spawn::environment(component, &token, context))
-            .envs(spawn::channels(component, notify_path.clone()));
+        let words = variables.words(&component.command);
+        let mut command = spawn::launcher(&words, context, &begin, Some(sockets.len()));
+        command.envs(spawn::environment(component, &variables, context)).envs(spawn::channels(
+            component,
+            &variables,
+            notify_path.clone(),
+        ));
         command.current_dir(&context.release_dir).stdout(stdout_end).stderr(stderr_end);
         let mut mappings: Vec<FdMapping> =
             sockets.into_iter().zip(FIRST..).map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd }).collect();
@@ -127,6 +132,7 @@ impl Instance {
             account: Some(account.uid),
             notify_path,
             ending: None,
+            stop_signal: component.spawn.stop_signal,
         };
         let descriptors = Arc::new(Descriptors { notify: notify.into(), stdout, stderr });
         let mut instance = Self::watch(carried, handle, descriptors, access, context)
@@ -271,7 +277,7 @@ impl Instance {
     /// Asks it to end, which the next image will know. It may take `limit`.
     pub(super) fn tell_to_end(&mut self, limit: Duration, context: &RunContext) {
         self.condemn(limit, None, context);
-        self.handle.terminate();
+        self.terminate();
     }
 
     /// Asks it to end and [waits](Self::see_end) until it has.
@@ -334,7 +340,7 @@ impl Instance {
 
     /// Asks it to end and returns at once.
     pub(super) fn terminate(&self) {
-        self.handle.terminate();
+        self.handle.send(reload::number(self.carried.stop_signal));
     }
 
     /// Ends it, and has the system keep what was in it.
@@ -348,7 +354,7 @@ impl Instance {
     }
 
     /// Tells it to read its settings again.
-    pub(super) fn reload(&self, signal: ReloadSignal) {
+    pub(super) fn reload(&self, signal: Signal) {
         self.handle.send(reload::number(signal));
     }
 

@@ -21,6 +21,7 @@ mod reports;
 mod senders;
 mod spawn;
 mod supervise;
+mod variables;
 mod view;
 
 pub use actor::{CarriedParts, Process, end_stray, forget_ended};

@@ -13,10 +13,12 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use nix::unistd::{Gid, Group, Uid, User, geteuid, getgrouplist};
+use semver::Version;
 use serde::Serialize;
 
-use crate::config::{Component, Config, Probe};
-use crate::home::acl;
+use super::variables::Variables;
+use crate::config::{self, Component, Config, Probe};
+use crate::home::{Home, acl};
 use crate::process::launch::Begin;
 use crate::process::reach::{self, Question, Stopped, Want};
 
@@ -35,13 +37,11 @@ const PATH_DEFAULT: &str = "/bin:/usr/bin";
 #[derive(Debug, Clone)]
 pub struct Places {
     /// The home.
-    pub home: PathBuf,
-    /// The release.
+    pub home: Home,
+    /// The release's directory.
     pub release: PathBuf,
-    /// Where its live configuration lies: the directory itself is opened to the accounts when the release starts.
-    pub config: PathBuf,
-    /// The components' own directory.
-    pub data: PathBuf,
+    /// The release.
+    pub version: Version,
     /// The `PATH` that components get.
     pub search: Option<OsString>,
 }
@@ -156,12 +156,13 @@ fn obstacles_of(component: &Component, places: &Places) -> Vec<Obstacle> {
 
 /// Returns everything that a process of `component` needs.
 fn asked_of(component: &Component, places: &Places) -> Vec<Asked> {
+    let variables = Variables::supposed(component, &places.home, &places.version, &places.release);
     let mut asked = Vec::new();
-    programs(&component.command[0], component, places, "its program", &mut asked);
+    programs(&component.command[0], &variables, places, "its program", &mut asked);
     if let Some(Probe::Command(words)) = component.health.as_ref().map(|health| &health.probe)
         && let Some(program) = words.first()
     {
-        programs(program, component, places, "its health command", &mut asked);
+        programs(program, &variables, places, "its health command", &mut asked);
     }
     let mut enter = |what: &str, path: PathBuf| {
         asked.push(Asked {
@@ -169,23 +170,28 @@ fn asked_of(component: &Component, places: &Places) -> Vec<Asked> {
             any: vec![Question { want: Want::Enter, path }],
         });
     };
-    match &component.spawn.working_directory {
-        Some(directory) => enter("its working directory", places.release.join(directory)),
-        None => enter("its working directory", places.release.clone()),
+    let directory = component.spawn.working_directory.as_deref().unwrap_or(".");
+    let path = places.release.join(variables.value(directory));
+    if is_packed_text(directory) || path.exists() {
+        enter("its working directory", path);
     }
-    enter("its data", places.data.clone());
-    enter("its configuration", places.config.parent().unwrap_or(&places.config).to_owned());
+    enter("its data", places.home.data());
+    // The directory itself is opened to the accounts when the release starts.
+    let config = places.home.config(&places.version);
+    enter("its configuration", config.parent().unwrap_or(&config).to_owned());
     asked
 }
 
 /// Adds the questions for a program, and for what interprets it if it is a script.
-fn programs(program: &str, component: &Component, places: &Places, what: &str, asked: &mut Vec<Asked>) {
-    let files: Vec<PathBuf> = if program.contains('/') {
-        vec![places.release.join(program)]
+fn programs(program: &str, variables: &Variables<'_>, places: &Places, what: &str, asked: &mut Vec<Asked>) {
+    let word = variables.words(&[program.to_owned()]).swap_remove(0);
+    let files: Vec<PathBuf> = if word.as_bytes().contains(&b'/') {
+        // One that lies elsewhere may be made before it is needed.
+        Some(places.release.join(word)).into_iter().filter(|file| is_packed_text(program) || file.exists()).collect()
     } else {
-        let own = component.env.get("PATH").map(OsString::from);
+        let own = variables.env("PATH");
         let search = own.or_else(|| places.search.clone()).unwrap_or_else(|| PATH_DEFAULT.into());
-        std::env::split_paths(&search).map(|dir| dir.join(program)).filter(|file| file.is_file()).collect()
+        std::env::split_paths(&search).map(|dir| dir.join(&word)).filter(|file| file.is_file()).collect()
     };
     let Some(first) = files.first().cloned() else { return }; // that it is nowhere is another mistake
     let mut interpreter = interpreter_of(&first);
@@ -203,6 +209,11 @@ fn programs(program: &str, component: &Component, places: &Places, what: &str, a
             any: vec![Question { want, path }],
         });
     }
+}
+
+/// Returns whether what `text` means is known before anything runs.
+fn is_packed_text(text: &str) -> bool {
+    config::expand_release(text, OsStr::new("")).is_some()
 }
 
 /// Returns the program that the first line of a script names.
@@ -258,7 +269,7 @@ fn may_try(identity: &Identity, places: &Places) -> bool {
     let own = geteuid();
     own.is_root()
         || identity.uid == own.as_raw()
-        || fs::metadata(&places.home).is_ok_and(|looks| Uid::from_raw(looks.uid()) == own)
+        || fs::metadata(places.home.path()).is_ok_and(|looks| Uid::from_raw(looks.uid()) == own)
 }
 
 fn try_in_child(begin: &Begin, questions: &[Question]) -> Result<Vec<Option<Stopped>>, String> {
@@ -364,8 +375,8 @@ pub fn find_obstacles_in_tree(config: &Config, dir: &Path) -> Vec<Obstacle> {
         if let Some(Probe::Command(words)) = component.health.as_ref().map(|health| &health.probe) {
             programs.extend(words.first().cloned());
         }
-        for program in programs.iter().filter(|program| program.contains('/')) {
-            let file = dir.join(program);
+        for program in programs.iter().filter(|program| program.contains('/') && is_packed_text(program)) {
+            let file = dir.join(&*config::packed_program(program));
             let want = if interpreter_of(&file).is_some() { 0o5 } else { 0o1 };
             let mut way: Vec<&Path> = file.ancestors().skip(1).take_while(|above| *above != dir).collect();
             way.reverse();

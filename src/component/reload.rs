@@ -10,7 +10,7 @@ use rustix::process::Signal;
 use tokio::sync::watch;
 
 use super::view::{Announced, State, View};
-use crate::config::ReloadSignal;
+use crate::config;
 use crate::process::disposition;
 use crate::process::stat::is_ending;
 
@@ -22,7 +22,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(10);
 const END_KNOWN_MAX: Duration = Duration::from_secs(2);
 
 /// Returns why the component has no part in a reload now.
-pub(super) fn exempt(signal: Option<ReloadSignal>, view: &View) -> Option<String> {
+pub(super) fn exempt(signal: Option<config::Signal>, view: &View) -> Option<String> {
     if signal.is_none() {
         return Some("it has no reload_signal".to_owned());
     }
@@ -34,7 +34,7 @@ pub(super) fn exempt(signal: Option<ReloadSignal>, view: &View) -> Option<String
 ///
 /// # Errors
 /// There is no process, or it ignores the signal.
-pub(super) fn prepare(signal: Option<ReloadSignal>, view: &View) -> Result<(), Failure> {
+pub(super) fn prepare(signal: Option<config::Signal>, view: &View) -> Result<(), Failure> {
     let (Some(signal), Some(pid)) = (signal, view.pid) else { return Err(gone()) };
     // One that has ended meanwhile is noticed when it is told.
     if disposition::ignores(pid, number(signal)).unwrap_or(false) {
@@ -47,7 +47,7 @@ pub(super) fn prepare(signal: Option<ReloadSignal>, view: &View) -> Result<(), F
 ///
 /// # Errors
 /// It has ended.
-pub(super) async fn settle(signal: ReloadSignal, pid: i32, mut view: watch::Receiver<View>) -> Result<(), Failure> {
+pub(super) async fn settle(signal: config::Signal, pid: i32, mut view: watch::Receiver<View>) -> Result<(), Failure> {
     let settled = tokio::time::sleep(SETTLE);
     tokio::pin!(settled);
     let mut is_over = false;
@@ -80,12 +80,17 @@ pub(super) async fn settle(signal: ReloadSignal, pid: i32, mut view: watch::Rece
 }
 
 /// Returns the signal that a definition names.
-pub(super) fn number(signal: ReloadSignal) -> Signal {
+pub(super) fn number(signal: config::Signal) -> Signal {
     match signal {
-        ReloadSignal::Hup => Signal::HUP,
-        ReloadSignal::Usr1 => Signal::USR1,
-        ReloadSignal::Usr2 => Signal::USR2,
-        ReloadSignal::Winch => Signal::WINCH,
+        config::Signal::Hup => Signal::HUP,
+        config::Signal::Int => Signal::INT,
+        config::Signal::Quit => Signal::QUIT,
+        config::Signal::Abrt => Signal::ABORT,
+        config::Signal::Usr1 => Signal::USR1,
+        config::Signal::Usr2 => Signal::USR2,
+        config::Signal::Term => Signal::TERM,
+        config::Signal::Winch => Signal::WINCH,
+        config::Signal::Pwr => Signal::POWER,
     }
 }
 

@@ -18,10 +18,12 @@ use tokio::net::unix::pipe;
 
 use super::context::RunContext;
 use super::limits;
+use super::variables::Variables;
 use crate::awake;
 use crate::carry::CarriedLimit;
-use crate::config::Component;
+use crate::config::{Component, Signal};
 use crate::process::cgroup;
+use crate::process::environ::STOP_SIGNAL;
 use crate::process::launch::Begin;
 
 /// The variables of the runtime's own environment that components get, besides those that Refit sets.
@@ -69,8 +71,12 @@ pub(super) fn sockets(component: &Component, context: &RunContext, overlapping: 
     Ok(sockets)
 }
 
-/// Returns the whole environment of a process with this launch token, besides what it needs to be heard.
-pub(super) fn environment(component: &Component, token: &str, context: &RunContext) -> BTreeMap<OsString, OsString> {
+/// Returns the whole environment of a process with these variables, besides what it needs to be heard.
+pub(super) fn environment(
+    component: &Component,
+    variables: &Variables<'_>,
+    context: &RunContext,
+) -> BTreeMap<OsString, OsString> {
     let passed_on = |key: &OsString| {
         // Another account has another home.
         PASSED_ON.iter().any(|name| key == name) && !(component.user.is_some() && key == "HOME")
@@ -81,43 +87,40 @@ pub(super) fn environment(component: &Component, token: &str, context: &RunConte
         .filter(|(key, _)| passed_on(key))
         .map(|(key, value)| (key.clone(), value.clone()))
         .collect();
-    let home = &context.home;
-    let own: [(&str, OsString); 9] = [
-        ("REFIT_HOME", home.path().into()),
-        ("REFIT_SOCKET", home.socket().into()),
-        ("REFIT_BUS", home.bus_socket().into()),
-        ("REFIT_TOKEN", token.into()),
-        ("REFIT_COMPONENT", component.name.clone().into()),
-        ("REFIT_VERSION", context.version.to_string().into()),
-        ("REFIT_RELEASE", context.release_dir.clone().into()),
-        ("REFIT_CONFIG", context.config_dir.clone().into()),
-        ("REFIT_DATA", home.data().into()),
-    ];
-    environment.extend(own.into_iter().map(|(key, value)| (key.into(), value)));
-    environment.extend(component.env.iter().map(|(key, value)| (key.into(), value.into())));
+    environment.extend(variables.iter().map(|(key, value)| (key.into(), value.clone())));
+    environment.extend(component.env.iter().map(|(key, text)| (key.into(), variables.value(text))));
+    if component.spawn.stop_signal != Signal::default() {
+        environment.insert(STOP_SIGNAL.into(), component.spawn.stop_signal.name().into());
+    }
     environment
 }
 
 /// Returns the variables by which a component's own process is heard, if it is, and finds its listeners.
-pub(super) fn channels(component: &Component, notify: Option<PathBuf>) -> Vec<(&'static str, OsString)> {
-    let mut variables = vec![("LISTEN_FDNAMES", OsString::from(component.listeners.join(":")))];
-    variables.extend(notify.map(|path| ("NOTIFY_SOCKET", path.into_os_string())));
+pub(super) fn channels<'a>(
+    component: &'a Component,
+    variables: &Variables<'_>,
+    notify: Option<PathBuf>,
+) -> Vec<(&'a str, OsString)> {
+    let mut channels = vec![("LISTEN_FDNAMES", OsString::from(component.listeners.join(":")))];
+    channels.extend(notify.map(|path| ("NOTIFY_SOCKET", path.into_os_string())));
+    channels.extend(component.spawn.pass.as_deref().map(|name| (name, variables.descriptors())));
     if let Some(watchdog) = component.spawn.watchdog {
-        variables.push(("WATCHDOG_USEC", watchdog.as_micros().to_string().into()));
+        channels.push(("WATCHDOG_USEC", watchdog.as_micros().to_string().into()));
     }
-    variables
+    channels
 }
 
 /// Returns the state that a process of `component` begins in, limited by what a process can be limited by.
 pub(super) fn begin(
     component: &Component,
+    variables: &Variables<'_>,
     context: &RunContext,
     group: Option<&cgroup::Group>,
     limits: &BTreeMap<String, CarriedLimit>,
 ) -> Begin {
     let spawn = &component.spawn;
     let directory = match &spawn.working_directory {
-        Some(directory) => context.release_dir.join(directory),
+        Some(directory) => context.release_dir.join(variables.value(directory)),
         None => context.release_dir.clone(),
     };
     let mut begin = Begin {
@@ -136,7 +139,7 @@ pub(super) fn begin(
 }
 
 /// Returns the command that becomes `words`, the program first: one with a slash is below the release.
-pub(super) fn launcher(words: &[String], context: &RunContext, begin: &Begin, report: Option<usize>) -> Command {
+pub(super) fn launcher(words: &[OsString], context: &RunContext, begin: &Begin, report: Option<usize>) -> Command {
     // The launcher is this very program, even when its file was replaced.
     let mut command = Command::new("/proc/self/exe");
     command.arg("launch").args(begin.arguments());
@@ -145,7 +148,7 @@ pub(super) fn launcher(words: &[String], context: &RunContext, begin: &Begin, re
     }
     command.arg("--");
     if let Some((program, arguments)) = words.split_first() {
-        if program.contains('/') {
+        if program.as_encoded_bytes().contains(&b'/') {
             command.arg(context.release_dir.join(program));
         } else {
             command.arg(program);

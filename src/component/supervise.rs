@@ -428,11 +428,12 @@ impl Actor {
         let mut result = Ok(());
         if let Some(instance) = self.current.take() {
             let asked_in_hurry = hurry.is_cancelled();
+            let signal = instance.carried.stop_signal.name();
             let Stopped { how, killed, after, .. } = self.end(instance, hurry).await;
             tracing::info!(component.name = self.component.name, how, "component stopped");
             if killed && !asked_in_hurry {
                 let seconds = after.as_secs_f32();
-                let text = format!("did not end within {seconds:.1} s of being asked to by SIGTERM, and was killed");
+                let text = format!("did not end within {seconds:.1} s of being asked to by {signal}, and was killed");
                 result = Err(Failure::new(text));
             }
         }

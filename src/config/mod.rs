@@ -4,9 +4,11 @@
 
 mod check;
 mod cycle;
+mod expand;
 mod programs;
 mod raw;
 mod read;
+mod signal;
 mod spawn;
 mod value;
 
@@ -21,8 +23,10 @@ use refit_updater::trust::Expired;
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
+pub use expand::{Reference, VARIABLES, Variable, expand, expand_release, packed_program};
 pub use programs::Programs;
-pub use spawn::{Limits, NotifyAccess, ReloadSignal, Spawn};
+pub use signal::Signal;
+pub use spawn::{Limits, NotifyAccess, Spawn};
 pub use value::duration;
 
 /// The name of the file in a release.

@@ -4,6 +4,8 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use super::expand::expand_release;
+
 /// Where programs are looked for when there is no `PATH`: as execvp(3) does.
 const PATH_DEFAULT: &str = "/bin:/usr/bin";
 
@@ -33,17 +35,22 @@ impl Programs {
     /// # Errors
     /// What is wrong with it, for people.
     pub(super) fn check(&self, program: &str, path: Option<&str>) -> Result<(), String> {
-        if program.contains('/') {
-            return match executable(&self.release.join(program)) {
+        // What lies elsewhere may be made before it is needed.
+        let Some(word) = expand_release(program, self.release.as_os_str()) else { return Ok(()) };
+        if word.as_encoded_bytes().contains(&b'/') {
+            return match executable(&self.release.join(word)) {
                 Found::Yes => Ok(()),
                 Found::No => Err(format!("there is no program {program:?} in the release")),
                 Found::NotExecutable => Err(format!("the file {program:?} is not executable")),
             };
         }
-        let Some(search) = path.map(OsStr::new).or(self.search.as_deref()).filter(|_| self.search.is_some()) else {
-            return Ok(());
+        let Some(search) = &self.search else { return Ok(()) };
+        let search = match path {
+            Some(path) => expand_release(path, self.release.as_os_str()),
+            None => Some(search.clone()),
         };
-        let found: Vec<Found> = std::env::split_paths(search).map(|dir| executable(&dir.join(program))).collect();
+        let Some(search) = search else { return Ok(()) };
+        let found: Vec<Found> = std::env::split_paths(&search).map(|dir| executable(&dir.join(&word))).collect();
         if found.contains(&Found::Yes) {
             return Ok(());
         }

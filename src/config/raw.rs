@@ -84,6 +84,7 @@ pub(super) struct RawComponent {
     pub(super) group: Option<Spanned<String>>,
     pub(super) supplementary_groups: Option<Vec<Spanned<String>>>,
     pub(super) env: Option<BTreeMap<Spanned<String>, String>>,
+    #[serde(alias = "directory")]
     pub(super) working_directory: Option<Spanned<String>>,
     pub(super) umask: Option<Spanned<String>>,
     pub(super) no_new_privs: Option<bool>,
@@ -91,6 +92,8 @@ pub(super) struct RawComponent {
     pub(super) watchdog: Option<Spanned<String>>,
     pub(super) notify_access: Option<Spanned<String>>,
     pub(super) reload_signal: Option<Spanned<String>>,
+    pub(super) stop_signal: Option<Spanned<String>>,
+    pub(super) pass: Option<Spanned<String>>,
     pub(super) files: Option<Vec<Spanned<String>>>,
     pub(super) allow: Option<Vec<Spanned<String>>>,
     pub(super) migrates: Option<bool>,

@@ -5,11 +5,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use toml::Spanned;
 
 use super::check::{Checker, Source, one_of};
+use super::expand::{Names, Place, Variable};
 use super::raw::RawComponent;
+use super::signal::Signal;
 use super::value;
 
 /// What new files of a component may be when it says nothing: everybody may read, the owner may write.
@@ -20,18 +22,10 @@ const WATCHDOG_MIN: Duration = Duration::from_millis(100);
 const FILES_MIN: u64 = 16;
 /// Less memory than this and no program can be loaded.
 const MEMORY_BYTES_MIN: u64 = 1 << 20;
-/// What Refit itself says to a component: nobody else may.
-const RESERVED: [&str; 16] = [
-    "REFIT_HOME",
-    "REFIT_SOCKET",
-    "REFIT_BUS",
-    "REFIT_TOKEN",
-    "REFIT_COMPONENT",
-    "REFIT_VERSION",
-    "REFIT_RELEASE",
-    "REFIT_CONFIG",
-    "REFIT_DATA",
+/// What Refit itself says to a component besides its [variables](Variable): nobody else may.
+const RESERVED: [&str; 8] = [
     "REFIT_HEALTH",
+    "REFIT_STOP_SIGNAL",
     "NOTIFY_SOCKET",
     "LISTEN_FDS",
     "LISTEN_FDNAMES",
@@ -71,7 +65,13 @@ pub struct Spawn {
     pub notify_access: NotifyAccess,
     /// The signal that tells it to read its settings again.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub reload_signal: Option<ReloadSignal>,
+    pub reload_signal: Option<Signal>,
+    /// The signal that tells it to end.
+    #[serde(skip_serializing_if = "Signal::is_default")]
+    pub stop_signal: Signal,
+    /// The variable that gets the numbers of its listeners' descriptors, each followed by a semicolon.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pass: Option<String>,
 }
 
 /// Which processes of a component may report on `NOTIFY_SOCKET`; the words are systemd's.
@@ -121,41 +121,16 @@ impl Limits {
     }
 }
 
-/// A signal that tells a program to read its settings again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "UPPERCASE")]
-pub enum ReloadSignal {
-    /// `SIGHUP`.
-    Hup,
-    /// `SIGUSR1`.
-    Usr1,
-    /// `SIGUSR2`.
-    Usr2,
-    /// `SIGWINCH`.
-    Winch,
-}
-
-impl ReloadSignal {
-    /// Returns the signal's name, for people.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Hup => "SIGHUP",
-            Self::Usr1 => "SIGUSR1",
-            Self::Usr2 => "SIGUSR2",
-            Self::Winch => "SIGWINCH",
-        }
-    }
-}
-
 impl Checker<'_> {
     /// Returns what the two files say about the state that a component's process begins in.
-    pub(super) fn spawn(&mut self, raw: &RawComponent, local: &RawComponent) -> Spawn {
+    pub(super) fn spawn(&mut self, raw: &RawComponent, local: &RawComponent, names: &Names<'_>) -> Spawn {
         let group = self.pick(raw.group.clone(), local.group.clone());
         let groups = local.supplementary_groups.clone().or_else(|| raw.supplementary_groups.clone());
         let directory = self.pick(raw.working_directory.clone(), local.working_directory.clone());
         let umask = self.pick(raw.umask.clone(), local.umask.clone());
         let watchdog = self.pick(raw.watchdog.clone(), local.watchdog.clone());
         let reload = self.pick(raw.reload_signal.clone(), local.reload_signal.clone());
+        let stop = self.pick(raw.stop_signal.clone(), local.stop_signal.clone());
         Spawn {
             group: group.map(|group| group.value),
             supplementary_groups: groups.map(|groups| groups.into_iter().map(Spanned::into_inner).collect()),
@@ -163,6 +138,7 @@ impl Checker<'_> {
                 if text.is_empty() || text.contains('\0') || text.split('/').any(|part| part == "..") {
                     return Err(format!("{text:?} is not a working directory: write a path without \"..\""));
                 }
+                names.check(text, Place::Value)?;
                 Ok(Some(text.to_owned()))
             }),
             umask: self.text_value(umask, UMASK_DEFAULT, value::umask),
@@ -176,16 +152,35 @@ impl Checker<'_> {
                 Ok(Some(watchdog))
             }),
             notify_access: self.notify_access(raw, local),
-            reload_signal: self.text_value(reload, None, |text| {
-                let signals = [
-                    ("HUP", ReloadSignal::Hup),
-                    ("USR1", ReloadSignal::Usr1),
-                    ("USR2", ReloadSignal::Usr2),
-                    ("WINCH", ReloadSignal::Winch),
-                ];
-                one_of(text, "reload_signal", &signals).map(Some)
-            }),
+            reload_signal: self
+                .text_value(reload, None, |text| Signal::read(text, "reload_signal", &Signal::OF_RELOAD).map(Some)),
+            stop_signal: self
+                .text_value(stop, Signal::default(), |text| Signal::read(text, "stop_signal", &Signal::OF_STOP)),
+            pass: self.pass(raw, local),
         }
+    }
+
+    fn pass(&mut self, raw: &RawComponent, local: &RawComponent) -> Option<String> {
+        let pass = self.pick(raw.pass.clone(), local.pass.clone())?;
+        let has_listeners = local.listeners.as_ref().or(raw.listeners.as_ref()).is_some_and(|list| !list.is_empty());
+        let is_in_env =
+            [&raw.env, &local.env].into_iter().flatten().any(|env| env.keys().any(|key| *key.get_ref() == pass.value));
+        self.text_value(Some(pass), None, |name| {
+            let good = |c: char| c.is_ascii_alphanumeric() || c == '_';
+            if is_reserved(name) {
+                return Err(format!("{name} is set by refit itself"));
+            }
+            if name.is_empty() || !name.chars().all(good) || name.starts_with(|c: char| c.is_ascii_digit()) {
+                return Err(format!("{name:?} cannot be a variable of an environment: use letters, digits and _"));
+            }
+            if !has_listeners {
+                return Err("pass needs listeners: name those that the program is given".to_owned());
+            }
+            if is_in_env {
+                return Err(format!("env sets {name}, too: remove it there"));
+            }
+            Ok(Some(name.to_owned()))
+        })
     }
 
     fn notify_access(&mut self, raw: &RawComponent, local: &RawComponent) -> NotifyAccess {
@@ -241,21 +236,28 @@ impl Checker<'_> {
         &mut self,
         base: Option<BTreeMap<Spanned<String>, String>>,
         over: Option<BTreeMap<Spanned<String>, String>>,
+        names: &Names<'_>,
     ) -> BTreeMap<String, String> {
         let mut environment = BTreeMap::new();
         for (source, table) in [(Source::Release, base), (Source::Local, over)] {
             for (key, value) in table.into_iter().flatten() {
                 let (span, key) = (key.span(), key.into_inner());
-                if RESERVED.contains(&key.as_str()) {
+                if is_reserved(&key) {
                     self.wrong(source, &span, format!("{key} is set by refit itself"));
                 } else if key.is_empty() || key.contains(['=', '\0']) || value.contains('\0') {
                     self.wrong(source, &span, format!("{key:?} cannot be a variable of an environment"));
+                } else if let Err(what) = names.check(&value, Place::Value) {
+                    self.wrong(source, &span, format!("{key}: {what}"));
                 }
                 environment.insert(key, value);
             }
         }
         environment
     }
+}
+
+fn is_reserved(variable: &str) -> bool {
+    Variable::is_one(variable) || RESERVED.contains(&variable)
 }
 
 #[cfg(test)]
@@ -298,8 +300,8 @@ mod tests {
             ("notify_access = \"none\"\nready = \"notify\"", "a.toml:7:17: ready = \"notify\" needs notifications"),
             ("watchdog = \"1s\"\nnotify_access = \"none\"", "a.toml:8:17: watchdog needs notifications"),
             (
-                "reload_signal = \"KILL\"",
-                "a.toml:7:17: \"KILL\" is no reload_signal: use one of HUP, USR1, USR2, WINCH",
+                "reload_signal = \"QUIT\"",
+                "a.toml:7:17: \"QUIT\" is no reload_signal: use one of HUP, USR1, USR2, WINCH",
             ),
             ("working_directory = \"../..\"", "a.toml:7:21: \"../..\" is not a working directory"),
             ("env = { REFIT_TOKEN = \"x\" }", "a.toml:7:9: REFIT_TOKEN is set by refit itself"),

@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 
 use super::say::say;
 use crate::home::Home;
-use crate::process::environ::{Environment, TOKEN};
+use crate::process::environ::{Environment, STOP_SIGNAL, TOKEN};
 use crate::process::stat::{all_pids, all_processes};
 
 /// How long leftover processes may take to end before they are killed.
@@ -34,7 +34,7 @@ pub(super) fn end_all(home: &Home) {
     }
     say(&format!("ending {} process(es) that an earlier guard left behind", found.len()));
     for pid in &found {
-        let _ = kill(*pid, Signal::SIGTERM);
+        ask(*pid);
     }
     let deadline = Instant::now() + GRACE;
     while Instant::now() < deadline && !of_home(home).is_empty() {
@@ -76,10 +76,17 @@ pub(super) fn ask_children(mut hurry: impl FnMut() -> bool) {
         }
         // What they have started becomes this process's child when they end, and is asked then.
         for child in children.into_iter().filter(|child| asked.insert(*child)) {
-            let _ = kill(child, Signal::SIGTERM);
+            ask(child);
         }
         std::thread::sleep(LOOK_AGAIN);
     }
+}
+
+/// Asks a process to end, by the signal that its component names.
+fn ask(pid: Pid) {
+    let environment = Environment::of(pid.as_raw()).unwrap_or_default();
+    let named = environment.value(STOP_SIGNAL).and_then(|name| std::str::from_utf8(name).ok()?.parse().ok());
+    let _ = kill(pid, named.unwrap_or(Signal::SIGTERM));
 }
 
 /// Kills what is still a child of this process, until nothing is.

@@ -7,6 +7,8 @@ use std::io;
 pub(crate) const TOKEN: &str = "REFIT_TOKEN";
 /// The variable that a health command, and everything that it starts, has besides.
 pub(crate) const HEALTH: &str = "REFIT_HEALTH";
+/// The variable with the signal that tells a component's process to end, where that is another than `SIGTERM`.
+pub(crate) const STOP_SIGNAL: &str = "REFIT_STOP_SIGNAL";
 
 /// The environment that a process was started with.
 #[derive(Debug, Default)]

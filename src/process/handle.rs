@@ -42,11 +42,6 @@ impl Handle {
         &self.descriptor
     }
 
-    /// Asks the process to end. One that has ended is no error.
-    pub(crate) fn terminate(&self) {
-        self.send(Signal::TERM);
-    }
-
     /// Ends the process.
     pub(crate) fn kill(&self) {
         self.send(Signal::KILL);

@@ -75,7 +75,9 @@ pub(super) async fn examine(
     }
     for component in &config.components {
         let program = &component.command[0];
-        if program.contains('/') && !is_executable(&release.dir.join(program)) {
+        let path = config::expand_release(program, release.dir.as_os_str());
+        let packed = path.filter(|path| path.as_encoded_bytes().contains(&b'/'));
+        if packed.is_some_and(|path| !is_executable(&release.dir.join(path))) {
             return Err(UpdateError::NotExecutable { program: program.clone(), version });
         }
     }
@@ -100,14 +102,13 @@ async fn examine_accounts(
 ) -> Result<Config, UpdateError> {
     let version = release.version.clone();
     let places = Places {
-        home: home.path().to_owned(),
+        home: home.clone(),
         release: release.dir.clone(),
-        config: home.config(&version),
-        data: home.data(),
+        version: version.clone(),
         search: search.map(OsStr::to_owned),
     };
     let work = move || {
-        component::open_config(&places.config, &config);
+        component::open_config(&places.home.config(&places.version), &config);
         let obstacles = component::find_obstacles(&config, &places);
         (config, obstacles)
     };

@@ -31,7 +31,7 @@ const ROOMS: &[(&str, &str)] = &[
     ("config", ""),
     ("auth", "home"),
     ("logs", "config"),
-    ("carry", "handover events tickets auth logs"),
+    ("carry", "handover events tickets config auth logs"),
     ("http", "process handover"),
     ("component", "awake handover home process config logs carry"),
     ("access", "process config carry"),

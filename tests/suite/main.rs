@@ -59,4 +59,5 @@ mod wait;
 mod waits;
 mod watch;
 mod web;
+mod words;
 mod wsgi;

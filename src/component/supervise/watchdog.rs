@@ -1,7 +1,7 @@
 //! Why a process that is wanted is ended all the same: it is silent, says that it hangs, or is unhealthy.
 //!
-//! It is asked first, by SIGABRT if it hangs, so that it leaves a trace, by SIGTERM if it is unhealthy, and killed when that does not
-//! help; but first it is written down, so that a runtime that starts meanwhile goes on with it. Its end is then noticed like any other, with the reason that is known here, and the restart policy applies.
+//! It is asked first, by SIGABRT if it hangs, so that it leaves a trace, by its `stop_signal` if it is unhealthy, and killed when that does
+//! not help; but first it is written down, so that a runtime that starts meanwhile goes on with it. Its end is then noticed like any other, with the reason that is known here, and the restart policy applies.
 
 use std::time::{Duration, Instant};
 

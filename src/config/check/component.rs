@@ -9,6 +9,7 @@ use toml::Spanned;
 
 use super::names::{Kind, Reference};
 use super::{At, Checker, Source, at, one_of};
+use crate::config::expand::{Names, Place};
 use crate::config::raw::{RawComponent, RawHealth, RawRestart};
 use crate::config::{Component, Handover, Health, HealthAction, Probe, Ready, Restart, RestartPolicy, value};
 
@@ -63,10 +64,12 @@ impl Checker<'_> {
         components
     }
 
-    /// Checks a program, and that its words can be handed to it.
-    fn command(&mut self, command: &At<Vec<String>>, path: Option<&str>) {
+    /// Checks a program, that its words can be handed to it, and that everything is there that they refer to.
+    fn command(&mut self, command: &At<Vec<String>>, path: Option<&str>, names: &Names<'_>, place: Place) {
         if command.value.iter().any(|word| word.contains('\0')) {
             self.wrong(command.source, &command.span, "a command cannot have a zero byte".to_owned());
+        } else if let Some(what) = command.value.iter().find_map(|word| names.check(word, place).err()) {
+            self.wrong(command.source, &command.span, what);
         } else if let (Some(programs), Some(program)) = (self.programs, command.value.first())
             && let Err(what) = programs.check(program, path)
         {
@@ -82,7 +85,12 @@ impl Checker<'_> {
         start_timeout: Duration,
         command_lost: bool,
     ) -> Component {
-        let spawn = self.spawn(&raw, &local);
+        let words = |list: Option<Vec<Spanned<String>>>| -> Vec<String> {
+            list.into_iter().flatten().map(Spanned::into_inner).collect()
+        };
+        let listeners = words(local.listeners.clone().or_else(|| raw.listeners.clone()));
+        let mut names = Names { component: &name.value, listeners: &listeners, own: Vec::new() };
+        let spawn = self.spawn(&raw, &local, &names);
         // One that stands in for a mistake, so that the rest is looked at all the same.
         let nothing = At { value: Vec::new(), source: name.source, span: name.span.clone() };
         let command = match self.pick(raw.command, local.command) {
@@ -98,20 +106,20 @@ impl Checker<'_> {
                 nothing
             }
         };
-        let words = |list: Option<Vec<Spanned<String>>>| -> Vec<String> {
-            list.into_iter().flatten().map(Spanned::into_inner).collect()
-        };
-        let env = self.environment(raw.env, local.env);
+        let env = self.environment(raw.env, local.env, &names);
+        names.own = env.keys().map(String::as_str).collect();
         let handover = self.pick(raw.handover, local.handover);
         let ready = self.pick(raw.ready, local.ready);
         let start = self.pick(raw.start_timeout, local.start_timeout);
         let stop = self.pick(raw.stop_timeout, local.stop_timeout);
         let user = self.pick(raw.user, local.user);
-        self.command(&command, env.get("PATH").map(String::as_str));
+        let path = env.get("PATH").map(String::as_str);
+        self.command(&command, path, &names, Place::Command);
+        let health = self.health(name, raw.health, local.health, path, &names);
         Component {
             name: name.value.clone(),
             command: command.value,
-            listeners: words(local.listeners.or(raw.listeners)),
+            listeners: listeners.clone(),
             needs: words(local.needs.or(raw.needs)),
             after: words(local.after.or(raw.after)),
             priority: local.priority.or(raw.priority).unwrap_or(bus::PRIORITY_DEFAULT),
@@ -134,12 +142,12 @@ impl Checker<'_> {
                     ],
                 )
             }),
-            health: self.health(name, raw.health, local.health),
+            health,
             restart: self.restart(raw.restart.unwrap_or_default(), local.restart.unwrap_or_default()),
             start_timeout: self.text_value(start, start_timeout, value::duration),
             stop_timeout: self.text_value(stop, STOP_TIMEOUT_DEFAULT, value::duration),
             user: user.map(|user| user.value),
-            env,
+            env: env.clone(),
             spawn,
             files: local.files.or(raw.files).map(|list| words(Some(list))),
             allow: self.allow(raw.allow, local.allow),
@@ -147,7 +155,14 @@ impl Checker<'_> {
         }
     }
 
-    fn health(&mut self, name: &At<String>, raw: Option<RawHealth>, local: Option<RawHealth>) -> Option<Health> {
+    fn health(
+        &mut self,
+        name: &At<String>,
+        raw: Option<RawHealth>,
+        local: Option<RawHealth>,
+        path: Option<&str>,
+        names: &Names<'_>,
+    ) -> Option<Health> {
         if raw.is_none() && local.is_none() {
             return None;
         }
@@ -181,7 +196,7 @@ impl Checker<'_> {
                 return None;
             }
             (None, None, Some(command)) => {
-                self.command(&command, None);
+                self.command(&command, path, names, Place::HealthCommand);
                 Probe::Command(command.value)
             }
             (_, _, _) => {

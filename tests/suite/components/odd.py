@@ -92,7 +92,7 @@ def describe():
         status = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
     mask = os.umask(0)
     found = {
-        "fds": links, "status": status, "umask": mask, "cwd": os.getcwd(), "env": dict(os.environ), "pid": os.getpid(),
+        "argv": sys.argv, "fds": links, "status": status, "umask": mask, "cwd": os.getcwd(), "env": dict(os.environ), "pid": os.getpid(),
         "sid": os.getsid(0), "pgid": os.getpgid(0), "uid": os.getuid(), "gid": os.getgid(), "groups": os.getgroups(),
         "files": resource.getrlimit(resource.RLIMIT_NOFILE)[1], "memory": resource.getrlimit(resource.RLIMIT_AS)[1],
         "processes": resource.getrlimit(resource.RLIMIT_NPROC)[1],
@@ -232,6 +232,14 @@ def slow_end():
         time.sleep(0.005)
     append("ended", str(os.getpid()))
     sys.exit(0)
+
+
+def told():
+    """Says by which signal it was told to end."""
+    watched = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGWINCH}
+    signal.pthread_sigmask(signal.SIG_BLOCK, watched)
+    say("READY=1")
+    append("told", sys.argv[2] + " " + signal.Signals(signal.sigwait(watched)).name)
 
 
 def errno():
