@@ -57,6 +57,15 @@ pub struct CarriedInstance {
     /// How often it has to report, in microseconds, if it has said so itself.
     #[serde(default)]
     pub watchdog_us: Option<u64>,
+    /// Until when it last asked for time, in nanoseconds of the monotonic clock.
+    #[serde(default)]
+    pub extended_until_ns: Option<u64>,
+    /// The step that it announced, by name: a newer release may know more of them.
+    #[serde(default)]
+    pub announced: Option<String>,
+    /// The number of the error that it says it ends with.
+    #[serde(default)]
+    pub errno: Option<i32>,
     /// Its account, by number.
     #[serde(default)]
     pub account: Option<u32>,

@@ -42,6 +42,8 @@ use crate::process::stat::{Stat, account_of};
 const FAILURE_LINES: usize = 20;
 /// How long to wait for the last output of a process that has ended: it lies in a pipe already.
 const LAST_OUTPUT_WAIT: Duration = Duration::from_millis(500);
+/// The pause between two records of what a process says of itself: each is a document, and it may say it a hundred times a second.
+pub(super) const RECORD_PAUSE: Duration = Duration::from_millis(100);
 /// How long a guard may take to say how a process ended that it had to collect.
 const REAPED_WAIT: Duration = Duration::from_millis(500);
 
@@ -51,6 +53,8 @@ pub(super) struct Instance {
     pub(super) carried: CarriedInstance,
     /// What it says of itself.
     pub(super) said: watch::Receiver<Said>,
+    /// Since when this image hears it.
+    pub(super) since: Instant,
     /// How it ended, once it has.
     pub(super) ended: watch::Receiver<Option<String>>,
     handle: Arc<Handle>,
@@ -129,6 +133,9 @@ impl Instance {
             cgroup: group.map(|group| group.path().to_owned()),
             limits,
             watchdog_us: None,
+            extended_until_ns: None,
+            announced: None,
+            errno: None,
             account: Some(account.uid),
             notify_path,
             ending: None,
@@ -206,8 +213,8 @@ impl Instance {
         access: NotifyAccess,
         context: &RunContext,
     ) -> io::Result<Self> {
-        let (said_sender, said) =
-            watch::channel(Said::carried(carried.ready, carried.status.clone(), carried.watchdog_us));
+        let since = Instant::now();
+        let (said_sender, said) = watch::channel(Said::carried(&carried));
         let (ended_sender, ended) = watch::channel(None);
         let (done_sender, output_done) = watch::channel(0);
         let handle = Arc::new(handle);
@@ -242,7 +249,7 @@ impl Instance {
             ended_sender.send_replace(Some(how));
             match reports.read().await {}
         });
-        Ok(Self { carried, said, ended, handle, descriptors, output_done, tasks })
+        Ok(Self { carried, said, since, ended, handle, descriptors, output_done, tasks })
     }
 
     /// Returns its PID.
@@ -296,7 +303,7 @@ impl Instance {
             tokio::select! {
                 biased;
                 how = self.wait() => Some(how),
-                () = reports::deadline(&self.said, begun, limit) => None,
+                () = reports::deadline(&self.said, begun, begun, limit) => None,
                 () = hurry.cancelled() => None,
                 never = self.record_more_time(begun, recorded, context) => match never {},
             }
@@ -377,18 +384,35 @@ impl Instance {
     /// Records what has changed of it, for the next image.
     pub(super) fn record(&mut self, context: &RunContext) {
         self.carried.role = if self.carried.ending.is_some() { Role::Outgoing } else { Role::Current };
-        {
-            let said = self.said.borrow();
-            self.carried.status.clone_from(&said.status);
-            self.carried.watchdog_us = said.watchdog.map(|limit| u64::try_from(limit.as_micros()).unwrap_or(u64::MAX));
-        }
+        self.said.borrow().record_in(&mut self.carried);
         context.registry.put(self.carried.clone(), &self.descriptors, true);
     }
 
-    /// Returns whether it has set another watchdog time than what is recorded of it.
-    pub(super) fn watchdog_changed(&self) -> bool {
-        let micros = |limit: Duration| u64::try_from(limit.as_micros()).unwrap_or(u64::MAX);
-        self.said.borrow().watchdog.map(micros) != self.carried.watchdog_us
+    /// Returns whether it has said something that is not recorded.
+    pub(super) fn has_news(&self) -> bool {
+        self.said.borrow().is_news_to(&self.carried)
+    }
+
+    /// Records again and again what it says, while it starts.
+    pub(super) async fn record_news(&self, context: &RunContext) -> Infallible {
+        let (mut said, mut carried) = (self.said.clone(), self.carried.clone());
+        loop {
+            let has_news = {
+                let said = said.borrow_and_update();
+                let has_news = said.is_news_to(&carried);
+                if has_news {
+                    said.record_in(&mut carried);
+                }
+                has_news
+            };
+            if has_news {
+                context.registry.put(carried.clone(), &self.descriptors, true);
+                tokio::time::sleep(RECORD_PAUSE).await;
+            }
+            if said.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
     }
 
     /// Removes what is kept of a process that has ended, and of all that it started.

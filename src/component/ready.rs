@@ -36,7 +36,7 @@ pub(super) async fn wait_ready(
             crate::config::Ready::Exec | crate::config::Ready::Started => {}
         }
     };
-    // Cancel-safe: all three only wait. A process that is ready and then ends is the actor's to notice.
+    // Cancel-safe: all only wait, or write down what they have seen. A process that is ready and then ends is the actor's to notice.
     tokio::select! {
         biased;
         () = became_ready => Ok(()),
@@ -44,12 +44,14 @@ pub(super) async fn wait_ready(
             let text = format!("{how} before it was ready, after {} ms", begun.elapsed().as_millis());
             Err(instance.failure(text, context).await)
         }
-        () = reports::deadline(&instance.said, begun, limit) => {
-            let asked = instance.said.borrow().extended.is_some_and(|(at, _)| at >= begun);
+        // What it asked for of the image before, it gets of this one.
+        () = reports::deadline(&instance.said, instance.since, begun, limit) => {
+            let asked = instance.said.borrow().extended.is_some();
             let more = if asked { format!(", nor in the {:.1} s that it asked for", begun.elapsed().as_secs_f32()) } else { String::new() };
             let text = format!("was not ready within {} s{more}{}", limit.as_secs_f32(), silence(instance, component));
             Err(instance.failure(text, context).await)
         }
+        never = instance.record_news(context) => match never {},
     }
 }
 

@@ -10,12 +10,14 @@ use std::convert::Infallible;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use refit_base::clock;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
 use super::senders::Senders;
 use crate::awake;
+use crate::carry::CarriedInstance;
 use crate::handover::notify::{self, Notification, Refused};
 
 /// The longest status text that a component may set.
@@ -29,6 +31,9 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// The longest watchdog time that a component may set for itself: a year is none.
 const WATCHDOG_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
 
+/// A deadline that moves by less is not recorded: who needs time asks for it again and again.
+const EXTENSION_STEP: Duration = Duration::from_secs(1);
+
 /// So many are read of a process that has ended: more than the kernel queues, and somebody else may go on.
 const REST_MAX: u32 = 1024;
 
@@ -40,6 +45,17 @@ pub enum Announced {
     Stopping,
     /// It reads its settings again.
     Reloading,
+}
+
+impl Announced {
+    const ALL: [Self; 2] = [Self::Stopping, Self::Reloading];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Stopping => "stopping",
+            Self::Reloading => "reloading",
+        }
+    }
 }
 
 /// What a process has said so far.
@@ -68,20 +84,50 @@ pub(super) struct Said {
 }
 
 impl Said {
-    /// Returns what is known of a process that an earlier image has heard.
-    pub(super) fn carried(ready: bool, status: Option<String>, watchdog_us: Option<u64>) -> Self {
+    /// Returns what is recorded of a process, which an earlier image may have heard. The time that it asked for counts as asked for
+    /// now.
+    pub(super) fn carried(carried: &CarriedInstance) -> Self {
+        let now = Instant::now();
+        let left = carried.extended_until_ns.map(|until| until.saturating_sub(clock::monotonic_ns()));
+        let left = left.map(Duration::from_nanos).filter(|left| !left.is_zero());
+        let announced = Announced::ALL.into_iter().find(|step| carried.announced.as_deref() == Some(step.name()));
         Self {
-            ready,
-            anything: ready || status.is_some(),
-            status,
-            errno: None,
-            announced: None,
-            extended: None,
+            ready: carried.ready,
+            anything: carried.ready || carried.status.is_some() || left.is_some(),
+            status: carried.status.clone(),
+            errno: carried.errno,
+            announced,
+            extended: left.map(|left| (now, now + left.min(EXTEND_MAX))),
             alive: None,
-            watchdog: watchdog_us.map(Duration::from_micros),
+            watchdog: carried.watchdog_us.map(Duration::from_micros),
             triggered: false,
             refused: None,
         }
+    }
+
+    /// Records all of it that the next image goes by, but for whether it serves: that is the actor's to say.
+    pub(super) fn record_in(&self, carried: &mut CarriedInstance) {
+        carried.status.clone_from(&self.status);
+        carried.errno = self.errno;
+        carried.announced = self.announced.map(|step| step.name().to_owned());
+        carried.watchdog_us = self.watchdog.map(|limit| u64::try_from(limit.as_micros()).unwrap_or(u64::MAX));
+        carried.extended_until_ns = self.extended_until_ns();
+    }
+
+    /// Returns whether the next image would go by something else than `carried` says.
+    pub(super) fn is_news_to(&self, carried: &CarriedInstance) -> bool {
+        let mut new = CarriedInstance { extended_until_ns: carried.extended_until_ns, ..carried.clone() };
+        self.record_in(&mut new);
+        let step = u64::try_from(EXTENSION_STEP.as_nanos()).unwrap_or(u64::MAX);
+        let recorded = carried.extended_until_ns.unwrap_or(0);
+        let moved = new.extended_until_ns.is_some_and(|until| until > recorded.saturating_add(step));
+        new.extended_until_ns = carried.extended_until_ns;
+        moved || new != *carried
+    }
+
+    fn extended_until_ns(&self) -> Option<u64> {
+        let left = self.extended?.1.saturating_duration_since(Instant::now());
+        Some(clock::monotonic_ns().saturating_add(u64::try_from(left.as_nanos()).unwrap_or(u64::MAX)))
     }
 }
 
@@ -254,16 +300,16 @@ fn take(notification: &Notification, said: &watch::Sender<Said>, noise: &mut Noi
     said.send_replace(new);
 }
 
-/// Waits until `limit` after `begun`, or until as long after as the process asked for since then. A pause of the machine does not
-/// count.
-pub(super) async fn deadline(said: &watch::Receiver<Said>, begun: Instant, limit: Duration) {
+/// Waits until `limit` after `begun`, or until as long after as the process has asked for since `asked_since`. A pause of the machine
+/// does not count.
+pub(super) async fn deadline(said: &watch::Receiver<Said>, asked_since: Instant, begun: Instant, limit: Duration) {
     let mut said = said.clone();
     let mut paused = Duration::ZERO;
     loop {
         let extended = said.borrow_and_update().extended;
         // What it asked for in an earlier step does not count in this one.
         let until =
-            extended.filter(|(at, _)| *at >= begun).map_or(begun + limit, |(_, until)| until.max(begun + limit));
+            extended.filter(|(at, _)| *at >= asked_since).map_or(begun + limit, |(_, until)| until.max(begun + limit));
         let until = until + paused;
         if Instant::now() >= until {
             return;
@@ -286,8 +332,17 @@ pub(super) async fn deadline(said: &watch::Receiver<Said>, begun: Instant, limit
 mod tests {
     use super::*;
 
+    /// What an older release carried: it knew none of the optional fields.
+    fn carried() -> CarriedInstance {
+        serde_json::from_value(serde_json::json!({
+            "id": "c-1", "component": "c", "generation": 1, "pid": 1, "start_ticks": 1, "token": "t", "release": "1.0.0",
+            "fingerprint": "f", "started_at": "now", "ready": false, "status": null, "role": "current",
+        }))
+        .expect("it is read")
+    }
+
     fn after(texts: &[&str]) -> Said {
-        let said = watch::channel(Said::carried(false, None, None)).0;
+        let said = watch::channel(Said::carried(&carried())).0;
         let mut noise = Noise { component: "c".to_owned(), id: "c-1".to_owned(), told: Vec::new() };
         for text in texts {
             let notification = Notification::of(text.as_bytes());
@@ -316,5 +371,25 @@ mod tests {
         assert_eq!(span(&["EXTEND_TIMEOUT_USEC=5000000"]), Duration::from_secs(5));
         assert!(span(&["EXTEND_TIMEOUT_USEC=5000000", "EXTEND_TIMEOUT_USEC=1"]) > Duration::from_secs(4));
         assert_eq!(span(&["EXTEND_TIMEOUT_USEC=999999999999999"]), EXTEND_MAX);
+    }
+
+    #[test]
+    fn the_next_image_knows_what_was_said() {
+        let said = after(&["STATUS=busy\nERRNO=28\nRELOADING=1\nWATCHDOG_USEC=1500000\nEXTEND_TIMEOUT_USEC=60000000"]);
+        let mut recorded = carried();
+        assert!(said.is_news_to(&recorded) && !after(&["WATCHDOG=1"]).is_news_to(&recorded));
+        said.record_in(&mut recorded);
+        assert!(!said.is_news_to(&recorded), "more time than a moment is news");
+        let text = serde_json::to_string(&recorded).expect("text");
+        let next = Said::carried(&serde_json::from_str(&text).expect("it is read"));
+        assert_eq!((next.status.as_deref(), next.errno, next.announced), (Some("busy"), Some(28), said.announced));
+        assert_eq!((next.watchdog, next.ready, next.anything), (said.watchdog, false, true));
+        let (at, until) = next.extended.expect("carried over");
+        assert!(until > at + Duration::from_secs(50) && until <= at + Duration::from_secs(60));
+        recorded.extended_until_ns = Some(1);
+        recorded.announced = Some("dancing".to_owned());
+        let next = Said::carried(&recorded);
+        assert!(next.extended.is_none(), "that time is over");
+        assert_eq!(next.announced, None, "a newer release may announce more");
     }
 }

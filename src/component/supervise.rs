@@ -85,6 +85,10 @@ pub(super) struct Actor {
     watched_since: Instant,
     /// Whether its time was over at the last look: it is looked at twice.
     suspect: bool,
+    /// When what the current process says was last recorded.
+    recorded_at: Option<Instant>,
+    /// When more of it is recorded.
+    news_at: Option<Instant>,
     /// Why the current process is being ended although it is wanted, and until when it may end by itself.
     doomed: Option<(String, Instant)>,
 }
@@ -96,6 +100,7 @@ enum Event {
     Restart,
     Health(health::State),
     Said,
+    News,
     Silent,
     Overdue,
 }
@@ -125,6 +130,8 @@ impl Actor {
             newest,
             watched_since: Instant::now(),
             suspect: false,
+            recorded_at: None,
+            news_at: None,
             doomed: None,
         }
     }
@@ -166,6 +173,7 @@ impl Actor {
                 }
                 Event::Health(state) => self.on_health(state),
                 Event::Said => self.on_said(),
+                Event::News => self.take_news(),
                 Event::Silent => self.on_silence(),
                 Event::Overdue => self.on_overdue(),
             }
@@ -200,7 +208,7 @@ impl Actor {
 
     /// Waits for the next thing to happen. Cancel-safe: every branch only waits, or takes from a queue.
     async fn next(&mut self, commands: &mut mpsc::Receiver<Command>) -> Event {
-        let (restart_at, silent_at) = (self.restart_at, self.silent_at());
+        let (restart_at, silent_at, news_at) = (self.restart_at, self.silent_at(), self.news_at);
         let overdue_at = self.doomed.as_ref().map(|(_, at)| *at);
         let current = self.current.as_mut();
         let watched = async {
@@ -229,6 +237,7 @@ impl Actor {
             command = commands.recv() => Event::Command(command),
             Some(gone) = self.outgoing.tasks.join_next() => Event::Gone(gone.ok().map(Box::new)),
             () = until(restart_at) => Event::Restart,
+            () = until(news_at) => Event::News,
             () = until(silent_at) => Event::Silent,
             () = until(overdue_at) => Event::Overdue,
             state = health => Event::Health(state),

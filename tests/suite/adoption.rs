@@ -2,14 +2,15 @@
 
 use std::fs;
 use std::process::Stdio;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::appliance::{Appliance, component, refit};
+use crate::appliance::{Appliance, component, refit, text};
 use crate::components::{data, in_state, odd, of, pid_in, with_odd, without_groups};
 use crate::process;
 use crate::release::Release;
-use crate::wait::{LIMIT, eventually, until};
+use crate::wait::{LIMIT, eventually, passes, until};
 
 const KEYS: &str = "ready = \"notify\"\nstop_timeout = \"60s\"";
 
@@ -193,4 +194,38 @@ fn one_that_ended_while_no_runtime_looked_is_started_anew_and_what_it_left_is_en
         assert!(left.iter().all(|pid| !process::is_alive(*pid)), "{left:?}");
         assert!(!data(&appliance, "child").is_empty());
     }
+}
+
+#[test]
+fn what_a_component_has_said_of_itself_is_known_to_the_next_runtime() {
+    const START_MAX: Duration = Duration::from_secs(3);
+    let keys = format!("ready = \"notify\"\nstart_timeout = \"{}s\"\nafter = [\"talker\"]", START_MAX.as_secs());
+    let release =
+        with_odd(odd(&["patient"], &keys), "talker", &["talker"], "ready = \"notify\"\nrestart = { policy = \"no\" }");
+    let mut appliance = Appliance::new(&release);
+    appliance.run_guard();
+    let starting = pid_in(&appliance, "started");
+    let talker = || component(&appliance.status(), "talker");
+    let running =
+        text(&until(LIMIT, "one runs", || Some(talker()).filter(|found| found["pid"].is_i64()))["started_at"]);
+    let let_it = |name: &str| fs::write(appliance.home().join("data").join(name), "").expect("written");
+    let_it("talk");
+    eventually(LIMIT, "it is heard", || talker()["status"] == "busy");
+    // The time that it asked for is more than every start has; it was asked for once.
+    for killed in [false, true, true] {
+        if killed {
+            kill_runtime(&appliance);
+        }
+        passes(START_MAX + Duration::from_secs(1));
+        assert!(process::is_alive(starting), "it has asked for time: {}", appliance.log());
+        let found = talker();
+        assert_eq!((text(&found["started_at"]), &found["status"]), (running.clone(), &"busy".into()), "{found}");
+        assert_eq!((&found["announced"], &found["restarts"]), (&"reloading".into(), &0.into()), "{found}");
+    }
+    let_it("go");
+    in_state(&appliance, "running");
+    assert_eq!((appliance.component_pid("odd"), pids_in(&appliance, "started")), (starting, vec![starting]));
+    let_it("fail");
+    let failed = until(LIMIT, "it has failed", || Some(talker()).filter(|found| found["state"] == "failed"));
+    assert!(text(&failed["reason"]).contains("it said why: No space left on device"), "{failed}");
 }

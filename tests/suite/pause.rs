@@ -1,6 +1,6 @@
 //! A machine that is paused, as a virtual machine is, and a runtime that hangs: only the second is ended.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -8,18 +8,13 @@ use serde_json::Value;
 use crate::appliance::{Appliance, component, text};
 use crate::process;
 use crate::release::Release;
-use crate::wait::{LIMIT, eventually};
+use crate::wait::{LIMIT, eventually, passes};
 
 /// The watchdog time of these appliances.
 const WATCHDOG: Duration = Duration::from_secs(1);
 
 fn watched(local: String) -> String {
     local.replace("[update]\n", "[update]\nwatchdog = \"1s\"\n")
-}
-
-fn passes(time: Duration) {
-    let begun = Instant::now();
-    eventually(LIMIT, "time passes", || begun.elapsed() >= time);
 }
 
 #[test]

@@ -28,3 +28,9 @@ pub(crate) fn until<T>(limit: Duration, what: &str, mut look: impl FnMut() -> Op
 pub(crate) fn eventually(limit: Duration, what: &str, mut met: impl FnMut() -> bool) {
     until(limit, what, || met().then_some(()));
 }
+
+/// Waits for so long: for what must not happen meanwhile.
+pub(crate) fn passes(time: Duration) {
+    let begun = Instant::now();
+    eventually(time + LIMIT, "time passes", || begun.elapsed() >= time);
+}

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::Actor;
 use crate::awake;
 use crate::component::health;
+use crate::component::instance::RECORD_PAUSE;
 use crate::config::HealthAction;
 
 /// How long a process that hangs may take to leave a trace of itself behind, after SIGABRT.
@@ -41,10 +42,22 @@ impl Actor {
         if self.current.as_ref().is_some_and(|instance| instance.said.borrow().triggered) {
             self.give_up("watchdog: it said itself that it hangs".to_owned());
         }
+        self.take_news();
+    }
+
+    /// Records and shows what the current process says of itself: what anybody has seen, the next image knows.
+    pub(super) fn take_news(&mut self) {
+        self.news_at = None;
         if let Some(instance) = &mut self.current
-            && instance.watchdog_changed()
+            && instance.has_news()
         {
-            instance.record(&self.context); // the next image goes by it
+            let now = Instant::now();
+            if let Some(next) = self.recorded_at.map(|at| at + RECORD_PAUSE).filter(|next| *next > now) {
+                self.news_at = Some(next);
+                return;
+            }
+            self.recorded_at = Some(now);
+            instance.record(&self.context);
         }
         // Read first: the view cannot be changed while it is looked at.
         let state = self.view.borrow().state;

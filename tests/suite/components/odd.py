@@ -116,6 +116,26 @@ def slow():
     until_asked()
 
 
+def patient():
+    """Asks for time once, when it starts, and is ready when it is let."""
+    say("EXTEND_TIMEOUT_USEC=120000000\nSTATUS=migrating")
+    append("started", str(os.getpid()))
+    wait_for("go")
+    say("READY=1")
+    until_asked()
+
+
+def talker():
+    """Says much of itself while it runs, each thing once, and fails when it is let."""
+    say("READY=1\nSTATUS=fresh")
+    wait_for("talk")
+    say("WATCHDOG_USEC=1000000\nEXTEND_TIMEOUT_USEC=120000000")
+    say("ERRNO=28\nRELOADING=1")
+    say("STATUS=busy")
+    wait_for("fail")
+    sys.exit(4)
+
+
 def slow_stop():
     """Takes its time to stop, and says so."""
     say("READY=1")
