@@ -61,6 +61,9 @@ pub struct Carry {
     /// When the trial was journaled and the stop began.
     #[serde(default)]
     pub trial_ns: Option<u64>,
+    /// The descriptors that the guard could not be given yet, by name.
+    #[serde(default)]
+    pub guard_lacks: Vec<String>,
     /// What was read of the next request on each parked connection, in base64, by the rest of its name.
     #[serde(default)]
     pub parked: BTreeMap<String, String>,

@@ -7,8 +7,9 @@
 mod document;
 mod instance;
 mod registry;
+mod reporter;
 
 pub use document::{CARRY_FORMAT, Carry};
 pub use instance::{CarriedEnding, CarriedInstance, CarriedLimit, LimitBy, Role};
-pub(crate) use registry::Descriptors;
+pub(crate) use registry::{Descriptors, FoundDescriptors};
 pub use registry::{Registry, RegistryParts, state_name};

@@ -6,8 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixDatagram;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use base64::Engine;
@@ -18,9 +17,10 @@ use tokio::sync::watch;
 
 use super::document::{CARRY_FORMAT, Carry};
 use super::instance::{CarriedInstance, Role};
+use super::reporter::Reporter;
 use crate::auth::Sessions;
 use crate::events::Events;
-use crate::handover::{Named, names, notify};
+use crate::handover::{Named, names};
 use crate::logs::Logs;
 use crate::tickets::Tickets;
 
@@ -49,16 +49,35 @@ impl Descriptors {
         let [notify, out, err] = Self::PARTS;
         [(notify, &self.notify), (out, &self.stdout), (err, &self.stderr)]
     }
+}
 
-    /// Returns the descriptors among `parts` that belong to the instance `id`.
-    pub(crate) fn find(id: &str, parts: &mut Vec<Named>) -> Option<Self> {
+/// What was handed over of the descriptors of one process.
+#[derive(Debug, Default)]
+pub(crate) struct FoundDescriptors {
+    /// The socket on which it reports.
+    pub(crate) notify: Option<OwnedFd>,
+    /// The reading end of its standard output.
+    pub(crate) stdout: Option<OwnedFd>,
+    /// The reading end of its standard error.
+    pub(crate) stderr: Option<OwnedFd>,
+}
+
+impl FoundDescriptors {
+    /// Takes those of the instance `id` from `parts`.
+    pub(crate) fn take(id: &str, parts: &mut Vec<Named>) -> Self {
         let mut take = |last: &str| {
             let name = format!("{id}.{last}");
             let position = parts.iter().position(|part| part.name == name)?;
             Some(parts.remove(position).descriptor)
         };
-        let [notify, out, err] = Self::PARTS;
-        Some(Self { notify: take(notify)?, stdout: take(out)?, stderr: take(err)? })
+        let [notify, out, err] = Descriptors::PARTS;
+        Self { notify: take(notify), stdout: take(out), stderr: take(err) }
+    }
+
+    /// Returns the last parts of the names of those that are not there.
+    pub(crate) fn missing(&self) -> Vec<&'static str> {
+        let found = [&self.notify, &self.stdout, &self.stderr];
+        Descriptors::PARTS.into_iter().zip(found).filter(|(_, found)| found.is_none()).map(|(part, _)| part).collect()
     }
 }
 
@@ -90,7 +109,11 @@ pub struct Registry {
     inner: Mutex<Inner>,
     /// Held while a document is given to the guard: each is dropped by exactly the one after it.
     saving: Mutex<()>,
-    guard: Option<UnixDatagram>,
+    guard: Option<Reporter>,
+    /// What the guard keeps besides the documents and the descriptors of processes, as far as this image has given it, by name.
+    given: Mutex<BTreeMap<String, OwnedFd>>,
+    /// The names of descriptors that the guard should keep and does not.
+    lacking: Mutex<BTreeSet<String>>,
     /// How the last processes ended, newest last, for whoever lost its connection to one.
     ends: watch::Sender<VecDeque<(i32, String)>>,
     watcher: OnceLock<Watcher>,
@@ -107,13 +130,7 @@ pub struct Registry {
 impl Registry {
     /// Returns the registry of the process image `generation` of the release `version`, going on after `carry`, with the guard at the
     /// other end of `guard`.
-    pub fn new(
-        carry: &Carry,
-        generation: u32,
-        version: Version,
-        guard: Option<UnixDatagram>,
-        parts: RegistryParts,
-    ) -> Self {
+    pub fn new(carry: &Carry, generation: u32, version: Version, guard: Option<OwnedFd>, parts: RegistryParts) -> Self {
         Self {
             inner: Mutex::new(Inner {
                 generation,
@@ -125,7 +142,9 @@ impl Registry {
                 version,
             }),
             saving: Mutex::new(()),
-            guard,
+            guard: guard.map(Reporter::new),
+            given: Mutex::default(),
+            lacking: Mutex::new(carry.guard_lacks.iter().cloned().collect()),
             ends: watch::channel(VecDeque::new()).0,
             watcher: OnceLock::new(),
             events: parts.events,
@@ -141,24 +160,89 @@ impl Registry {
     }
 
     /// Tells the guard something. A guard that is gone is noticed elsewhere.
-    pub fn tell_guard(&self, text: &str, descriptors: &[&OwnedFd]) {
-        let Some(guard) = &self.guard else { return };
-        let borrowed: Vec<_> = descriptors.iter().map(|descriptor| descriptor.as_fd()).collect();
-        if let Err(error) = notify::send(guard, text, &borrowed) {
-            tracing::warn!(%error, "cannot report to the guard");
+    pub fn tell_guard(&self, text: &str) {
+        if let Some(guard) = &self.guard {
+            guard.tell(text, &[]);
         }
     }
 
-    /// Gives the guard a descriptor to keep.
-    pub fn store(&self, name: &str, descriptor: &OwnedFd) {
-        self.tell_guard(&format!("FDSTORE=1\nFDNAME={name}"), &[descriptor]);
+    /// Gives the guard a descriptor to keep, in the place of one that it has by that name.
+    pub fn replace_stored(&self, name: &str, descriptor: OwnedFd) {
+        self.drop_stored(name);
+        self.store(name, &descriptor);
+        lock(&self.given).insert(name.to_owned(), descriptor);
+    }
+
+    /// Has the guard drop the descriptor `name`.
+    pub fn drop_stored(&self, name: &str) {
+        lock(&self.given).remove(name);
+        lock(&self.lacking).remove(name);
+        self.tell_guard(&format!("FDSTOREREMOVE=1\nFDNAME={name}"));
+    }
+
+    fn store(&self, name: &str, descriptor: &OwnedFd) {
+        lock(&self.lacking).remove(name);
+        if let Some(guard) = &self.guard {
+            guard.tell(&format!("FDSTORE=1\nFDNAME={name}"), &[descriptor]);
+        }
+    }
+
+    /// Returns whether the guard should keep the descriptor `name` and does not.
+    pub fn is_lacking(&self, name: &str) -> bool {
+        lock(&self.lacking).contains(name)
+    }
+
+    /// Remembers that the guard does not keep the descriptor of the process `id` that has this last part of its name.
+    pub(crate) fn note_lost(&self, id: &str, part: &str) {
+        self.note_lacking(format!("{}{id}.{part}", names::INSTANCE));
+    }
+
+    /// Remembers that the guard does not keep the descriptor `name`: it did not arrive, or is a new one of an old name.
+    pub fn note_lacking(&self, name: String) {
+        lock(&self.lacking).insert(name);
+    }
+
+    /// Gives the guard what it lacks, as far as that is wanted still.
+    pub fn give_lacking(&self) {
+        let lacking = std::mem::take(&mut *lock(&self.lacking));
+        let mut lacks_document = false;
+        for name in lacking {
+            if name.starts_with(names::STATE) {
+                lacks_document |= name == state_name(lock(&self.inner).sequence);
+            } else if let Some(rest) = name.strip_prefix(names::INSTANCE) {
+                let descriptors = lock(&self.inner).instances.values().find_map(|(instance, descriptors)| {
+                    let part = rest.strip_prefix(&instance.id)?.strip_prefix('.')?.to_owned();
+                    Some((part, Arc::clone(descriptors)))
+                });
+                if let Some((part, descriptors)) = descriptors
+                    && let Some((_, descriptor)) = descriptors.parts().into_iter().find(|(last, _)| **last == part)
+                {
+                    self.store(&name, descriptor);
+                }
+            } else if let Some(descriptor) = lock(&self.given).get(&name) {
+                self.store(&name, descriptor);
+            }
+        }
+        if lacks_document {
+            self.save();
+        }
+    }
+
+    /// Tells the guard nothing any more. Returns the names of the descriptors that it lacks: the next image has to give it those.
+    pub fn end_reports(&self) -> Vec<String> {
+        let mut lacking: BTreeSet<String> = lock(&self.lacking).clone();
+        if let Some(guard) = &self.guard {
+            lacking.extend(guard.close());
+        }
+        lacking.into_iter().collect()
     }
 
     /// Registers a process of a component, or what has changed of it.
     pub(crate) fn put(&self, instance: CarriedInstance, descriptors: &Arc<Descriptors>, stored: bool) {
-        if !stored {
-            for (part, descriptor) in descriptors.parts() {
-                self.store(&format!("{}{}.{part}", names::INSTANCE, instance.id), descriptor);
+        for (part, descriptor) in descriptors.parts() {
+            let name = format!("{}{}.{part}", names::INSTANCE, instance.id);
+            if !stored || self.is_lacking(&name) {
+                self.store(&name, descriptor);
             }
         }
         let component = instance.component.clone();
@@ -230,7 +314,7 @@ impl Registry {
 
     /// Has the guard drop the descriptor of a process that has this last part of its name.
     pub(crate) fn drop_descriptor(&self, name: &str) {
-        self.tell_guard(&format!("FDSTOREREMOVE=1\nFDNAME={}{name}", names::INSTANCE), &[]);
+        self.drop_stored(&format!("{}{name}", names::INSTANCE));
     }
 
     /// Remembers whether an operator has stopped `component`, if that has changed.
@@ -267,6 +351,7 @@ impl Registry {
             stopped_accepting_ns: None,
             exec_ns: None,
             trial_ns: None,
+            guard_lacks: Vec::new(),
             parked: BTreeMap::new(),
             component_generations: inner.generations.clone(),
             stopped: inner.stopped.iter().map(|name| (name.clone(), inner.version.clone())).collect(),
@@ -290,7 +375,7 @@ impl Registry {
 
     /// Has the guard drop the document `sequence`.
     pub fn drop_state(&self, sequence: u64) {
-        self.tell_guard(&format!("FDSTOREREMOVE=1\nFDNAME={}", state_name(sequence)), &[]);
+        self.drop_stored(&state_name(sequence));
     }
 
     /// Returns the releases that some process was started from: they must stay on disk.

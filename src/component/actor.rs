@@ -14,12 +14,13 @@ use tokio_util::sync::CancellationToken;
 use super::context::RunContext;
 use super::health;
 use super::instance::{Instance, Lost};
+use super::recover;
 use super::reload;
 use super::supervise::{Action, Actor, Command};
 use super::view::{State, View};
-use crate::carry::Descriptors;
-use crate::carry::{CarriedInstance, Role};
+use crate::carry::{CarriedInstance, Descriptors, Registry, Role};
 use crate::config::{Component, NotifyAccess};
+use crate::handover::Named;
 
 /// How many commands may wait: the bus sends one at a time, the API few.
 const COMMANDS_MAX: usize = 16;
@@ -160,9 +161,9 @@ impl Process {
 pub struct CarriedParts(Descriptors);
 
 impl CarriedParts {
-    /// Returns those among `parts` that belong to the process `id`.
-    pub fn find(id: &str, parts: &mut Vec<crate::handover::Named>) -> Option<Self> {
-        Descriptors::find(id, parts).map(Self)
+    /// Takes those of the process `carried` from `parts`; what is not there is made anew. `None` if it is not, and the process has ended.
+    pub fn find(carried: &CarriedInstance, parts: &mut Vec<Named>, registry: &Registry) -> Option<Self> {
+        recover::find(carried, parts, registry).map(Self)
     }
 }
 

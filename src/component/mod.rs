@@ -16,6 +16,7 @@ mod notify_socket;
 mod output;
 mod reach;
 mod ready;
+mod recover;
 mod reload;
 mod reports;
 mod senders;

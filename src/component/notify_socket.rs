@@ -47,6 +47,20 @@ pub(super) fn bind(home: &Home, id: &str, account: Account) -> io::Result<(UnixD
     Ok((socket, path))
 }
 
+/// Binds a socket in the place of the one at `path`, which got lost, for a process that runs as `account`.
+///
+/// # Errors
+/// It cannot be made.
+pub(super) fn bind_again(path: &Path, account: Option<u32>) -> io::Result<UnixDatagram> {
+    remove(path)?;
+    let socket = notify::bind(path)?;
+    // An older release told nothing of it; it is closed when the process is adopted.
+    if let Some(account) = account {
+        close_to_others(path, account)?;
+    }
+    Ok(socket)
+}
+
 /// Closes the socket at `path`, which an older release left open to every account, to all but `account`.
 ///
 /// # Errors

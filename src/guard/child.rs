@@ -16,6 +16,7 @@ use refit_updater::decided::{self, Decided};
 use semver::Version;
 
 use crate::handover::Named;
+use crate::handover::channel;
 use crate::handover::fd::FIRST;
 use crate::handover::inherit::VARIABLES;
 use crate::home::Home;
@@ -115,6 +116,7 @@ pub(super) fn start(start: Start<'_>) -> io::Result<u32> {
     command
         .env("LISTEN_FDNAMES", names.join(":"))
         .env("NOTIFY_SOCKET", start.home.guard_socket())
+        .env(channel::VARIABLE, "1")
         .env("REFIT_INSTALLED", start.installed);
     if let Some(socket) = start.journal {
         command.env(JOURNAL, socket);

@@ -14,6 +14,7 @@ mod child;
 mod deadlines;
 mod decisions;
 mod inbox;
+mod manager;
 mod orphans;
 mod output;
 mod say;
@@ -126,6 +127,7 @@ pub fn run(given: Given) -> Result<Exit, GuardError> {
         orphans::end_all(guard.home());
     }
     let exit = guard.supervise();
+    guard.manager.say_last();
     guard.leave_journal();
     guard.give_up_reserve();
     if guard.keeps(names::INSTANCE) && !guard.is_in_a_hurry() {

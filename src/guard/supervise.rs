@@ -9,8 +9,7 @@ mod reports;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixDatagram;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -29,17 +28,16 @@ use super::child::{self, Start};
 use super::deadlines::Deadlines;
 use super::decisions::Decisions;
 use super::inbox::Inbox;
+use super::manager::ServiceManager;
 use super::output::Output;
 use super::say::{Complaints, say};
 use super::store::Store;
 use super::{Given, GuardError, system};
-use crate::handover::reaped::Reaped;
+use crate::handover::channel::ToRuntime;
 use crate::handover::{Named, names, notify};
 use crate::home::{Home, HomeLock};
 use crate::process::resources::Resources;
 
-/// How long a report may wait for a place in the service manager's queue: the guard has others to look after.
-const MANAGER_WAIT_MAX: Duration = Duration::from_millis(200);
 /// How often a runtime that never became ready is started when it is ended by a signal. An exit status ends the guard at
 /// once: whoever started it has to hear of a wrong configuration or an occupied port.
 const FIRST_STARTS_MAX: u32 = 3;
@@ -107,7 +105,7 @@ pub(super) struct Guard {
     installed: PathBuf,
     journal: Option<PathBuf>,
     found: Resources,
-    manager: Option<UnixDatagram>,
+    pub(super) manager: ServiceManager,
     store: Store,
     signals: SignalFd,
     inbox: Inbox,
@@ -153,14 +151,9 @@ impl Guard {
             store.remove(stale);
         }
         store.keep(names::LOCK, lock.share().map_err(system("share the lock"))?);
-        let connect = |address: &Path| notify::connect(address, MANAGER_WAIT_MAX);
-        let manager = given.manager.as_deref().and_then(|address| match connect(address) {
-            Ok(socket) => Some(socket),
-            Err(error) => {
-                say(&format!("cannot reach the service manager: {error}"));
-                None
-            }
-        });
+        // The runtime reports here, too: see there.
+        notify::identify(&channel.0).map_err(system("make the channel to the runtime"))?;
+        let manager = ServiceManager::connect(given.manager.as_deref());
         Ok(Self {
             reserve,
             home: given.home,
@@ -223,6 +216,7 @@ impl Guard {
         };
         loop {
             self.wait(&mut phase);
+            self.manager.flush();
             self.output.copy();
             self.read_reports(&mut phase);
             self.decisions.refresh();
@@ -335,11 +329,13 @@ impl Guard {
             // Whole milliseconds: one less would be a look too early.
             PollTimeout::try_from(sleep + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
         });
-        let mut polled = [
+        let polled = [
             PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.inbox.descriptor(), PollFlags::POLLIN),
+            PollFd::new(self.channel.0.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.output.descriptor(), PollFlags::POLLIN),
         ];
+        let mut polled: Vec<PollFd<'_>> = polled.into_iter().chain(self.manager.wants_room()).collect();
         match poll(&mut polled, timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => {
@@ -361,7 +357,7 @@ impl Guard {
         match (signal, phase) {
             (Signal::SIGTERM | Signal::SIGINT, Phase::Pausing { .. }) => {
                 self.asked_to_end += 1;
-                self.tell_manager("STOPPING=1");
+                self.manager.tell("STOPPING=1", &[]);
                 return Some(Exit::Done);
             }
             (Signal::SIGTERM | Signal::SIGINT, Phase::Up { pid, deadlines, .. }) => {
@@ -432,9 +428,12 @@ impl Guard {
     }
 
     fn tell_reaped(&self, pid: Pid, status: WaitStatus) {
-        let reaped = Reaped { pid: pid.as_raw(), how: child::describe(status) };
-        let Ok(bytes) = serde_json::to_vec(&reaped) else { return };
         // A full queue means a runtime that does not read: it will find the process gone by itself.
+        self.tell_runtime(&ToRuntime::Reaped { pid: pid.as_raw(), how: child::describe(status) });
+    }
+
+    fn tell_runtime(&self, word: &ToRuntime) {
+        let Ok(bytes) = serde_json::to_vec(word) else { return };
         let _ = rustix::net::send(&self.channel.0, &bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
     }
 
@@ -491,7 +490,7 @@ impl Guard {
     fn tell_alive(&mut self) {
         if self.told_alive.is_none_or(|at| at.elapsed() >= ALIVE_EVERY) {
             self.told_alive = Some(Instant::now());
-            self.tell_manager("WATCHDOG=1");
+            self.manager.tell("WATCHDOG=1", &[]);
         }
     }
 

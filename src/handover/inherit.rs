@@ -65,6 +65,11 @@ impl Inheritance {
         Some(self.parts.remove(position).descriptor)
     }
 
+    /// Returns a duplicate of the descriptor `name`, which stays.
+    pub fn duplicate(&self, name: &str) -> Option<std::os::fd::OwnedFd> {
+        self.parts.iter().find(|part| part.name == name)?.descriptor.try_clone().ok()
+    }
+
     /// Returns every descriptor whose name begins with `prefix`, with the rest of the name.
     pub fn take_all(&mut self, prefix: &str) -> Vec<Named> {
         let (taken, left) = std::mem::take(&mut self.parts).into_iter().partition(|part| part.name.starts_with(prefix));

@@ -5,13 +5,14 @@
 //! them by `LISTEN_FDS` and `LISTEN_FDNAMES` ([`inherit`]), whether it was exec'ed by the image before it, started by the
 //! guard after a crash, or by a service manager. [`exec`] is the moment between.
 
+pub mod channel;
 pub mod exec;
 pub mod fd;
 pub mod inherit;
 pub mod listener;
 pub mod memfd;
 pub mod notify;
-pub mod reaped;
+pub mod outbox;
 pub mod unix;
 
 use std::os::fd::OwnedFd;

@@ -64,14 +64,26 @@ impl Notification {
 /// Sends `text` with `descriptors` over `socket`, which is connected.
 ///
 /// # Errors
-/// The other end is gone or its queue is full.
-pub fn send(socket: &UnixDatagram, text: &str, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+/// The other end is gone; it has no room, and does not block or has waited long enough.
+pub fn send(socket: impl AsFd, text: &str, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    send_with(socket, text, descriptors, SendFlags::empty())
+}
+
+/// Sends as [`send`] does, and never waits.
+///
+/// # Errors
+/// `WouldBlock` if there is no room; the other end is gone, or the system refuses it.
+pub fn try_send(socket: impl AsFd, text: &str, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    send_with(socket, text, descriptors, SendFlags::DONTWAIT)
+}
+
+fn send_with(socket: impl AsFd, text: &str, descriptors: &[BorrowedFd<'_>], flags: SendFlags) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DATAGRAM_FDS_MAX))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !descriptors.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(descriptors)) {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many descriptors in one notification"));
     }
-    sendmsg(socket.as_fd(), &[IoSlice::new(text.as_bytes())], &mut ancillary, SendFlags::NOSIGNAL)?;
+    sendmsg(socket.as_fd(), &[IoSlice::new(text.as_bytes())], &mut ancillary, flags | SendFlags::NOSIGNAL)?;
     Ok(())
 }
 

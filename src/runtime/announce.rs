@@ -71,7 +71,7 @@ pub(super) async fn announce_running(
     }
     if states.wait_for(|state| *state == bus::State::Running).await.is_ok() {
         let status = format!("READY=1\nSTATUS={name} is running");
-        registry.tell_guard(&status, &[]);
+        registry.tell_guard(&status);
         manager.site_runs().await;
         let closed = tokio::task::spawn_blocking(move || home.close_settings(|what| tracing::warn!("{what}")));
         manager.spawn(async move { drop(closed.await) }); // it has said itself what was in the way

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::error::{RuntimeError, io_error};
-use super::guard_link::store_with_guard;
+use super::guard_link::{self, store_with_guard};
 use super::hand_over::{Sockets, unpark};
 use super::observer::trace;
 use crate::auth::Sessions;
@@ -29,7 +29,7 @@ use crate::config::{self, Config, Programs};
 use crate::events::Events;
 use crate::handover::inherit::{Announcement, Inheritance};
 use crate::handover::listener::Listeners;
-use crate::handover::{Named, names, notify};
+use crate::handover::{Named, names};
 use crate::home::{Home, HomeError};
 use crate::http::Parked;
 use crate::logs::{self, Logs};
@@ -38,9 +38,6 @@ use crate::process::resources::Resources;
 use crate::process::strays;
 use crate::tickets::Tickets;
 use crate::update::{Manager, Parts, Times};
-
-/// How long a report to the guard may wait for a place in its queue: a guard that hangs must not hang the runtime.
-const GUARD_WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// A database that migrates may ask for hours; every component has a deadline of its own.
 const TRANSITION_MAX: Duration = Duration::from_secs(24 * 3600);
@@ -111,13 +108,15 @@ pub(super) fn assemble(given: &Given, mut inherited: Inheritance, begun_ns: u64)
         listeners.keep_aside(part);
     }
 
-    let registry = registry(&before, connect_guard(given), given, &disk.config);
+    let guard = guard_link::connect(&given.environment, given.notify.as_deref(), guard_channel.as_ref());
+    let guard = guard.map_err(RuntimeError::Guard)?;
+    let registry = registry(&before, guard, given, &disk.config);
     for older in stored.iter().filter_map(|number| number.parse().ok()).filter(|number| *number != before.sequence) {
         registry.drop_state(older); // a crash came between keeping the newer and dropping the older
     }
     store_with_guard(&registry, &listeners, &had, &sockets)?;
     let micros = disk.config.update.watchdog.as_micros();
-    registry.tell_guard(&format!("WATCHDOG_USEC={micros}\nWATCHDOG=1"), &[]);
+    registry.tell_guard(&format!("WATCHDOG_USEC={micros}\nWATCHDOG=1"));
 
     if before.exec_ns.is_none() {
         clear_away(&given.home, &before.instances);
@@ -250,19 +249,8 @@ pub(super) fn decided(environment: &BTreeMap<OsString, OsString>) -> Option<Deci
     Decided::parse(environment.get(OsStr::new(decided::VARIABLE))?.to_str()?)
 }
 
-/// Returns the socket on which the guard hears this image; `None` if there is no guard, or it cannot be reached.
-fn connect_guard(given: &Given) -> Option<UnixDatagram> {
-    match notify::connect(given.notify.as_deref()?, GUARD_WAIT_MAX) {
-        Ok(socket) => Some(socket),
-        Err(error) => {
-            tracing::warn!(%error, "cannot reach the guard");
-            None
-        }
-    }
-}
-
 /// Returns the registry of this image, which goes on after what the image `before` left.
-fn registry(before: &Carry, guard: Option<UnixDatagram>, given: &Given, config: &Config) -> Arc<Registry> {
+fn registry(before: &Carry, guard: Option<OwnedFd>, given: &Given, config: &Config) -> Arc<Registry> {
     let output = logs::Place {
         dir: given.home.log(),
         limits: config.log,
@@ -320,7 +308,7 @@ fn components(
         .map_err(io_error("read the live configuration"))?;
     let mut by_component: BTreeMap<String, Vec<(CarriedInstance, CarriedParts)>> = BTreeMap::new();
     for instance in carried {
-        let Some(found) = CarriedParts::find(&instance.id, parts) else {
+        let Some(found) = CarriedParts::find(&instance, parts, &context.registry) else {
             // It had ended, and the image before was about to forget it.
             component::forget_ended(instance, Arc::clone(context), tasks);
             continue;

@@ -44,6 +44,9 @@ pub enum RuntimeError {
     /// The components do not fit together.
     #[error(transparent)]
     Attach(#[from] AttachError),
+    /// There is a guard that this image cannot report to.
+    #[error("cannot reach the guard")]
+    Guard(#[source] io::Error),
     /// The system refused something.
     #[error("cannot {what}")]
     Io {
@@ -75,6 +78,8 @@ impl Reported for RuntimeError {
             Self::Attach(_) => {
                 Report::new("configuration_refused", Exit::Config, "correct appliance.toml; nothing was started")
             }
+            // The guard starts another one, whom it can be reached by.
+            Self::Guard(_) => Report::new("guard_unreachable", Exit::TryLater, "see what became of run/guard.sock"),
             Self::Io { .. } => Report::new("system_refused", Exit::Failed, "check the limits of the system"),
         }
     }

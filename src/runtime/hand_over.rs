@@ -67,6 +67,7 @@ pub(super) fn describe(
     carry.logs_complete = true; // nobody reads any more; the guard's copy may be read after lines that it does not have
     carry.exec_ns = Some(clock::monotonic_ns());
     carry.trial_ns = trial_ns;
+    carry.guard_lacks = context.registry.end_reports();
     for (number, Parked { listener, socket, read }) in server.take_parked().into_iter().enumerate() {
         let name = format!("{listener}.{number}");
         parts.push(named(&format!("{}{name}", names::PARKED), socket));

@@ -59,7 +59,7 @@ async fn run(assembled: Assembled) -> Result<End, RuntimeError> {
     let kept_channel = guard_channel.as_ref().map(OwnedFd::try_clone).transpose();
     let kept_channel = kept_channel.map_err(io_error("duplicate the channel to the guard"))?;
     if let Some(channel) = guard_channel {
-        tasks.spawn(guard_link::listen_until_lost(channel, reaped, site.bus.clone()));
+        tasks.spawn(guard_link::listen_until_lost(channel, reaped, Arc::clone(&registry), site.bus.clone()));
     }
     site.spawn_tasks(&mut tasks, before.exec_ns.is_some());
 
@@ -78,7 +78,7 @@ async fn run(assembled: Assembled) -> Result<End, RuntimeError> {
             registry.logs.pause().await;
             tasks.shutdown().await;
             // Until the next image says that it is ready, nothing is.
-            registry.tell_guard("RELOADING=1", &[]);
+            registry.tell_guard("RELOADING=1");
             let trial_ns = site.manager.trial_ns();
             let descriptors = describe(&site.context, server.http(), trial_ns, sockets, kept_channel, lock)
                 .map_err(io_error("describe what is handed over"))?;
@@ -196,7 +196,7 @@ impl Site {
     async fn end(&self, ended: &Ended, tasks: &mut JoinSet<()>) {
         if ended.asked && !self.manager.yields_to_guard() {
             // Without it the guard would start the next runtime.
-            self.context.registry.tell_guard("STOPPING=1", &[]);
+            self.context.registry.tell_guard("STOPPING=1");
         }
         for component in &self.components {
             // Those that the bus never started, but that ran: taken over from an image before.

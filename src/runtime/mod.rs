@@ -15,6 +15,7 @@ mod signals;
 mod watch;
 
 use std::ffi::{OsStr, OsString};
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use refit_base::{Cause, Chain, Exit, Reported};
@@ -30,7 +31,7 @@ use crate::component::fingerprint;
 use crate::config::{self, Config, Programs};
 use crate::handover::exec::{self, EXECUTING, Plan};
 use crate::handover::inherit::Inheritance;
-use crate::handover::notify;
+use crate::handover::{names, notify};
 use crate::home::Home;
 use crate::process::resources::Resources;
 
@@ -40,8 +41,6 @@ pub use watch::Inhibitor;
 
 /// How long a blocking task may hold up the exec: nothing that waits for a disk is worth a gap.
 const SHUTDOWN_MAX: Duration = Duration::from_millis(500);
-/// How long the last word to the guard may wait for a place in its queue.
-const GUARD_WAIT_MAX: Duration = Duration::from_secs(1);
 /// The fewest worker threads: one that is held up must not hold up the others.
 const WORKERS_MIN: usize = 2;
 
@@ -61,6 +60,7 @@ pub fn main(given: &Given) -> Exit {
             Ok(runtime) => runtime,
             Err(error) => return say(&format!("cannot start the async runtime: {error}"), Exit::Failed),
         };
+        let channel = inherited.duplicate(names::GUARD);
         let end = runtime.block_on(image::live(given, inherited));
         // From here on a signal waits for the next image.
         if let Err(error) = exec::block_signals() {
@@ -71,10 +71,11 @@ pub fn main(given: &Given) -> Exit {
             Ok(End::Exit(exit)) => return exit,
             Ok(End::Replace { program, label, descriptors }) => (program, label, descriptors),
             Err(error) => {
-                tell_errno(given, &error);
+                tell_errno(given, channel.as_ref(), &error);
                 return say(&refit_base::message(&error), error.exit());
             }
         };
+        drop(channel); // its number is another's soon
         // The guard keeps what follows this line: the output of the next image.
         say(&format!("{EXECUTING}{}", program.display()), Exit::Done);
         let plan = Plan {
@@ -106,13 +107,13 @@ pub fn main(given: &Given) -> Exit {
 
 /// Tells the guard what the system said to a runtime that could not start, if it was the system: a release on trial is not to blame
 /// then.
-fn tell_errno(given: &Given, error: &RuntimeError) {
+fn tell_errno(given: &Given, channel: Option<&OwnedFd>, error: &RuntimeError) {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(error) = cause {
         let number = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
-        if let (Some(number), Some(guard)) = (number, &given.notify) {
+        if let Some(number) = number {
             // A guard that cannot be reached judges by the status.
-            if let Ok(guard) = notify::connect(guard, GUARD_WAIT_MAX) {
+            if let Ok(Some(guard)) = guard_link::connect(&given.environment, given.notify.as_deref(), channel) {
                 drop(notify::send(&guard, &format!("ERRNO={number}"), &[]));
             }
             return;

@@ -171,7 +171,7 @@ impl Trial {
     async fn after_commit(&self, entry: Entry) {
         let Shared { parts, endings, house, .. } = &self.shared;
         for name in lock(&parts.context.listeners).close_aside() {
-            parts.context.registry.tell_guard(&format!("FDSTOREREMOVE=1\nFDNAME={name}"), &[]);
+            parts.context.registry.drop_stored(&name);
         }
         let alone = Arc::clone(house).lock_owned().await;
         let shared = self.shared.clone();

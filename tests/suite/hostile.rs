@@ -245,7 +245,8 @@ fn a_sender_that_goes_away_leaves_nothing() {
         let begin = || {
             let mut stream = connect(&appliance);
             let length_all = package.len();
-            let head = format!("PUT /api/v1/packages HTTP/1.1\r\nHost: appliance\r\nContent-Length: {length_all}\r\n\r\n");
+            let head =
+                format!("PUT /api/v1/packages HTTP/1.1\r\nHost: appliance\r\nContent-Length: {length_all}\r\n\r\n");
             stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&package[..length])).expect("send a part");
             stream.set_nonblocking(true).expect("a socket");
             stream

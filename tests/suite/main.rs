@@ -50,6 +50,7 @@ mod refuse;
 mod release;
 mod reload;
 mod repair;
+mod reports;
 mod repository;
 mod revive;
 mod trust;

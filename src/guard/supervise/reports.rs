@@ -1,20 +1,26 @@
-//! What the runtime reports to the guard, and what a service manager above hears of it.
+//! What the runtime reports to the guard.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use super::{Guard, Image, Phase};
+use crate::handover::channel::ToRuntime;
 use crate::handover::notify;
 
 /// So many reports are read at once: more than the kernel queues, and the guard has others to look after.
 const REPORTS_MAX: u32 = 1024;
 
 impl Guard {
-    /// Takes what the runtime has reported.
+    /// Takes what the runtime has reported, on the channel or, if it is older, on the socket.
     pub(super) fn read_reports(&mut self, phase: &mut Phase) {
+        self.read_from(phase, |guard| guard.inbox.receive());
+        self.read_from(phase, |guard| notify::receive(guard.channel.0.as_fd()));
+    }
+
+    fn read_from(&mut self, phase: &mut Phase, receive: impl Fn(&Self) -> io::Result<notify::Notification>) {
         for _ in 0..REPORTS_MAX {
-            match self.inbox.receive() {
+            match receive(self) {
                 Ok(report) => self.take(report, phase),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) => {
@@ -36,12 +42,14 @@ impl Guard {
             return self.complaints.say("stranger", &text);
         }
         let descriptors = std::mem::take(&mut report.descriptors);
-        self.pass_on(&report, &descriptors);
+        self.manager.pass_on(&report, &descriptors);
         let name = report.get("FDNAME").unwrap_or("stored").to_owned();
         if report.get("FDSTORE") == Some("1") {
             if descriptors.is_empty() {
                 let text = format!("the descriptor {name} did not arrive: this process may have no more of them");
                 self.complaints.say("descriptor", &text);
+                // It gives it once more, later.
+                self.tell_runtime(&ToRuntime::Missing { missing: name.clone() });
             }
             for descriptor in descriptors {
                 if !self.store.keep(&name, descriptor) {
@@ -78,34 +86,6 @@ impl Guard {
             if limit.is_some() || report.get("WATCHDOG") == Some("1") {
                 deadlines.reported(Instant::now());
             }
-        }
-    }
-
-    /// Passes on what a service manager above is to know: readiness, status, watchdog, and the descriptors to keep.
-    fn pass_on(&mut self, report: &notify::Notification, descriptors: &[OwnedFd]) {
-        let Some(manager) = &self.manager else { return };
-        let lines: Vec<String> = report
-            .fields
-            .iter()
-            // What is between the guard and the runtime means nothing, or something else, above.
-            .filter(|(key, _)| key != "WATCHDOG_USEC" && key != "RELOADING")
-            .map(|(key, value)| format!("{key}={value}"))
-            .collect();
-        if lines.is_empty() {
-            return;
-        }
-        let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
-        if let Err(error) = notify::send(manager, &lines.join("\n"), &borrowed) {
-            self.complaints.say("manager", &format!("cannot report to the service manager: {error}"));
-        }
-    }
-
-    /// Tells the service manager something of the guard's own.
-    pub(super) fn tell_manager(&mut self, text: &str) {
-        if let Some(manager) = &self.manager
-            && let Err(error) = notify::send(manager, text, &[])
-        {
-            self.complaints.say("manager", &format!("cannot report to the service manager: {error}"));
         }
     }
 }

@@ -127,11 +127,14 @@ def patient():
 
 def talker():
     """Says much of itself while it runs, each thing once, and fails when it is let."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     say("READY=1\nSTATUS=fresh")
     wait_for("talk")
     say("WATCHDOG_USEC=1000000\nEXTEND_TIMEOUT_USEC=120000000")
     say("ERRNO=28\nRELOADING=1")
     say("STATUS=busy")
+    print("talked", flush=True)
+    append("talked", str(os.getpid()))
     wait_for("fail")
     sys.exit(4)
 

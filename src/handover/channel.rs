@@ -1,0 +1,28 @@
+//! The channel between guard and runtime: a pair of sockets that each runtime is handed, and each image hands on.
+//!
+//! On it the guard tells what it alone knows ([`ToRuntime`]). A guard that sets [`VARIABLE`] also reads the runtime's
+//! [reports](super::notify) there: a channel has no name that can be removed, and room for hundreds of reports. An older guard reads
+//! them on the socket of `NOTIFY_SOCKET` only, and an older runtime sends them only there.
+
+use serde::{Deserialize, Serialize};
+
+/// Set in the environment of a runtime whose guard reads its reports on the channel, too.
+pub const VARIABLE: &str = "REFIT_GUARD_READS_CHANNEL";
+
+/// What the guard says. An older runtime passes over what it does not know.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum ToRuntime {
+    /// A process has ended that the guard had started, or inherited.
+    Reaped {
+        /// The process.
+        pid: i32,
+        /// How it ended, for people.
+        how: String,
+    },
+    /// A descriptor that was to be kept did not arrive.
+    Missing {
+        /// Its name.
+        missing: String,
+    },
+}
