@@ -18,6 +18,7 @@
 //! - [`auth`]: the accounts of the page and their sessions;
 //! - [`config`]: `appliance.toml` and `local.toml`;
 //! - [`process`]: processes started, found, signalled and ended, and their control groups;
+//! - [`probe`]: listeners tried from outside;
 //! - [`handover`]: how descriptors and state get from one process image to the next;
 //! - [`tickets`], [`events`], [`home`], `awake`: what the others share.
 //!
@@ -41,6 +42,7 @@ pub mod home;
 pub mod http;
 pub mod logs;
 pub mod peers;
+pub mod probe;
 pub mod process;
 pub mod requests;
 pub mod runtime;

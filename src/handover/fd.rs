@@ -9,6 +9,7 @@
 
 use std::fs;
 use std::io;
+use std::net::TcpListener;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -267,6 +268,32 @@ pub fn default_signals(which: Signals) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Returns whether `listener` gives its server only connections that bring data: `TCP_DEFER_ACCEPT` of tcp(7).
+pub fn defers_accept(listener: &TcpListener) -> bool {
+    use nix::libc;
+    let (mut seconds, mut length): (libc::c_int, libc::socklen_t) = (0, size_of::<libc::c_int>() as libc::socklen_t);
+    // SAFETY: the kernel writes at most `length` bytes to `seconds`, which is so long.
+    let result = unsafe {
+        let to = std::ptr::from_mut(&mut seconds).cast();
+        libc::getsockopt(listener.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, to, &raw mut length)
+    };
+    result == 0 && seconds > 0
+}
+
+/// Has `listener` keep connections to itself that bring no data.
+#[cfg(test)]
+pub(crate) fn defer_accept(listener: &TcpListener) {
+    use nix::libc;
+    let seconds: libc::c_int = 5;
+    // SAFETY: the kernel reads as many bytes of `seconds` as it has.
+    let result = unsafe {
+        let from = std::ptr::from_ref(&seconds).cast();
+        let length = size_of::<libc::c_int>() as libc::socklen_t;
+        libc::setsockopt(listener.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, from, length)
+    };
+    assert_eq!(result, 0, "{}", io::Error::last_os_error());
 }
 
 /// Returns the number of the file behind `descriptor`: for a socket the number that `ss` and `/proc/net/tcp` show.

@@ -17,7 +17,7 @@ use super::steps::Steps;
 use crate::awake;
 use crate::component::{Health, State as ComponentState, View};
 use crate::config::ADMIN;
-use crate::handover::listener;
+use crate::probe::answer::{self, Answer};
 
 /// How long each listener may take to accept a connection, whatever the load.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
@@ -106,8 +106,7 @@ impl Probation {
             if let Some(ending) = views.iter().find_map(|view| self.problem(view)) {
                 return Err(ending);
             }
-            let waiting: Vec<&str> =
-                views.iter().filter(|view| !is_well(view)).map(|view| view.name.as_str()).collect();
+            let waiting: Vec<&View> = views.iter().filter(|view| !is_well(view)).collect();
             let stopped = self.stopped(&views);
             if let Some(what) = &stopped {
                 (healthy_since, *waited_from) = (None, Instant::now());
@@ -125,10 +124,7 @@ impl Probation {
             } else {
                 healthy_since = None;
                 if waited_from.elapsed() >= patience {
-                    let text = format!("{} did not become healthy in time", waiting.join(", "));
-                    let mut ending = Ending::now("probation", text);
-                    ending.component = waiting.first().map(|name| (*name).to_owned());
-                    return Err(ending);
+                    return Err(took_too_long(&waiting));
                 }
             }
             told = stopped;
@@ -198,13 +194,20 @@ impl Probation {
                 return Ok(None);
             };
             let answered = match socket {
-                Ok(socket) => listener::answers(&socket, ANSWER_MAX).await,
+                Ok(socket) => answer::answers(&socket, ANSWER_MAX).await,
                 Err(error) => Err(error),
             };
             let error = match answered {
-                Ok(true) => return Ok(None),
-                Ok(false) => {
-                    return Ok(Some(format!("nobody accepted a connection within {} s", ANSWER_MAX.as_secs())));
+                Ok(Answer::Accepts | Answer::Untried) => return Ok(None),
+                Ok(Answer::Full) => {
+                    tracing::warn!(
+                        listener.name = name,
+                        "its queue is full; whether a connection is accepted cannot be seen"
+                    );
+                    return Ok(None);
+                }
+                Ok(Answer::Silent) => {
+                    return Ok(Some(format!("no process accepted a connection within {} s", ANSWER_MAX.as_secs())));
                 }
                 Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return Ok(Some(error.to_string())),
                 // Nothing was learned about the listener.
@@ -218,6 +221,22 @@ impl Probation {
             self.stay_healthy(TRY_AGAIN).await?;
         }
     }
+}
+
+/// Returns how the trial ends in which these components did not become healthy for as long as it is patient.
+fn took_too_long(waiting: &[&View]) -> Ending {
+    let names: Vec<&str> = waiting.iter().map(|view| view.name.as_str()).collect();
+    let mut text = format!("{} did not become healthy in time", names.join(", "));
+    let reason = waiting.iter().find_map(|view| match &view.health {
+        Health::Doubtful(reason) => Some((&view.name, reason)),
+        Health::None | Health::Unknown | Health::Healthy | Health::Unhealthy(_) => None,
+    });
+    if let Some((name, reason)) = reason {
+        text.push_str(&format!("; component {name} is unhealthy: {reason}"));
+    }
+    let mut ending = Ending::now("probation", text);
+    ending.component = names.first().map(|name| (*name).to_owned());
+    ending
 }
 
 /// Waits until a component changes after what was last read of it, at most for `limit`.

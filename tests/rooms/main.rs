@@ -28,14 +28,15 @@ const ROOMS: &[(&str, &str)] = &[
     ("awake", ""),
     ("handover", "awake"),
     ("process", "handover"),
+    ("probe", "awake handover"),
     ("config", ""),
     ("auth", "home"),
     ("logs", "config"),
     ("carry", "handover events tickets config auth logs"),
     ("http", "process handover"),
-    ("component", "awake handover home process config logs carry"),
+    ("component", "awake handover home process probe config logs carry"),
     ("access", "process config carry"),
-    ("update", "home tickets awake handover process config carry http component"),
+    ("update", "home tickets awake handover process probe config carry http component"),
     ("requests", "tickets config carry update"),
     ("peers", "tickets process config carry component access requests"),
     ("web", ""),
@@ -45,7 +46,7 @@ const ROOMS: &[(&str, &str)] = &[
         "runtime",
         "home events tickets handover process config auth logs carry http component access update requests peers api",
     ),
-    ("cli", "home handover process config auth logs component api guard runtime"),
+    ("cli", "home handover process probe config auth logs component api guard runtime"),
 ];
 
 #[test]
