@@ -7,6 +7,7 @@ mod component;
 mod config;
 mod demo;
 mod history;
+mod holds;
 mod init;
 mod inspect;
 mod install;
@@ -83,6 +84,9 @@ enum Command {
     /// Whether a component's account reaches what it needs.
     #[command(hide = true)]
     Reach(Reach),
+    /// Whether one of some processes has a socket; run by the runtime.
+    #[command(hide = true)]
+    Holds(holds::Holds),
     /// Make a home and install its first release.
     Init(init::Init),
     /// Show how the appliance is.
@@ -153,6 +157,7 @@ pub fn main(process: Process) -> Exit {
         Command::Runtime(runtime) => return runtime::run(context, &runtime),
         Command::Launch(launch) => launch::main(launch),
         Command::Reach(reach) => reach::main(&reach),
+        Command::Holds(holds) => return holds::run(&holds),
         Command::Demo(demo) => demo::run(&context, &demo),
         Command::Init(init) => init::run(&context, &init),
         Command::User(user) => user::run(&context, &user),

@@ -6,12 +6,14 @@
 //!
 //! [`CarriedInstance`]: crate::carry::CarriedInstance
 
+mod acceptors;
 mod actor;
 mod context;
 pub mod fingerprint;
 mod health;
 mod instance;
 mod limits;
+mod listens;
 mod notify_socket;
 mod output;
 mod reach;

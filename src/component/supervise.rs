@@ -361,13 +361,7 @@ impl Actor {
         instance.record(&self.context);
         self.watched_since = Instant::now();
         self.suspect = false;
-        let probed = health::Probed {
-            component: self.component.clone(),
-            token: instance.carried.token.clone(),
-            group: instance.group(),
-            limits: instance.carried.limits.clone(),
-            context: Arc::clone(&self.context),
-        };
+        let probed = health::Probed::new(&self.component, &instance.carried, &self.context);
         self.health = self.component.health.clone().map(|health| {
             let (sender, state) = watch::channel(health::State::Unknown);
             let mut tasks = JoinSet::new();

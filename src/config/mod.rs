@@ -125,8 +125,10 @@ pub enum Handover {
 pub enum Ready {
     /// By `READY=1` over `NOTIFY_SOCKET`.
     Notify,
-    /// By accepting on its listeners.
+    /// By accepting on each of its listeners.
     Listen,
+    /// By the first success of its health check.
+    Health,
     /// By having executed its program.
     Exec,
     /// By having been started.

@@ -61,6 +61,14 @@ impl Descendants {
         Stat::of(pid).is_ok_and(|now| !now.is_ending && now.began == found.began).then_some(false)
     }
 
+    /// Returns the PIDs of all of it, the process itself included.
+    pub(crate) fn processes(&self) -> Vec<i32> {
+        match &self.group {
+            Some(group) => group.processes(),
+            None => self.find().into_keys().collect(),
+        }
+    }
+
     /// Ends all of it, the process itself included. Returns how many others there were.
     pub(crate) async fn end(&self) -> usize {
         let descendants = self.clone();

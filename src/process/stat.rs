@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::time::Duration;
 
 /// The kernel's mark of a process that is being taken apart.
 const EXITING: u64 = 4;
@@ -58,6 +59,14 @@ pub(crate) fn account_of(pid: i32) -> io::Result<u32> {
     let numbers = status.lines().find_map(|line| line.strip_prefix("Uid:"));
     let real = numbers.and_then(|numbers| numbers.split_whitespace().next()?.parse().ok());
     real.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
+}
+
+/// Returns how long ago a process began whose beginning the kernel's table gives as `began`.
+pub(crate) fn age(began: u64) -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let now = Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0));
+    let ticks = rustix::param::clock_ticks_per_second();
+    now.saturating_sub(Duration::from_millis(began.saturating_mul(1000) / ticks.max(1)))
 }
 
 /// Returns whether the process has ended, or is about to.

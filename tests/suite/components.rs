@@ -221,7 +221,7 @@ fn one_that_is_unhealthy_is_reported_or_started_again_as_it_says() {
 
 #[test]
 fn a_health_command_ends_at_its_limit_with_all_it_started() {
-    let keys = "ready = \"notify\"\nworking_directory = \"lib\"\nhealth = { command = [\"python3\", \"odd.py\", \
+    let keys = "ready = \"notify\"\nstart_timeout = \"8s\"\nworking_directory = \"lib\"\nhealth = { command = [\"python3\", \"odd.py\", \
                 \"probe_hang\"], interval = \"60s\", timeout = \"8s\", threshold = 1 }";
     let release = Release::bare("1.0.0")
         .component("odd", &format!("command = [\"python3\", \"odd.py\", \"plain\"]\n{keys}"))

@@ -45,6 +45,7 @@ mod parking;
 mod pause;
 mod peers;
 mod process;
+mod readiness;
 mod receive;
 mod refuse;
 mod release;

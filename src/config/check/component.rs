@@ -110,13 +110,14 @@ impl Checker<'_> {
         names.own = env.keys().map(String::as_str).collect();
         let handover = self.pick(raw.handover, local.handover);
         let ready = self.pick(raw.ready, local.ready);
+        let ready_at = ready.as_ref().map(|ready| (ready.source, ready.span.clone()));
         let start = self.pick(raw.start_timeout, local.start_timeout);
         let stop = self.pick(raw.stop_timeout, local.stop_timeout);
         let user = self.pick(raw.user, local.user);
         let path = env.get("PATH").map(String::as_str);
         self.command(&command, path, &names, Place::Command);
         let health = self.health(name, raw.health, local.health, path, &names);
-        Component {
+        let component = Component {
             name: name.value.clone(),
             command: command.value,
             listeners: listeners.clone(),
@@ -137,6 +138,7 @@ impl Checker<'_> {
                     &[
                         ("notify", Ready::Notify),
                         ("listen", Ready::Listen),
+                        ("health", Ready::Health),
                         ("exec", Ready::Exec),
                         ("started", Ready::Started),
                     ],
@@ -152,7 +154,13 @@ impl Checker<'_> {
             files: local.files.or(raw.files).map(|list| words(Some(list))),
             allow: self.allow(raw.allow, local.allow),
             migrates: local.migrates.or(raw.migrates).unwrap_or(true),
+        };
+        if let Some((source, span)) = ready_at
+            && let Some(what) = cannot_become_ready(&component)
+        {
+            self.wrong(source, &span, what.to_owned());
         }
+        component
     }
 
     fn health(
@@ -271,5 +279,20 @@ impl Checker<'_> {
             }
         }
         allowed
+    }
+}
+
+/// Returns why a component cannot become ready as it wants to, if it cannot.
+fn cannot_become_ready(component: &Component) -> Option<&'static str> {
+    match component.ready {
+        Ready::Listen if component.listeners.is_empty() => Some(
+            "\"listen\" is for a component with listeners; one that binds its own port is ready by \"notify\" or \"health\"",
+        ),
+        Ready::Health if component.health.is_none() => Some("\"health\" is for a component with a health check"),
+        Ready::Health if component.handover == Handover::Overlap && !component.listeners.is_empty() => Some(
+            "\"health\" cannot tell the new process from the old one, which answers on the same listener while they overlap: \
+             use \"notify\" or \"listen\"",
+        ),
+        Ready::Notify | Ready::Listen | Ready::Health | Ready::Exec | Ready::Started => None,
     }
 }

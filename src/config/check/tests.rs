@@ -229,3 +229,22 @@ fn programs_are_looked_for_where_they_will_be_executed() {
     let found = parse(Path::new("a.toml"), &text, None, Some(&here)).expect_err("its own PATH counts");
     assert!(found.iter().any(|mistake| mistake.what.contains("\"tool\" on PATH")), "{found:?}");
 }
+
+#[test]
+fn a_component_has_what_its_way_of_being_ready_needs() {
+    let without = |line: &str| GOOD.replace(&format!("{line}\n"), "");
+    let health = "health = { http = \"http://127.0.0.1:8080/healthz\", interval = \"5s\" }";
+    for (text, what) in [
+        (without("listeners = [\"http\"]").replace("\"notify\"", "\"listen\""), "is for a component with listeners"),
+        (without(health).replace("\"notify\"", "\"health\""), "is for a component with a health check"),
+        (GOOD.replace("\"notify\"", "\"health\""), "cannot tell the new process from the old one"),
+    ] {
+        let found = mistakes(&text, None);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].contains(what), "{found:?}");
+        assert!(found[0].starts_with("a.toml:"), "{found:?}");
+    }
+    let own_port = without("listeners = [\"http\"]").replace("\"notify\"", "\"health\"");
+    assert_eq!(mistakes(&own_port, None), Vec::<String>::new());
+    assert_eq!(mistakes(&GOOD.replace("\"notify\"", "\"listen\""), None), Vec::<String>::new());
+}

@@ -1,0 +1,134 @@
+//! One try: a request, a connection, or a command.
+//!
+//! On a listener of the component the process before it may still answer: it was told to stop, and has not heard it yet. What
+//! it answers says nothing of the new one.
+
+use std::net::SocketAddr;
+
+use hyper_util::client::legacy::connect::HttpInfo;
+use refit_base::{Cause, Chain};
+use refit_bus::Failure;
+
+use super::{ANSWER_CHARS_MAX, Probed, command};
+use crate::component::acceptors::{Acceptors, Verdict};
+use crate::config::{Health, Probe};
+use crate::handover::fd;
+
+/// What a try says of the process.
+pub(super) enum Outcome {
+    /// It is well.
+    Well,
+    /// It is not, or could not be tried: why.
+    Ill(Failure),
+    /// Nothing: a process of another instance has answered.
+    OfAnother,
+}
+
+/// Returns what the requests are made with.
+///
+/// # Errors
+/// Why there is none, for people.
+pub(super) fn client(health: &Health) -> Result<reqwest::Client, String> {
+    reqwest::Client::builder()
+        .timeout(health.timeout)
+        .pool_max_idle_per_host(0)
+        .no_proxy()
+        // Probes are plain HTTP: reading the system's certificates would be work for nothing at every start.
+        .tls_certs_only(std::iter::empty())
+        .redirect(reqwest::redirect::Policy::none())
+        .build()
+        .map_err(|error| format!("cannot be tried: {}", Chain(&error)))
+}
+
+/// Tries once.
+pub(super) async fn once(client: &reqwest::Client, health: &Health, probed: &Probed) -> Outcome {
+    let tried = match &health.probe {
+        Probe::Http(url) => get(client, url, health, probed).await,
+        Probe::Tcp(address) => connect(*address, health, probed).await,
+        Probe::Command(words) => run(words, health, probed).await,
+    };
+    tried.unwrap_or_else(Outcome::Ill)
+}
+
+fn in_time(health: &Health) -> String {
+    format!("did not answer within {} s", health.timeout.as_secs_f32())
+}
+
+async fn get(client: &reqwest::Client, url: &str, health: &Health, probed: &Probed) -> Result<Outcome, Failure> {
+    let answer = match client.get(url).send().await {
+        Ok(answer) => answer,
+        Err(error) if error.is_timeout() => return Err(Failure::new(format!("GET {url} {}", in_time(health)))),
+        Err(error) => {
+            let error = error.without_url();
+            return Err(Failure::new(format!("GET {url} failed: {}", Chain(&error))).with_cause(Cause::of(&error)));
+        }
+    };
+    let ends = answer.extensions().get::<HttpInfo>().map(|info| (info.remote_addr(), info.local_addr()));
+    if let Some((server, own)) = ends
+        && says_nothing(server, own, probed).await
+    {
+        return Ok(Outcome::OfAnother);
+    }
+    let status = answer.status();
+    if status.is_success() || status.is_redirection() {
+        return Ok(Outcome::Well);
+    }
+    let body = answer.text().await.unwrap_or_default();
+    let body: String = body.split_whitespace().collect::<Vec<_>>().join(" ");
+    let body: String = body.chars().take(ANSWER_CHARS_MAX).collect();
+    let separator = if body.is_empty() { "" } else { ": " };
+    Err(Failure::new(format!("GET {url} answered {status}{separator}{body}")))
+}
+
+/// Returns whether what came on the connection from `own` to `server`, which is still open, may be the answer of another instance.
+async fn says_nothing(server: SocketAddr, own: SocketAddr, probed: &Probed) -> bool {
+    let acceptors = Acceptors::of(&probed.carried, &probed.component, &probed.context);
+    if !acceptors.have_rivals() {
+        return false;
+    }
+    match acceptors.of_connection(server, own).await {
+        Ok(Verdict::Ours) => false,
+        Ok(Verdict::Others) => true,
+        // As long as the one before was not told to stop, only what is known to be this one's counts.
+        Ok(Verdict::Nobody | Verdict::Closed | Verdict::Hidden(_)) | Err(_) => {
+            acceptors.listener_at(server).is_some() && acceptors.have_serving_rivals()
+        }
+    }
+}
+
+/// Connects. To a listener of the component that is not enough, since the kernel would do it for a process that hangs: one has
+/// to accept.
+async fn connect(address: SocketAddr, health: &Health, probed: &Probed) -> Result<Outcome, Failure> {
+    let acceptors = Acceptors::of(&probed.carried, &probed.component, &probed.context);
+    let Some(listener) = acceptors.listener_at(address).filter(|listener| !fd::defers_accept(listener)) else {
+        return match tokio::time::timeout(health.timeout, tokio::net::TcpStream::connect(address)).await {
+            Ok(Ok(_)) => Ok(Outcome::Well),
+            Ok(Err(error)) => Err(cannot_connect(address, &error)),
+            Err(_) => Err(Failure::new(format!("{address} {}", in_time(health)))),
+        };
+    };
+    match acceptors.of_new_connections(&listener, 1, health.timeout).await {
+        Ok(Verdict::Ours) => Ok(Outcome::Well),
+        Ok(Verdict::Others) => Ok(Outcome::OfAnother),
+        Ok(Verdict::Closed | Verdict::Hidden(_)) if acceptors.have_serving_rivals() => Ok(Outcome::OfAnother),
+        Ok(Verdict::Closed | Verdict::Hidden(_)) => Ok(Outcome::Well),
+        Ok(Verdict::Nobody) => {
+            let seconds = health.timeout.as_secs_f32();
+            Err(Failure::new(format!("a connection to {address} was not accepted within {seconds} s")))
+        }
+        Err(error) => Err(cannot_connect(address, &error)),
+    }
+}
+
+/// Runs the health command. One of a component with listeners asks them, most likely, and as long as the process before was not told
+/// to stop nobody knows which one answers.
+async fn run(words: &[String], health: &Health, probed: &Probed) -> Result<Outcome, Failure> {
+    let acceptors = Acceptors::of(&probed.carried, &probed.component, &probed.context);
+    let is_shared = !probed.component.listeners.is_empty() && acceptors.have_serving_rivals();
+    command::run(words, health.timeout, probed).await?;
+    Ok(if is_shared { Outcome::OfAnother } else { Outcome::Well })
+}
+
+fn cannot_connect(address: SocketAddr, error: &std::io::Error) -> Failure {
+    Failure::new(format!("a connection to {address} failed: {error}")).with_cause(Cause::of(error))
+}

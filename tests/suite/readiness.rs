@@ -1,0 +1,205 @@
+//! When a server counts as ready, and whether trying it costs its clients anything: a small server that serves one connection
+//! after the other, as many real ones do, is updated while old and new share its listener.
+
+use std::fs;
+use std::time::Duration;
+
+use refit_fixtures::tools::{as_root, cannot_try, missing};
+
+use crate::appliance::{Appliance, component, text};
+use crate::load::LoadOptions;
+use crate::process;
+use crate::release::Release;
+use crate::wait::{LIMIT, eventually};
+
+/// The server: see its own text.
+const SERVE: &str = include_str!("readiness/serve.py");
+/// A held connection would stop the server for 3 s.
+const SILENCE_MAX: Duration = Duration::from_millis(1500);
+
+fn server(version: &str, begins: &str, keys: &str) -> Release {
+    let words = format!("command = [\"python3\", \"lib/serve.py\", \"{version}\", \"{begins}\"]");
+    let keys = format!("{words}\nlisteners = [\"http\"]\n{keys}");
+    Release::bare(version).listener("http").component("web", &keys).file("lib/serve.py", SERVE)
+}
+
+fn overlapping(version: &str, begins: &str) -> Release {
+    server(version, begins, "handover = \"overlap\"\nready = \"listen\"")
+}
+
+/// Requests on new connections only: the server closes each after its answer.
+fn requests() -> LoadOptions {
+    LoadOptions {
+        new_per_second: 50,
+        keepalive_connections: 0,
+        slow_connections: 0,
+        path: "/".to_owned(),
+        ..LoadOptions::default()
+    }
+}
+
+/// Returns when, by its own clock, a process of this version did something.
+fn noted(appliance: &Appliance, what: &str, version: &str) -> f64 {
+    let path = appliance.home().join(format!("data/{what}-{version}"));
+    fs::read_to_string(path).expect("noted").parse().expect("a time")
+}
+
+#[test]
+fn a_server_that_listens_late_takes_over_only_when_it_accepts() {
+    let appliance = Appliance::new(&overlapping("1.0.0", "at_once")).start();
+    let first = appliance.component_pid("web");
+    let load = appliance.load(requests());
+    load.wait_for_version("1.0.0", LIMIT).expect("version 1 answers");
+
+    appliance.install(&overlapping("1.1.0", "late"), &[]).ends_with(0);
+    load.wait_for_version("1.1.0", LIMIT).expect("version 2 answers");
+    eventually(LIMIT, "version 1 has ended", || !process::is_alive(first));
+    let report = load.finish();
+    report.assert_clean();
+    assert!(report.longest_gap < SILENCE_MAX, "nobody answered for {:?}", report.longest_gap);
+    let (accepts, told) = (noted(&appliance, "accepting", "1.1.0"), noted(&appliance, "told", "1.0.0"));
+    assert!(told > accepts, "the old one was told to stop {:.3} s before the new one accepted", accepts - told);
+}
+
+#[test]
+fn a_server_that_never_listens_or_exits_leaves_the_old_one_serving() {
+    let appliance = Appliance::new(&overlapping("1.0.0", "at_once")).start();
+    let first = appliance.component_pid("web");
+    let load = appliance.load(requests());
+    load.wait_for_version("1.0.0", LIMIT).expect("version 1 answers");
+    let never = server("1.1.0", "never", "handover = \"overlap\"\nready = \"listen\"\nstart_timeout = \"2s\"");
+    for (release, reason) in [
+        (never, "was not ready within 2 s; a process that is not its own accepts on the listener http"),
+        (overlapping("1.2.0", "exits"), "ended with status 3 before it was ready"),
+    ] {
+        let failed = appliance.install(&release, &[]).complains_with(70);
+        assert!(failed.contains(reason), "{failed}");
+        assert_eq!(appliance.component_pid("web"), first, "the old process serves on");
+    }
+    let report = load.finish();
+    report.assert_clean();
+    assert_eq!(report.versions_seen, ["1.0.0"]);
+    assert!(report.longest_gap < SILENCE_MAX, "nobody answered for {:?}", report.longest_gap);
+    assert!(!appliance.home().join("data/told-1.0.0").exists(), "the old process was told to stop");
+}
+
+#[test]
+fn one_that_counts_as_ready_at_once_takes_over_only_when_it_accepts() {
+    for ready in ["started", "exec"] {
+        let keys = format!("handover = \"overlap\"\nready = \"{ready}\"");
+        let appliance = Appliance::new(&server("1.0.0", "at_once", &keys)).start();
+        let first = appliance.component_pid("web");
+        let never = server("1.1.0", "never", &format!("{keys}\nstart_timeout = \"2s\""));
+        let failed = appliance.install(&never, &[]).complains_with(70);
+        assert!(failed.contains("a process that is not its own accepts on the listener http"), "{failed}");
+        assert_eq!(appliance.component_pid("web"), first, "the old process serves on");
+        appliance.install(&server("1.2.0", "late", &keys), &[]).ends_with(0);
+        let (accepts, told) = (noted(&appliance, "accepting", "1.2.0"), noted(&appliance, "told", "1.0.0"));
+        assert!(told > accepts, "the old one was told to stop {:.3} s before the new one accepted", accepts - told);
+        // Without another process it is ready at once, as it says.
+        appliance.refit(&["component", "stop", "web"]).ends_with(0);
+        appliance.refit(&["component", "start", "web"]).ends_with(0);
+    }
+}
+
+#[test]
+fn a_server_whose_children_accept_is_found_by_them() {
+    let appliance = Appliance::new(&overlapping("1.0.0", "forks")).start();
+    let load = appliance.load(requests());
+    load.wait_for_version("1.0.0", LIMIT).expect("version 1 answers");
+    appliance.install(&overlapping("1.1.0", "forks"), &[]).ends_with(0);
+    load.wait_for_version("1.1.0", LIMIT).expect("version 2 answers");
+    load.finish().assert_clean();
+    let (accepts, told) = (noted(&appliance, "accepting", "1.1.0"), noted(&appliance, "told", "1.0.0"));
+    assert!(told > accepts, "the old one was told to stop {:.3} s before the new one accepted", accepts - told);
+}
+
+#[test]
+fn a_server_that_closes_each_connection_at_once_is_ready_and_found_dead_by_nobody() {
+    let appliance = Appliance::new(&overlapping("1.0.0", "closes")).start();
+    appliance.install(&overlapping("1.1.0", "closes"), &[]).ends_with(0);
+    assert_eq!(component(&appliance.status(), "web")["state"], "running");
+}
+
+#[test]
+fn trying_a_listener_does_not_stop_a_server_that_serves_one_after_the_other() {
+    let keys = "handover = \"restart\"\nready = \"exec\"";
+    let appliance = Appliance::new(&server("1.0.0", "at_once", keys)).start();
+    let load = appliance.load(requests());
+    load.wait_for_version("1.0.0", LIMIT).expect("version 1 answers");
+    appliance.install(&server("1.1.0", "at_once", keys), &[]).ends_with(0);
+    load.wait_for_version("1.1.0", LIMIT).expect("version 2 answers");
+    appliance.refit(&["rollback"]).ends_with(0);
+    let report = load.finish();
+    report.assert_clean();
+    assert!(report.longest_gap < SILENCE_MAX, "nobody answered for {:?}", report.longest_gap);
+}
+
+#[test]
+fn ready_by_health_is_the_first_success_and_recovery_is_not_illness() {
+    // It binds its own port, two seconds after its start; three failures would make a process ill that has been well.
+    let port = crate::appliance::free_port();
+    let serve = format!(
+        "import socket, subprocess, sys, time, os\n\
+         time.sleep(2)\n\
+         listener = socket.create_server((\"127.0.0.1\", {port}))\n\
+         os.set_inheritable(listener.fileno(), True)\n\
+         os.environ[\"SERVE_FD\"] = str(listener.fileno())\n\
+         os.execvp(\"python3\", [\"python3\", \"lib/serve.py\", sys.argv[1], \"at_once\"])\n"
+    );
+    let release = |version: &str, ready: &str| {
+        let health = format!(
+            "health = {{ http = \"http://127.0.0.1:{port}/\", interval = \"100ms\", timeout = \"1s\", threshold = 3 }}"
+        );
+        let keys = format!(
+            "command = [\"python3\", \"lib/own.py\", \"{version}\"]\nready = \"{ready}\"\nhandover = \"restart\"\n{health}"
+        );
+        Release::bare(version).component("db", &keys).file("lib/own.py", &serve).file("lib/serve.py", SERVE)
+    };
+    let appliance = Appliance::new(&release("1.0.0", "health")).start();
+    assert!(appliance.home().join("data/accepting-1.0.0").exists(), "it counted as ready before it could be");
+    // Whether its definition says so or not, the time until it is well belongs to its start.
+    appliance.install(&release("1.1.0", "exec"), &[]).ends_with(0);
+    appliance.install(&release("1.2.0", "health"), &[]).ends_with(0);
+    assert_eq!(component(&appliance.status(), "db")["health"], "healthy");
+}
+
+#[test]
+fn what_the_old_process_answers_on_a_shared_listener_is_nobody_elses_health() {
+    let release = |version: &str, begins: &str, probe: &str| {
+        let keys = format!(
+            "handover = \"overlap\"\nready = \"listen\"\nstart_timeout = \"2s\"\n\
+             health = {{ {probe}, interval = \"100ms\", timeout = \"1s\", threshold = 3 }}"
+        );
+        server(version, begins, &keys)
+    };
+    let appliance = Appliance::new(&server("1.0.0", "lingers", "handover = \"overlap\"\nready = \"listen\"")).start();
+    let address = appliance.address("http");
+    let probe = format!("http = \"http://{address}/\"");
+    let failed = appliance.install(&release("1.1.0", "sick", &probe), &[]).complains_with(70);
+    assert!(failed.contains("503 Service Unavailable") || failed.contains("503 Sick"), "{failed}");
+    appliance.install(&release("1.2.0", "at_once", &probe), &[]).ends_with(0);
+    assert_eq!(component(&appliance.status(), "web")["health"], "healthy");
+}
+
+#[test]
+fn processes_that_only_their_own_account_may_look_into_are_found_out_with_it() {
+    if !as_root() {
+        return;
+    }
+    if missing(&["setpriv"]) {
+        return cannot_try("setpriv is missing");
+    }
+    let keys = "handover = \"overlap\"\nready = \"listen\"\nuser = \"daemon\"";
+    let release = |version: &str, begins: &str| server(version, begins, keys);
+    let mut appliance = Appliance::new(&release("1.0.0", "at_once"));
+    appliance.run_guard_through(&["setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace"]);
+    appliance.wait_running();
+    appliance.install(&release("1.1.0", "late"), &[]).ends_with(0);
+    let pid = appliance.component_pid("web");
+    assert!(fs::read_dir(format!("/proc/{pid}/fd")).is_ok(), "this test may look into it");
+    let failed = appliance.install(&server("1.2.0", "never", &format!("{keys}\nstart_timeout = \"2s\"")), &[]);
+    let failed = failed.complains_with(70);
+    assert!(failed.contains("a process that is not its own accepts on the listener http"), "{failed}");
+    assert_eq!(text(&component(&appliance.status(), "web")["release"]), "1.1.0");
+}
