@@ -5,11 +5,14 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
+use refit_base::lock;
 use tokio::sync::watch;
 
 use crate::carry::Registry;
+use crate::config::Component;
 use crate::handover::listener::Listeners;
 use crate::home::Home;
+use crate::probe::queue;
 use crate::process::cgroup::Cgroups;
 use crate::process::resources::Resources;
 
@@ -36,4 +39,16 @@ pub struct RunContext {
     pub cgroups: Cgroups,
     /// What this process had before it was given more: what its children get.
     pub found: Resources,
+}
+
+impl RunContext {
+    /// Gives the listeners of `component` their whole queue again, whatever its program has made of it.
+    pub(super) fn restore_queues(&self, component: &Component) {
+        let listeners = lock(&self.listeners);
+        for listener in component.listeners.iter().filter_map(|name| listeners.get(name)) {
+            if let Err(error) = queue::restore(listener) {
+                tracing::warn!(component.name = component.name, %error, "a listener cannot get its whole queue again");
+            }
+        }
+    }
 }

@@ -45,6 +45,8 @@ pub(super) async fn wait(
         while let Some(text) = try_once(&acceptors, name, &listener, &mut tries).await? {
             *lock(seen) = text;
             tokio::time::sleep(PAUSE).await;
+            // The process may have made it shorter as it began to listen; clients wait in it.
+            context.restore_queues(component);
         }
     }
     Ok(())

@@ -159,7 +159,7 @@ impl Actor {
                 Event::Ended(how) => self.on_end(how).await,
                 Event::Gone(instance) => {
                     if let Some(mut instance) = instance {
-                        instance.forget(&self.context);
+                        self.forget(&mut instance);
                     }
                     let state = self.view.borrow().state;
                     if state == State::Stopping && self.outgoing.tasks.is_empty() {
@@ -358,6 +358,7 @@ impl Actor {
     fn serve(&mut self) {
         let Some(instance) = &mut self.current else { return };
         instance.carried.ready = true;
+        self.context.restore_queues(&self.component);
         instance.record(&self.context);
         self.watched_since = Instant::now();
         self.suspect = false;
@@ -380,6 +381,7 @@ impl Actor {
 
     /// Asks a process to end and has a task see to it, while the component goes on with another.
     fn see_out(&mut self, mut instance: Instance) {
+        self.context.restore_queues(&self.component);
         let limit = instance.time_left(self.component.stop_timeout);
         instance.tell_to_end(limit, &self.context);
         let hurry = self.outgoing.hurry.clone();
@@ -406,7 +408,7 @@ impl Actor {
                 }
             };
             if let Some(Ok(mut instance)) = gone {
-                instance.forget(&self.context);
+                self.forget(&mut instance);
             }
         }
         self.outgoing.hurry = CancellationToken::new();
@@ -414,12 +416,20 @@ impl Actor {
 
     /// Ends a process and all that it started, and forgets it.
     async fn end(&self, mut instance: Instance, hurry: &CancellationToken) -> Stopped {
+        // From now on connections wait for the next process.
+        self.context.restore_queues(&self.component);
         let stopped = instance.stop(self.component.stop_timeout, hurry, &self.context).await;
-        instance.forget(&self.context);
+        self.forget(&mut instance);
         if stopped.left > 0 {
             tracing::info!(component.name = self.component.name, left = stopped.left, "what it had started was ended");
         }
         stopped
+    }
+
+    /// Removes what is kept of a process that has ended. What it has done to its listeners ends with it.
+    fn forget(&self, instance: &mut Instance) {
+        instance.forget(&self.context);
+        self.context.restore_queues(&self.component);
     }
 
     async fn stop(&mut self, hurry: &CancellationToken) -> Result<(), Failure> {
@@ -484,7 +494,7 @@ impl Actor {
         };
         let mut failure = instance.failure(text, &self.context).await;
         failure.reason.push_str(&left_behind(left));
-        instance.forget(&self.context);
+        self.forget(&mut instance);
         self.health = None;
         if !self.wanted {
             self.show(State::Stopped);

@@ -115,6 +115,15 @@ fn a_server_whose_children_accept_is_found_by_them() {
 }
 
 #[test]
+fn a_server_that_closes_the_shared_listener_closes_it_for_nobody_else() {
+    let keys = "handover = \"restart\"\nready = \"listen\"";
+    let release = |version: &str| server(version, "shuts", keys);
+    let appliance = Appliance::new(&release("1.0.0")).start();
+    appliance.install(&release("1.1.0"), &[]).ends_with(0);
+    assert_eq!(text(&component(&appliance.status(), "web")["release"]), "1.1.0");
+}
+
+#[test]
 fn a_server_that_closes_each_connection_at_once_is_ready_and_found_dead_by_nobody() {
     let appliance = Appliance::new(&overlapping("1.0.0", "closes")).start();
     appliance.install(&overlapping("1.1.0", "closes"), &[]).ends_with(0);
@@ -202,4 +211,28 @@ fn processes_that_only_their_own_account_may_look_into_are_found_out_with_it() {
     let failed = failed.complains_with(70);
     assert!(failed.contains("a process that is not its own accepts on the listener http"), "{failed}");
     assert_eq!(text(&component(&appliance.status(), "web")["release"]), "1.1.0");
+}
+
+/// Returns how many connections may wait at `address`, as `ss` shows it.
+fn places(address: std::net::SocketAddr) -> u32 {
+    let listening = std::process::Command::new("ss").args(["-Hltn", &format!("sport = :{}", address.port())]).output();
+    let listening = String::from_utf8(listening.expect("run ss").stdout).expect("text");
+    listening.split_whitespace().nth(2).expect("a number").parse().expect("a number")
+}
+
+#[test]
+fn a_program_cannot_shrink_the_queue_for_those_after_it() {
+    if missing(&["ss"]) {
+        return cannot_try("ss is missing");
+    }
+    let keys = "ready = \"listen\"\nenv = { QUEUE = \"5\" }";
+    let appliance = Appliance::new(&server("1.0.0", "at_once", keys)).start();
+    let whole = places(appliance.address("admin"));
+    assert!(whole > 5, "the queue of the page has {whole} places");
+    assert_eq!(places(appliance.address("http")), whole, "once it is ready");
+    // A program that shrinks it later, too: the queue is whole when the next process needs it.
+    appliance.install(&server("1.1.0", "at_once", keys), &[]).ends_with(0);
+    assert_eq!(places(appliance.address("http")), whole, "after an update");
+    appliance.refit(&["component", "stop", "web"]).ends_with(0);
+    assert_eq!(places(appliance.address("http")), whole, "while nothing serves");
 }
