@@ -151,14 +151,13 @@ impl Tickets {
         self.changes.send_modify(|count| *count += 1);
     }
 
-    /// Ends the tickets of the image before that nobody else will: the restart that they asked for has happened, if that image has
-    /// handed over (`by_exec`), but for what did not start, if `without` says so; whatever else they asked for was lost with it. Updates and rollbacks end
-    /// with their history.
-    pub fn settle_carried(&self, by_exec: bool, without: Option<&str>) {
+    /// Ends the tickets of the image before that nobody else will: what they asked for by the request `came_true` is so now, but for what
+    /// `without` names; whatever else they asked for was lost with that image. Updates and rollbacks end with their history.
+    pub fn settle_carried(&self, came_true: &str, without: Option<&str>) {
         self.end_where(|ticket| {
             if ticket.id.starts_with(&self.stem) || ticket.is_update() {
                 None
-            } else if ticket.request == "restart" && by_exec {
+            } else if ticket.request == came_true {
                 match without {
                     None => Some(("done".to_owned(), None, Exit::Done)),
                     Some(reason) => Some(("failed".to_owned(), Some(reason.to_owned()), Exit::Failed)),
@@ -203,7 +202,7 @@ mod tests {
         let next = Tickets::new(tickets.all(), "u".to_owned());
         assert!(next.get(&id).is_some_and(|ticket| ticket.is_final()));
         let own = next.open("reload", "cli").id;
-        next.settle_carried(true, None);
+        next.settle_carried("restart", None);
         let state = |id: &str| next.get(id).map(|ticket| ticket.state);
         assert_eq!(state(&restart).as_deref(), Some("done"));
         assert_eq!(state(&stop).as_deref(), Some("failed"));
@@ -211,7 +210,7 @@ mod tests {
 
         let restart = next.open("restart", "cli").id;
         let crashed = Tickets::new(next.all(), "v".to_owned());
-        crashed.settle_carried(false, None);
+        crashed.settle_carried("start", None);
         assert!(crashed.get(&restart).is_some_and(|ticket| ticket.state == "failed"), "a crash is no restart");
     }
 }

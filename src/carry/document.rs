@@ -70,6 +70,12 @@ pub struct Carry {
     /// The highest generation of each component's processes.
     #[serde(default)]
     pub component_generations: BTreeMap<String, u32>,
+    /// The release in which somebody asked the site to stop, and for nothing else since.
+    #[serde(default)]
+    pub site_stopped: Option<Version>,
+    /// Whether somebody asked the appliance to end.
+    #[serde(default)]
+    pub site_ends: bool,
     /// The components that an operator has stopped, and in which release: its next image does not start them.
     #[serde(default)]
     pub stopped: BTreeMap<String, Version>,

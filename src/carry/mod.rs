@@ -12,4 +12,4 @@ mod reporter;
 pub use document::{CARRY_FORMAT, Carry};
 pub use instance::{CarriedEnding, CarriedInstance, CarriedLimit, LimitBy, Role};
 pub(crate) use registry::{Descriptors, FoundDescriptors};
-pub use registry::{Registry, RegistryParts, state_name};
+pub use registry::{Registry, RegistryParts, SiteWish, state_name};

@@ -81,6 +81,30 @@ impl FoundDescriptors {
     }
 }
 
+/// What somebody has asked of the whole site: what an image that is killed leaves to the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SiteWish {
+    /// To run.
+    Runs,
+    /// To be stopped.
+    Stopped,
+    /// To end, and the appliance with it.
+    Ends,
+}
+
+impl SiteWish {
+    /// Returns what `carry` leaves to an image of the release `version`. An image that has handed over was replaced since, which ends in
+    /// a site that runs; another release starts everything.
+    fn left_by(carry: &Carry, version: &Version) -> Self {
+        match (carry.exec_ns, carry.site_ends) {
+            (Some(_), _) => Self::Runs,
+            (None, true) => Self::Ends,
+            (None, false) if carry.site_stopped.as_ref() == Some(version) => Self::Stopped,
+            (None, false) => Self::Runs,
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Inner {
     generation: u32,
@@ -90,6 +114,7 @@ struct Inner {
     generations: BTreeMap<String, u32>,
     /// The components that an operator has stopped in this release.
     stopped: BTreeSet<String>,
+    site: SiteWish,
     /// This release.
     version: Version,
 }
@@ -138,6 +163,7 @@ impl Registry {
                 instances: BTreeMap::new(),
                 generations: carry.component_generations.clone(),
                 // Another release starts everything, as a stop and a start of the bus do.
+                site: SiteWish::left_by(carry, &version),
                 stopped: carry.stopped.iter().filter(|(_, at)| **at == version).map(|(name, _)| name.clone()).collect(),
                 version,
             }),
@@ -333,6 +359,19 @@ impl Registry {
         lock(&self.inner).stopped.contains(component)
     }
 
+    /// Remembers what somebody has asked of the whole site, if that has changed.
+    pub fn set_site(&self, site: SiteWish) {
+        let before = std::mem::replace(&mut lock(&self.inner).site, site);
+        if before != site {
+            self.save();
+        }
+    }
+
+    /// Returns what somebody has asked of the whole site.
+    pub fn site(&self) -> SiteWish {
+        lock(&self.inner).site
+    }
+
     /// Returns the document of this moment, with the number of the one that the guard has.
     fn carry(&self) -> Carry {
         let output = self.logs.carried();
@@ -354,6 +393,8 @@ impl Registry {
             guard_lacks: Vec::new(),
             parked: BTreeMap::new(),
             component_generations: inner.generations.clone(),
+            site_stopped: (inner.site == SiteWish::Stopped).then(|| inner.version.clone()),
+            site_ends: inner.site == SiteWish::Ends,
             stopped: inner.stopped.iter().map(|name| (name.clone(), inner.version.clone())).collect(),
         }
     }

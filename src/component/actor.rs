@@ -135,6 +135,14 @@ impl Process {
         self.tell(Action::Retry).await
     }
 
+    /// Leaves it down: what runs of it ends in the time that an image before has left it, or else in its own.
+    ///
+    /// # Errors
+    /// Nobody looks after the component any more.
+    pub async fn leave_down(&self) -> Result<(), Failure> {
+        self.tell(Action::LeaveDown).await
+    }
+
     /// Stops it, whatever is to become of it.
     ///
     /// # Errors

@@ -477,7 +477,7 @@ fn forget(carried: &CarriedInstance, context: &RunContext) {
     }
     context.registry.remove(&carried.id);
     if let Some(path) = carried.notify_path.clone().or_else(|| notify_socket::find(&context.home, &carried.id))
-        && let Err(error) = notify_socket::remove_socket(&path)
+        && let Err(error) = notify_socket::remove_socket(&context.home, &carried.id, &path)
     {
         tracing::warn!(path = %path.display(), %error, "cannot remove a notify socket");
     }

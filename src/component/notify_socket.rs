@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown, symlink};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 
@@ -20,6 +20,8 @@ use crate::home::Home;
 const PATH_BYTES_MAX: usize = 107;
 /// Where the directory lies if the home's own path is longer than that.
 const SHORT_PLACES: [&str; 2] = ["/run", "/tmp"];
+/// The name of such a directory begins so.
+const SHORT_PREFIX: &str = "refit-";
 /// The name of a socket in its directory.
 const NAME: &str = "socket";
 
@@ -35,7 +37,13 @@ pub(super) fn bind(home: &Home, id: &str, account: Account) -> io::Result<(UnixD
     fs::set_permissions(&all, Permissions::from_mode(if own.is_root() { 0o711 } else { 0o700 }))?;
     let dir = all.join(id);
     remove(&dir)?;
-    let dir = if dir.join(NAME).as_os_str().len() > PATH_BYTES_MAX { short_dir()? } else { make_dir(dir)? };
+    let dir = if dir.join(NAME).as_os_str().len() > PATH_BYTES_MAX {
+        let short = short_dir()?;
+        symlink(&short, dir)?; // so that it is found again when nobody knows of it any more
+        short
+    } else {
+        make_dir(dir)?
+    };
     let path = dir.join(NAME);
     let socket = notify::bind(&path)?;
     if account.uid != own.as_raw() && own.is_root() {
@@ -76,11 +84,15 @@ pub(super) fn find(home: &Home, id: &str) -> Option<PathBuf> {
     [home.notify().join(id).join(NAME), home.notify().join(format!("{id}.sock"))].into_iter().find(|path| path.exists())
 }
 
-/// Removes the socket at `path`, and its directory if that is its own.
+/// Removes the socket of the process `id` at `path`, and its directory if that is its own.
 ///
 /// # Errors
 /// Something of it is still there.
-pub(super) fn remove_socket(path: &Path) -> io::Result<()> {
+pub(super) fn remove_socket(home: &Home, id: &str, path: &Path) -> io::Result<()> {
+    let place = home.notify().join(id);
+    if fs::symlink_metadata(&place).is_ok_and(|found| found.is_symlink()) {
+        remove(&place)?;
+    }
     match (path.file_name(), path.parent()) {
         (Some(name), Some(dir)) if name == NAME => remove(dir),
         (_, _) => remove(path),
@@ -100,8 +112,13 @@ pub fn tidy(home: &Home, kept: &BTreeSet<String>) {
     }
 }
 
-/// Removes a file, or a directory with all in it. One that is not there is no error.
+/// Removes a file, or a directory with all in it, also the one that a link of ours leads to. One that is not there is no error.
 fn remove(path: &Path) -> io::Result<()> {
+    if let Ok(target) = fs::read_link(path)
+        && is_short_dir(&target)
+    {
+        remove(&target)?;
+    }
     let removed = match fs::symlink_metadata(path) {
         Ok(found) if found.is_dir() => fs::remove_dir_all(path),
         Ok(_) => fs::remove_file(path),
@@ -121,7 +138,7 @@ fn make_dir(path: PathBuf) -> io::Result<PathBuf> {
 }
 
 fn short_dir() -> io::Result<PathBuf> {
-    let name = format!("refit-{}", hex::encode(rand::random::<[u8; 16]>()));
+    let name = format!("{SHORT_PREFIX}{}", hex::encode(rand::random::<[u8; 16]>()));
     let mut failed = io::Error::from(io::ErrorKind::NotFound);
     for place in SHORT_PLACES {
         match make_dir(Path::new(place).join(&name)) {
@@ -130,4 +147,13 @@ fn short_dir() -> io::Result<PathBuf> {
         }
     }
     Err(failed)
+}
+
+/// Returns whether `path` is a directory that [`short_dir`] may have made for this account.
+fn is_short_dir(path: &Path) -> bool {
+    let is_token = |token: &str| token.len() == 32 && token.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_prefix(SHORT_PREFIX));
+    path.parent().is_some_and(|place| SHORT_PLACES.iter().any(|short| place == Path::new(short)))
+        && name.is_some_and(is_token)
+        && fs::symlink_metadata(path).is_ok_and(|found| found.is_dir() && found.uid() == geteuid().as_raw())
 }

@@ -44,6 +44,8 @@ pub(super) enum Action {
         /// Says that the time is over.
         hurry: CancellationToken,
     },
+    /// Not to run, in the time that is left to it: somebody has asked for that under an image before.
+    LeaveDown,
     /// To read its settings again.
     Reload,
     /// To be tried again as its restart policy says, after a start that failed.
@@ -183,6 +185,7 @@ impl Actor {
     async fn execute(&mut self, Command { action, reply }: Command) {
         let result = match action {
             Action::Start { alone: false, cancelled } if std::mem::take(&mut self.stays_down) => {
+                tracing::info!(component.name = self.component.name, "component left down, as an operator wanted it");
                 self.leave_down(&cancelled).await;
                 Ok(())
             }
@@ -196,6 +199,11 @@ impl Actor {
                     self.context.registry.set_stopped(&self.component.name, true);
                 }
                 self.stop(&hurry).await
+            }
+            Action::LeaveDown => {
+                self.want_no_more();
+                self.leave_down(&CancellationToken::new()).await;
+                Ok(())
             }
             Action::Reload => self.reload(),
             Action::Retry => {
@@ -244,9 +252,8 @@ impl Actor {
         }
     }
 
-    /// Leaves the component down at the first start of an image, because an operator had stopped it.
+    /// Leaves the component down that is not wanted, and sees to it that what runs of it ends.
     async fn leave_down(&mut self, cancelled: &CancellationToken) {
-        tracing::info!(component.name = self.component.name, "component left down, as an operator wanted it");
         self.show(State::Stopping);
         if let Some(instance) = self.current.take() {
             self.see_out(instance); // written down, but not told yet
@@ -432,11 +439,16 @@ impl Actor {
         self.context.restore_queues(&self.component);
     }
 
-    async fn stop(&mut self, hurry: &CancellationToken) -> Result<(), Failure> {
+    /// Wants it no more.
+    fn want_no_more(&mut self) {
         self.wanted = false;
         self.restart_at = None;
         self.health = None;
         self.doomed = None;
+    }
+
+    async fn stop(&mut self, hurry: &CancellationToken) -> Result<(), Failure> {
+        self.want_no_more();
         self.show(State::Stopping);
         let mut result = Ok(());
         if let Some(instance) = self.current.take() {
@@ -474,10 +486,7 @@ impl Actor {
 
     /// Leaves the processes to the next image.
     fn hand_on(&mut self) {
-        self.wanted = false;
-        self.restart_at = None;
-        self.health = None;
-        self.doomed = None;
+        self.want_no_more();
         if let Some(instance) = &mut self.current {
             instance.record(&self.context);
         }
@@ -577,7 +586,7 @@ impl Actor {
                     result = &mut work => break result,
                     command = commands.recv(), if open && next.is_none() => {
                         open = command.is_some();
-                        if command.as_ref().is_none_or(|command| matches!(command.action, Action::Stop { .. })) {
+                        if command.as_ref().is_none_or(|command| matches!(command.action, Action::Stop { .. } | Action::LeaveDown)) {
                             cancelled.cancel();
                         }
                         next = command;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use refit_base::Chain;
-use refit_bus::{self as bus, Bus, Failure};
+use refit_bus::{self as bus, Bus, Failure, RequestKind};
 use serde_json::json;
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -78,7 +78,9 @@ pub(super) async fn announce_running(
         let missing = bus.faults().into_iter().filter(|fault| fault.phase == bus::START);
         let missing: Vec<String> = missing.map(|fault| format!("{}: {}", fault.component, fault.cause)).collect();
         let without = (!missing.is_empty()).then(|| format!("the appliance runs without {}", missing.join("; ")));
-        registry.tickets.settle_carried(by_exec, without.as_deref());
+        // After a crash, what was asked of the image before is lost, but for this.
+        let came_true = if by_exec { RequestKind::Restart } else { RequestKind::Start };
+        registry.tickets.settle_carried(came_true.name(), without.as_deref());
         registry.save();
     }
 }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use refit_base::{Exit, clock, lock};
-use refit_bus::{self as bus, Ended, Origin, Request};
+use refit_bus::{self as bus, Ended};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -17,9 +17,9 @@ use super::error::{RuntimeError, io_error, say};
 use super::hand_over::{Sockets, describe};
 use super::observer::SiteObserver;
 use super::watch::Watch;
-use super::{guard_link, settings, signals};
+use super::{guard_link, settings, signals, wish};
 use crate::api::{ApiServer, App};
-use crate::carry::Carry;
+use crate::carry::{Carry, SiteWish};
 use crate::config;
 use crate::handover::inherit::Inheritance;
 use crate::handover::{Named, exec};
@@ -50,6 +50,7 @@ async fn run(assembled: Assembled) -> Result<End, RuntimeError> {
     let Assembled { lock, reaped, sockets, mut tasks, site, engine, guard_channel, parked, before, unclaimed: _ } =
         assembled;
     let registry = Arc::clone(&site.context.registry);
+    let wished = registry.site();
     let (server, observer) = site.attach(&sockets, &before, parked)?;
     let engine = engine.with_observer(observer);
 
@@ -63,7 +64,10 @@ async fn run(assembled: Assembled) -> Result<End, RuntimeError> {
     }
     site.spawn_tasks(&mut tasks, before.exec_ns.is_some());
 
-    drop(site.bus.request(Request::Start, Origin("start".to_owned())));
+    wish::ask(&site.bus, wished);
+    if wished == SiteWish::Stopped {
+        tasks.spawn(wish::go_on_stopping(site.bus.clone(), site.components.clone(), Arc::clone(&registry)));
+    }
     // Cancel-safe: when the third signal comes nothing of the bus is wanted any more.
     let ended = tokio::select! {
         ended = engine.run() => ended,
@@ -120,6 +124,7 @@ impl Site {
             manager: Arc::clone(manager),
             events: Arc::clone(&registry.events),
             peers: Arc::clone(&peers),
+            registry: Arc::clone(registry),
         });
         let admin = self.admin_listener().map_err(io_error("duplicate the admin listener"))?;
         let app = Arc::new(App {
@@ -198,12 +203,7 @@ impl Site {
             // Without it the guard would start the next runtime.
             self.context.registry.tell_guard("STOPPING=1");
         }
-        for component in &self.components {
-            // Those that the bus never started, but that ran: taken over from an image before.
-            if let Err(failure) = component.stop_alone().await {
-                tracing::warn!(component.name = component.definition().name, %failure, "cannot stop");
-            }
-        }
+        wish::stop_adopted(&self.components).await;
         self.manager.end();
         tasks.shutdown().await;
     }

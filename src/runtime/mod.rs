@@ -13,6 +13,7 @@ mod observer;
 mod settings;
 mod signals;
 mod watch;
+mod wish;
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;

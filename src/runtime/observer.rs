@@ -2,9 +2,12 @@
 
 use std::sync::Arc;
 
-use refit_bus::{self as bus, AfterFailure, Bus, BusEvent, Decision, Fault, Level, LogEntry, Observer, Subscription};
+use refit_bus::{
+    self as bus, AfterFailure, Bus, BusEvent, Decision, Fault, Level, LogEntry, Observer, RequestKind, Subscription,
+};
 use serde_json::{Value, json};
 
+use crate::carry::{Registry, SiteWish};
 use crate::events::Events;
 use crate::peers::Peers;
 use crate::update::Manager;
@@ -14,6 +17,7 @@ pub(super) struct SiteObserver {
     pub(super) manager: Arc<Manager>,
     pub(super) events: Arc<Events>,
     pub(super) peers: Arc<Peers>,
+    pub(super) registry: Arc<Registry>,
 }
 
 impl Observer for SiteObserver {
@@ -40,6 +44,10 @@ impl Observer for SiteObserver {
                     "number": number, "request": kind.name(), "origin": origin.0, "outcome": outcome, "reason": reason,
                 });
                 self.events.publish("bus.request", data);
+                // Before the bus goes there: a runtime that is killed on the way leaves it to the next one.
+                if let Some(site) = wish(*kind).filter(|_| !matches!(decision, Decision::Refuse(_))) {
+                    self.registry.set_site(site);
+                }
             }
             BusEvent::Publication(report) => self.events.publish("bus.publication", json!(report)),
             BusEvent::Reloaded { generation, reason, asked } => {
@@ -53,6 +61,16 @@ impl Observer for SiteObserver {
 
     fn start_failed(&self, faults: &[Fault]) -> AfterFailure {
         self.manager.start_failed(faults)
+    }
+}
+
+/// Returns what a request makes of the whole site.
+fn wish(kind: RequestKind) -> Option<SiteWish> {
+    match kind {
+        RequestKind::Start | RequestKind::Restart | RequestKind::Update | RequestKind::Rollback => Some(SiteWish::Runs),
+        RequestKind::Stop => Some(SiteWish::Stopped),
+        RequestKind::Exit => Some(SiteWish::Ends),
+        RequestKind::Reload => None,
     }
 }
 

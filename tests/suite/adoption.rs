@@ -37,6 +37,12 @@ fn ask(appliance: &Appliance, words: &[&str]) -> std::process::Child {
     command.spawn().expect("start refit")
 }
 
+/// Asserts that a command ends with success.
+fn is_done(mut asked: std::process::Child) {
+    let status = until(LIMIT, "the command ends", || asked.try_wait().expect("wait for it"));
+    assert_eq!(status.code(), Some(0));
+}
+
 /// Kills the runtime although it may have more to do, and waits until another one answers.
 fn kill_runtime(appliance: &Appliance) {
     let killed = appliance.runtime_pid();
@@ -59,31 +65,77 @@ fn runs_anew(appliance: &Appliance, old: &[i32]) {
 
 #[test]
 fn one_that_was_told_to_stop_is_not_taken_for_one_that_serves() {
-    for words in [["component", "restart", "odd"], ["bus", "request", "stop"]] {
-        let appliance = Appliance::new(&slow()).start();
-        let old = appliance.component_pid("odd");
-        let mut asked = ask(&appliance, &words);
-        assert_eq!(pid_in(&appliance, "told"), old);
+    let appliance = Appliance::new(&slow()).start();
+    let old = appliance.component_pid("odd");
+    let asked = ask(&appliance, &["component", "restart", "odd"]);
+    assert_eq!(pid_in(&appliance, "told"), old);
+    kill_runtime(&appliance);
+    assert!(process::is_alive(old), "it has its time to end");
+    let_end(&appliance);
+    runs_anew(&appliance, &[old]);
+    assert_eq!(pids_in(&appliance, "ended"), [old]);
+    is_done(asked);
+}
+
+#[test]
+fn a_site_that_was_asked_to_stop_is_stopped_by_the_next_runtime_and_stays_so() {
+    let keys = format!("{KEYS}\nneeds = [\"base\"]");
+    let appliance =
+        Appliance::new(&with_odd(odd(&["slow_end", "100"], &keys), "base", &["slow_end", "100"], KEYS)).start();
+    let old = ["odd", "base"].map(|name| appliance.component_pid(name));
+    let asked = ask(&appliance, &["bus", "request", "stop"]);
+    assert_eq!(pid_in(&appliance, "told"), old[0]);
+    kill_runtime(&appliance);
+    assert!(old.iter().all(|pid| process::is_alive(*pid)), "it has its time to end, and the other serves it");
+    let_end(&appliance);
+    is_done(asked);
+    assert_eq!(pids_in(&appliance, "ended"), old, "each before what it needs");
+    for _ in 0..2 {
+        let status = appliance.status();
+        assert_eq!(status["bus"]["state"], "Idle");
+        for name in ["odd", "base"] {
+            assert_eq!(component(&status, name)["state"], "stopped", "{status}");
+        }
+        assert_eq!(appliance.processes().len(), 2, "guard and runtime");
         kill_runtime(&appliance);
-        assert!(process::is_alive(old), "it has its time to end");
-        let_end(&appliance);
-        runs_anew(&appliance, &[old]);
-        assert_eq!(pids_in(&appliance, "ended"), [old]);
-        asked.wait().expect("it ends");
+        eventually(LIMIT, "the site rests", || appliance.status()["bus"]["state"] == "Idle");
     }
+    appliance.refit(&["bus", "request", "start"]).ends_with(0);
+    let new = appliance.component_pid("odd");
+    appliance.kill_runtime();
+    assert_eq!(appliance.component_pid("odd"), new);
+    // A restart in place asks for a site that runs.
+    appliance.refit(&["bus", "request", "stop"]).ends_with(0);
+    appliance.refit(&["bus", "request", "restart"]).ends_with(0);
+    appliance.kill_runtime();
+}
+
+#[test]
+fn an_appliance_that_was_asked_to_end_ends_although_its_runtime_is_killed() {
+    let mut appliance = Appliance::new(&slow()).start();
+    let (old, runtime) = (appliance.component_pid("odd"), appliance.runtime_pid());
+    let asked = ask(&appliance, &["bus", "request", "exit"]);
+    assert_eq!(pid_in(&appliance, "told"), old);
+    process::send(runtime, Signal::SIGKILL);
+    eventually(LIMIT, "the next runtime is there", || appliance.log().contains("as somebody has asked before"));
+    assert!(process::is_alive(old), "it has its time to end");
+    let_end(&appliance);
+    assert_eq!(appliance.wait_guard(LIMIT).code(), Some(0));
+    assert_eq!(pids_in(&appliance, "ended"), [old]);
+    is_done(asked);
 }
 
 #[test]
 fn one_that_an_operator_has_stopped_stays_down_when_the_runtime_is_killed() {
     let appliance = Appliance::new(&slow()).start();
     let old = appliance.component_pid("odd");
-    let mut asked = ask(&appliance, &["component", "stop", "odd"]);
+    let asked = ask(&appliance, &["component", "stop", "odd"]);
     assert_eq!(pid_in(&appliance, "told"), old);
     kill_runtime(&appliance);
     let_end(&appliance);
     in_state(&appliance, "stopped");
     assert!(!process::is_alive(old));
-    asked.wait().expect("it ends");
+    is_done(asked);
     // Nor does it come back later.
     appliance.kill_runtime();
     assert_eq!(of(&appliance)["state"], "stopped");
@@ -151,12 +203,12 @@ fn one_that_takes_too_long_is_killed_when_the_time_that_it_was_given_is_over() {
     let release = odd(&["slow_end", "100"], "ready = \"notify\"\nstop_timeout = \"3s\"");
     let appliance = Appliance::new(&release).start();
     let old = appliance.component_pid("odd");
-    let mut asked = ask(&appliance, &["component", "restart", "odd"]);
+    let asked = ask(&appliance, &["component", "restart", "odd"]);
     assert_eq!(pid_in(&appliance, "told"), old);
     kill_runtime(&appliance);
     runs_anew(&appliance, &[old]);
     assert!(pids_in(&appliance, "ended").is_empty(), "it was killed");
-    asked.wait().expect("it ends");
+    is_done(asked);
 }
 
 #[test]

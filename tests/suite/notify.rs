@@ -6,7 +6,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::thread;
 
 use nix::sys::signal::Signal;
@@ -14,7 +14,7 @@ use nix::unistd::{User, geteuid};
 use refit::handover::notify;
 use refit_fixtures::tools::as_root;
 
-use crate::appliance::{Appliance, Ran, component, refit};
+use crate::appliance::{Appliance, Ran, component, end_all, refit};
 use crate::components::{odd, of, with_odd, without_groups};
 use crate::process;
 use crate::release::{REFIT, Release};
@@ -227,31 +227,86 @@ fn a_notify_socket_belongs_to_one_process_and_goes_with_it() {
     assert_eq!(fs::read_dir(&all).expect("it is there").count(), 0);
 }
 
+/// An appliance whose home lies so deep that the path of a socket in it is too long.
+struct Deep {
+    appliance: Appliance,
+    home: PathBuf,
+    guard: Option<Child>,
+}
+
+impl Deep {
+    fn new() -> Self {
+        let appliance = Appliance::new(&odd(&["plain", "deep"], "ready = \"notify\""));
+        let deep = appliance.scratch().join("d".repeat(60)).join("e".repeat(60));
+        fs::create_dir_all(&deep).expect("directories");
+        let home = deep.join("home");
+        fs::rename(appliance.home(), &home).expect("moved");
+        Self { appliance, home, guard: None }
+    }
+
+    /// Starts the guard. Returns its PID, the runtime's, and the directory of the component's socket.
+    fn start(&mut self) -> (i32, i32, PathBuf) {
+        let mut guard = refit();
+        guard.args(["run", "--with-parent", "--home"]).arg(&self.home).stdout(Stdio::null()).stderr(Stdio::null());
+        let guard = self.guard.insert(guard.spawn().expect("start the guard"));
+        let guard = i32::try_from(guard.id()).expect("a PID");
+        let number = |value: &serde_json::Value| value.as_i64().and_then(|pid| i32::try_from(pid).ok());
+        let (runtime, pid) = until(LIMIT, "the component is ready", || {
+            let status = Ran::of(refit().args(["status", "--json", "--home"]).arg(&self.home));
+            let status: serde_json::Value = serde_json::from_str(status.stdout.lines().next()?).ok()?;
+            let found = status["components"].as_array()?.first()?.clone();
+            let is_ready = found["status"] == "deep" && status["guard"]["pid"] == guard;
+            Some((number(&status["runtime"]["pid"])?, number(&found["pid"])?)).filter(|_| is_ready)
+        });
+        let socket = socket_of(pid);
+        assert!(socket.as_os_str().len() < 108 && !socket.starts_with(&self.home), "{}", socket.display());
+        let dir = socket.parent().expect("its own").to_owned();
+        assert_eq!((mode_of(&socket), mode_of(&dir)), (0o600, 0o700));
+        assert_eq!(fs::metadata(&dir).expect("it is there").uid(), geteuid().as_raw());
+        (guard, runtime, dir)
+    }
+
+    fn wait_guard(&mut self) {
+        self.guard.take().expect("it was started").wait().expect("it ends");
+    }
+}
+
+impl Drop for Deep {
+    fn drop(&mut self) {
+        if let Some(mut guard) = self.guard.take() {
+            guard.kill().ok(); // gone already is as good
+            guard.wait().ok();
+        }
+        end_all(&self.home);
+        fs::rename(&self.home, self.appliance.home()).expect("moved back"); // for what tidies up
+    }
+}
+
 #[test]
 fn a_component_below_a_deep_home_reports_all_the_same() {
-    let appliance = Appliance::new(&odd(&["plain", "deep"], "ready = \"notify\""));
-    let deep = appliance.scratch().join("d".repeat(60)).join("e".repeat(60));
-    fs::create_dir_all(&deep).expect("directories");
-    let home = deep.join("home");
-    fs::rename(appliance.home(), &home).expect("moved");
-    let mut guard = refit();
-    guard.args(["run", "--with-parent", "--home"]).arg(&home).stdout(Stdio::null()).stderr(Stdio::null());
-    let mut guard = guard.spawn().expect("start the guard");
-    let pid: i32 = until(LIMIT, "the component is ready", || {
-        let status = Ran::of(refit().args(["status", "--json", "--home"]).arg(&home));
-        let status: serde_json::Value = serde_json::from_str(status.stdout.lines().next()?).ok()?;
-        let found = status["components"].as_array()?.first()?.clone();
-        (found["status"] == "deep").then(|| found["pid"].as_i64())?.and_then(|pid| pid.try_into().ok())
-    });
-    let socket = socket_of(pid);
-    assert!(socket.as_os_str().len() < 108 && !socket.starts_with(&home), "{}", socket.display());
-    let dir = socket.parent().expect("its own").to_owned();
-    assert_eq!((mode_of(&socket), mode_of(&dir)), (0o600, 0o700));
-    assert_eq!(fs::metadata(&dir).expect("it is there").uid(), geteuid().as_raw());
-    process::send(i32::try_from(guard.id()).expect("a PID"), Signal::SIGTERM);
-    guard.wait().expect("it ends");
+    let mut deep = Deep::new();
+    let (guard, _, dir) = deep.start();
+    process::send(guard, Signal::SIGTERM);
+    deep.wait_guard();
     assert!(!dir.exists(), "{}", dir.display());
-    fs::rename(&home, appliance.home()).expect("moved back"); // for what tidies up
+    assert_eq!(fs::read_dir(deep.home.join("run/notify")).expect("it is there").count(), 0);
+}
+
+#[test]
+fn what_lies_outside_of_a_home_is_removed_when_everything_was_killed() {
+    let (mut other, mut deep) = (Deep::new(), Deep::new());
+    let (_, _, kept) = other.start();
+    let (guard, runtime, dir) = deep.start();
+    process::send(runtime, Signal::SIGSTOP);
+    process::send(guard, Signal::SIGKILL);
+    process::send(runtime, Signal::SIGKILL);
+    deep.wait_guard();
+    assert!(dir.exists(), "nobody could remove it");
+    let (guard, _, new) = deep.start();
+    assert!(!dir.exists() && new.exists() && kept.exists(), "{} {} {}", dir.display(), new.display(), kept.display());
+    process::send(guard, Signal::SIGTERM);
+    deep.wait_guard();
+    assert!(!new.exists() && kept.exists());
 }
 
 #[test]

@@ -1,0 +1,152 @@
+//! `refit component start`, `stop` and `restart`: the answer, or, where the runtime ended before it gave one, what became of the component.
+
+use std::io::{self, Write};
+use std::time::Duration;
+
+use indicatif::ProgressBar;
+use refit_base::Exit;
+use reqwest::StatusCode;
+use serde_json::{Value, json};
+
+use crate::api::Problem;
+use crate::cli::client::{Client, ClientError};
+use crate::cli::context::Context;
+use crate::cli::silence::Silence;
+use crate::cli::table::{cell, list};
+
+/// The pause before the next look; a local socket costs little.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+/// What a component can be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Action {
+    Start,
+    Stop,
+    Restart,
+}
+
+impl Action {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Stop => "stop",
+            Self::Restart => "restart",
+        }
+    }
+}
+
+/// What became of what was asked.
+#[derive(Debug, PartialEq, Eq)]
+enum Fate {
+    /// Nobody knows yet.
+    Open,
+    /// It is so.
+    Done,
+    /// It was tried.
+    Failed,
+    /// It was not even tried.
+    Lost,
+}
+
+pub(super) async fn run(context: &Context, client: &Client, name: &str, action: Action) -> Result<(), ClientError> {
+    let before = look(client, name).await?;
+    let answer = match client.post_long(&format!("/api/v1/components/{name}/{}", action.name()), &json!({})).await {
+        Err(ClientError::Broken { .. } | ClientError::Silent { .. }) if before.is_some() => {
+            find_out(client, name, action, &before.unwrap_or_default()).await?
+        }
+        answer => answer?,
+    };
+    if context.json {
+        context.print(&answer.to_string());
+    } else {
+        context.print(&format!("{name}: {}", cell(&answer["component"]["state"])));
+    }
+    if let Some(warning) = answer["warning"].as_str() {
+        drop(writeln!(io::stderr().lock(), "refit: {name} {warning}")); // as in `Context::print`
+    }
+    Ok(())
+}
+
+/// Returns what the appliance shows of the component; `None` if it has none of that name.
+async fn look(client: &Client, name: &str) -> Result<Option<Value>, ClientError> {
+    let mut answer = client.get("/api/v1/components").await?;
+    Ok(list(&answer["components"].take()).find(|component| component["name"] == name).cloned())
+}
+
+/// Returns the answer as it would have been, once it is known what became of `action`, which was asked of a component that was as
+/// `before` says.
+async fn find_out(client: &Client, name: &str, action: Action, before: &Value) -> Result<Value, ClientError> {
+    let (mut silence, hidden) = (Silence::default(), ProgressBar::hidden());
+    loop {
+        let looked = async {
+            let status = client.get("/api/v1/status").await?;
+            let rests = status["bus"]["state"] == "Running" || status["bus"]["state"] == "Idle";
+            Ok((rests, look(client, name).await?.unwrap_or_default()))
+        };
+        match looked.await {
+            Ok((rests, component)) => {
+                silence.end(&hidden);
+                let fate = if rests { fate(action, before, &component) } else { Fate::Open };
+                match fate {
+                    Fate::Open => {}
+                    Fate::Done => return Ok(json!({ "component": component })),
+                    Fate::Lost => return Err(ClientError::Lost { request: action.name().to_owned() }),
+                    Fate::Failed => {
+                        let reason = component["reason"].as_str().unwrap_or("no reason is known");
+                        let detail = format!("cannot {} the component {name}: {reason}", action.name());
+                        let remedy = "see its output with `refit component logs`";
+                        let status = StatusCode::INTERNAL_SERVER_ERROR;
+                        let problem = Problem::new(status, "component_failed", Exit::Failed, detail, remedy);
+                        return Err(ClientError::Refused { problem: Box::new(problem) });
+                    }
+                }
+            }
+            Err(error) if ClientError::is_silence(&error) => silence.extend(&hidden, error)?,
+            Err(error) => return Err(error),
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}
+
+/// Returns what became of `action` on a component that was as `before` says, and is as `now` says while the site rests.
+fn fate(action: Action, before: &Value, now: &Value) -> Fate {
+    let is_another = now["generation"] != before["generation"];
+    match (now["state"].as_str().unwrap_or_default(), action) {
+        ("starting" | "stopping", _) => Fate::Open,
+        ("stopped", Action::Stop) => Fate::Done,
+        ("running", Action::Restart) if is_another => Fate::Done,
+        ("running", Action::Start) => Fate::Done,
+        ("backoff" | "failed", Action::Start | Action::Restart) if is_another => Fate::Failed,
+        _ => Fate::Lost,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_became_of_it_is_seen_in_the_component() {
+        let at = |state: &str, generation: u32| json!({ "state": state, "generation": generation });
+        let rows = [
+            (Action::Restart, "running", 1, Fate::Lost),
+            (Action::Restart, "running", 2, Fate::Done),
+            (Action::Restart, "stopping", 1, Fate::Open),
+            (Action::Restart, "starting", 2, Fate::Open),
+            (Action::Restart, "backoff", 2, Fate::Failed),
+            (Action::Restart, "failed", 1, Fate::Lost),
+            (Action::Stop, "stopped", 1, Fate::Done),
+            (Action::Stop, "running", 1, Fate::Lost),
+            (Action::Start, "running", 2, Fate::Done),
+            (Action::Start, "stopped", 1, Fate::Lost),
+            (Action::Start, "failed", 2, Fate::Failed),
+        ];
+        for (action, state, generation, expected) in rows {
+            assert_eq!(
+                fate(action, &at("running", 1), &at(state, generation)),
+                expected,
+                "{action:?} {state} {generation}"
+            );
+        }
+    }
+}
