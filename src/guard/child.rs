@@ -60,7 +60,8 @@ pub(super) fn program(home: &Home, version: &Version, installed: &Path) -> io::R
     }
 }
 
-/// Returns whether what the system refuses now may be granted later.
+/// Returns whether what the system refuses now may be granted later, so that it is worth waiting for. That is another question than
+/// [whose trouble](Cause::of) it is: a file that is a socket is the machine's, and stays one, and the installed program runs instead.
 fn passes(error: &io::Error) -> bool {
     const PASSING: [i32; 7] =
         [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::EAGAIN, libc::EINTR, libc::EIO, libc::ESTALE];

@@ -187,8 +187,8 @@ fn look(home: &Path) -> Option<Look> {
     reason = "a test that cannot go on has failed, and does to the disk what anybody may"
 )]
 mod tests {
-    use std::collections::BTreeMap;
-
+    use jiff::Timestamp;
+    use refit_updater::Digest;
     use refit_updater::attempt::{Attempt, Kind};
 
     use super::*;
@@ -198,17 +198,8 @@ mod tests {
     }
 
     fn trial(starts_left: u32) -> Journal {
-        let attempt = Attempt {
-            id: "1".into(),
-            kind: Kind::Update,
-            who: "cli".into(),
-            from: version(0),
-            to: version(1),
-            digest: refit_updater::Digest::of(b""),
-            started_at: String::new(),
-            started_ms: 0,
-            durations: BTreeMap::new(),
-        };
+        let (digest, now) = (Digest::of(b""), Timestamp::UNIX_EPOCH);
+        let attempt = Attempt::begin("1", Kind::Update, "cli", version(0), version(1), digest, now);
         let state = State::Trial { previous: version(0), next: version(1), starts_left };
         Journal { state, attempt: Some(attempt), ..Journal::first(version(0)) }
     }

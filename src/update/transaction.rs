@@ -2,7 +2,7 @@
 //!
 //! Each step is journaled before it acts. What fails here fails before anything was stopped.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex};
@@ -76,20 +76,9 @@ impl Transaction {
         if to == *current && !received {
             return Err(UpdateError::Runs { version: to });
         }
-        let now = clock::now();
         let registry = &self.parts.context.registry;
         let ticket = registry.tickets.open(kind.name(), who);
-        let attempt = Attempt {
-            id: ticket.id.clone(),
-            kind,
-            who: who.to_owned(),
-            from: current.clone(),
-            to,
-            digest,
-            started_at: clock::rfc3339(now),
-            started_ms: now.as_millisecond(),
-            durations: BTreeMap::new(),
-        };
+        let attempt = Attempt::begin(&ticket.id, kind, who, current.clone(), to, digest, clock::now());
         claim.show(&attempt, "staging", "preparing the release");
         registry.save(); // whoever is given the ticket finds it again, also after a crash
         Ok((ticket, Begun { attempt, received }))

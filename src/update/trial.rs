@@ -73,16 +73,9 @@ impl Trial {
         let journal = self.shared.journal.current();
         let State::Trial { previous, next, .. } = journal.state else { return None };
         // A journal that was written by hand may lack it; the trial has to end all the same.
-        Some(journal.attempt.unwrap_or_else(|| Attempt {
-            id: format!("trial-of-{next}"),
-            kind: Kind::Update,
-            who: "unknown".to_owned(),
-            from: previous,
-            to: next,
-            digest: self.shared.parts.digest,
-            started_at: clock::stamp(),
-            started_ms: clock::now().as_millisecond(),
-            durations: Default::default(),
+        Some(journal.attempt.unwrap_or_else(|| {
+            let (id, digest) = (format!("trial-of-{next}"), self.shared.parts.digest);
+            Attempt::begin(&id, Kind::Update, "unknown", previous, next, digest, clock::now())
         }))
     }
 

@@ -54,6 +54,23 @@ pub struct Attempt {
     pub durations: BTreeMap<String, u64>,
 }
 
+impl Attempt {
+    /// Returns an attempt that begins `now`, with the ticket `id`.
+    pub fn begin(id: &str, kind: Kind, who: &str, from: Version, to: Version, digest: Digest, now: Timestamp) -> Self {
+        Self {
+            id: id.to_owned(),
+            kind,
+            who: who.to_owned(),
+            from,
+            to,
+            digest,
+            started_at: clock::rfc3339(now),
+            started_ms: now.as_millisecond(),
+            durations: BTreeMap::new(),
+        }
+    }
+}
+
 /// How an attempt ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

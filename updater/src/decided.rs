@@ -89,24 +89,13 @@ impl Decided {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
     use crate::attempt::{Attempt, Kind, Outcome};
     use crate::digest::Digest;
 
     fn journal(state: State, id: &str) -> Journal {
-        let attempt = Attempt {
-            id: id.into(),
-            kind: Kind::Update,
-            who: "cli".into(),
-            from: Version::new(1, 0, 0),
-            to: Version::new(1, 1, 0),
-            digest: Digest::of(b""),
-            started_at: String::new(),
-            started_ms: 0,
-            durations: BTreeMap::new(),
-        };
+        let (from, to) = (Version::new(1, 0, 0), Version::new(1, 1, 0));
+        let attempt = Attempt::begin(id, Kind::Update, "cli", from, to, Digest::of(b""), Timestamp::UNIX_EPOCH);
         Journal { state, attempt: Some(attempt), ..Journal::first(Version::new(1, 0, 0)) }
     }
 

@@ -121,17 +121,9 @@ mod tests {
     use crate::digest::Digest;
 
     fn entry(id: &str) -> Entry {
-        let attempt = Attempt {
-            id: id.into(),
-            kind: Kind::Update,
-            who: "cli".into(),
-            from: Version::new(1, 0, 0),
-            to: Version::new(1, 1, 0),
-            digest: Digest::of(b"manifest"),
-            started_at: "1970-01-01T00:00:01.000Z".into(),
-            started_ms: 1_000,
-            durations: BTreeMap::new(),
-        };
+        let (from, to) = (Version::new(1, 0, 0), Version::new(1, 1, 0));
+        let begun = Timestamp::from_millisecond(1_000).expect("a time");
+        let attempt = Attempt::begin(id, Kind::Update, "cli", from, to, Digest::of(b"manifest"), begun);
         let ending = Ending {
             at: Timestamp::from_millisecond(3_000).expect("a time"),
             step: "probation".into(),

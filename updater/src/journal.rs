@@ -483,17 +483,9 @@ mod tests {
     fn on_trial(starts_left: u32) -> Journal {
         let mut journal = Journal::first(version("1.0.0"));
         journal.state = trial(starts_left);
-        journal.attempt = Some(Attempt {
-            id: "t-1".into(),
-            kind: Kind::Update,
-            who: "cli".into(),
-            from: version("1.0.0"),
-            to: version("1.1.0"),
-            digest: Digest::of(b"manifest"),
-            started_at: "1970-01-01T00:00:00.000Z".into(),
-            started_ms: 0,
-            durations: BTreeMap::new(),
-        });
+        let (from, to) = (version("1.0.0"), version("1.1.0"));
+        let digest = Digest::of(b"manifest");
+        journal.attempt = Some(Attempt::begin("t-1", Kind::Update, "cli", from, to, digest, Timestamp::UNIX_EPOCH));
         journal
     }
 

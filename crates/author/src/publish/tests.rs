@@ -10,6 +10,18 @@ use refit_updater::package::{END_BYTES, MANIFEST_NAME, PAYLOAD_NAME, Package, fi
 use super::*;
 use crate::pack::{METADATA_VERSION, PackOptions, pack};
 
+/// Returns how a package is packed that is good until `expires`.
+fn options(expires: Timestamp) -> PackOptions {
+    PackOptions {
+        codec: Codec::Zstd,
+        level: None,
+        arch: "any".to_owned(),
+        expires,
+        released: Timestamp::UNIX_EPOCH,
+        metadata_version: METADATA_VERSION,
+    }
+}
+
 #[test]
 fn a_list_that_nobody_would_read_is_not_written() {
     let dir = tempfile::tempdir().unwrap();
@@ -53,15 +65,7 @@ fn a_list_that_nobody_would_read_is_not_written() {
     fs::create_dir_all(at("tree/bin")).unwrap();
     durable::write_new(&at("tree/appliance.toml"), b"[appliance]\nname = \"shop\"\nversion = \"1.0.0\"\n", 0o644)
         .unwrap();
-    let options = PackOptions {
-        codec: Codec::Zstd,
-        level: None,
-        arch: "any".to_owned(),
-        expires: far,
-        released: Timestamp::UNIX_EPOCH,
-        metadata_version: METADATA_VERSION,
-    };
-    pack(&at("tree"), &at("shop.refit"), &keys, &options, &mut |_| {}).unwrap();
+    pack(&at("tree"), &at("shop.refit"), &keys, &options(far), &mut |_| {}).unwrap();
     let before = files();
     let error = repository.add(&at("shop.refit"), &keys, &terms).unwrap_err();
     assert!(matches!(error, RepositoryError::Full { .. }), "{error}");
@@ -110,16 +114,8 @@ fn package_with_hook(dir: &Path, keys: &Keys, far: Timestamp) -> PathBuf {
     let write = |name: &str, bytes: &[u8]| durable::write_new(&dir.join("tree").join(name), bytes, 0o755).unwrap();
     write("appliance.toml", b"[appliance]\nname = \"shop\"\nversion = \"1.0.0\"\n");
     write("later/migrate", b"#!/bin/sh\n");
-    let options = PackOptions {
-        codec: Codec::Zstd,
-        level: None,
-        arch: "any".to_owned(),
-        expires: far,
-        released: Timestamp::UNIX_EPOCH,
-        metadata_version: METADATA_VERSION,
-    };
     let (clean, out) = (dir.join("clean.refit"), dir.join("hook.refit"));
-    pack(&dir.join("tree"), &clean, keys, &options, &mut |_| {}).unwrap();
+    pack(&dir.join("tree"), &clean, keys, &options(far), &mut |_| {}).unwrap();
     let package = Package::open(File::open(&clean).unwrap()).unwrap();
     let text = String::from_utf8(package.manifest().to_vec()).unwrap();
     let manifest = text.replace("\"later", "\"hooks");
