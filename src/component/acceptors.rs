@@ -21,7 +21,7 @@ use crate::process::cgroup::Group;
 use crate::process::descendants::Descendants;
 
 /// How long the process may take that looks with the component's own account.
-const LOOK_MAX: Duration = Duration::from_secs(5);
+const LOOK_MAX: Duration = Duration::from_secs(1); // as long the connection keeps a server that serves one after the other
 
 /// Who has accepted a connection.
 #[derive(Debug, PartialEq, Eq)]
@@ -32,8 +32,8 @@ pub(super) enum Verdict {
     Others,
     /// No process, for so long.
     Nobody,
-    /// A process, which closed it before it could be found.
-    Closed,
+    /// A process, and this time it was not found: why not.
+    Unseen(String),
     /// A process, and none that could be looked into: why not.
     Hidden(String),
 }
@@ -126,7 +126,7 @@ impl<'a> Acceptors<'a> {
             // Where there is nobody else, it does not matter that this one could not be seen.
             Taken::Closed | Taken::Hidden(_) | Taken::Stranger if !self.have_rivals() => Verdict::Ours,
             Taken::Stranger => Verdict::Others,
-            Taken::Closed => Verdict::Closed,
+            Taken::Closed => Verdict::Unseen("closed before it was seen by whom".to_owned()),
             Taken::Hidden(hidden) => self.look(&hidden).await,
         }
     }
@@ -145,8 +145,9 @@ impl<'a> Acceptors<'a> {
             Ok(Ok(status)) if exit(&status) == Some(Exit::Done) => Verdict::Ours,
             Ok(Ok(status)) if exit(&status) == Some(Exit::Unavailable) => Verdict::Others,
             Ok(Ok(_)) => Verdict::Hidden("their descriptors cannot be read, by their own account either".to_owned()),
-            Ok(Err(error)) => Verdict::Hidden(format!("their descriptors cannot be read: {error}")),
-            Err(_) => Verdict::Hidden(format!("their descriptors were not read within {} s", LOOK_MAX.as_secs())),
+            // That says nothing about the next time.
+            Ok(Err(error)) => Verdict::Unseen(format!("accepted, but by whom cannot be looked at: {error}")),
+            Err(_) => Verdict::Unseen(format!("accepted, but by whom was not seen within {} s", LOOK_MAX.as_secs())),
         }
     }
 }

@@ -75,9 +75,9 @@ async fn try_once(
             *tries += 1;
             format!("a process that is not its own accepts on the listener {name}")
         }
-        Ok(Verdict::Closed) => {
+        Ok(Verdict::Unseen(what)) => {
             *tries += 1;
-            format!("each connection to the listener {name} was closed before it was seen by whom")
+            format!("a connection to the listener {name} was {what}; if this goes on, use ready = \"notify\"")
         }
         Ok(Verdict::Nobody) => format!("no process of its own accepts on the listener {name}"),
         Ok(Verdict::Hidden(why)) => {

@@ -24,6 +24,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(1);
 const SOON: Duration = Duration::from_millis(50);
 /// How often it is looked at from then on.
 const LOOK_AGAIN_LATER: Duration = Duration::from_millis(5);
+/// How often a crowded queue is looked at: each look reads all connections.
+const LOOK_AGAIN_CROWDED: Duration = Duration::from_millis(50);
 
 /// The processes among which the one is looked for that has accepted a connection.
 #[derive(Debug, Clone, Default)]
@@ -79,10 +81,21 @@ pub async fn taken_by(
         return Err(io::Error::other("it does not listen"));
     }
     let server = reachable(listener)?;
-    let queue = kernel::queue(listener)?;
-    if queue.is_crowded() {
-        return blocking(move || one_is_theirs(server, &candidates().theirs)).await?;
-    }
+    let until = Instant::now() + limit;
+    let queue = loop {
+        let queue = kernel::queue(listener)?;
+        if !queue.is_crowded() {
+            break queue;
+        }
+        let look = candidates.clone();
+        if blocking(move || one_is_theirs(server, &look().theirs)).await?? {
+            return Ok(Taken::Theirs);
+        }
+        if Instant::now() >= until {
+            return Ok(Taken::Nobody);
+        }
+        tokio::time::sleep(LOOK_AGAIN_CROWDED).await;
+    };
     let find = candidates.clone();
     let known = blocking(find).await?;
     let count = if queue.is_crowded_with(count) { 1 } else { count };
@@ -192,11 +205,10 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 }
 
 /// Returns whether one of `processes` has a connection that was made to `server`.
-fn one_is_theirs(server: SocketAddr, processes: &[i32]) -> io::Result<Taken> {
+fn one_is_theirs(server: SocketAddr, processes: &[i32]) -> io::Result<bool> {
     let held = kernel::connections(server)?;
     let numbers: BTreeSet<u64> = held.iter().map(|socket| socket.inode).filter(|inode| *inode != 0).collect();
-    let theirs = processes.iter().any(|pid| sockets_of(*pid).is_ok_and(|all| !all.is_disjoint(&numbers)));
-    Ok(if theirs { Taken::Theirs } else { Taken::Nobody })
+    Ok(processes.iter().any(|pid| sockets_of(*pid).is_ok_and(|all| !all.is_disjoint(&numbers))))
 }
 
 /// Returns who has the socket `inode`: of those that were `known` or, since a server may have started the process meanwhile, those

@@ -5,7 +5,8 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
 
-use rustix::net::Shutdown;
+use rustix::net::sockopt::socket_type;
+use rustix::net::{Shutdown, SocketType};
 use tokio::net::TcpStream;
 
 use super::kernel::{self, End, Queue};
@@ -26,7 +27,7 @@ pub enum Answer {
     /// Its queue was so full all the time that a connection more could have kept out a client's. That proves nothing: the
     /// server may be dead, or as busy as it can be.
     Full,
-    /// It cannot be tried: it does not listen, is no TCP socket, or gives its server only connections that bring data.
+    /// It cannot be tried: it is no TCP socket, or gives its server only connections that bring data.
     Untried,
 }
 
@@ -42,12 +43,15 @@ pub async fn answers(listener: &TcpListener, limit: Duration) -> io::Result<Answ
     if !can_be_tried(listener)? {
         return Ok(Answer::Untried);
     }
+    if !is_accepting_kind(listener)? {
+        return Err(io::Error::new(io::ErrorKind::ConnectionRefused, "it does not listen any more"));
+    }
     Trial::new(listener)?.run(limit).await
 }
 
 /// Returns whether a connection to `listener` that brings nothing reaches the queue of an accepting process.
 fn can_be_tried(listener: &TcpListener) -> io::Result<bool> {
-    Ok(is_accepting_kind(listener)? && !fd::defers_accept(listener))
+    Ok(socket_type(listener)? == SocketType::STREAM && !fd::defers_accept(listener))
 }
 
 /// One try.
@@ -197,7 +201,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_waits_for_data_or_does_not_listen_is_not_tried() {
+    async fn one_that_was_shut_down_refuses() {
+        let listener = listening();
+        rustix::net::shutdown(&listener, Shutdown::Both).expect("shut down");
+        let error = answers(&listener, SHORT).await.expect_err("refused");
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+    }
+
+    #[tokio::test]
+    async fn what_waits_for_data_or_takes_datagrams_is_not_tried() {
         let listener = listening();
         fd::defer_accept(&listener);
         assert_eq!(tried(&listener, SHORT).await, Answer::Untried);

@@ -13,7 +13,7 @@ use crate::release::Release;
 use crate::wait::{LIMIT, eventually};
 
 /// The server: see its own text.
-const SERVE: &str = include_str!("readiness/serve.py");
+pub(crate) const SERVE: &str = include_str!("readiness/serve.py");
 /// A held connection would stop the server for 3 s.
 const SILENCE_MAX: Duration = Duration::from_millis(1500);
 
@@ -112,6 +112,36 @@ fn a_server_whose_children_accept_is_found_by_them() {
     load.finish().assert_clean();
     let (accepts, told) = (noted(&appliance, "accepting", "1.1.0"), noted(&appliance, "told", "1.0.0"));
     assert!(told > accepts, "the old one was told to stop {:.3} s before the new one accepted", accepts - told);
+}
+
+#[test]
+fn a_server_that_the_kernel_wakes_after_the_old_one_is_found_all_the_same() {
+    // Without load the old process takes every connection that comes alone.
+    let appliance = Appliance::new(&overlapping("1.0.0", "exclusive")).start();
+    appliance.install(&overlapping("1.1.0", "exclusive"), &[]).ends_with(0);
+    assert_eq!(text(&component(&appliance.status(), "web")["release"]), "1.1.0");
+}
+
+#[test]
+fn a_server_in_a_pid_namespace_of_its_own_is_found() {
+    if !as_root() {
+        return;
+    }
+    if missing(&["unshare"]) {
+        return cannot_try("unshare is missing");
+    }
+    let release = |version: &str| {
+        let words = format!("\"python3\", \"lib/serve.py\", \"{version}\", \"at_once\"");
+        let command = format!("command = [\"unshare\", \"--fork\", \"--pid\", \"--kill-child\", {words}]");
+        let keys = "listeners = [\"http\"]\nhandover = \"overlap\"\nready = \"listen\"\nstop_timeout = \"1s\"";
+        Release::bare(version)
+            .listener("http")
+            .component("web", &format!("{command}\n{keys}"))
+            .file("lib/serve.py", SERVE)
+    };
+    let appliance = Appliance::new(&release("1.0.0")).start();
+    appliance.install(&release("1.1.0"), &[]).ends_with(0);
+    assert_eq!(text(&component(&appliance.status(), "web")["release"]), "1.1.0");
 }
 
 #[test]

@@ -13,6 +13,7 @@ use super::{ANSWER_CHARS_MAX, Probed, command};
 use crate::component::acceptors::{Acceptors, Verdict};
 use crate::config::{Health, Probe};
 use crate::handover::fd;
+use crate::probe::answer::{self, Answer};
 
 /// What a try says of the process.
 pub(super) enum Outcome {
@@ -90,7 +91,7 @@ async fn says_nothing(server: SocketAddr, own: SocketAddr, probed: &Probed) -> b
         Ok(Verdict::Ours) => false,
         Ok(Verdict::Others) => true,
         // As long as the one before was not told to stop, only what is known to be this one's counts.
-        Ok(Verdict::Nobody | Verdict::Closed | Verdict::Hidden(_)) | Err(_) => {
+        Ok(Verdict::Nobody | Verdict::Unseen(_) | Verdict::Hidden(_)) | Err(_) => {
             acceptors.listener_at(server).is_some() && acceptors.have_serving_rivals()
         }
     }
@@ -101,22 +102,36 @@ async fn says_nothing(server: SocketAddr, own: SocketAddr, probed: &Probed) -> b
 async fn connect(address: SocketAddr, health: &Health, probed: &Probed) -> Result<Outcome, Failure> {
     let acceptors = Acceptors::of(&probed.carried, &probed.component, &probed.context);
     let Some(listener) = acceptors.listener_at(address).filter(|listener| !fd::defers_accept(listener)) else {
-        return match tokio::time::timeout(health.timeout, tokio::net::TcpStream::connect(address)).await {
-            Ok(Ok(_)) => Ok(Outcome::Well),
-            Ok(Err(error)) => Err(cannot_connect(address, &error)),
-            Err(_) => Err(Failure::new(format!("{address} {}", in_time(health)))),
-        };
+        return only_connect(address, health).await;
     };
+    let not_accepted = |why: &str| {
+        let seconds = health.timeout.as_secs_f32();
+        Failure::new(format!("a connection to {address} was not accepted within {seconds} s{why}"))
+    };
+    if !acceptors.have_rivals() {
+        return match answer::answers(&listener, health.timeout).await {
+            Ok(Answer::Accepts) => Ok(Outcome::Well),
+            Ok(Answer::Untried) => only_connect(address, health).await,
+            Ok(Answer::Silent) => Err(not_accepted("")),
+            Ok(Answer::Full) => Err(not_accepted(": the queue was full all the time")),
+            Err(error) => Err(cannot_connect(address, &error)),
+        };
+    }
     match acceptors.of_new_connections(&listener, 1, health.timeout).await {
         Ok(Verdict::Ours) => Ok(Outcome::Well),
         Ok(Verdict::Others) => Ok(Outcome::OfAnother),
-        Ok(Verdict::Closed | Verdict::Hidden(_)) if acceptors.have_serving_rivals() => Ok(Outcome::OfAnother),
-        Ok(Verdict::Closed | Verdict::Hidden(_)) => Ok(Outcome::Well),
-        Ok(Verdict::Nobody) => {
-            let seconds = health.timeout.as_secs_f32();
-            Err(Failure::new(format!("a connection to {address} was not accepted within {seconds} s")))
-        }
+        Ok(Verdict::Unseen(_) | Verdict::Hidden(_)) if acceptors.have_serving_rivals() => Ok(Outcome::OfAnother),
+        Ok(Verdict::Unseen(_) | Verdict::Hidden(_)) => Ok(Outcome::Well),
+        Ok(Verdict::Nobody) => Err(not_accepted("")),
         Err(error) => Err(cannot_connect(address, &error)),
+    }
+}
+
+async fn only_connect(address: SocketAddr, health: &Health) -> Result<Outcome, Failure> {
+    match tokio::time::timeout(health.timeout, tokio::net::TcpStream::connect(address)).await {
+        Ok(Ok(_)) => Ok(Outcome::Well),
+        Ok(Err(error)) => Err(cannot_connect(address, &error)),
+        Err(_) => Err(Failure::new(format!("{address} {}", in_time(health)))),
     }
 }
 

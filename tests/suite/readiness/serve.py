@@ -2,7 +2,8 @@
 
 Arguments: the version, and how it begins: "at_once", "late" (it accepts after two seconds), "never" (it does not accept), "exits",
 "closes" (it answers without waiting for a request, and closes), "forks" (a child process accepts), "shuts" (it closes the listener for
-everybody when it ends), "sick" (it answers 503), "lingers" (it accepts for a second and a half after it was told to stop).
+everybody when it ends), "sick" (it answers 503), "lingers" (it accepts for a second and a half after it was told to stop), "dies"
+(it ends half a second after it has begun to accept), "exclusive" (of several processes the kernel always wakes the same one).
 It writes to $REFIT_DATA when it begins to accept and when it is told to stop, by the clock that all processes share.
 """
 
@@ -20,7 +21,8 @@ HEAD = "HTTP/1.1 " + ("503 Sick" if BEGINS == "sick" else "200 OK") + "\r\nConte
 
 
 def note(what):
-    path = os.path.join(os.environ["REFIT_DATA"], what + "-" + VERSION)
+    name = os.environ["REFIT_COMPONENT"]
+    path = os.path.join(os.environ["REFIT_DATA"], what + ("" if name == "web" else "-" + name) + "-" + VERSION)
     try:
         with open(path + ".new", "w") as file:
             file.write(str(time.monotonic()))
@@ -44,6 +46,25 @@ def serve(connection):
         pass
     finally:
         connection.close()
+
+
+def waiting(listener):
+    """Returns a function that waits for what can be read of some sockets."""
+    if BEGINS != "exclusive":
+        return lambda sockets, limit: select.select(sockets, [], [], limit)[0]
+    poll = select.epoll()
+    poll.register(listener, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+
+    def wait(sockets, limit):
+        for other in sockets:
+            if other is not listener and other not in known:
+                known.append(other)
+                poll.register(other, select.EPOLLIN)
+        numbers = [number for number, _ in poll.poll(limit)]
+        return [other for other in sockets if other.fileno() in numbers]
+
+    known = []
+    return wait
 
 
 def main():
@@ -75,9 +96,12 @@ def main():
         asked.setblocking(False)
         signal.set_wakeup_fd(asked.fileno())
     note("accepting")
-    until = None
+    wait = waiting(listener)
+    until, dies = None, time.monotonic() + 0.5 if BEGINS == "dies" else None
     while True:
-        ready, _, _ = select.select([listener, wake], [], [], 0.1 if until else None)
+        ready = wait([listener, wake], 0.1 if until or dies else None)
+        if dies and time.monotonic() > dies:
+            sys.exit(3)
         if wake in ready:
             note("told")
             if BEGINS == "lingers":
