@@ -58,7 +58,7 @@ impl Process {
                 }
             };
             match (role, &current) {
-                (Role::Current, Some(other)) if other.carried.generation >= instance.carried.generation => {
+                (Role::Current, Some(other)) if rank(other, &fingerprint) >= rank(&instance, &fingerprint) => {
                     outgoing.push(instance);
                 }
                 (Role::Current, _) => outgoing.extend(current.replace(instance)),
@@ -162,6 +162,13 @@ impl Process {
     async fn stop_now(&self, stays_down: bool) -> Result<(), Failure> {
         self.tell(Action::Stop { keep_running: false, stays_down, hurry: CancellationToken::new() }).await
     }
+}
+
+/// Returns how well a process stands for its component, which this image starts from `fingerprint`, if an image that crashed in the
+/// middle of an overlap has left several: one that serves does before one that does not yet, then the one that need not be replaced.
+fn rank(instance: &Instance, fingerprint: &str) -> (bool, bool, u32) {
+    let carried = &instance.carried;
+    (carried.ready, carried.fingerprint == fingerprint, carried.generation)
 }
 
 /// The descriptors that belong to a carried process.

@@ -37,6 +37,9 @@ pub struct RunContext {
     pub environment: BTreeMap<OsString, OsString>,
     /// The control groups.
     pub cgroups: Cgroups,
+    /// Whether the old processes of components that overlap may be told to stop. On trial that is once all of the release is ready: one
+    /// that fails before has cost nothing that it would need on its way back.
+    pub overlap_ends: watch::Sender<bool>,
     /// What this process had before it was given more: what its children get.
     pub found: Resources,
 }

@@ -72,6 +72,9 @@ pub(super) struct Actor {
     fingerprint: String,
     context: Arc<RunContext>,
     current: Option<Instance>,
+    /// The process before the current one, which serves beside it until overlaps may end.
+    predecessor: Option<Instance>,
+    overlap_ends: watch::Receiver<bool>,
     outgoing: Outgoing,
     /// Whether the component is to run.
     wanted: bool,
@@ -99,6 +102,8 @@ enum Event {
     Command(Option<Command>),
     Ended(String),
     Gone(Option<Box<Instance>>),
+    PredecessorEnded(String),
+    OverlapEnds,
     Restart,
     Health(health::State),
     Said,
@@ -117,12 +122,15 @@ impl Actor {
         view: watch::Sender<View>,
         newest: u32,
     ) -> Self {
+        let overlap_ends = context.overlap_ends.subscribe();
         Self {
             stays_down: context.registry.is_stopped(&component.name),
+            overlap_ends,
             component,
             fingerprint,
             context,
             current,
+            predecessor: None,
             outgoing: Outgoing::default(),
             wanted: false,
             restart_at: None,
@@ -168,6 +176,8 @@ impl Actor {
                         self.show(State::Stopped); // nobody has wanted it meanwhile
                     }
                 }
+                Event::PredecessorEnded(how) => self.on_predecessors_end(&how).await,
+                Event::OverlapEnds => self.end_overlap(),
                 Event::Restart => {
                     if let Some(command) = self.restart(&mut commands).await {
                         self.execute(command).await;
@@ -239,10 +249,20 @@ impl Actor {
                 None => std::future::pending().await,
             }
         };
+        let predecessor = async {
+            match &self.predecessor {
+                Some(predecessor) => tokio::select! {
+                    how = predecessor.wait() => Event::PredecessorEnded(how),
+                    Ok(_) = self.overlap_ends.wait_for(|ends| *ends) => Event::OverlapEnds,
+                },
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             biased;
             event = watched => event,
             command = commands.recv() => Event::Command(command),
+            event = predecessor => event,
             Some(gone) = self.outgoing.tasks.join_next() => Event::Gone(gone.ok().map(Box::new)),
             () = until(restart_at) => Event::Restart,
             () = until(news_at) => Event::News,
@@ -255,6 +275,7 @@ impl Actor {
     /// Leaves the component down that is not wanted, and sees to it that what runs of it ends.
     async fn leave_down(&mut self, cancelled: &CancellationToken) {
         self.show(State::Stopping);
+        self.end_overlap();
         if let Some(instance) = self.current.take() {
             self.see_out(instance); // written down, but not told yet
         }
@@ -318,7 +339,7 @@ impl Actor {
         }
     }
 
-    /// Starts a process and waits until it is ready; then the one before is seen out.
+    /// Starts a process and waits until it is ready; then the one before is seen out, as soon as overlaps may end.
     async fn bring_up(&mut self, cancelled: &CancellationToken) -> Result<(), Failure> {
         if self.component.handover != Handover::Overlap {
             self.await_outgoing(cancelled).await; // two of them at once may be one too many
@@ -330,7 +351,7 @@ impl Actor {
             self.newest,
             &self.fingerprint,
             restarts,
-            self.current.is_some() || !self.outgoing.tasks.is_empty(),
+            self.current.is_some() || self.predecessor.is_some() || !self.outgoing.tasks.is_empty(),
             &self.context,
         )
         .await?;
@@ -347,6 +368,10 @@ impl Actor {
         };
         if let Err(mut failure) = waited {
             let ended_itself = instance.ended.borrow().is_some();
+            if !ended_itself && self.current.is_some() {
+                self.see_out(instance); // beside one that serves it may have clients by now
+                return Err(failure);
+            }
             let stopped = self.end(instance, &self::cancelled()).await;
             if ended_itself {
                 failure.reason.push_str(&left_behind(stopped.left));
@@ -355,7 +380,14 @@ impl Actor {
         }
         self.doomed = None;
         if let Some(old) = self.current.replace(instance) {
-            self.see_out(old);
+            if self.predecessor.is_none() {
+                self.predecessor = Some(old);
+            } else {
+                self.see_out(old); // the first one is the one that has proved good
+            }
+            if *self.overlap_ends.borrow() {
+                self.end_overlap();
+            }
         }
         self.serve();
         Ok(())
@@ -401,6 +433,26 @@ impl Actor {
             }
             instance
         });
+    }
+
+    /// Asks the process before the current one to end.
+    fn end_overlap(&mut self) {
+        if let Some(old) = self.predecessor.take() {
+            self.see_out(old);
+        }
+    }
+
+    /// Removes what is kept of the process before the current one, which has ended before it was told to.
+    async fn on_predecessors_end(&mut self, how: &str) {
+        let Some(mut old) = self.predecessor.take() else { return };
+        tracing::warn!(
+            component.name = self.component.name,
+            instance.id = old.id(),
+            how,
+            "an old process ended by itself"
+        );
+        old.end_rest().await;
+        self.forget(&mut old);
     }
 
     /// Waits until all processes on their way out are gone; `hurry` ends their time.
@@ -451,6 +503,8 @@ impl Actor {
         self.want_no_more();
         self.show(State::Stopping);
         let mut result = Ok(());
+        let (overlaps, over) = (self.predecessor.is_some(), cancelled());
+        self.end_overlap();
         if let Some(instance) = self.current.take() {
             let asked_in_hurry = hurry.is_cancelled();
             let signal = instance.carried.stop_signal.name();
@@ -462,7 +516,8 @@ impl Actor {
                 result = Err(Failure::new(text));
             }
         }
-        self.await_outgoing(&cancelled()).await;
+        // One that was told before has had its time.
+        self.await_outgoing(if overlaps { hurry } else { &over }).await;
         self.view.send_modify(|view| {
             view.reason = result.as_ref().err().map(ToString::to_string);
             view.health = if self.component.health.is_some() { health::State::Unknown } else { health::State::None };
@@ -487,6 +542,12 @@ impl Actor {
     /// Leaves the processes to the next image.
     fn hand_on(&mut self) {
         self.want_no_more();
+        // Where overlaps may not end yet, the release has not proved good: the next image goes on with the one that has.
+        if let Some(old) = self.predecessor.take()
+            && let Some(new) = self.current.replace(old)
+        {
+            self.see_out(new);
+        }
         if let Some(instance) = &mut self.current {
             instance.record(&self.context);
         }

@@ -132,6 +132,7 @@ pub(super) fn assemble(given: &Given, mut inherited: Inheritance, begun_ns: u64)
         reaped,
         environment: given.environment.clone(),
         cgroups: cgroups(&disk.config, &given.home, &before.instances),
+        overlap_ends: watch::Sender::new(!matches!(disk.journal.state, journal::State::Trial { .. })),
         found: given.found,
     });
     let mut tasks = JoinSet::new();

@@ -107,6 +107,9 @@ impl Trial {
     /// # Errors
     /// Why it is not.
     async fn judge(&self, mut attempt: Attempt) -> Result<(), Ending> {
+        // What has failed since it was ready has cost no old process yet.
+        self.probation.stay_healthy(Duration::ZERO).await?;
+        self.shared.parts.context.overlap_ends.send_replace(true);
         let begun = Instant::now();
         let limit = self.shared.parts.config.update.probation;
         let text = format!("watching release {} for {} s", attempt.to, limit.as_secs_f32());

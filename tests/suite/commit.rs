@@ -37,10 +37,10 @@ fn part(version: &str) -> Release {
 }
 
 /// An installation that is followed by nobody yet.
-struct Install(Child);
+pub(crate) struct Install(Child);
 
 impl Install {
-    fn begin(appliance: &Appliance, release: &Release, options: &[&str]) -> Self {
+    pub(crate) fn begin(appliance: &Appliance, release: &Release, options: &[&str]) -> Self {
         let out = |name: &str| fs::File::create(appliance.scratch().join(name)).expect("make a file");
         let mut command = refit();
         command.arg("install").arg(release.package()).args(options).arg("--home").arg(appliance.home());

@@ -18,6 +18,12 @@ pub(crate) fn try_send(pid: i32, signal: Signal) {
     kill(Pid::from_raw(pid), signal).ok(); // gone already is as good
 }
 
+/// Returns the words of the command that a process was executed with, if it is there.
+pub(crate) fn arguments(pid: i32) -> Option<Vec<String>> {
+    let words = fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
+    Some(words.split_terminator('\0').map(str::to_owned).collect())
+}
+
 /// Returns whether the process runs; one that has ended and was not collected yet does not.
 pub(crate) fn is_alive(pid: i32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat"))
