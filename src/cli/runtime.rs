@@ -1,7 +1,6 @@
 //! `refit runtime`: one process image of the runtime. The guard starts it, not an operator.
 
 use std::ffi::{OsStr, OsString};
-use std::io;
 
 use refit_base::Exit;
 
@@ -33,7 +32,7 @@ fn run_image(context: Context) -> Exit {
     // The guard reads what is written here. Without one a line is lost, and nothing else: complaining about that on the same
     // closed stream would end the task that had something to say.
     let format = tracing_subscriber::fmt().log_internal_errors(false);
-    format.with_env_filter(filter).with_writer(io::stderr).with_ansi(false).init();
+    format.with_env_filter(filter).with_writer(runtime::Stderr::default).with_ansi(false).init();
     let process = context.process;
     let installed = process.path("REFIT_INSTALLED").unwrap_or_else(|| process.program.clone());
     runtime::main(&runtime::Given {

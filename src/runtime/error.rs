@@ -8,6 +8,7 @@ use refit_updater::journal::JournalError;
 use refit_updater::release::StoreError;
 use refit_updater::trust::TrustError;
 
+use super::stderr::Stderr;
 use crate::config::ConfigError;
 use crate::handover::listener::BindError;
 use crate::handover::unix::SocketError;
@@ -92,6 +93,6 @@ pub(super) fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> RuntimeE
 
 /// Prints one line for whoever reads standard error. Returns `exit`.
 pub(super) fn say(text: &str, exit: Exit) -> Exit {
-    drop(writeln!(std::io::stderr().lock(), "refit: {text}"));
+    drop(Stderr.write_all(format!("refit: {text}\n").as_bytes()));
     exit
 }

@@ -12,6 +12,7 @@ mod image;
 mod observer;
 mod settings;
 mod signals;
+mod stderr;
 mod watch;
 mod wish;
 
@@ -38,6 +39,7 @@ use crate::process::resources::Resources;
 
 pub use assemble::Given;
 pub use error::RuntimeError;
+pub use stderr::Stderr;
 pub use watch::Inhibitor;
 
 /// How long a blocking task may hold up the exec: nothing that waits for a disk is worth a gap.

@@ -24,12 +24,16 @@ fn watched(local: String) -> String {
     local.replace("[update]\n", "[update]\nwatchdog = \"1s\"\n")
 }
 
+/// Returns the keys of a component that counts aloud in lines of a hundred bytes, so many between two pauses.
+fn counts(lines: u32) -> String {
+    let script =
+        format!("n=0; while :; do n=$((n+1)); printf '%0100d\\\\n' $n; [ $((n % {lines})) -ne 0 ] || sleep 0.1; done");
+    format!("command = [\"sh\", \"-c\", \"{script}\"]\nready = \"started\"")
+}
+
 /// Returns a release whose components, with these names, print now and then.
 fn printers(version: &str, names: &[String]) -> Release {
-    names.iter().fold(Release::bare(version), |release, name| {
-        let keys = "command = [\"sh\", \"-c\", \"while :; do echo tick; sleep 0.1; done\"]\nready = \"started\"";
-        release.component(name, keys)
-    })
+    names.iter().fold(Release::bare(version), |release, name| release.component(name, &counts(1)))
 }
 
 fn names(count: usize) -> Vec<String> {
@@ -47,16 +51,30 @@ fn open(pid: i32) -> BTreeSet<String> {
     fs::read_dir(format!("/proc/{pid}/fd")).expect("it lives").flatten().filter_map(link).collect()
 }
 
-/// Returns whether the guard keeps what the process prints to.
-fn is_kept(appliance: &Appliance, pid: i32) -> bool {
-    let pipe = |number| fs::read_link(format!("/proc/{pid}/fd/{number}")).expect("it lives");
-    let kept = open(appliance.guard_pid());
-    [1, 2].into_iter().all(|number| kept.contains(pipe(number).to_str().expect("text")))
+/// Returns what the process prints to.
+fn output_of(pid: i32) -> [String; 2] {
+    [1, 2].map(|number| {
+        let pipe = fs::read_link(format!("/proc/{pid}/fd/{number}")).expect("it lives");
+        pipe.to_str().expect("text").to_owned()
+    })
 }
 
-/// Returns what the component has printed until now, as the appliance has read it.
-fn lines(appliance: &Appliance, name: &str) -> usize {
-    appliance.refit(&["component", "logs", name]).ends_with(0).stdout.lines().count()
+/// Returns whether the guard keeps what the process prints to.
+fn is_kept(appliance: &Appliance, pid: i32) -> bool {
+    let kept = open(appliance.guard_pid());
+    output_of(pid).iter().all(|pipe| kept.contains(pipe))
+}
+
+/// Returns the number that the next descriptor of the process has.
+fn lowest_free(pid: i32) -> u64 {
+    let dir = format!("/proc/{pid}/fd");
+    (0..).find(|number| fs::symlink_metadata(format!("{dir}/{number}")).is_err()).expect("one is free")
+}
+
+/// Returns how far the component has counted, as the appliance has read it.
+fn counted(appliance: &Appliance, name: &str) -> u64 {
+    let text = appliance.refit(&["component", "logs", name, "-n", "1"]).ends_with(0).stdout;
+    text.split_whitespace().last().and_then(|number| number.parse().ok()).unwrap_or(0)
 }
 
 /// Kills the runtime, and asserts that these processes are the components afterwards, and are read.
@@ -64,9 +82,8 @@ fn survive(appliance: &Appliance, names: &[String], before: &[i32]) {
     appliance.kill_runtime();
     assert_eq!(pids(appliance, names), before, "{}", appliance.log());
     for name in names {
-        fs::remove_dir_all(appliance.home().join("log").join(name)).ok(); // where the limits of its log are not in the way
-        let read = lines(appliance, name);
-        eventually(LIMIT, "it is read", || lines(appliance, name) != read);
+        let before = counted(appliance, name);
+        eventually(LIMIT, "it is read", || counted(appliance, name) > before);
     }
 }
 
@@ -113,13 +130,20 @@ fn a_release_does_not_pay_for_a_socket_of_the_guard_that_somebody_removed() {
 fn a_guard_that_does_not_read_holds_nobody_up_and_is_told_everything_later() {
     let parts = names(12);
     for restarts in [false, true] {
-        let appliance = Appliance::new(&printers("1.0.0", &parts)).start();
+        let release = printers("1.0.0", &parts).component("chatty", &counts(100));
+        let appliance = Appliance::new(&release).start();
         let old = pids(&appliance, &parts);
         process::send(appliance.guard_pid(), Signal::SIGSTOP);
-        for name in &parts {
-            appliance.refit(&["component", "restart", name]).ends_with(0);
-            appliance.refit(&["status"]).ends_with(0);
+        // What the components print is on the log, which the guard reads: more than its pipe holds.
+        let before = counted(&appliance, "chatty");
+        eventually(LIMIT, "much is printed", || counted(&appliance, "chatty") > before + 1000);
+        // More reports than the channel holds.
+        for _ in 0..2 {
+            appliance.refit(&["bus", "request", "stop"]).ends_with(0);
+            appliance.refit(&["bus", "request", "start"]).ends_with(0);
         }
+        appliance.refit(&["component", "restart", "part0"]).ends_with(0);
+        appliance.refit(&["status"]).ends_with(0);
         if restarts {
             appliance.refit(&["bus", "request", "restart"]).ends_with(0);
         }
@@ -130,7 +154,7 @@ fn a_guard_that_does_not_read_holds_nobody_up_and_is_told_everything_later() {
         survive(&appliance, &parts, &new);
         // And nothing of those that are gone.
         let pipes = |pid| open(pid).into_iter().filter(|link| link.starts_with("pipe:")).count();
-        eventually(LIMIT, "the guard keeps no more", || pipes(appliance.guard_pid()) <= 2 * parts.len() + 2);
+        eventually(LIMIT, "the guard keeps no more", || pipes(appliance.guard_pid()) <= 2 * parts.len() + 4);
     }
 }
 
@@ -157,17 +181,22 @@ fn a_runtime_that_is_killed_while_the_guard_is_stopped_loses_nothing() {
 
 /// Starts the component `odd` while the guard can open nothing more.
 fn start_unseen(appliance: &Appliance) -> i32 {
+    let old = output_of(appliance.component_pid("odd"));
     appliance.refit(&["component", "stop", "odd"]).ends_with(0);
     let guard = Pid::from_raw(appliance.guard_pid()).expect("a PID");
-    // What was stopped has been given back.
-    let mut count = open(appliance.guard_pid()).len();
-    passes(Duration::from_millis(100));
-    until(LIMIT, "the guard rests", || {
-        let now = fs::read_dir(format!("/proc/{}/fd", appliance.guard_pid())).expect("it lives").count();
-        (std::mem::replace(&mut count, now) == now).then_some(())
+    eventually(LIMIT, "what belonged to it is given back", || {
+        let kept = open(appliance.guard_pid());
+        old.iter().all(|pipe| !kept.contains(pipe))
     });
-    let limit =
-        Rlimit { current: u64::try_from(count).ok(), maximum: rustix::process::getrlimit(Resource::Nofile).maximum };
+    // And the document about that is there.
+    let mut free = lowest_free(appliance.guard_pid());
+    until(LIMIT, "the guard rests", || {
+        passes(Duration::from_millis(200));
+        let now = lowest_free(appliance.guard_pid());
+        (std::mem::replace(&mut free, now) == now).then_some(())
+    });
+    let maximum = rustix::process::getrlimit(Resource::Nofile).maximum;
+    let limit = Rlimit { current: Some(free), maximum };
     let before = prlimit(Some(guard), Resource::Nofile, limit).expect("set a limit of the guard");
     appliance.refit(&["component", "start", "odd"]).ends_with(0);
     eventually(LIMIT, "the guard has missed it", || appliance.log().contains("did not arrive"));
@@ -185,6 +214,7 @@ fn descriptors_that_did_not_arrive_are_given_once_more() {
     let appliance = Appliance::new(&talker()).local(watched).start();
     let odd = start_unseen(&appliance);
     eventually(LIMIT, "the guard keeps them", || is_kept(&appliance, odd));
+    passes(2 * WATCHDOG); // the document, too
     appliance.kill_runtime();
     assert_eq!(appliance.component_pid("odd"), odd, "{}", appliance.log());
     assert!(!appliance.log().contains("made anew"), "{}", appliance.log());
