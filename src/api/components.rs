@@ -20,6 +20,7 @@ pub(super) fn view_json(view: &View, peers: &[PeerView]) -> Value {
     };
     json!({
         "name": view.name,
+        "kind": view.kind.name(),
         "state": view.state,
         "pid": view.pid,
         "generation": view.generation,
@@ -31,6 +32,8 @@ pub(super) fn view_json(view: &View, peers: &[PeerView]) -> Value {
         "status": view.status,
         "announced": view.announced,
         "limits": view.limits,
+        "last_run": view.last_run,
+        "next_run_at": view.next_run_at,
         "peers": peers,
         "reason": view.reason.clone().or(why_unhealthy),
     })

@@ -7,7 +7,7 @@ use axum::http::header;
 use axum::response::IntoResponse;
 
 use super::Shared;
-use crate::component::{Health, State as ComponentState};
+use crate::component::Health;
 
 pub(super) async fn metrics(State(app): State<Shared>) -> impl IntoResponse {
     let mut text = String::new();
@@ -34,8 +34,8 @@ pub(super) async fn metrics(State(app): State<Shared>) -> impl IntoResponse {
     };
     family(
         "refit_component_running",
-        "1 while the component runs.",
-        rows(&|view| f64::from(u8::from(view.state == ComponentState::Running))),
+        "1 while the component runs, has done its work, or waits for its next run.",
+        rows(&|view| f64::from(u8::from(view.state.is_up()))),
     );
     family(
         "refit_component_healthy",

@@ -12,7 +12,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
-use super::instance::CarriedInstance;
+use super::instance::{CarriedInstance, CarriedRun};
 use crate::auth::CarriedSession;
 use crate::events::Event;
 use crate::handover::memfd;
@@ -79,6 +79,9 @@ pub struct Carry {
     /// The components that an operator has stopped, and in which release: its next image does not start them.
     #[serde(default)]
     pub stopped: BTreeMap<String, Version>,
+    /// The last run of each component that runs and ends.
+    #[serde(default)]
+    pub runs: BTreeMap<String, CarriedRun>,
 }
 
 impl Carry {

@@ -89,6 +89,23 @@ pub struct CarriedEnding {
     pub reason: Option<String>,
 }
 
+/// The last run of a component that runs and ends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CarriedRun {
+    /// The release it ran in.
+    pub release: Version,
+    /// What its process was started from, as a digest.
+    pub fingerprint: String,
+    /// When it began, in nanoseconds of the monotonic clock.
+    pub begun_ns: u64,
+    /// When it began, RFC 3339.
+    pub started_at: String,
+    /// When it ended, if it has.
+    pub ended_at: Option<String>,
+    /// Why it failed, if it has.
+    pub failure: Option<String>,
+}
+
 /// A limit of a process, and what keeps it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CarriedLimit {

@@ -10,6 +10,6 @@ mod registry;
 mod reporter;
 
 pub use document::{CARRY_FORMAT, Carry};
-pub use instance::{CarriedEnding, CarriedInstance, CarriedLimit, LimitBy, Role};
+pub use instance::{CarriedEnding, CarriedInstance, CarriedLimit, CarriedRun, LimitBy, Role};
 pub(crate) use registry::{Descriptors, FoundDescriptors};
 pub use registry::{Registry, RegistryParts, SiteWish, state_name};

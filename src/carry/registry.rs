@@ -16,7 +16,7 @@ use semver::Version;
 use tokio::sync::watch;
 
 use super::document::{CARRY_FORMAT, Carry};
-use super::instance::{CarriedInstance, Role};
+use super::instance::{CarriedInstance, CarriedRun, Role};
 use super::reporter::Reporter;
 use crate::auth::Sessions;
 use crate::events::Events;
@@ -115,6 +115,8 @@ struct Inner {
     /// The components that an operator has stopped in this release.
     stopped: BTreeSet<String>,
     site: SiteWish,
+    /// The last run of each component that runs and ends.
+    runs: BTreeMap<String, CarriedRun>,
     /// This release.
     version: Version,
 }
@@ -165,6 +167,7 @@ impl Registry {
                 // Another release starts everything, as a stop and a start of the bus do.
                 site: SiteWish::left_by(carry, &version),
                 stopped: carry.stopped.iter().filter(|(_, at)| **at == version).map(|(name, _)| name.clone()).collect(),
+                runs: carry.runs.clone(),
                 version,
             }),
             saving: Mutex::new(()),
@@ -372,6 +375,23 @@ impl Registry {
         lock(&self.inner).site
     }
 
+    /// Remembers the last run of `component`, or forgets it.
+    pub(crate) fn set_run(&self, component: &str, run: Option<CarriedRun>) {
+        {
+            let runs = &mut lock(&self.inner).runs;
+            match run {
+                Some(run) => drop(runs.insert(component.to_owned(), run)),
+                None => drop(runs.remove(component)),
+            }
+        }
+        self.save();
+    }
+
+    /// Returns the last run of `component`.
+    pub(crate) fn run(&self, component: &str) -> Option<CarriedRun> {
+        lock(&self.inner).runs.get(component).cloned()
+    }
+
     /// Returns the document of this moment, with the number of the one that the guard has.
     fn carry(&self) -> Carry {
         let output = self.logs.carried();
@@ -396,6 +416,7 @@ impl Registry {
             site_stopped: (inner.site == SiteWish::Stopped).then(|| inner.version.clone()),
             site_ends: inner.site == SiteWish::Ends,
             stopped: inner.stopped.iter().map(|name| (name.clone(), inner.version.clone())).collect(),
+            runs: inner.runs.clone(),
         }
     }
 

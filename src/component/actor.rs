@@ -11,15 +11,17 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::command::{Action, Command};
 use super::context::RunContext;
 use super::health;
 use super::instance::{Instance, Lost};
 use super::recover;
 use super::reload;
-use super::supervise::{Action, Actor, Command};
+use super::runs::Runner;
+use super::supervise::Actor;
 use super::view::{State, View};
 use crate::carry::{CarriedInstance, Descriptors, Registry, Role};
-use crate::config::{Component, NotifyAccess};
+use crate::config::{Component, Kind, NotifyAccess};
 use crate::handover::Named;
 
 /// How many commands may wait: the bus sends one at a time, the API few.
@@ -68,6 +70,7 @@ impl Process {
         let health = if component.health.is_some() { health::State::Unknown } else { health::State::None };
         let (view_sender, view) = watch::channel(View {
             name: component.name.clone(),
+            kind: component.kind,
             state: State::Stopped,
             wanted: false,
             pid: None,
@@ -84,10 +87,20 @@ impl Process {
             output: Vec::new(),
             cause: Cause::Release,
             unexpected_exits: 0,
+            last_run: None,
+            next_run_at: None,
         });
         let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
-        let actor = Actor::new(component.clone(), fingerprint, context, current, view_sender, newest);
-        tasks.spawn(actor.run(receiver, outgoing, lost));
+        match component.kind {
+            Kind::Service => {
+                let actor = Actor::new(component.clone(), fingerprint, context, current, view_sender, newest);
+                tasks.spawn(actor.run(receiver, outgoing, lost));
+            }
+            Kind::Once | Kind::Every(_) => {
+                let runner = Runner::new(component.clone(), fingerprint, context, current, view_sender, newest);
+                tasks.spawn(runner.run(receiver, outgoing, lost));
+            }
+        }
         Self { component, commands, view }
     }
 

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use refit_base::lock;
+use refit_bus as bus;
 use tokio::sync::watch;
 
 use crate::carry::Registry;
@@ -35,6 +36,8 @@ pub struct RunContext {
     pub reaped: watch::Receiver<BTreeMap<i32, String>>,
     /// This process's own environment.
     pub environment: BTreeMap<OsString, OsString>,
+    /// Where the site stands.
+    pub site: watch::Receiver<bus::State>,
     /// The control groups.
     pub cgroups: Cgroups,
     /// Whether the old processes of components that overlap may be told to stop. On trial that is once all of the release is ready: one

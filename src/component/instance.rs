@@ -26,7 +26,7 @@ use super::reports::{self, Heard, Reports, Said};
 use super::senders::Senders;
 use super::spawn::Account;
 use super::variables::Variables;
-use super::{limits, notify_socket, output, reload, spawn};
+use super::{data, limits, notify_socket, output, reload, spawn};
 use crate::carry::{CarriedEnding, CarriedInstance, Descriptors, Role};
 use crate::config::{Component, NotifyAccess, Signal};
 use crate::handover::fd::{self, FIRST};
@@ -84,6 +84,7 @@ impl Instance {
         let token: String = hex::encode(rand::random::<[u8; 16]>());
         let account = Account::of(component);
         let access = component.spawn.notify_access;
+        data::make_all(component, account, &context.home.data())?;
         let (notify, notify_path) = Self::bind_notify(context, &id, account, access)
             .map_err(|error| failed("bind its notify socket", error))?;
         let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(io::Error::from);
@@ -458,6 +459,26 @@ impl Lost {
             tracing::info!(component.name = self.0.component, left, "what it had started was ended");
         }
         forget(&self.0, context);
+    }
+}
+
+impl Lost {
+    /// Returns what it was started from, as a digest; nothing if it was told to end, or another had taken its place.
+    pub(super) fn fingerprint(&self) -> &str {
+        let is_current = self.0.ending.is_none() && self.0.role == Role::Current;
+        if is_current { &self.0.fingerprint } else { "" }
+    }
+
+    /// Returns when it was started.
+    pub(super) fn started_at(&self) -> &str {
+        &self.0.started_at
+    }
+
+    /// Returns how it ended, if the guard has collected it.
+    pub(super) async fn how(&self, context: &RunContext) -> Option<String> {
+        let (pid, mut reaped) = (self.0.pid, context.reaped.clone());
+        let known = tokio::time::timeout(REAPED_WAIT, reaped.wait_for(|all| all.contains_key(&pid))).await;
+        known.ok()?.ok()?.get(&pid).cloned()
     }
 }
 

@@ -8,7 +8,9 @@
 
 mod acceptors;
 mod actor;
+mod command;
 mod context;
+mod data;
 pub mod fingerprint;
 mod health;
 mod instance;
@@ -21,6 +23,8 @@ mod ready;
 mod recover;
 mod reload;
 mod reports;
+mod restarts;
+mod runs;
 mod senders;
 mod spawn;
 mod supervise;
@@ -32,7 +36,7 @@ pub use context::RunContext;
 pub use health::State as Health;
 pub use notify_socket::tidy as tidy_notify_sockets;
 pub use reach::{Obstacle, Places, find_obstacles, find_obstacles_in_tree, open_config};
-pub use view::{Announced, State, View};
+pub use view::{Announced, Run, State, View};
 
 use refit_bus as bus;
 

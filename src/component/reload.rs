@@ -69,8 +69,8 @@ pub(super) async fn settle(signal: config::Signal, pid: i32, mut view: watch::Re
         Ok(Ok(view)) => {
             let how = view.reason.clone().unwrap_or_else(|| "ended".to_owned());
             let next = match view.state {
-                State::Starting | State::Running | State::Backoff => "; it is started again",
-                State::Stopping | State::Stopped | State::Failed => "; it is not started again",
+                State::Starting | State::Running | State::Backoff | State::Waiting => "; it is started again",
+                State::Stopping | State::Stopped | State::Failed | State::Done => "; it is not started again",
             };
             (how, next)
         }

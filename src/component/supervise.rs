@@ -5,58 +5,24 @@
 
 mod watchdog;
 
-use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use refit_base::Cause;
 use refit_bus::Failure;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::command::{Action, Command};
 use super::context::RunContext;
 use super::health;
 use super::instance::{Instance, Lost, Stopped, end_of};
 use super::ready::wait_ready;
 use super::reload;
+use super::restarts::{Next, Restarts};
 use super::view::{Announced, State, View};
 use crate::config::{Component, Handover, RestartPolicy};
-
-/// The longest pause before a start is tried again that the machine did not allow: what an admin repairs is noticed soon.
-const MACHINE_PAUSE_MAX: Duration = Duration::from_secs(10);
-
-/// What the task can be told to do.
-pub(super) enum Action {
-    /// To run, until it is cancelled.
-    Start {
-        /// Somebody asked for this component, and not for the whole site.
-        alone: bool,
-        /// Says that nobody wants it any more.
-        cancelled: CancellationToken,
-    },
-    /// Not to run.
-    Stop {
-        /// The next image takes the process over.
-        keep_running: bool,
-        /// An operator wants it to stay down, also under the next image.
-        stays_down: bool,
-        /// Says that the time is over.
-        hurry: CancellationToken,
-    },
-    /// Not to run, in the time that is left to it: somebody has asked for that under an image before.
-    LeaveDown,
-    /// To read its settings again.
-    Reload,
-    /// To be tried again as its restart policy says, after a start that failed.
-    Retry,
-}
-
-/// An action, and where its outcome goes.
-pub(super) struct Command {
-    pub(super) action: Action,
-    pub(super) reply: oneshot::Sender<Result<(), Failure>>,
-}
 
 /// Processes on their way out, each with the task that sees to it that it goes.
 #[derive(Default)]
@@ -81,8 +47,7 @@ pub(super) struct Actor {
     /// Whether an operator had stopped it under the image before: then the first start of the site leaves it down.
     stays_down: bool,
     restart_at: Option<Instant>,
-    /// When it ended by itself, newest last: for the limit of the restart policy.
-    ends: VecDeque<Instant>,
+    restarts: Restarts,
     view: watch::Sender<View>,
     health: Option<(watch::Receiver<health::State>, JoinSet<()>)>,
     newest: u32,
@@ -134,7 +99,7 @@ impl Actor {
             outgoing: Outgoing::default(),
             wanted: false,
             restart_at: None,
-            ends: VecDeque::new(),
+            restarts: Restarts::default(),
             view,
             health: None,
             newest,
@@ -604,32 +569,21 @@ impl Actor {
         self.pause();
     }
 
-    /// Plans the next start, or gives up, as the restart policy says. What the machine did not allow is tried again for ever: it
-    /// says nothing of the component.
+    /// Plans the next start, or gives up, as the restart policy says.
     fn pause(&mut self) {
-        let (count, within) = self.component.restart.limit;
-        let (first, longest) = self.component.restart.backoff;
-        let now = Instant::now();
-        if self.view.borrow().cause == Cause::Machine {
-            self.restart_at = Some(now + longest.min(MACHINE_PAUSE_MAX));
-            self.show(State::Backoff);
-            return;
+        let (output, cause) = (self.view.borrow().output.clone(), self.view.borrow().cause);
+        match self.restarts.next(&self.component.restart, cause, Instant::now()) {
+            Next::At(at) => {
+                self.restart_at = Some(at);
+                self.show(State::Backoff);
+            }
+            Next::GiveUp(ends) => {
+                let reason = self.view.borrow().reason.clone().unwrap_or_default();
+                let (_, within) = self.component.restart.limit;
+                let text = format!("{reason}; ended {ends} times within {} s, not started again", within.as_secs());
+                self.fail(&Failure { output, cause, ..Failure::new(text) });
+            }
         }
-        self.ends.push_back(now);
-        while self.ends.front().is_some_and(|end| now.duration_since(*end) > within) {
-            self.ends.pop_front();
-        }
-        let ends = u32::try_from(self.ends.len()).unwrap_or(u32::MAX);
-        if ends > count {
-            let reason = self.view.borrow().reason.clone().unwrap_or_default();
-            let text = format!("{reason}; ended {ends} times within {} s, not started again", within.as_secs());
-            let (output, cause) = (self.view.borrow().output.clone(), self.view.borrow().cause);
-            self.fail(&Failure { output, cause, ..Failure::new(text) });
-            return;
-        }
-        let pause = first.saturating_mul(1 << (ends - 1).min(16)).min(longest);
-        self.restart_at = Some(now + pause);
-        self.show(State::Backoff);
     }
 
     /// Starts it again. Returns what it was told meanwhile: a stop does not wait until the start has failed.

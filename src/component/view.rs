@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::health;
 pub use super::reports::Announced;
 use crate::carry::CarriedLimit;
-use crate::config::Handover;
+use crate::config::{Handover, Kind};
 
 /// What a component is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -26,6 +26,10 @@ pub enum State {
     Backoff,
     /// It ended by itself and is not started again.
     Failed,
+    /// It runs once at each start of the site, and has ended well.
+    Done,
+    /// It runs every so often, and the next run is not due yet.
+    Waiting,
 }
 
 impl State {
@@ -38,8 +42,29 @@ impl State {
             Self::Stopped => "stopped",
             Self::Backoff => "backoff",
             Self::Failed => "failed",
+            Self::Done => "done",
+            Self::Waiting => "waiting",
         }
     }
+
+    /// Returns whether it is as it is to be while the site runs.
+    pub const fn is_up(self) -> bool {
+        match self {
+            Self::Running | Self::Done | Self::Waiting => true,
+            Self::Starting | Self::Stopping | Self::Stopped | Self::Backoff | Self::Failed => false,
+        }
+    }
+}
+
+/// The last run of a component that runs and ends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Run {
+    /// When it began.
+    pub started_at: String,
+    /// When it ended, if it has.
+    pub ended_at: Option<String>,
+    /// Why it failed, if it has.
+    pub failure: Option<String>,
 }
 
 /// What everybody may see of a component.
@@ -47,6 +72,8 @@ impl State {
 pub struct View {
     /// Its name.
     pub name: String,
+    /// For how long its process is to live.
+    pub kind: Kind,
     /// What it is doing.
     pub state: State,
     /// Its process.
@@ -79,4 +106,8 @@ pub struct View {
     pub wanted: bool,
     /// How often it ended without having been asked to, in this process image.
     pub unexpected_exits: u32,
+    /// Its last run, if it is to end.
+    pub last_run: Option<Run>,
+    /// When its next run is due.
+    pub next_run_at: Option<String>,
 }

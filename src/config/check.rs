@@ -1,6 +1,7 @@
 //! From what is written to what is meant, collecting every mistake on the way.
 
 mod component;
+mod kind;
 mod names;
 
 use std::collections::{BTreeMap, BTreeSet};

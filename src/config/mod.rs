@@ -5,6 +5,7 @@
 mod check;
 mod cycle;
 mod expand;
+mod kind;
 mod programs;
 mod raw;
 mod read;
@@ -24,6 +25,7 @@ use semver::Version;
 use serde::{Deserialize, Serialize};
 
 pub use expand::{Reference, VARIABLES, Variable, expand, expand_release, packed_program};
+pub use kind::Kind;
 pub use programs::Programs;
 pub use signal::Signal;
 pub use spawn::{Limits, NotifyAccess, Spawn};
@@ -222,6 +224,9 @@ pub struct Restart {
 pub struct Component {
     /// Its name.
     pub name: String,
+    /// For how long its process is to live.
+    #[serde(skip_serializing_if = "Kind::is_default")]
+    pub kind: Kind,
     /// Program and arguments; a program with a slash is below the release.
     pub command: Vec<String>,
     /// The listeners that it is given, in order.
@@ -244,6 +249,9 @@ pub struct Component {
     pub start_timeout: Duration,
     /// How long its stop may take before it is killed.
     pub stop_timeout: Duration,
+    /// The directories below `data/` that it is given.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub data: Vec<String>,
     /// The account it runs as.
     pub user: Option<String>,
     /// More environment.

@@ -69,6 +69,9 @@ pub(super) struct RawBus {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawComponent {
     pub(super) name: Option<Spanned<String>>,
+    pub(super) kind: Option<Spanned<String>>,
+    pub(super) every: Option<Spanned<String>>,
+    pub(super) data: Option<Vec<Spanned<String>>>,
     pub(super) command: Option<Spanned<Vec<String>>>,
     pub(super) listeners: Option<Vec<Spanned<String>>>,
     pub(super) needs: Option<Vec<Spanned<String>>>,

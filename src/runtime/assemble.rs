@@ -122,6 +122,8 @@ pub(super) fn assemble(given: &Given, mut inherited: Inheritance, begun_ns: u64)
         clear_away(&given.home, &before.instances);
     }
     let (reaped_sender, reaped) = watch::channel(BTreeMap::new());
+    let (bus, engine) = Bus::new(Options { transition: TRANSITION_MAX, ..Options::default() });
+    trace(&bus);
     let context = Arc::new(RunContext {
         home: given.home.clone(),
         release_dir: disk.release.dir.clone(),
@@ -130,6 +132,7 @@ pub(super) fn assemble(given: &Given, mut inherited: Inheritance, begun_ns: u64)
         listeners: Mutex::new(listeners),
         registry,
         reaped,
+        site: bus.watch(),
         environment: given.environment.clone(),
         cgroups: cgroups(&disk.config, &given.home, &before.instances),
         overlap_ends: watch::Sender::new(!matches!(disk.journal.state, journal::State::Trial { .. })),
@@ -142,8 +145,6 @@ pub(super) fn assemble(given: &Given, mut inherited: Inheritance, begun_ns: u64)
             context.registry.drop_descriptor(&part.name); // of a process that was not written down, and has been ended
         }
     }
-    let (bus, engine) = Bus::new(Options { transition: TRANSITION_MAX, ..Options::default() });
-    trace(&bus);
     let manager = Arc::new(Manager::new(Parts {
         store: disk.store,
         trust: disk.trust,

@@ -258,7 +258,8 @@ fn is_well(view: &View) -> bool {
     match view.state {
         ComponentState::Stopped => view.wanted, // it has done its work
         ComponentState::Starting | ComponentState::Stopping | ComponentState::Backoff | ComponentState::Failed => false,
-        ComponentState::Running => match &view.health {
+        ComponentState::Done => true,
+        ComponentState::Running | ComponentState::Waiting => match &view.health {
             Health::None | Health::Healthy => true,
             Health::Unknown | Health::Doubtful(_) | Health::Unhealthy(_) => false,
         },

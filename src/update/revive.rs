@@ -6,7 +6,7 @@ use std::sync::Arc;
 use refit_bus::{Bus, State};
 use tokio::task::JoinSet;
 
-use crate::component::{Process, State as ComponentState};
+use crate::component::Process;
 
 /// Has the components `failed` be tried again, and starts those that need them when all they need runs. Ends when the site does
 /// not run any more: the next start is another matter.
@@ -55,7 +55,7 @@ async fn start_when_needs_run(component: Arc<Process>, components: Vec<Arc<Proce
         for name in &component.definition().needs {
             let Some(needed) = components.iter().find(|other| other.definition().name == *name) else { continue };
             // What counts is that it came up at all; what becomes of it then is its own policy's.
-            if needed.view().wait_for(|view| view.state == ComponentState::Running).await.is_err() {
+            if needed.view().wait_for(|view| view.state.is_up()).await.is_err() {
                 return;
             }
         }

@@ -54,6 +54,7 @@ mod repair;
 mod reports;
 mod repository;
 mod revive;
+mod runs;
 mod together;
 mod trust;
 mod vendor;

@@ -3,7 +3,7 @@
 //! What is made has the mode of its place, whatever umask the process has. What was changed since is repaired at a start: what is
 //! too open is closed, what is too closed for those who need it is opened. Links are not followed, and what belongs to another
 //! account is left alone: see [`find_foreign`] for what that means. Below a release the modes are those of its manifest, and
-//! below `data/` they are the components' own.
+//! below `data/` they are the components' own, once a directory is made.
 
 use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io;
@@ -108,6 +108,14 @@ pub const PLACES: &[Place] = &[
         least: 0o711,
         most: PERMISSIONS,
         why: "components pass through it; what lies below it is theirs",
+    },
+    Place {
+        path: "data/*",
+        kind: Kind::Directory,
+        mode: 0o750,
+        least: 0,
+        most: PERMISSIONS,
+        why: "made for a component that names it in `data`, with its account and group; from then on it is theirs",
     },
     exactly("trust", Kind::Directory, OPEN_DIR, "public keys: everybody may read them, and nobody else change them"),
     exactly("trust/*", Kind::File, 0o644, "as the directory"),

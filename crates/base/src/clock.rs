@@ -1,5 +1,7 @@
 //! The wall clock, which only this file reads, and a monotonic time that the process images of one boot can compare.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 
 /// Returns the time now.
@@ -15,6 +17,11 @@ pub fn rfc3339(time: Timestamp) -> String {
 /// Returns the time now as [`rfc3339`].
 pub fn stamp() -> String {
     rfc3339(now())
+}
+
+/// Returns the time `later` than now as [`rfc3339`].
+pub fn stamp_in(later: Duration) -> String {
+    rfc3339(now().checked_add(later).unwrap_or(Timestamp::MAX))
 }
 
 /// Returns the monotonic clock in nanoseconds: comparable between the process images of one boot.

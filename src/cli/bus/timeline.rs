@@ -191,7 +191,7 @@ fn component(data: &Value) -> Option<Line> {
     let tone = match (state, health) {
         ("failed", _) | (_, "unhealthy") => Tone::Bad,
         ("backoff", _) | (_, "doubtful") => Tone::Warning,
-        ("running", _) => Tone::Good,
+        ("running" | "done" | "waiting", _) => Tone::Good,
         (_, _) => Tone::Plain,
     };
     line("component", text, tone)

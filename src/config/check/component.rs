@@ -1,6 +1,6 @@
 //! One component: what is written of it in both files, checked.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -34,6 +34,7 @@ impl Checker<'_> {
         let mut components: Vec<Component> = Vec::new();
         let mut names: Vec<String> = Vec::new();
         let mut references = Vec::new();
+        let mut given = BTreeMap::new();
         for (index, name, raw) in self.named(base, Source::Release) {
             let local =
                 over.iter().position(|(_, other, _)| other.value == name.value).map(|position| over.remove(position));
@@ -54,7 +55,9 @@ impl Checker<'_> {
             let lost = commands.iter().any(|(source, index)| {
                 index.is_some_and(|index| self.is_taken_out(*source, &format!("component.{index}.command")))
             });
-            components.push(self.component(&name, raw, local, start_timeout, lost));
+            let component = self.component(&name, raw, local, start_timeout, lost);
+            self.shared_data(&mut given, &name, component.user.as_ref(), &component.data);
+            components.push(component);
         }
         for (_, name, _) in over {
             let what = format!("the release has no component {:?}", name.value);
@@ -91,6 +94,8 @@ impl Checker<'_> {
         let listeners = words(local.listeners.clone().or_else(|| raw.listeners.clone()));
         let mut names = Names { component: &name.value, listeners: &listeners, own: Vec::new() };
         let spawn = self.spawn(&raw, &local, &names);
+        let kind = self.kind(&raw, &local);
+        let data = self.data(&raw, &local);
         // One that stands in for a mistake, so that the rest is looked at all the same.
         let nothing = At { value: Vec::new(), source: name.source, span: name.span.clone() };
         let command = match self.pick(raw.command, local.command) {
@@ -119,6 +124,7 @@ impl Checker<'_> {
         let health = self.health(name, raw.health, local.health, path, &names);
         let component = Component {
             name: name.value.clone(),
+            kind,
             command: command.value,
             listeners: listeners.clone(),
             needs: words(local.needs.or(raw.needs)),
@@ -146,8 +152,9 @@ impl Checker<'_> {
             }),
             health,
             restart: self.restart(raw.restart.unwrap_or_default(), local.restart.unwrap_or_default()),
-            start_timeout: self.text_value(start, start_timeout, value::duration),
+            start_timeout: self.text_value(start, kind.start_timeout(start_timeout), value::duration),
             stop_timeout: self.text_value(stop, STOP_TIMEOUT_DEFAULT, value::duration),
+            data,
             user: user.map(|user| user.value),
             env: env.clone(),
             spawn,

@@ -11,6 +11,7 @@ const LOG_LINES = 100;
 
 const STATE_TONE = {
   running: "good", starting: "warn", stopping: "warn", backoff: "warn", failed: "bad", stopped: "off",
+  done: "good", waiting: "good",
 };
 const HEALTH_TONE = { healthy: "good", unhealthy: "bad", unknown: "warn", none: "none" };
 const OUTCOME_TONE = { done: "good", "rolled back": "bad", failed: "bad", refused: "warn" };
@@ -93,7 +94,9 @@ function componentRow({ name }) {
 
 function fillComponent([, state, health, pid, generation, handover, since], component) {
   const restarts = component.restarts ? plural(component.restarts, "restart") : null;
-  const note = [component.reason ?? component.status, restarts].filter(Boolean).join(" · ");
+  const run = component.last_run && `ran ${clock(component.last_run.started_at)}`;
+  const next = component.next_run_at && `next run ${clock(component.next_run_at)}`;
+  const note = [component.reason ?? component.status, run, next, restarts].filter(Boolean).join(" · ");
   tone(state, component.state, STATE_TONE, note);
   tone(health, component.health, HEALTH_TONE);
   text(pid, component.pid ?? "–");
