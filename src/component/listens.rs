@@ -76,7 +76,6 @@ async fn try_once(
             format!("a process that is not its own accepts on the listener {name}")
         }
         Ok(Verdict::Unseen(what)) => {
-            *tries += 1;
             format!("a connection to the listener {name} was {what}; if this goes on, use ready = \"notify\"")
         }
         Ok(Verdict::Nobody) => format!("no process of its own accepts on the listener {name}"),

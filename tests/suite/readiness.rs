@@ -2,9 +2,11 @@
 //! after the other, as many real ones do, is updated while old and new share its listener.
 
 use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::time::Duration;
 
 use refit_fixtures::tools::{as_root, cannot_try, missing};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt};
 
 use crate::appliance::{Appliance, component, text};
 use crate::load::LoadOptions;
@@ -154,7 +156,7 @@ fn a_server_that_closes_the_shared_listener_closes_it_for_nobody_else() {
 }
 
 #[test]
-fn a_server_that_closes_each_connection_at_once_is_ready_and_found_dead_by_nobody() {
+fn a_server_that_closes_each_connection_soon_is_ready_and_found_dead_by_nobody() {
     let appliance = Appliance::new(&overlapping("1.0.0", "closes")).start();
     appliance.install(&overlapping("1.1.0", "closes"), &[]).ends_with(0);
     assert_eq!(component(&appliance.status(), "web")["state"], "running");
@@ -174,14 +176,25 @@ fn trying_a_listener_does_not_stop_a_server_that_serves_one_after_the_other() {
     assert!(report.longest_gap < SILENCE_MAX, "nobody answered for {:?}", report.longest_gap);
 }
 
+/// Returns a port that no other process gets as long as the socket lives, except one that shares it on purpose.
+fn kept_port() -> (TcpListener, u16) {
+    let kind = (AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC);
+    let socket = socket_with(kind.0, kind.1, kind.2, None).expect("a socket");
+    sockopt::set_socket_reuseport(&socket, true).expect("shared");
+    bind(&socket, &SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).expect("bound");
+    let socket = TcpListener::from(socket); // which does not listen
+    let port = socket.local_addr().expect("an address").port();
+    (socket, port)
+}
+
 #[test]
 fn ready_by_health_is_the_first_success_and_recovery_is_not_illness() {
     // It binds its own port, two seconds after its start; three failures would make a process ill that has been well.
-    let port = crate::appliance::free_port();
+    let (_kept, port) = kept_port();
     let serve = format!(
         "import socket, subprocess, sys, time, os\n\
          time.sleep(2)\n\
-         listener = socket.create_server((\"127.0.0.1\", {port}))\n\
+         listener = socket.create_server((\"127.0.0.1\", {port}), reuse_port=True)\n\
          os.set_inheritable(listener.fileno(), True)\n\
          os.environ[\"SERVE_FD\"] = str(listener.fileno())\n\
          os.execvp(\"python3\", [\"python3\", \"lib/serve.py\", sys.argv[1], \"at_once\"])\n"
@@ -196,7 +209,7 @@ fn ready_by_health_is_the_first_success_and_recovery_is_not_illness() {
         Release::bare(version).component("db", &keys).file("lib/own.py", &serve).file("lib/serve.py", SERVE)
     };
     let appliance = Appliance::new(&release("1.0.0", "health")).start();
-    assert!(appliance.home().join("data/accepting-1.0.0").exists(), "it counted as ready before it could be");
+    assert!(appliance.home().join("data/accepting-db-1.0.0").exists(), "it counted as ready before it could be");
     // Whether its definition says so or not, the time until it is well belongs to its start.
     appliance.install(&release("1.1.0", "exec"), &[]).ends_with(0);
     appliance.install(&release("1.2.0", "health"), &[]).ends_with(0);

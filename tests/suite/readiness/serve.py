@@ -1,7 +1,7 @@
 """A web server that serves one connection after the other, and knows nothing of Refit but its listener.
 
 Arguments: the version, and how it begins: "at_once", "late" (it accepts after two seconds), "never" (it does not accept), "exits",
-"closes" (it answers without waiting for a request, and closes), "forks" (a child process accepts), "shuts" (it closes the listener for
+"closes" (it answers without waiting for a request, and closes soon), "forks" (a child process accepts), "shuts" (it closes the listener for
 everybody when it ends), "sick" (it answers 503), "lingers" (it accepts for a second and a half after it was told to stop), "dies"
 (it ends half a second after it has begun to accept), "exclusive" (of several processes the kernel always wakes the same one).
 It writes to $REFIT_DATA when it begins to accept and when it is told to stop, by the clock that all processes share.
@@ -42,6 +42,8 @@ def serve(connection):
                     return
                 request += read
         connection.sendall(HEAD.encode())
+        if BEGINS == "closes":
+            time.sleep(0.02)
     except OSError:
         pass
     finally:
