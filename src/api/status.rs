@@ -6,7 +6,7 @@ use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use refit_base::{Reported, clock, lock};
 use refit_bus as bus;
-use refit_updater::config::Unmerged;
+use refit_updater::config::{Unmerged, Unread};
 use refit_updater::journal;
 use serde_json::{Value, json};
 
@@ -29,7 +29,7 @@ pub(super) async fn status(State(app): State<Shared>) -> Json<Value> {
     };
     let components = views(&app);
     let trust = trust(&app).await;
-    let unmerged = unmerged(&app).await;
+    let (unmerged, unread) = live_config(&app).await;
     Json(json!({
         "appliance": app.config.name,
         "release": {
@@ -53,19 +53,19 @@ pub(super) async fn status(State(app): State<Shared>) -> Json<Value> {
         "update": update,
         "repository": app.manager.receiving().repository(),
         "trust": trust,
-        "config": { "unmerged": unmerged },
+        "config": { "unmerged": unmerged, "unread": unread },
         "faults": app.bus.faults(),
         "time": clock::stamp(),
     }))
 }
 
-/// Returns the configuration files that wait for the admin, each with the default that could not be merged.
-async fn unmerged(app: &Shared) -> Vec<Unmerged> {
+/// Returns the configuration files that wait for the admin, each with the default that could not be merged, and what cannot be read.
+async fn live_config(app: &Shared) -> (Vec<Unmerged>, Vec<Unread>) {
     let manager = std::sync::Arc::clone(&app.manager);
-    let found = tokio::task::spawn_blocking(move || manager.unmerged()).await;
-    found.unwrap_or_else(|source| Err(UpdateError::Worker { source })).unwrap_or_else(|error| {
-        tracing::warn!(error = %refit_base::Chain(&error), "cannot look for configuration that was not merged");
-        Vec::new()
+    let found = tokio::task::spawn_blocking(move || (manager.unmerged(), manager.unread())).await;
+    found.unwrap_or_else(|error| {
+        tracing::warn!(%error, "cannot look at the live configuration");
+        (Vec::new(), Vec::new())
     })
 }
 

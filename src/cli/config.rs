@@ -1,10 +1,11 @@
 //! `refit config check`: every mistake in a configuration, before anything is packed or started.
 
 use std::ffi::{OsStr, OsString};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use refit_base::{Exit, Report, Reported};
 use refit_updater::Store;
+use refit_updater::config::{Unread, unread as unread_in};
 use refit_updater::journal::{self, JournalError};
 use refit_updater::release::StoreError;
 use serde_json::json;
@@ -64,50 +65,63 @@ impl Reported for CheckError {
 
 pub(super) fn run(context: &Context, config: &Config) -> Exit {
     let Config::Check { dir, local } = config;
-    let error = match check(context, dir.as_ref(), local.as_ref()) {
-        Ok(()) => {
-            if context.json {
-                context.print(&json!({ "mistakes": [], "unreachable": [] }).to_string());
-            }
-            context.print_text("no mistakes");
-            return Exit::Done;
-        }
-        Err(error) => error,
+    let mut found = Vec::new();
+    let checked = check(context, dir.as_ref(), local.as_ref(), &mut found);
+    let (none, nowhere) = (Vec::new(), Vec::new());
+    let (mistakes, obstacles) = match &checked {
+        Err(CheckError::Config(ConfigError::Mistakes { mistakes })) => (mistakes, &nowhere),
+        Err(CheckError::NotReached { obstacles }) => (&none, obstacles),
+        Ok(()) => (&none, &nowhere),
+        Err(
+            error @ (CheckError::Home(_)
+            | CheckError::Journal(_)
+            | CheckError::Store(_)
+            | CheckError::Config(_)
+            | CheckError::NoDirectory { .. }),
+        ) => return context.fail(error),
     };
-    match &error {
-        CheckError::Config(ConfigError::Mistakes { mistakes }) => {
-            if context.json {
-                context.print(&json!({ "mistakes": mistakes, "unreachable": [] }).to_string());
-            }
-            for mistake in mistakes {
-                context.print_text(&mistake.to_string());
-            }
+    if context.json {
+        let unread: Vec<_> = found.iter().map(|(_, unread)| unread).collect();
+        context.print(&json!({ "mistakes": mistakes, "unreachable": obstacles, "unread": unread }).to_string());
+    }
+    for (dir, Unread { path, why }) in &found {
+        context.print_text(&format!("warning: {} cannot be read: {why}", Path::new(dir).join(path).display()));
+    }
+    for mistake in mistakes {
+        context.print_text(&mistake.to_string());
+    }
+    for obstacle in obstacles {
+        context.print_text(&obstacle.to_string());
+    }
+    match &checked {
+        Ok(()) => {
+            context.print_text("no mistakes");
+            Exit::Done
+        }
+        Err(error @ CheckError::NotReached { .. }) => context.fail(error),
+        Err(error) => {
             let detail = format!("{} in the configuration", counted(mistakes.len(), "mistake", "mistakes"));
             context.print_failure(&detail, error.code(), error.remedy(), error.exit())
         }
-        CheckError::NotReached { obstacles } => {
-            if context.json {
-                context.print(&json!({ "mistakes": [], "unreachable": obstacles }).to_string());
-            }
-            for obstacle in obstacles {
-                context.print_text(&obstacle.to_string());
-            }
-            context.fail(&error)
-        }
-        CheckError::Home(_)
-        | CheckError::Journal(_)
-        | CheckError::Store(_)
-        | CheckError::Config(_)
-        | CheckError::NoDirectory { .. } => context.fail(&error),
     }
 }
 
-fn check(context: &Context, dir: Option<&PathBuf>, local: Option<&PathBuf>) -> Result<(), CheckError> {
+/// Checks; adds to `unread` what of the configuration cannot be read, and in which directory: that is no mistake, for the appliance does
+/// without.
+fn check(
+    context: &Context,
+    dir: Option<&PathBuf>,
+    local: Option<&PathBuf>,
+    unread: &mut Vec<(String, Unread)>,
+) -> Result<(), CheckError> {
+    let mut look =
+        |at: &Path, name: String| unread.extend(unread_in(at).into_iter().map(|found| (name.clone(), found)));
     if let Some(dir) = dir {
         let dir = context.path(dir);
         if !dir.is_dir() {
             return Err(CheckError::NoDirectory { path: dir });
         }
+        look(&dir.join("config"), "config".to_owned());
         let local = local.map_or_else(|| dir.join(config::NO_LOCAL_FILE), |local| context.path(local));
         let config = config::Config::load_with_programs(&Programs::anywhere(&dir), &local)?;
         return reached(find_obstacles_in_tree(&config, &dir));
@@ -117,7 +131,9 @@ fn check(context: &Context, dir: Option<&PathBuf>, local: Option<&PathBuf>) -> R
         return Err(HomeError::Missing { home: home.to_owned() }.into());
     }
     let journal = journal::load(home)?.ok_or_else(|| HomeError::Empty { home: home.to_owned() })?;
-    let release = Store::open(home)?.release(journal.state.wanted())?;
+    let store = Store::open(home)?;
+    let release = store.release(journal.state.wanted())?;
+    look(&store.config_dir(&release.version), format!("config/{}", release.version));
     let search = context.process.environment.get(OsStr::new("PATH")).map(OsString::as_os_str);
     let programs = Programs::here(&release.dir, search);
     let config = config::Config::load_with_programs(&programs, &home.join(config::LOCAL_FILE))?;

@@ -129,10 +129,8 @@ fn show_event(context: &Context, event: &Value, display: &mut UpdateDisplay) {
         }
         "update.config" if !context.json => {
             for file in list(&data["files"]) {
-                let new_default = &file["outcome"]["conflict"]["new_default"];
-                if new_default.is_string() {
-                    let line =
-                        format!("{:<13} {}", "warning", notes::unmerged(&data["version"], &file["path"], new_default));
+                if let Some((is_warning, said)) = notes::merged(&data["from"], &data["version"], file) {
+                    let line = format!("{:<13} {said}", if is_warning { "warning" } else { "configuration" });
                     display.bar.suspend(|| context.print(&line));
                 }
             }

@@ -5,14 +5,51 @@ use serde_json::Value;
 use super::table::cell;
 
 /// Returns what an admin should know of a configuration file that was not merged.
-pub(super) fn unmerged(version: &Value, path: &Value, new_default: &Value) -> String {
+pub(super) fn unmerged(version: &Value, path: &Value, new_default: &Value, because: &Value) -> String {
     let dir = format!("config/{}", cell(version));
+    let (left, changed) = match because.as_str() {
+        Some("kind") => ("is as you left it", "which is of another kind (file, directory or link)"),
+        Some("removed") => ("is not there, as you left it", "which changed"),
+        Some("unread") => ("could not be carried over", "which is not in its place"),
+        _lines => ("is as you left it", "which changed the same lines"),
+    };
     format!(
-        "{dir}/{} is as you left it; the release's default, which changed the same lines, is {dir}/{}: take from it what you need, then \
-         remove it",
+        "{dir}/{} {left}; the release's default, {changed}, is {dir}/{}: take from it what you need, then remove it",
         cell(path),
         cell(new_default),
     )
+}
+
+/// Returns what an update has to say of a configuration file, and whether that is a warning; nothing of most.
+pub(super) fn merged(from: &Value, to: &Value, file: &Value) -> Option<(bool, String)> {
+    let (path, outcome) = (&file["path"], &file["outcome"]);
+    let dir = format!("config/{}", cell(to));
+    let name = cell(path);
+    if let Some(conflict) = outcome.get("conflict") {
+        return Some((true, unmerged(to, path, &conflict["new_default"], &conflict["because"])));
+    }
+    if let Some(lost) = outcome.get("not-carried") {
+        let was = format!("config/{}/{name}", cell(from));
+        return Some((true, format!("{was} was not carried over to {dir}: {}", cell(&lost["why"]))));
+    }
+    if let Some(beside) = outcome.get("beside") {
+        let earlier = cell(&beside["earlier"]);
+        let said = format!(
+            "{dir}/{earlier} is what you had made of {name} when this release ran before; the same lines have been changed since: take from it \
+             what you need, then remove it"
+        );
+        return Some((true, said));
+    }
+    (outcome == "restored").then(|| (false, format!("{dir}/{name} is as you left it when this release ran before")))
+}
+
+/// Returns what an admin should know of a part of the configuration that cannot be read.
+pub(super) fn unread(version: &Value, path: &Value, why: &Value) -> String {
+    let name = match path.as_str() {
+        Some("") | None => String::new(),
+        Some(path) => format!("/{path}"),
+    };
+    format!("config/{}{name} cannot be read: {}", cell(version), cell(why))
 }
 
 /// Returns what is said of a clock that is before `released`, the date of a signed release.

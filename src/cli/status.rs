@@ -58,8 +58,11 @@ pub(super) async fn run(context: &Context) -> Result<Exit, ClientError> {
     for file in list(&status["config"]["unmerged"]) {
         context.print(&format!(
             "warning: {}",
-            notes::unmerged(&status["release"]["version"], &file["path"], &file["new_default"])
+            notes::unmerged(&release["version"], &file["path"], &file["new_default"], &file["because"])
         ));
+    }
+    for found in list(&status["config"]["unread"]) {
+        context.print(&format!("warning: {}", notes::unread(&release["version"], &found["path"], &found["why"])));
     }
     context.print("");
     print_components(context, &status["components"]);

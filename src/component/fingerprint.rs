@@ -6,19 +6,20 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::path::Path;
 
 use refit_updater::Manifest;
+use refit_updater::config::{Live, LiveFile};
 use refit_updater::manifest::{Body, Kind};
 use sha2::{Digest, Sha256};
 
 use crate::config::{self, Component, Config};
 
-/// Returns the fingerprint of `component` in the release that `manifest` describes, with its live configuration in `live`.
+/// Returns the fingerprint of `component` in the release that `manifest` describes, with the live configuration `live`. What cannot be
+/// read there does not count.
 ///
 /// # Errors
-/// The live configuration cannot be read.
-pub fn of(component: &Component, config: &Config, manifest: &Manifest, live: &Path) -> io::Result<String> {
+/// The definition of the component cannot be written down.
+pub fn of(component: &Component, config: &Config, manifest: &Manifest, live: &Live) -> io::Result<String> {
     let mut hash = Sha256::new();
     let mut add = |text: &str| {
         hash.update((text.len() as u64).to_le_bytes());
@@ -55,16 +56,15 @@ pub fn of(component: &Component, config: &Config, manifest: &Manifest, live: &Pa
             }
         }
     }
-    let mut files = Vec::new();
-    list(live, "", &mut files)?;
-    for path in files {
+    for LiveFile { path, content } in &live.files {
+        let path = path.to_string_lossy();
         let own = component
             .files
             .as_ref()
             .is_none_or(|patterns| patterns.iter().any(|pattern| matches(pattern, &format!("config/{path}"))));
         if own {
             add(&path);
-            add(&hex::encode(Sha256::digest(std::fs::read(live.join(&path))?)));
+            add(content);
         }
     }
     Ok(hex::encode(hash.finalize()))
@@ -73,8 +73,8 @@ pub fn of(component: &Component, config: &Config, manifest: &Manifest, live: &Pa
 /// Returns the fingerprint of each component of the release that `config` and `manifest` describe.
 ///
 /// # Errors
-/// The live configuration cannot be read.
-pub fn of_all(config: &Config, manifest: &Manifest, live: &Path) -> io::Result<Vec<String>> {
+/// As [`of`].
+pub fn of_all(config: &Config, manifest: &Manifest, live: &Live) -> io::Result<Vec<String>> {
     config.components.iter().map(|component| of(component, config, manifest, live)).collect()
 }
 
@@ -92,26 +92,6 @@ fn matches(pattern: &str, path: &str) -> bool {
         }
     }
     rest(pattern.as_bytes(), path.as_bytes())
-}
-
-/// Lists the files below `root`, sorted, with paths relative to it.
-fn list(root: &Path, below: &str, files: &mut Vec<String>) -> io::Result<()> {
-    let entries = match std::fs::read_dir(root.join(below)) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound && below.is_empty() => return Ok(()),
-        Err(error) => return Err(error),
-    };
-    let mut names = Vec::new();
-    for entry in entries {
-        let entry = entry?;
-        names.push((entry.file_name().to_string_lossy().into_owned(), entry.file_type()?.is_dir()));
-    }
-    names.sort();
-    for (name, is_dir) in names {
-        let path = if below.is_empty() { name } else { format!("{below}/{name}") };
-        if is_dir { list(root, &path, files)? } else { files.push(path) }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

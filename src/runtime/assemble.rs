@@ -11,6 +11,7 @@ use std::time::Duration;
 use refit_base::{Chain, clock};
 use refit_bus::{Bus, Engine, Options};
 use refit_updater::Store;
+use refit_updater::config::Live;
 use refit_updater::decided::{self, Decided};
 use refit_updater::journal::{self, Journal};
 use refit_updater::release::Release;
@@ -41,6 +42,9 @@ use crate::update::{Manager, Parts, Times};
 
 /// A database that migrates may ask for hours; every component has a deadline of its own.
 const TRANSITION_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// How much of a configuration that cannot be read is named in the log at a start; `refit status` names all of it.
+const UNREAD_SAID_MAX: usize = 20;
 
 /// What the runtime is given by whoever starts it.
 #[derive(Debug)]
@@ -306,8 +310,13 @@ fn components(
     parts: &mut Vec<Named>,
     tasks: &mut JoinSet<()>,
 ) -> Result<Vec<Arc<Process>>, RuntimeError> {
-    let fingerprints = fingerprint::of_all(&disk.config, &disk.release.manifest, &context.config_dir)
-        .map_err(io_error("read the live configuration"))?;
+    let live = Live::read(&context.config_dir);
+    for unread in live.unread.iter().take(UNREAD_SAID_MAX) {
+        let path = context.config_dir.join(&unread.path);
+        tracing::warn!(path = %path.display(), why = unread.why, "a part of the configuration cannot be read");
+    }
+    let fingerprints = fingerprint::of_all(&disk.config, &disk.release.manifest, &live)
+        .map_err(io_error("describe the components"))?;
     let mut by_component: BTreeMap<String, Vec<(CarriedInstance, CarriedParts)>> = BTreeMap::new();
     for instance in carried {
         let Some(found) = CarriedParts::find(&instance, parts, &context.registry) else {

@@ -23,6 +23,7 @@ use std::time::Duration;
 use refit_base::{Cause, Chain, Exit, Reported};
 use refit_updater::Store;
 use refit_updater::attempt::Ending;
+use refit_updater::config::Live;
 use refit_updater::decided;
 use refit_updater::journal::{self, State};
 use semver::Version;
@@ -161,7 +162,7 @@ fn try_check(home: &Home, version: &Version, search: Option<&OsStr>) -> Result<(
     let release = store.release(version)?;
     let programs = Programs::here(&release.dir, search);
     let config = Config::load_with_programs(&programs, &home.path().join(config::LOCAL_FILE))?;
-    fingerprint::of_all(&config, &release.manifest, &store.config_dir(version))
-        .map_err(|source| RuntimeError::Io { what: "read the live configuration", source })?;
+    fingerprint::of_all(&config, &release.manifest, &Live::read(&store.config_dir(version)))
+        .map_err(|source| RuntimeError::Io { what: "describe the components", source })?;
     Ok(())
 }

@@ -29,7 +29,7 @@ use std::sync::{Arc, Mutex};
 use refit_base::{clock, lock};
 use refit_bus::{self as bus, AfterFailure, Bus, Fault, Origin, Ticket};
 use refit_updater::attempt::Kind;
-use refit_updater::config::{self, Unmerged};
+use refit_updater::config::{self, Unmerged, Unread};
 use refit_updater::history::Entry;
 use refit_updater::journal::{Journal, State};
 use refit_updater::release::Release;
@@ -111,11 +111,15 @@ impl Manager {
     }
 
     /// Returns the configuration files of the running release that wait for the admin. Blocks.
-    ///
-    /// # Errors
-    /// The live configuration cannot be read.
-    pub fn unmerged(&self) -> Result<Vec<Unmerged>, UpdateError> {
-        Ok(config::unmerged(&self.parts.store, self.journal().state.wanted())?)
+    #[must_use]
+    pub fn unmerged(&self) -> Vec<Unmerged> {
+        config::unmerged(&self.parts.store, self.journal().state.wanted())
+    }
+
+    /// Returns what of the running release's live configuration cannot be read. Blocks.
+    #[must_use]
+    pub fn unread(&self) -> Vec<Unread> {
+        config::unread(&self.parts.store.config_dir(self.journal().state.wanted()))
     }
 
     /// Returns how long what is trusted is good. Blocks.

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 
 use refit_bus::Replacement;
 use refit_updater::Manifest;
+use refit_updater::config::Live;
 
 use super::error::UpdateError;
 use super::parts::Parts;
@@ -18,12 +18,12 @@ use crate::config::{Config, Handover};
 /// Returns how this image is replaced by one of the release that was examined.
 ///
 /// # Errors
-/// The next release's live configuration cannot be read.
+/// A component cannot be described.
 pub(super) fn replacement(parts: &Parts, examined: &Examined) -> Result<Arc<Replacement>, UpdateError> {
     let running = parts.context.registry.instances();
-    let live = parts.store.config_dir(&examined.release.version);
+    let live = Live::read(&parts.store.config_dir(&examined.release.version));
     let keep_running = keep_running(&running, &examined.config, &examined.release.manifest, &live)
-        .map_err(|source| UpdateError::Io { what: "read the live configuration", source })?;
+        .map_err(|source| UpdateError::Io { what: "describe the components", source })?;
     Ok(Arc::new(Replacement {
         label: examined.release.version.to_string(),
         program: examined.program.clone(),
@@ -37,12 +37,12 @@ pub(super) fn replacement(parts: &Parts, examined: &Examined) -> Result<Arc<Repl
 /// release does not have, and what restarts, is stopped before.
 ///
 /// # Errors
-/// The next release's live configuration cannot be read.
+/// A component cannot be described.
 fn keep_running(
     running: &[CarriedInstance],
     next: &Config,
     manifest: &Manifest,
-    live: &Path,
+    live: &Live,
 ) -> io::Result<BTreeSet<String>> {
     let mut keep_running = BTreeSet::new();
     for component in &next.components {

@@ -223,11 +223,12 @@ impl Transaction {
     fn publish_merged(&self, attempt: &Attempt, merged: &MergeReport) {
         for file in merged.conflicts() {
             let version = &attempt.to;
-            tracing::warn!(release.to = %version, file.path = file.path, "the admin and the release changed the same lines");
+            let outcome = serde_json::to_string(&file.outcome).unwrap_or_default();
+            tracing::warn!(release.to = %version, file.path, file.outcome = outcome, "a part of the configuration waits for the admin");
         }
         let changed: Vec<_> = merged.files.iter().filter(|file| file.outcome != config::Outcome::Unchanged).collect();
         if !changed.is_empty() {
-            let data = json!({ "id": attempt.id, "version": attempt.to, "files": changed });
+            let data = json!({ "id": attempt.id, "from": attempt.from, "version": attempt.to, "files": changed });
             self.parts.context.registry.events.publish("update.config", data);
         }
     }

@@ -60,7 +60,7 @@ fn an_edit_of_the_same_line_wins_over_the_vendors() {
     assert!(installed.contains(told), "{installed}");
     let shown = || appliance.refit(&["status"]).ends_with(0).stdout;
     assert!(shown().contains(&format!("warning: {told}")), "{}", shown());
-    let unmerged = json!([{ "path": "shop.toml", "new_default": "shop.toml.new" }]);
+    let unmerged = json!([{ "path": "shop.toml", "new_default": "shop.toml.new", "because": "lines" }]);
     assert_eq!(appliance.status()["config"]["unmerged"], unmerged);
     fs::remove_file(live(&appliance, "1.1.0").with_extension("toml.new")).expect("the default lies there");
     assert_eq!(appliance.status()["config"]["unmerged"], json!([]));

@@ -34,6 +34,7 @@ mod hostile;
 mod http;
 mod last_resort;
 mod limits;
+mod live_config;
 mod load;
 mod logs;
 mod manager;

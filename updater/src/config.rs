@@ -2,9 +2,13 @@
 //!
 //! Base is the default that the running release came with, ours what the admin made of it, theirs the default of the new
 //! release. The result is built beside, synced, and gets its name in one step; the configuration of every other release
-//! stays as it is, so a rollback finds its own. An admin's work is never lost: where both sides changed the same lines, the
-//! admin's file stays and the new default lies beside it as `NAME.new`.
+//! stays as it is, so a rollback finds its own. An admin's work is never lost: where both sides changed the same, the
+//! admin's stays and the new default lies beside it as `NAME.new`. What was edited when the new release ran before comes back, or lies
+//! beside as `NAME.old`.
 
+mod earlier;
+mod merge;
+mod scan;
 mod tree;
 
 use std::path::{Path, PathBuf};
@@ -16,14 +20,20 @@ use serde::Serialize;
 use crate::durable;
 use crate::fault;
 use crate::release::Store;
-use tree::{Entry, Tree};
+use merge::merge_trees;
+use scan::Scan;
+use tree::{Side, Tree};
+
+pub use scan::{ENTRIES_MAX, HASHED_BYTES_MAX, HASHED_BYTES_TOTAL_MAX, Live, LiveFile, Unread, unread};
 
 /// What is added to the name of a default that could not be merged.
 const NEW_SUFFIX: &str = ".new";
 /// The directory of a release that holds its defaults.
 const DEFAULTS_DIR: &str = "config";
-/// Texts longer than this are not merged line by line: nobody edits them by hand.
-const MERGE_BYTES_MAX: usize = 1 << 20;
+/// What is added to the name of what the admin made of a release when it ran before.
+const EARLIER_SUFFIX: &str = ".old";
+/// The longest record: a digest for each of [`ENTRIES_MAX`] entries.
+const RECORD_BYTES_MAX: u64 = 64 << 20;
 
 /// What a merge did.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -37,7 +47,16 @@ pub struct MergeReport {
 impl MergeReport {
     /// Returns the files that an admin must look at.
     pub fn conflicts(&self) -> impl Iterator<Item = &MergedFile> {
-        self.files.iter().filter(|file| matches!(file.outcome, Outcome::Conflict { .. }))
+        self.files.iter().filter(|file| match file.outcome {
+            Outcome::Conflict { .. } | Outcome::NotCarried { .. } | Outcome::Beside { .. } => true,
+            Outcome::Unchanged
+            | Outcome::Updated
+            | Outcome::KeptAdmin
+            | Outcome::Merged
+            | Outcome::Added
+            | Outcome::Removed
+            | Outcome::Restored => false,
+        })
     }
 }
 
@@ -48,6 +67,12 @@ pub struct MergedFile {
     pub path: String,
     /// What became of it.
     pub outcome: Outcome,
+}
+
+impl MergedFile {
+    fn lost(Unread { path, why }: Unread) -> Self {
+        Self { path, outcome: Outcome::NotCarried { why } }
+    }
 }
 
 /// What became of a configuration file.
@@ -62,15 +87,43 @@ pub enum Outcome {
     KeptAdmin,
     /// The admin's changes and the release's are both in it.
     Merged,
-    /// Both changed the same lines, or what has no lines: the admin's file stayed.
+    /// Both changed the same: the admin's stayed.
     Conflict {
         /// Where the new default lies, below the configuration.
         new_default: String,
+        /// Why they do not go together.
+        because: Clash,
+    },
+    /// The admin's could not be carried over, and stays where it was; the release has no default for it.
+    NotCarried {
+        /// Why, as a clause.
+        why: String,
+    },
+    /// What the admin made of it when this release ran before is in it again.
+    Restored,
+    /// What the admin made of it when this release ran before does not go together with what was made since: it lies beside.
+    Beside {
+        /// Where, below the configuration.
+        earlier: String,
     },
     /// The new release brought it.
     Added,
     /// The new release has it no longer, and the admin had not touched it.
     Removed,
+}
+
+/// Why an admin's entry and a release's default do not go together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Clash {
+    /// The same lines were changed, or what has no lines.
+    Lines,
+    /// One is a file and the other a directory, or the like.
+    Kind,
+    /// The admin removed what the release changed.
+    Removed,
+    /// The admin's cannot be read, or is no file, directory or link.
+    Unread,
 }
 
 /// A file of a live configuration that waits for the admin.
@@ -80,6 +133,8 @@ pub struct Unmerged {
     pub path: String,
     /// Where the new default lies, below the configuration.
     pub new_default: String,
+    /// Why the two do not go together.
+    pub because: Clash,
 }
 
 /// What to do with a configuration that the release has already, from an earlier time.
@@ -98,16 +153,10 @@ pub enum ConfigError {
     /// A file operation failed.
     #[error(transparent)]
     File(#[from] FileError),
-    /// A name that is not UTF-8.
-    #[error("the name of {} is not UTF-8", path.display())]
-    Name {
-        /// The path.
-        path: PathBuf,
-    },
-    /// A device, socket or pipe.
-    #[error("{} is neither file, directory nor link", path.display())]
-    Type {
-        /// The path.
+    /// More entries than are merged.
+    #[error("{} has more than {ENTRIES_MAX} entries", path.display())]
+    TooMany {
+        /// The configuration.
         path: PathBuf,
     },
 }
@@ -116,17 +165,18 @@ impl Reported for ConfigError {
     fn report(&self) -> Report<'_> {
         let remedy = match self {
             Self::File(_) => "free space or check the disk and the permissions of the configuration, then try again",
-            Self::Name { .. } | Self::Type { .. } => "remove it from the configuration, then try again",
+            Self::TooMany { .. } => "move what is not configuration out of it, then try again",
         };
         Report::new("configuration_not_merged", Exit::Config, remedy)
     }
 }
 
-/// Makes the live configuration of release `to`: from its defaults, and the admin's edits of the one of `from`.
+/// Makes the live configuration of release `to`: from its defaults, the admin's edits of the one of `from`, and those that were made
+/// when `to` ran before. What cannot be read is reported, and stays where it was.
 ///
 /// # Errors
-/// A file operation failed, or there is something in a configuration that does not belong there. Whatever configuration
-/// release `to` had, it still has, but for a failure in the very last step, after which it has none.
+/// A file operation failed, or a configuration as a whole cannot be read. Whatever configuration release `to` had, it still has, but
+/// for a failure in the very last step, after which it has none.
 pub fn merge_config(
     store: &Store,
     from: Option<&Version>,
@@ -138,15 +188,24 @@ pub fn merge_config(
     if exists && existing == Existing::Keep {
         return Ok(MergeReport { kept_existing: true, files: Vec::new() });
     }
-    let theirs = Tree::read(&store.release_dir(to).join(DEFAULTS_DIR))?;
+    let defaults = |version: &Version| Tree::read(&store.release_dir(version).join(DEFAULTS_DIR), Side::Defaults);
+    let theirs = defaults(to)?;
+    if let Some((path, why)) = theirs.first_opaque() {
+        let path = store.release_dir(to).join(DEFAULTS_DIR).join(path);
+        return Err(file_error("read", &path)(std::io::Error::other(why)).into());
+    }
     let (base, ours) = match from {
-        Some(from) if store.config_dir(from).is_dir() => {
-            (Tree::read(&store.release_dir(from).join(DEFAULTS_DIR))?, Tree::read(&store.config_dir(from))?)
-        }
-        Some(_) | None => (Tree::default(), Tree::default()),
+        Some(from) if store.config_dir(from).is_dir() => (defaults(from)?, whole(&store.config_dir(from), Side::Live)?),
+        Some(_) | None => (Tree::default(), Tree { top: theirs.top.clone(), ..Tree::default() }),
     };
-    let (result, files) = merge_trees(&base, &ours, &theirs);
-
+    let mut merged = merge_trees(&base, &ours, &theirs, NEW_SUFFIX);
+    let unread = ours.unread.iter();
+    let lost = unread.map(|unread| MergedFile::lost(unread.clone())).collect::<Vec<_>>();
+    merged.files.extend(lost);
+    let record = earlier::record(&merged.tree);
+    if exists && live.is_dir() {
+        earlier::bring_back(&live, &store.config_record(to), &theirs, &mut merged)?;
+    }
     let staging = store.staging_dir();
     let beside = tempfile::Builder::new()
         .prefix("config-")
@@ -154,156 +213,60 @@ pub fn merge_config(
         .map_err(file_error("make a directory in", &staging))?;
     let new = beside.path().join("new");
     let file_system = durable::FileSystem::of(&staging).map_err(file_error("open", &staging))?;
-    result.write(&new)?;
+    merged.files.extend(merged.tree.write(&new)?.into_iter().map(MergedFile::lost));
     file_system.sync().map_err(file_error("sync", &new))?;
     if exists {
         durable::rename(&live, &beside.path().join("old")).map_err(file_error("move away", &live))?;
     }
     durable::rename(&new, &live).map_err(file_error("name", &live))?;
     fault::point("config_merged");
-    Ok(MergeReport { kept_existing: false, files })
+    earlier::store_record(&store.config_record(to), &record);
+    // What it cannot remove now, the next start removes from staging.
+    drop(durable::remove_tree(beside.path()));
+    Ok(MergeReport { kept_existing: false, files: merged.files })
+}
+
+/// Returns the tree at `dir`, of which nothing may be passed over for its size.
+fn whole(dir: &Path, side: Side) -> Result<Tree, ConfigError> {
+    let tree = Tree::read(dir, side)?;
+    if tree.entries.len() >= ENTRIES_MAX {
+        return Err(ConfigError::TooMany { path: dir.to_owned() });
+    }
+    Ok(tree)
 }
 
 /// Returns the files of the live configuration of release `version` that wait for the admin: beside each lies the default that could not be
 /// merged, until somebody removes it.
-///
-/// # Errors
-/// A directory cannot be read.
-pub fn unmerged(store: &Store, version: &Version) -> Result<Vec<Unmerged>, ConfigError> {
+#[must_use]
+pub fn unmerged(store: &Store, version: &Version) -> Vec<Unmerged> {
     let live = store.config_dir(version);
     let defaults = store.release_dir(version).join(DEFAULTS_DIR);
+    let looks = |dir: &Path, name: &str| dir.join(name).symlink_metadata().ok().map(|found| found.file_type());
     let mut files = Vec::new();
-    for new_default in tree::file_names(&live)? {
-        let Some(path) = new_default.strip_suffix(NEW_SUFFIX) else { continue };
-        let is_there = |dir: &Path, name: &str| dir.join(name).symlink_metadata().is_ok();
+    // A name that is not UTF-8 is not one that an update gave.
+    for new_default in Scan::read(&live).found.keys().filter_map(|path| path.to_str()) {
+        let Some(path) = merged_name(new_default) else { continue };
         // A release may bring a file of such a name itself.
-        if is_there(&live, path) && is_there(&defaults, path) && !is_there(&defaults, &new_default) {
-            files.push(Unmerged { path: path.to_owned(), new_default });
+        if looks(&defaults, new_default).is_some() {
+            continue;
         }
+        let Some(default) = looks(&defaults, path) else { continue };
+        let because = match looks(&live, path) {
+            None => Clash::Removed,
+            Some(found) if found != default => Clash::Kind,
+            Some(_) => Clash::Lines,
+        };
+        files.push(Unmerged { path: path.to_owned(), new_default: new_default.to_owned(), because });
     }
-    Ok(files)
+    files
 }
 
-/// Returns the merged tree and what became of each file.
-fn merge_trees(base: &Tree, ours: &Tree, theirs: &Tree) -> (Tree, Vec<MergedFile>) {
-    let mut result = Tree { dirs: theirs.dirs.clone(), entries: Default::default() };
-    result.dirs.extend(ours.dirs.iter().map(|(path, mode)| (path.clone(), *mode)));
-    let mut paths: Vec<&String> = [base, ours, theirs].iter().flat_map(|tree| tree.entries.keys()).collect();
-    paths.sort();
-    paths.dedup();
-    let (mut files, mut new_defaults) = (Vec::new(), Vec::new());
-    for path in paths {
-        let [base, ours, theirs] = [base, ours, theirs].map(|tree| tree.entries.get(path));
-        let Some((outcome, entry)) = merge_entry(path, base, ours, theirs) else { continue };
-        if let Some(entry) = entry {
-            result.entries.insert(path.clone(), entry);
-        }
-        if let (Outcome::Conflict { new_default }, Some(theirs)) = (&outcome, theirs) {
-            new_defaults.push((new_default.clone(), theirs.clone()));
-        }
-        files.push(MergedFile { path: path.clone(), outcome });
+/// Returns the name of the file beside which `new_default` was put, if that is the name of a default.
+fn merged_name(new_default: &str) -> Option<&str> {
+    if let Some(path) = new_default.strip_suffix(NEW_SUFFIX) {
+        return Some(path);
     }
-    // Last, so that a default of this release replaces one that an earlier conflict left.
-    result.entries.extend(new_defaults);
-    (result, files)
-}
-
-/// Returns what becomes of one file, and what it is then; nothing where it is gone on all sides.
-fn merge_entry(
-    path: &str,
-    base: Option<&Entry>,
-    ours: Option<&Entry>,
-    theirs: Option<&Entry>,
-) -> Option<(Outcome, Option<Entry>)> {
-    let same = |one: Option<&Entry>, other: Option<&Entry>| match (one, other) {
-        (Some(one), Some(other)) => one.same_content(other),
-        (None, None) => true,
-        (Some(_), None) | (None, Some(_)) => false,
-    };
-    let conflict = || Outcome::Conflict { new_default: format!("{path}{NEW_SUFFIX}") };
-    let (admin_changed, release_changed) = (!same(base, ours), !same(base, theirs));
-    Some(match (ours, theirs) {
-        (None, None) => return None,
-        (None, Some(theirs)) => match base {
-            None => (Outcome::Added, Some(theirs.clone())),
-            Some(_) if release_changed => (conflict(), None),
-            Some(_) => (Outcome::KeptAdmin, None),
-        },
-        (Some(ours), None) => match base {
-            Some(_) if !admin_changed => (Outcome::Removed, None),
-            Some(_) | None => (Outcome::KeptAdmin, Some(ours.clone())),
-        },
-        (Some(ours), Some(theirs)) => {
-            if ours.same_content(theirs) {
-                (Outcome::Unchanged, Some(ours.clone()))
-            } else if !admin_changed {
-                (Outcome::Updated, Some(theirs.clone()))
-            } else if !release_changed {
-                (Outcome::KeptAdmin, Some(ours.clone()))
-            } else {
-                match base.and_then(|base| merge_text(base, ours, theirs)) {
-                    Some(merged) => (Outcome::Merged, Some(merged)),
-                    None => (conflict(), Some(ours.clone())),
-                }
-            }
-        }
-    })
-}
-
-/// Returns ours with the changes from base to theirs, if all are texts and the changes do not touch.
-fn merge_text(base: &Entry, ours: &Entry, theirs: &Entry) -> Option<Entry> {
-    let text = |entry: &Entry| match entry {
-        Entry::File { bytes, .. } if bytes.len() <= MERGE_BYTES_MAX && !bytes.contains(&0) => {
-            String::from_utf8(bytes.clone()).ok()
-        }
-        Entry::File { .. } | Entry::Link { .. } => None,
-    };
-    let merged = diffy::merge(&text(base)?, &text(ours)?, &text(theirs)?).ok()?;
-    match ours {
-        Entry::File { mode, owner, .. } => Some(Entry::File { bytes: merged.into_bytes(), mode: *mode, owner: *owner }),
-        Entry::Link { .. } => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn file(text: &str) -> Entry {
-        Entry::File { bytes: text.as_bytes().to_vec(), mode: 0o644, owner: None }
-    }
-
-    #[test]
-    fn every_case_of_three_sides() {
-        fn check(
-            base: Option<&str>,
-            ours: Option<&str>,
-            theirs: Option<&str>,
-            expected: Option<(Outcome, Option<&str>)>,
-        ) {
-            let [b, o, t] = [base, ours, theirs].map(|text| text.map(file));
-            let found = merge_entry("a", b.as_ref(), o.as_ref(), t.as_ref());
-            let expected = expected.map(|(outcome, text)| (outcome, text.map(file)));
-            assert_eq!(found, expected, "base {base:?}, ours {ours:?}, theirs {theirs:?}");
-        }
-        let conflict = || Outcome::Conflict { new_default: "a.new".to_owned() };
-        check(None, None, None, None);
-        check(Some("1"), None, None, None);
-        check(None, None, Some("1"), Some((Outcome::Added, Some("1"))));
-        check(None, Some("1"), None, Some((Outcome::KeptAdmin, Some("1"))));
-        check(None, Some("1"), Some("1"), Some((Outcome::Unchanged, Some("1"))));
-        check(None, Some("1"), Some("2"), Some((conflict(), Some("1"))));
-        check(Some("1"), None, Some("1"), Some((Outcome::KeptAdmin, None)));
-        check(Some("1"), None, Some("2"), Some((conflict(), None)));
-        check(Some("1"), Some("1"), None, Some((Outcome::Removed, None)));
-        check(Some("1"), Some("2"), None, Some((Outcome::KeptAdmin, Some("2"))));
-        check(Some("1"), Some("1"), Some("1"), Some((Outcome::Unchanged, Some("1"))));
-        check(Some("1"), Some("1"), Some("2"), Some((Outcome::Updated, Some("2"))));
-        check(Some("1"), Some("2"), Some("1"), Some((Outcome::KeptAdmin, Some("2"))));
-        check(Some("1"), Some("2"), Some("2"), Some((Outcome::Unchanged, Some("2"))));
-        check(Some("1"), Some("2"), Some("3"), Some((conflict(), Some("2"))));
-        check(Some("1\0"), Some("2\0"), Some("3\0"), Some((conflict(), Some("2\0"))));
-        let (base, ours, theirs) = ("a\nb\nc\nd\ne\n", "A\nb\nc\nd\ne\n", "a\nb\nc\nd\nE\n");
-        check(Some(base), Some(ours), Some(theirs), Some((Outcome::Merged, Some("A\nb\nc\nd\nE\n"))));
-    }
+    let (first, number) = new_default.rsplit_once('.')?;
+    number.parse::<u32>().ok()?;
+    first.strip_suffix(NEW_SUFFIX)
 }

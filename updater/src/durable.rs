@@ -10,11 +10,12 @@
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::Path;
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
-use nix::libc::{O_NOFOLLOW, O_NONBLOCK};
+use nix::libc::{O_NOFOLLOW, O_NONBLOCK, O_PATH};
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 use tempfile::NamedTempFile;
@@ -257,6 +258,57 @@ pub fn read_limited(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("more than {bytes_max} bytes")));
     }
     Ok(bytes)
+}
+
+/// Opens the file at `path` for reading, also where its mode keeps its owner, which is this account, from reading it.
+///
+/// # Errors
+/// It cannot be opened.
+pub fn open_as_owner(path: &Path) -> io::Result<File> {
+    match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => open_own(path),
+        opened => opened,
+    }
+}
+
+/// Lists the directory `path`, also where its mode keeps its owner, which is this account, from that.
+///
+/// # Errors
+/// It cannot be listed.
+pub fn list_as_owner(path: &Path) -> io::Result<fs::ReadDir> {
+    match fs::read_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            let looks = fs::symlink_metadata(path)?;
+            if !looks.is_dir() || looks.uid() != nix::unistd::geteuid().as_raw() {
+                return Err(error);
+            }
+            fs::set_permissions(path, Permissions::from_mode(looks.permissions().mode() | 0o500))?;
+            let listed = fs::read_dir(path);
+            fs::set_permissions(path, looks.permissions())?;
+            listed
+        }
+        listed => listed,
+    }
+}
+
+/// Opens the file at `path`, which this account owns and its mode keeps it from reading: for a moment the mode allows that. A link is not
+/// followed.
+///
+/// # Errors
+/// It belongs to another account, is no regular file, or cannot be opened.
+pub fn open_own(path: &Path) -> io::Result<File> {
+    // A descriptor of the place alone: it takes no right on what lies there, and what is looked at is what is changed.
+    let held = OpenOptions::new().read(true).custom_flags(O_PATH | O_NOFOLLOW).open(path)?;
+    let looks = held.metadata()?;
+    if !looks.is_file() || looks.uid() != nix::unistd::geteuid().as_raw() {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    let by_number = format!("/proc/self/fd/{}", held.as_raw_fd());
+    let mode = looks.permissions().mode();
+    fs::set_permissions(&by_number, Permissions::from_mode(mode | 0o400))?;
+    let opened = File::open(&by_number);
+    fs::set_permissions(&by_number, Permissions::from_mode(mode))?;
+    opened
 }
 
 /// Renames `from` to `to` and syncs both directories.

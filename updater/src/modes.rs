@@ -101,6 +101,8 @@ pub const PLACES: &[Place] = &[
         why: "it may hold secrets: an access list lets the accounts of the release's components in; the modes of its files are the \
               admin's",
     },
+    exactly("config/.merged", Kind::Directory, PRIVATE_DIR, "digests of what may be secret"),
+    exactly("config/.merged/*", Kind::File, PRIVATE_FILE, "as the directory"),
     Place {
         path: "data",
         kind: Kind::Directory,

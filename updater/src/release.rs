@@ -195,6 +195,12 @@ impl Store {
         self.home.join("config").join(version.to_string())
     }
 
+    /// Returns where it is recorded what the merge of the configuration of release `version` made.
+    #[must_use]
+    pub(crate) fn config_record(&self, version: &Version) -> PathBuf {
+        self.home.join("config/.merged").join(version.to_string())
+    }
+
     /// Returns the versions of everything in `releases/`, in order, damaged ones included.
     ///
     /// # Errors
@@ -307,7 +313,7 @@ impl Store {
         if self.current()?.as_ref() == Some(version) {
             return Err(StoreError::IsCurrent { version: version.clone() });
         }
-        for dir in [self.release_dir(version), self.config_dir(version)] {
+        for dir in [self.release_dir(version), self.config_dir(version), self.config_record(version)] {
             if fs::symlink_metadata(&dir).is_ok() {
                 self.discard(&dir)?;
             }

@@ -436,11 +436,14 @@ function drawHeader() {
  * update left to the admin. */
 function drawWarnings() {
   const directory = `config/${status.release.version}`;
-  const unmerged = (status.config?.unmerged ?? []).map(({ path, new_default }) => ["Configuration: ",
-    `\`${directory}/${path}\` is as you left it; the release's default, which changed the same lines, is `
+  const how = { kind: "which is of another kind (file, directory or link)", removed: "which changed" };
+  const unmerged = (status.config?.unmerged ?? []).map(({ path, new_default, because }) => ["Configuration: ",
+    `\`${directory}/${path}\` is as you left it; the release's default, ${how[because] ?? "which changed the same lines"}, is `
     + `\`${directory}/${new_default}\`: take from it what you need, then remove it`]);
+  const unread = (status.config?.unread ?? []).map(({ path, why }) => ["Configuration: ",
+    `\`${directory}${path ? `/${path}` : ""}\` cannot be read: ${why}`]);
   const trust = (status.trust?.warnings ?? []).map((warning) => ["Trust: ", warning]);
-  keyed($("warnings"), [...trust, ...unmerged], ([name, why]) => name + why,
+  keyed($("warnings"), [...trust, ...unmerged, ...unread], ([name, why]) => name + why,
     ([name, why]) => h("li", {}, h("b", {}, name), ...prose(why)), () => {});
 }
 

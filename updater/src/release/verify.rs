@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::fs::{self, File};
+use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::{Release, StoreError};
 use crate::digest::Digest;
+use crate::durable;
 use crate::manifest::{Body, FileEntry, INSTALLED_PATH, Mode, RESERVED_DIR};
 
 /// How far a verification is.
@@ -131,7 +132,7 @@ fn file_problem(path: &Path, file: &FileEntry) -> Option<FileProblem> {
             if metadata.len() != *size {
                 return Some(FileProblem::Size);
             }
-            match File::open(path).and_then(Digest::of_reader) {
+            match durable::open_as_owner(path).and_then(Digest::of_reader) {
                 Ok((found, _)) if found != *sha256 => Some(FileProblem::Content),
                 Ok(_) if metadata.permissions().mode() & 0o7777 != mode.installed().bits() => Some(FileProblem::Mode),
                 Ok(_) => None,
@@ -147,7 +148,7 @@ fn find_unexpected(
     known: &HashSet<&str>,
     problems: &mut Vec<Problem>,
 ) -> Result<(), StoreError> {
-    for entry in fs::read_dir(dir).map_err(file_error("read", dir))? {
+    for entry in durable::list_as_owner(dir).map_err(file_error("read", dir))? {
         let entry = entry.map_err(file_error("read", dir))?;
         let path = format!("{prefix}{}", entry.file_name().to_string_lossy());
         if !known.contains(path.as_str()) {
