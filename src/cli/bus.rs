@@ -6,12 +6,14 @@ mod watch;
 
 use std::ffi::OsString;
 
+use indicatif::ProgressBar;
 use refit_base::Exit;
 use serde_json::{Value, json};
 
 use super::client::{Client, ClientError};
 use super::context::Context;
-use super::follow::{conclude, wait_for_exit, wait_for_outcome};
+use super::follow::{ASK_AGAIN, conclude, wait_for_exit, wait_for_outcome};
+use super::silence::Silence;
 use super::table::{cell, print_table};
 
 #[derive(Debug, clap::Subcommand)]
@@ -58,7 +60,7 @@ pub(super) async fn run(context: &Context, bus: &Bus) -> Result<Exit, ClientErro
             Ok(Exit::Done)
         }
         Bus::Request { request, no_wait } => {
-            let answer = client.post("/api/v1/bus/requests", &json!({ "request": request })).await?;
+            let answer = ask(&client, request).await?;
             let id = answer["ticket"]["id"].as_str().unwrap_or_default();
             if *no_wait {
                 context.print(&if context.json { answer.to_string() } else { id.to_owned() });
@@ -75,6 +77,34 @@ pub(super) async fn run(context: &Context, bus: &Bus) -> Result<Exit, ClientErro
         Bus::Publish { channel, argument } => publish(context, &client, channel, argument.as_ref()).await,
         Bus::Watch => watch::run(context, &client).await,
         Bus::Inhibit { command } => Ok(inhibit::run(context, command)),
+    }
+}
+
+/// Asks the bus. A connection that breaks leaves open whether that was heard: what says how the site is to be is asked for once more,
+/// which changes nothing if it was. Returns the answer.
+async fn ask(client: &Client, request: &str) -> Result<Value, ClientError> {
+    let body = json!({ "request": request });
+    let post = || client.post("/api/v1/bus/requests", &body);
+    let (mut silence, hidden) = (Silence::default(), ProgressBar::hidden());
+    let mut answer = post().await;
+    let is_unheard = |answer: &Result<Value, ClientError>| {
+        matches!(answer, Err(ClientError::Broken { .. } | ClientError::Silent { .. }))
+    };
+    if !is_unheard(&answer) || !["start", "stop", "exit"].contains(&request) {
+        return answer;
+    }
+    loop {
+        match answer {
+            // It was heard, and is done.
+            Err(ClientError::Unavailable { .. }) if request == "exit" => {
+                let ticket = json!({ "request": request, "state": "done", "reason": null, "exit": Exit::Done.code() });
+                return Ok(json!({ "ticket": ticket }));
+            }
+            Err(error) if error.is_silence() => silence.extend(&hidden, error)?,
+            answer => return answer,
+        }
+        tokio::time::sleep(ASK_AGAIN).await;
+        answer = post().await;
     }
 }
 

@@ -19,7 +19,7 @@ use super::table::{cell, list, print_table};
 /// The pause before the next try; a local socket costs little.
 const TRY_AGAIN: Duration = Duration::from_millis(50);
 /// The pause before an appliance that ends is asked again whether it still answers.
-const ASK_AGAIN: Duration = Duration::from_millis(200);
+pub(super) const ASK_AGAIN: Duration = Duration::from_millis(200);
 /// How long the appliance is asked to wait for an outcome before it says that there is none yet.
 const WAIT: Duration = Duration::from_secs(10);
 

@@ -33,7 +33,7 @@ fn let_end(appliance: &Appliance) {
 /// Has `words` done by a command that nobody waits for.
 fn ask(appliance: &Appliance, words: &[&str]) -> std::process::Child {
     let mut command = refit();
-    command.args(words).arg("--home").arg(appliance.home()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.args(words).arg("--home").arg(appliance.home()).stdout(Stdio::null()).stderr(Stdio::inherit());
     command.spawn().expect("start refit")
 }
 
@@ -89,7 +89,11 @@ fn a_site_that_was_asked_to_stop_is_stopped_by_the_next_runtime_and_stays_so() {
     assert!(old.iter().all(|pid| process::is_alive(*pid)), "it has its time to end, and the other serves it");
     let_end(&appliance);
     is_done(asked);
+    // Where the answer to the command got lost, it has asked again, and heard that it is so already.
+    eventually(LIMIT, "both have ended", || pids_in(&appliance, "ended").len() == 2);
     assert_eq!(pids_in(&appliance, "ended"), old, "each before what it needs");
+    in_state(&appliance, "stopped");
+    eventually(LIMIT, "the other is stopped, too", || component(&appliance.status(), "base")["state"] == "stopped");
     for _ in 0..2 {
         let status = appliance.status();
         assert_eq!(status["bus"]["state"], "Idle");
