@@ -9,7 +9,7 @@ use indicatif::HumanBytes;
 use jiff::{SignedDuration, Timestamp};
 use refit_author::keys::{Keys, KeysError};
 use refit_author::pack::{
-    METADATA_VERSION, PackError, PackOptions, PackReport, PackStep, file_name, pack as make_package,
+    Examined, METADATA_VERSION, PackError, PackOptions, PackReport, PackStep, examine, file_name, pack as make_package,
 };
 use refit_author::publish::{Repository, RepositoryError, Terms};
 use refit_base::{Exit, Report, Reported, clock};
@@ -21,6 +21,7 @@ use super::context::Context;
 use super::machine::parse_machine;
 use super::totals::print_totals;
 use super::{publish, signing_keys};
+use crate::component::find_obstacles_in_tree;
 use crate::config::{self, Config, ConfigError, Programs};
 
 /// How long a package's signatures are good when nobody says.
@@ -52,9 +53,9 @@ pub(super) struct Pack {
     /// How hard it is compressed.
     #[arg(long)]
     level: Option<i32>,
-    /// The machine it is for; `any` for releases without machine code.
-    #[arg(long, default_value = std::env::consts::ARCH, value_parser = parse_machine)]
-    arch: String,
+    /// The machine it is for, `any` for releases without machine code; told by the files if it is not named.
+    #[arg(long, value_parser = parse_machine)]
+    arch: Option<String>,
     /// How many days its signatures are good.
     #[arg(long, default_value_t = EXPIRES_DAYS_DEFAULT, value_parser = number_in(1..=DAYS_MAX))]
     expires_days: i64,
@@ -126,7 +127,16 @@ fn try_run(context: &Context, pack: &Pack) -> Result<(), PackCommandError> {
         Some(scratch) => scratch.path().join(&name),
         None => context.path(&pack.out.clone().unwrap_or(name)),
     };
-    let options = options(context, pack)?;
+    let examined = examine(&dir)?;
+    let arch = match &pack.arch {
+        Some(arch) => arch.clone(),
+        None => examined.machine(std::env::consts::ARCH)?,
+    };
+    let warnings = warnings(&dir, &config, &examined, &arch);
+    for warning in &warnings {
+        drop(writeln!(io::stderr().lock(), "refit: warning: {warning}"));
+    }
+    let options = options(context, pack, arch)?;
     let report = make_with_bar(context, &dir, &out, &keys, &options)?;
     let mut outcome = None;
     if let Some(repository) = &mut repository {
@@ -137,7 +147,7 @@ fn try_run(context: &Context, pack: &Pack) -> Result<(), PackCommandError> {
     }
     let place = if scratch.is_some() { pack.repo.clone().unwrap_or_default() } else { out.clone() };
     if context.json {
-        let mut object = json!({ "package": place, "report": report });
+        let mut object = json!({ "package": place, "report": report, "warnings": warnings });
         if let Some(outcome) = outcome {
             object["outcome"] = json!(outcome);
         }
@@ -162,13 +172,20 @@ fn load_release(context: &Context, pack: &Pack) -> Result<(PathBuf, Config), Pac
     Ok((dir, config))
 }
 
+/// Returns what may not work where the release is installed.
+fn warnings(dir: &Path, config: &Config, examined: &Examined, arch: &str) -> Vec<String> {
+    let of_files = examined.warnings.iter().map(ToString::to_string);
+    let of_accounts = find_obstacles_in_tree(config, dir).into_iter().map(|obstacle| obstacle.to_string());
+    of_files.chain(examined.contradiction(arch)).chain(of_accounts).collect()
+}
+
 /// Returns how the package is made.
-fn options(context: &Context, pack: &Pack) -> Result<PackOptions, PackCommandError> {
+fn options(context: &Context, pack: &Pack, arch: String) -> Result<PackOptions, PackCommandError> {
     let released = release_date(context)?;
     Ok(PackOptions {
         codec: if pack.codec == "gzip" { Codec::Gzip } else { Codec::Zstd },
         level: pack.level,
-        arch: pack.arch.clone(),
+        arch,
         expires: released.checked_add(SignedDuration::from_hours(24 * pack.expires_days)).unwrap_or(Timestamp::MAX),
         released,
         metadata_version: pack.metadata_version,

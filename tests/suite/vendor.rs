@@ -482,3 +482,85 @@ fn the_same_input_and_date_give_the_same_package() {
     assert!(line.contains("SOURCE_DATE_EPOCH is \"yesterday\""), "{line}");
     assert!(!at.join("third.refit").exists());
 }
+
+/// Writes a file that can be executed.
+fn put_executable(tree: &Path, name: &str, bytes: &[u8]) {
+    let path = tree.join(name);
+    fs::create_dir_all(path.parent().expect("a parent")).expect("make a directory");
+    fs::write(&path, bytes).expect("write a file");
+    fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).expect("set its mode");
+}
+
+/// Returns the header of a program for a machine by its number in ELF.
+fn elf(machine: u8) -> Vec<u8> {
+    let mut header = b"\x7fELF\x02\x01\x01".to_vec();
+    header.resize(18, 0);
+    header.extend([machine, 0]);
+    header.resize(64, 0);
+    header
+}
+
+#[test]
+fn the_machine_of_a_release_is_told_by_its_files() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let at = dir.path();
+    let tree = at.join("tree");
+    Release::bare("1.0.0").program_text("bin/tool", "#!/bin/sh\nexit 0\n").write(&tree);
+    let keys = Vendor::get().keys();
+    let keys = keys.to_str().expect("text");
+    let pack = |more: &[&str]| {
+        let words = [&["pack", "tree", "-o", "one.refit", "--keys", keys, "--level", "1", "--json"], more].concat();
+        run(&words, at)
+    };
+    let arch = |more: &[&str]| object(&pack(more).ends_with(0))["report"]["arch"].clone();
+    assert_eq!(arch(&[]), "any", "scripts run everywhere");
+    assert_eq!(arch(&["--arch", "riscv64"]), "riscv64");
+    put_executable(&tree, "lib/other.so", &elf(183));
+    assert_eq!(arch(&[]), "aarch64");
+    let contradicted = object(&pack(&["--arch", "any"]).ends_with(0));
+    let warning = contradicted["warnings"][0].as_str().expect("a warning");
+    assert!(warning.contains("packed for any, and has machine code for aarch64 only"), "{warning}");
+    put_executable(&tree, "lib/third.so", &elf(243));
+    // In JSON an error is an object.
+    let refused = run(&["pack", "tree", "-o", "two.refit", "--keys", keys], at).complains_with(65);
+    assert!(refused.contains("aarch64, riscv64") && refused.contains("--arch"), "{refused}");
+    assert!(!at.join("two.refit").exists());
+    fs::copy(crate::release::REFIT, tree.join("bin/refit")).expect("copy a program of this machine");
+    assert_eq!(arch(&[]), std::env::consts::ARCH, "others are brought for other devices");
+}
+
+#[test]
+fn pack_warns_of_what_works_on_the_build_machine_alone() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let at = dir.path().canonicalize().expect("a path");
+    let tree = at.join("tree");
+    Release::bare("1.0.0")
+        .component("web", "command = [\"bin/closed\"]\nuser = \"daemon\"")
+        .file("venv/pyvenv.cfg", "home = /home/builder/python\n")
+        .file("lib/no_program.py", "#!/home/builder/python/bin/python3\n")
+        .write(&tree);
+    put_executable(&tree, "venv/bin/gunicorn", format!("#!{}/venv/bin/python3\n", tree.display()).as_bytes());
+    put_executable(&tree, "bin/tool", b"#!/home/builder/python/bin/python3 -E\n");
+    put_executable(&tree, "bin/relative", b"#!bin/python3\n");
+    for fine in ["#!/bin/sh\n", "#! /usr/bin/env python3\n", "no script\n", "#!", ""] {
+        put_executable(&tree, &format!("bin/fine-{}", fine.len()), fine.as_bytes());
+    }
+    put_executable(&tree, "bin/closed", b"#!/bin/sh\n");
+    fs::set_permissions(tree.join("bin/closed"), PermissionsExt::from_mode(0o700)).expect("close it");
+    let keys = Vendor::get().keys();
+    let packed = run(&["pack", "tree", "-o", "one.refit", "--keys", keys.to_str().expect("text"), "--json"], &at);
+    let packed = packed.ends_with(0);
+    let object = object(&packed);
+    let warnings: Vec<&str> = object["warnings"].as_array().expect("a list").iter().flat_map(Value::as_str).collect();
+    for (path, word) in [
+        ("venv/bin/gunicorn", "a path in the directory that is packed"),
+        ("venv/pyvenv.cfg", "virtual environment"),
+        ("bin/tool", "a path of this machine"),
+        ("bin/relative", "working directory"),
+        ("bin/closed", "daemon"),
+    ] {
+        assert!(warnings.iter().any(|line| line.contains(path) && line.contains(word)), "{path}: {warnings:#?}");
+        assert!(packed.stderr.contains(path), "{}", packed.stderr);
+    }
+    assert_eq!(warnings.len(), 5, "{warnings:#?}");
+}

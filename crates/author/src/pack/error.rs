@@ -106,6 +106,12 @@ pub enum PackError {
         /// The levels there are.
         levels: RangeInclusive<i32>,
     },
+    /// Nothing says which machine the release is for.
+    #[error("there is machine code for several machines in it: {}", machines.join(", "))]
+    Machines {
+        /// These.
+        machines: Vec<String>,
+    },
     /// A worker ended without a result.
     #[error("packing ended without a result")]
     Lost,
@@ -132,6 +138,7 @@ impl Reported for PackError {
             Self::OutInside { .. } => refused("write the package to another directory"),
             Self::OutType { .. } => refused("name a file, or a name that is not taken; nothing was changed"),
             Self::Level { .. } => refused("choose one of the codec's levels"),
+            Self::Machines { .. } => refused("say which one it is for with --arch"),
             Self::Lost => refused("try again; if it stays so, report it as a bug of refit"),
         }
     }
