@@ -1,6 +1,6 @@
 //! A certificate stored by a worker thread of a CherryPy application: it asks the bus for a reload, new handshakes have the new
 //! certificate, and a download that runs goes on; before an update that overlaps, during it, and after it. It is the recipe of
-//! docs/put-your-appliance.md.
+//! docs/servers/cherrypy.md.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};

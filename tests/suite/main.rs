@@ -56,6 +56,7 @@ mod reports;
 mod repository;
 mod revive;
 mod runs;
+mod servers;
 mod together;
 mod trust;
 mod vendor;

@@ -31,6 +31,8 @@ const REFIT_BUS: &str = include_str!("../../fixtures/peers/refit_bus.py");
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Content {
     Bytes(Vec<u8>),
+    /// A file of the fixtures that can be executed.
+    Script(Vec<u8>),
     Program(&'static [u8]),
     /// The program under test, with a label at its end: another file that does the same.
     Refit(String),
@@ -144,6 +146,28 @@ impl Release {
         self
     }
 
+    /// Has `change` change its `appliance.toml`, which was written, or came from a fixture.
+    ///
+    /// Panics if that changes nothing.
+    pub(crate) fn rewritten(mut self, change: impl FnOnce(&str) -> String) -> Self {
+        let was = self.toml.take().expect("an appliance.toml of its own");
+        let now = change(&was);
+        assert_ne!(was, now, "appliance.toml was changed");
+        self.toml = Some(now);
+        self
+    }
+
+    /// Has `change` change a file of text.
+    ///
+    /// Panics if that changes nothing.
+    pub(crate) fn changed(self, path: &str, change: impl FnOnce(&str) -> String) -> Self {
+        let Some(Content::Bytes(bytes)) = self.files.get(path) else { panic!("no file of text {path}") };
+        let was = String::from_utf8(bytes.clone()).expect("text");
+        let now = change(&was);
+        assert_ne!(was, now, "{path} was changed");
+        self.file(path, &now)
+    }
+
     /// Adds every file below `root`, as `below/` and its path there.
     pub(crate) fn dir(mut self, below: &str, root: &Path) -> Self {
         let mut dirs = vec![root.to_owned()];
@@ -154,7 +178,9 @@ impl Release {
                     continue;
                 }
                 let path = Path::new(below).join(entry.path().strip_prefix(root).expect("below the root"));
-                let content = Content::Bytes(fs::read(entry.path()).expect("read a fixture"));
+                let bytes = fs::read(entry.path()).expect("read a fixture");
+                let mode = entry.metadata().expect("it is there").permissions().mode();
+                let content = if mode & 0o111 == 0 { Content::Bytes(bytes) } else { Content::Script(bytes) };
                 self = self.with(path.to_str().expect("text"), content);
             }
         }
@@ -274,6 +300,7 @@ impl Release {
             fs::create_dir_all(path.parent().expect("below the release")).expect("make a directory");
             let (bytes, mode) = match content {
                 Content::Bytes(bytes) => (bytes.clone(), 0o644),
+                Content::Script(bytes) => (bytes.clone(), 0o755),
                 Content::Program(bytes) => (bytes.to_vec(), 0o755),
                 Content::Refit(label) => {
                     let mut bytes = fs::read(REFIT).expect("read the program under test");

@@ -146,12 +146,19 @@ impl Answer {
 /// Appends what comes next; returns 0 at the end of the stream.
 fn read_more(stream: &mut TcpStream, bytes: &mut Vec<u8>, deadline: Instant) -> Result<usize, Failure> {
     let received = bytes.len();
-    let left = deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero());
-    stream
-        .set_read_timeout(Some(left.ok_or(Failure::Timeout { received })?))
-        .map_err(|error| Failure::from_io(&error, received))?;
     let mut chunk = [0; 4096];
-    let count = stream.read(&mut chunk).map_err(|error| Failure::from_io(&error, received))?;
+    let count = loop {
+        let left = deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero());
+        stream
+            .set_read_timeout(Some(left.ok_or(Failure::Timeout { received })?))
+            .map_err(|error| Failure::from_io(&error, received))?;
+        match stream.read(&mut chunk) {
+            Ok(count) => break count,
+            // A read with a time limit ends so when the client was stopped and goes on (signal(7)): no doing of the server.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(Failure::from_io(&error, received)),
+        }
+    };
     bytes.extend_from_slice(&chunk[..count]);
     Ok(count)
 }
