@@ -26,7 +26,7 @@ pub struct RequestBody {
     pub request: String,
     /// Of an update: the digest of the manifest of a received package.
     pub digest: Option<Digest>,
-    /// Of an update or rollback: the version of an installed release.
+    /// Of an update or rollback: the version of a release that is installed; of an update, of the repository, too.
     pub version: Option<Version>,
 }
 
@@ -40,7 +40,9 @@ pub enum RequestError {
         request: String,
     },
     /// It does not say what to go to.
-    #[error("name the digest of a received package, or the version of an installed release")]
+    #[error(
+        "name the digest of a received package, or the version of an installed release; no repository is configured that has others"
+    )]
     Nowhere,
     /// A rollback goes to a release that is there.
     #[error("a rollback goes to a version, not to a digest")]
@@ -103,6 +105,7 @@ impl Requests for RequestDispatcher {
             RequestKind::Reload => Request::Reload,
             RequestKind::Restart => return Ok(self.restart(origin)),
             RequestKind::Exit => Request::Exit,
+            RequestKind::Update if self.is_to_be_fetched(&body) => return self.fetch(body.version, origin),
             RequestKind::Update => return self.begin(body, Kind::Update, origin),
             RequestKind::Rollback => return self.begin(body, Kind::Rollback, origin),
         };
@@ -153,6 +156,34 @@ impl RequestDispatcher {
             }
         });
         Accepted { ticket: opened, number: None, merged_with: None }
+    }
+
+    /// Returns whether an update goes to a release of the repository: the one with this version, if it is not on the disk, or the newest.
+    fn is_to_be_fetched(&self, body: &RequestBody) -> bool {
+        let is_here = body.version.as_ref().is_some_and(|version| self.manager.is_here(version));
+        body.digest.is_none() && !is_here && self.manager.receiving().repository().is_some()
+    }
+
+    /// Fetches a release of the repository, the newest if none is named, and begins the update to it. The ticket is that of both.
+    fn fetch(&self, version: Option<Version>, origin: &str) -> Result<Accepted, RequestError> {
+        self.manager.check_free()?;
+        let opened = self.registry.tickets.open(RequestKind::Update.name(), origin);
+        self.registry.save();
+        let (manager, bus, registry) = (Arc::clone(&self.manager), self.bus.clone(), Arc::clone(&self.registry));
+        let (ticket, origin) = (opened.clone(), origin.to_owned());
+        self.manager.spawn(async move {
+            match manager.fetch_and_begin(version, ticket.clone(), &origin).await {
+                Ok(true) => {} // the update ends the ticket
+                Ok(false) => resolve(&registry, &ticket.id, Progress::Already),
+                Err(error) => {
+                    let reason = refit_base::message(&error);
+                    report_refused(&registry, &bus, RequestKind::Update.name(), &origin, &reason);
+                    registry.tickets.fail(&ticket.id, reason, error.exit());
+                    registry.save();
+                }
+            }
+        });
+        Ok(Accepted { ticket: opened, number: None, merged_with: None })
     }
 
     fn begin(&self, body: RequestBody, kind: Kind, origin: &str) -> Result<Accepted, RequestError> {

@@ -8,6 +8,7 @@ use std::ffi::OsString;
 
 use indicatif::ProgressBar;
 use refit_base::Exit;
+use semver::Version;
 use serde_json::{Value, json};
 
 use super::client::{Client, ClientError};
@@ -20,11 +21,14 @@ use super::table::{cell, print_table};
 pub(super) enum Bus {
     /// Show the state; with --json the channels, their listeners and the peers, too.
     State,
-    /// Ask for start, stop, reload, restart, exit or rollback, and wait for the outcome.
+    /// Ask for start, stop, reload, restart, exit, update or rollback, and wait for the outcome.
     Request {
         /// What is asked.
-        #[arg(value_parser = ["start", "stop", "reload", "restart", "exit", "rollback"])]
+        #[arg(value_parser = ["start", "stop", "reload", "restart", "exit", "update", "rollback"])]
         request: String,
+        /// Of an update: a release on this appliance or of its repository; the newest of the repository if there is none. Of a
+        /// rollback: a release on this appliance; the previous one if there is none.
+        version: Option<Version>,
         /// Return as soon as the request is accepted.
         #[arg(long)]
         no_wait: bool,
@@ -59,8 +63,12 @@ pub(super) async fn run(context: &Context, bus: &Bus) -> Result<Exit, ClientErro
             }
             Ok(Exit::Done)
         }
-        Bus::Request { request, no_wait } => {
-            let answer = ask(&client, request).await?;
+        Bus::Request { request, version, no_wait } => {
+            if let (Some(version), false) = (version, matches!(request.as_str(), "update" | "rollback")) {
+                let what = format!("{request} goes to no version: {version} is one too many");
+                return Ok(context.print_failure(&what, "usage", "only update and rollback go to one", Exit::Usage));
+            }
+            let answer = ask(&client, request, version.as_ref()).await?;
             let id = answer["ticket"]["id"].as_str().unwrap_or_default();
             if *no_wait {
                 context.print(&if context.json { answer.to_string() } else { id.to_owned() });
@@ -82,8 +90,11 @@ pub(super) async fn run(context: &Context, bus: &Bus) -> Result<Exit, ClientErro
 
 /// Asks the bus. A connection that breaks leaves open whether that was heard: what says how the site is to be is asked for once more,
 /// which changes nothing if it was. Returns the answer.
-async fn ask(client: &Client, request: &str) -> Result<Value, ClientError> {
-    let body = json!({ "request": request });
+async fn ask(client: &Client, request: &str, version: Option<&Version>) -> Result<Value, ClientError> {
+    let mut body = json!({ "request": request });
+    if let Some(version) = version {
+        body["version"] = json!(version);
+    }
     let post = || client.post("/api/v1/bus/requests", &body);
     let (mut silence, hidden) = (Silence::default(), ProgressBar::hidden());
     let mut answer = post().await;

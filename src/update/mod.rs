@@ -32,8 +32,9 @@ use refit_updater::attempt::Kind;
 use refit_updater::config::{self, Unmerged, Unread};
 use refit_updater::history::Entry;
 use refit_updater::journal::{Journal, State};
-use refit_updater::release::Release;
+use refit_updater::release::{Release, StoreError};
 use refit_updater::trust::TrustStatus;
+use semver::Version;
 use tokio::task::JoinSet;
 
 use self::ending::Endings;
@@ -149,9 +150,52 @@ impl Manager {
     /// It cannot begin: nothing was changed.
     pub fn begin(&self, target: Target, kind: Kind, who: &str) -> Result<TicketView, UpdateError> {
         self.check_running()?;
-        let (ticket, begun) = self.transaction.begin(target, kind, who)?;
+        let (ticket, begun) = self.transaction.begin(target, kind, who, None)?;
         self.spawn(Arc::clone(&self.transaction).run(begun));
         Ok(ticket)
+    }
+
+    /// Returns whether the release `version` is on the disk, whole or not. Blocks for a look at it.
+    pub fn is_here(&self, version: &Version) -> bool {
+        !matches!(self.parts.store.release(version), Err(StoreError::Unknown { .. }))
+    }
+
+    /// Returns an error if an update cannot begin now.
+    ///
+    /// # Errors
+    /// Another one is under way, or the site does not run.
+    pub fn check_free(&self) -> Result<(), UpdateError> {
+        self.check_running()?;
+        self.steps.claim().map(drop)
+    }
+
+    /// Fetches the release `version` of the repository, or the newest that is newer than the running one, and begins the update to it, of
+    /// which `ticket` is told. Returns false if there is none that is newer.
+    ///
+    /// # Errors
+    /// It cannot be fetched, or the update cannot begin; the running release is untouched.
+    pub async fn fetch_and_begin(
+        &self,
+        version: Option<Version>,
+        ticket: TicketView,
+        who: &str,
+    ) -> Result<bool, UpdateError> {
+        let version = match version {
+            Some(version) => version,
+            None => match self.receiving.check_repository().await?.newer {
+                Some(version) => version,
+                None => return Ok(false),
+            },
+        };
+        let target = if self.is_here(&version) {
+            Target::Version(version)
+        } else {
+            Target::Digest(self.receiving.fetch(version, false).await?.digest)
+        };
+        self.check_running()?;
+        let (_, begun) = self.transaction.begin(target, Kind::Update, who, Some(ticket))?;
+        self.spawn(Arc::clone(&self.transaction).run(begun));
+        Ok(true)
     }
 
     /// Returns an error unless an update can begin: the site has to run, and the home to be tidy.

@@ -64,11 +64,18 @@ impl Transaction {
         Self { parts, journal, steps, endings, house, trial_ns: Mutex::new(None) }
     }
 
-    /// Begins an update or a rollback: from now on it is under way. Returns its ticket, and what [`Transaction::run`] goes on with.
+    /// Begins an update or a rollback: from now on it is under way. Returns its ticket, which is a new one unless there is one, and what
+    /// [`Transaction::run`] goes on with.
     ///
     /// # Errors
     /// It cannot begin: nothing was changed.
-    pub(super) fn begin(&self, target: Target, kind: Kind, who: &str) -> Result<(TicketView, Begun), UpdateError> {
+    pub(super) fn begin(
+        &self,
+        target: Target,
+        kind: Kind,
+        who: &str,
+        ticket: Option<TicketView>,
+    ) -> Result<(TicketView, Begun), UpdateError> {
         let claim = self.steps.claim()?;
         let journal = self.idle_journal()?;
         let State::Idle { current } = &journal.state else { return Err(not_idle(&journal.state)) };
@@ -77,7 +84,7 @@ impl Transaction {
             return Err(UpdateError::Runs { version: to });
         }
         let registry = &self.parts.context.registry;
-        let ticket = registry.tickets.open(kind.name(), who);
+        let ticket = ticket.unwrap_or_else(|| registry.tickets.open(kind.name(), who));
         let attempt = Attempt::begin(&ticket.id, kind, who, current.clone(), to, digest, clock::now());
         claim.show(&attempt, "staging", "preparing the release");
         registry.save(); // whoever is given the ticket finds it again, also after a crash

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::appliance::{Appliance, Ran, refit};
+use crate::http::Request;
 use crate::release::{Release, Vendor};
 use crate::wait::{LIMIT, eventually};
 use crate::web::{Manner, Web};
@@ -249,4 +250,47 @@ fn a_password_in_the_address_is_not_shown() {
     assert_eq!(appliance.status()["repository"], "http://depot:***@127.0.0.1:1/gateway");
     let line = appliance.refit(&["check"]).complains_with(75);
     assert!(!line.contains("secret"), "{line}");
+}
+
+#[test]
+fn an_update_that_is_asked_of_the_bus_fetches_its_release() {
+    let served = tempfile::tempdir().expect("a directory");
+    let dir = served.path().join("repo");
+    let old = Release::bare("1.0.0").member("site", &["a"], "allow = [\"update\"]");
+    let newer = |version: &str| Release::bare(version).member("site", &["a"], "allow = [\"update\"]");
+    repository(&dir, &[&old]);
+    let appliance = asking(&old, dir.to_str().expect("text"));
+    let request = |words: &[&str]| appliance.refit(&[&["bus", "request"], words].concat());
+    // Nothing is newer; nothing has that version; and nothing else has one.
+    request(&["update"]).ends_with(0);
+    let line = request(&["update", "1.1.0"]).complains_with(65);
+    assert!(line.contains("no release 1.1.0"), "{line}");
+    let line = request(&["reload", "1.1.0"]).complains_with(64);
+    assert!(line.contains("only update and rollback go to one"), "{line}");
+    assert_eq!(appliance.status()["release"]["version"], "1.0.0");
+
+    repository(&dir, &[&newer("1.1.0"), &newer("1.2.0"), &newer("1.3.0")]);
+    request(&["update", "1.1.0"]).ends_with(0);
+    appliance.settled("1.1.0");
+    request(&["update"]).ends_with(0);
+    appliance.settled("1.3.0");
+    // One that is here needs no repository.
+    fs::rename(&dir, served.path().join("away")).expect("moved");
+    request(&["update", "1.1.0"]).ends_with(0);
+    appliance.settled("1.1.0");
+    request(&["rollback", "1.3.0"]).ends_with(0);
+    appliance.settled("1.3.0");
+    let line = request(&["update"]).complains_with(75);
+    assert!(line.contains("cannot be read"), "{line}");
+    fs::rename(served.path().join("away"), &dir).expect("moved back");
+    // Who asks over HTTP gets the same ticket.
+    repository(&dir, &[&newer("1.4.0")]);
+    let body = json!({ "request": "update", "version": "1.4.0" });
+    let answer = Request::new(&appliance.socket(), "POST", "/api/v1/bus/requests").json(&body).send();
+    assert_eq!(answer.status, 202, "{}", answer.text());
+    appliance.settled("1.4.0");
+    let ticket = answer.json()["ticket"]["id"].as_str().expect("a name").to_owned();
+    let path = format!("/api/v1/bus/requests/{ticket}");
+    let found = Request::new(&appliance.socket(), "GET", &path).send().json();
+    assert_eq!(found["ticket"]["state"], "done", "{found}");
 }
