@@ -77,6 +77,9 @@ pub(super) async fn run(context: &Context) -> Result<Exit, ClientError> {
             cell(&fault["phase"]),
             cell(&fault["cause"])
         ));
+        for line in list(&fault["output"]).filter_map(Value::as_str) {
+            context.print(&format!("    {line}"));
+        }
     }
     Ok(Exit::Done)
 }

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::announce::{announce_running, publish_changes};
 use super::assemble::{Assembled, Given, Site, assemble};
 use super::error::{RuntimeError, io_error, say};
+use super::explain::explain;
 use super::hand_over::{Sockets, describe};
 use super::observer::SiteObserver;
 use super::watch::Watch;
@@ -23,6 +24,7 @@ use crate::carry::{Carry, SiteWish};
 use crate::config;
 use crate::handover::inherit::Inheritance;
 use crate::handover::{Named, exec};
+use crate::home::Home;
 use crate::http::Parked;
 use crate::peers::{self, Peers};
 use crate::requests::{RequestDispatcher, Requests};
@@ -90,7 +92,7 @@ async fn run(assembled: Assembled) -> Result<End, RuntimeError> {
         }
         None => {
             site.end(&ended, &mut tasks).await;
-            Ok(End::Exit(exit_status(&ended)))
+            Ok(End::Exit(exit_status(&ended, &site.context.home)))
         }
     }
 }
@@ -210,11 +212,10 @@ impl Site {
 }
 
 /// Says why it ends if nobody asked. Returns the status.
-fn exit_status(ended: &Ended) -> Exit {
+fn exit_status(ended: &Ended, home: &Home) -> Exit {
     if let Some(fault) = ended.faults.first() {
         if !ended.asked {
-            let text = format!("component {} failed to {}: {}", fault.component, fault.phase, fault.cause);
-            say(&text, Exit::Failed);
+            say(&explain(fault, home), Exit::Failed);
         }
         return Exit::Failed;
     }

@@ -6,6 +6,7 @@
 mod announce;
 mod assemble;
 mod error;
+mod explain;
 mod guard_link;
 mod hand_over;
 mod image;

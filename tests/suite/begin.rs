@@ -131,3 +131,50 @@ fn guard_and_runtime_are_the_last_that_the_oom_killer_takes_and_children_get_wha
     appliance.refit(&["component", "restart", "limited"]).ends_with(0);
     assert_resources(&appliance, 100);
 }
+
+#[test]
+fn a_first_start_that_fails_shows_the_last_lines_of_the_program_and_what_to_do() {
+    let port = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+    let bind =
+        format!("import socket; socket.create_server(('127.0.0.1', {}))", port.local_addr().expect("bound").port());
+    for (program, ready, lines, remedy) in [
+        (
+            "#!/no/such/interpreter\n".to_owned(),
+            "exec",
+            "cannot execute ",
+            "with an interpreter in its first line that is there",
+        ),
+        (
+            "#!/usr/bin/env python3\nimport no_such_module\n".to_owned(),
+            "notify",
+            "    ModuleNotFoundError: No module named 'no_such_module'\n",
+            "a Python module is missing: pack it",
+        ),
+        (
+            format!("#!/usr/bin/env python3\n{bind}\n"),
+            "notify",
+            "    OSError: [Errno 98] Address already in use",
+            "the program binds an address that is taken: have it take its `listeners` from Refit",
+        ),
+        (
+            "#!/bin/sh\necho \"web: error while loading shared libraries: libx.so.1: cannot open\" >&2\nexit 127\n"
+                .to_owned(),
+            "notify",
+            "    web: error while loading shared libraries: libx.so.1: cannot open\n",
+            "a library is missing: install it, or pack it",
+        ),
+        ("#!/bin/sh\necho hello\nexit 3\n".to_owned(), "notify", "    hello\n", "correct the program or its settings"),
+    ] {
+        let keys = format!("command = [\"bin/web\"]\nready = \"{ready}\"");
+        let release =
+            Release::bare("1.0.0").component("web", &keys).program_text("bin/web", Box::leak(program.into_boxed_str()));
+        let appliance = Appliance::new(&release);
+        let ran = appliance.refit(&["run", "--with-parent"]).ends_with(70);
+        let (_, said) = ran.stderr.split_once("refit: component web failed to start: ").expect("it says so");
+        assert!(said.contains(lines) && said.contains(remedy), "{said}");
+        let home = appliance.home().display();
+        let rest =
+            format!("`refit run --home {home}` in a terminal shows all that it prints, and {home}/log/web/ keeps it");
+        assert!(said.contains(&rest), "{said}");
+    }
+}
