@@ -82,6 +82,9 @@ pub struct Carry {
     /// The last run of each component that runs and ends.
     #[serde(default)]
     pub runs: BTreeMap<String, CarriedRun>,
+    /// How the files looked that a reload was last asked for.
+    #[serde(default)]
+    pub watched: BTreeMap<String, String>,
 }
 
 impl Carry {

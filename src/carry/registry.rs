@@ -117,6 +117,8 @@ struct Inner {
     site: SiteWish,
     /// The last run of each component that runs and ends.
     runs: BTreeMap<String, CarriedRun>,
+    /// How the files looked that a reload was last asked for.
+    watched: BTreeMap<String, String>,
     /// This release.
     version: Version,
 }
@@ -168,6 +170,7 @@ impl Registry {
                 site: SiteWish::left_by(carry, &version),
                 stopped: carry.stopped.iter().filter(|(_, at)| **at == version).map(|(name, _)| name.clone()).collect(),
                 runs: carry.runs.clone(),
+                watched: carry.watched.clone(),
                 version,
             }),
             saving: Mutex::new(()),
@@ -375,6 +378,19 @@ impl Registry {
         lock(&self.inner).site
     }
 
+    /// Remembers how the files looked that a reload was last asked for, if that has changed.
+    pub fn set_watched(&self, watched: BTreeMap<String, String>) {
+        let before = std::mem::replace(&mut lock(&self.inner).watched, watched.clone());
+        if before != watched {
+            self.save();
+        }
+    }
+
+    /// Returns how the files looked that a reload was last asked for.
+    pub fn watched(&self) -> BTreeMap<String, String> {
+        lock(&self.inner).watched.clone()
+    }
+
     /// Remembers the last run of `component`, or forgets it.
     pub(crate) fn set_run(&self, component: &str, run: Option<CarriedRun>) {
         {
@@ -417,6 +433,7 @@ impl Registry {
             site_ends: inner.site == SiteWish::Ends,
             stopped: inner.stopped.iter().map(|name| (name.clone(), inner.version.clone())).collect(),
             runs: inner.runs.clone(),
+            watched: inner.watched.clone(),
         }
     }
 

@@ -34,6 +34,7 @@ const ACTOR_MAX: Duration = Duration::from_secs(24 * 3600);
 #[derive(Debug)]
 pub struct Process {
     component: Component,
+    context: Arc<RunContext>,
     commands: mpsc::Sender<Command>,
     view: watch::Receiver<View>,
 }
@@ -91,6 +92,7 @@ impl Process {
             next_run_at: None,
         });
         let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
+        let shared = Arc::clone(&context);
         match component.kind {
             Kind::Service => {
                 let actor = Actor::new(component.clone(), fingerprint, context, current, view_sender, newest);
@@ -101,7 +103,7 @@ impl Process {
                 tasks.spawn(runner.run(receiver, outgoing, lost));
             }
         }
-        Self { component, commands, view }
+        Self { component, context: shared, commands, view }
     }
 
     /// Returns what can be seen of it.
@@ -233,7 +235,11 @@ impl bus::Component for Process {
     }
 
     fn limits(&self) -> Limits {
-        Limits { start: Some(ACTOR_MAX), stop: Some(ACTOR_MAX), reload: None }
+        /// Collecting what has run too long takes time, too.
+        const GRACE: Duration = Duration::from_secs(5);
+        let checks = self.component.spawn.reload_check.is_some();
+        let reload = checks.then_some(reload::CHECK_MAX + GRACE);
+        Limits { start: Some(ACTOR_MAX), stop: Some(ACTOR_MAX), reload }
     }
 
     fn start(self: Arc<Self>, cancelled: CancellationToken) -> Act {
@@ -250,7 +256,11 @@ impl bus::Component for Process {
         Box::pin(async move {
             let signal = self.component.spawn.reload_signal;
             match phase {
-                Phase::Prepare => reload::prepare(signal, &self.view.borrow()),
+                Phase::Prepare => {
+                    reload::prepare(signal, &self.view.borrow())?;
+                    let pid = self.view.borrow().pid;
+                    reload::check(&self.component, pid, &self.context).await
+                }
                 Phase::Commit => {
                     let (Some(signal), Some(pid)) = (signal, self.view.borrow().pid) else {
                         return Err(reload::gone());

@@ -99,7 +99,7 @@ impl Instance {
         let begin = spawn::begin(component, &variables, context, group.as_ref(), &limits);
 
         let words = variables.words(&component.command);
-        let mut command = spawn::launcher(&words, context, &begin, Some(sockets.len()));
+        let mut command = spawn::launcher(&words, context, &begin, sockets.len(), true);
         command.envs(spawn::environment(component, &variables, context)).envs(spawn::channels(
             component,
             &variables,

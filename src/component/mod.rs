@@ -8,6 +8,7 @@
 
 mod acceptors;
 mod actor;
+mod aside;
 mod command;
 mod context;
 mod data;

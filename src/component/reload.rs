@@ -3,19 +3,26 @@
 //! A signal has no answer. It is sent when everybody has agreed, and only to a program that does not ignore it. Then the process is
 //! watched for a moment, or for as long as it says itself that it is reloading: if it ends, it has failed.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use refit_bus::Failure;
 use rustix::process::Signal;
 use tokio::sync::watch;
 
+use super::aside::Aside;
+use super::context::RunContext;
 use super::view::{Announced, State, View};
-use crate::config;
+use crate::config::{self, Component};
 use crate::process::disposition;
 use crate::process::stat::is_ending;
 
 /// How long a process is watched after the signal: one that it ends has ended by then.
 const SETTLE: Duration = Duration::from_millis(250);
+/// How long a `reload_check` may take: it reads settings, and may look up names on the network.
+pub(super) const CHECK_MAX: Duration = Duration::from_secs(30);
+/// How many of its last lines explain why it refuses.
+const CHECK_LINES: usize = 4;
 /// How often it is looked whether it lives.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// How long it may take until it is known how it ended, and what follows.
@@ -41,6 +48,21 @@ pub(super) fn prepare(signal: Option<config::Signal>, view: &View) -> Result<(),
         return Err(Failure::new(format!("the process {pid} ignores {}, its reload_signal", signal.name())));
     }
     Ok(())
+}
+
+/// Runs the command that allows a reload, if the component has one, beside its process `pid`.
+///
+/// # Errors
+/// It did not end with 0, so that the reload is refused.
+pub(super) async fn check(component: &Component, pid: Option<i32>, context: &Arc<RunContext>) -> Result<(), Failure> {
+    let Some(words) = &component.spawn.reload_check else { return Ok(()) };
+    let instances = context.registry.instances();
+    let Some(carried) = instances.iter().find(|one| one.component == component.name && Some(one.pid) == pid) else {
+        return Err(gone());
+    };
+    let what = "its reload_check";
+    let (limit, lines) = (CHECK_MAX, CHECK_LINES);
+    Aside { what, words, limit, lines, with_listeners: true, component, carried, context }.run().await
 }
 
 /// Watches the process `pid` after it was told.

@@ -101,13 +101,19 @@ pub(super) fn channels<'a>(
     variables: &Variables<'_>,
     notify: Option<PathBuf>,
 ) -> Vec<(&'a str, OsString)> {
-    let mut channels = vec![("LISTEN_FDNAMES", OsString::from(component.listeners.join(":")))];
+    let mut channels = listener_names(component, variables);
     channels.extend(notify.map(|path| ("NOTIFY_SOCKET", path.into_os_string())));
-    channels.extend(component.spawn.pass.as_deref().map(|name| (name, variables.descriptors())));
     if let Some(watchdog) = component.spawn.watchdog {
         channels.push(("WATCHDOG_USEC", watchdog.as_micros().to_string().into()));
     }
     channels
+}
+
+/// Returns the variables by which a process that gets a component's listeners finds them, but for those that its own PID is in.
+pub(super) fn listener_names<'a>(component: &'a Component, variables: &Variables<'_>) -> Vec<(&'a str, OsString)> {
+    let mut names = vec![("LISTEN_FDNAMES", OsString::from(component.listeners.join(":")))];
+    names.extend(component.spawn.pass.as_deref().map(|name| (name, variables.descriptors())));
+    names
 }
 
 /// Returns the state that a process of `component` begins in, limited by what a process can be limited by.
@@ -138,13 +144,20 @@ pub(super) fn begin(
     begin
 }
 
-/// Returns the command that becomes `words`, the program first: one with a slash is below the release.
-pub(super) fn launcher(words: &[OsString], context: &RunContext, begin: &Begin, report: Option<usize>) -> Command {
+/// Returns the command that becomes `words`, the program first: one with a slash is below the release. It gets so many `sockets`; with
+/// `report` the descriptor after them is the pipe on which a failure is reported.
+pub(super) fn launcher(
+    words: &[OsString],
+    context: &RunContext,
+    begin: &Begin,
+    sockets: usize,
+    report: bool,
+) -> Command {
     // The launcher is this very program, even when its file was replaced.
     let mut command = Command::new("/proc/self/exe");
-    command.arg("launch").args(begin.arguments());
-    if let Some(sockets) = report {
-        command.arg("--report").arg(format!("--listen-fds={sockets}"));
+    command.arg("launch").args(begin.arguments()).arg(format!("--listen-fds={sockets}"));
+    if report {
+        command.arg("--report");
     }
     command.arg("--");
     if let Some((program, arguments)) = words.split_first() {

@@ -15,9 +15,9 @@ use semver::Version;
 use toml::Spanned;
 
 use super::programs::Programs;
-use super::raw::{Raw, RawAppliance, RawLog, RawUpdate};
+use super::raw::{Raw, RawAppliance, RawLog, RawUpdate, RawWatch};
 use super::read::{Read, read};
-use super::{Config, LogLimits, Mistake, Update, Watch, value};
+use super::{Config, LogLimits, Mistake, Update, Watch, WatchRequest, Watched, value};
 
 const PROBATION_DEFAULT: Duration = Duration::from_secs(10);
 const START_TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
@@ -183,11 +183,8 @@ impl Checker<'_> {
         let (name, version) = self.appliance(base.appliance, over.appliance);
         let runtime = self.runtime_program(base.runtime.binary, over.runtime.binary);
         let settle = self.pick(base.runtime.settle, over.runtime.settle);
-        let watched = over.runtime.watch.or(base.runtime.watch);
-        let watch = Watch {
-            paths: watched.into_iter().flatten().map(|path| path.into_inner().into()).collect(),
-            settle: self.text_value(settle, SETTLE_DEFAULT, value::duration),
-        };
+        let watched = self.watched(base.runtime.watch, over.runtime.watch);
+        let watch = Watch { watched, settle: self.text_value(settle, SETTLE_DEFAULT, value::duration) };
         let cgroups = over.runtime.cgroups.or(base.runtime.cgroups).unwrap_or(true);
         let (listeners, listener_names) = self.listeners(base.listeners, over.listeners);
         let update = self.update(base.update, over.update);
@@ -206,6 +203,23 @@ impl Checker<'_> {
             channels,
             components,
         })
+    }
+
+    /// Returns the files that something is asked for when they change.
+    fn watched(&mut self, base: Option<Vec<Spanned<RawWatch>>>, over: Option<Vec<Spanned<RawWatch>>>) -> Vec<Watched> {
+        let source = if over.is_some() { Source::Local } else { Source::Release };
+        let mut watched = Vec::new();
+        for entry in over.or(base).into_iter().flatten() {
+            let At { value: RawWatch { path, request }, span, .. } = at(entry, source);
+            if path.is_empty() || path.contains('\0') {
+                self.wrong(source, &span, format!("{path:?} is not a path that can be watched"));
+            }
+            let requests = [WatchRequest::Restart, WatchRequest::Reload].map(|request| (request.name(), request));
+            let request = request.map(|request| at(request, source));
+            let request = self.text_value(request, WatchRequest::default(), |text| one_of(text, "request", &requests));
+            watched.push(Watched { path: path.into(), request });
+        }
+        watched
     }
 
     /// Returns the name of the appliance and its version, if both are there.

@@ -65,13 +65,42 @@ pub struct Config {
     pub components: Vec<Component>,
 }
 
-/// The files that restart the runtime in place when they change.
+/// The files that something is asked for when they change.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Watch {
-    /// The files, below the home or absolute.
-    pub paths: Vec<PathBuf>,
+    /// The files and directories, below the home or absolute.
+    pub watched: Vec<Watched>,
     /// How long they must be left alone before they are taken to be whole.
     pub settle: Duration,
+}
+
+/// A file, or a directory, that something is asked for when it changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Watched {
+    /// Where it is, or will be.
+    pub path: PathBuf,
+    /// What is asked.
+    pub request: WatchRequest,
+}
+
+/// What is asked when a file changes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum WatchRequest {
+    /// A restart in place.
+    #[default]
+    Restart,
+    /// A reload.
+    Reload,
+}
+
+impl WatchRequest {
+    /// Returns its name, for people.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Restart => "restart",
+            Self::Reload => "reload",
+        }
+    }
 }
 
 /// The listener on which the runtime itself serves the page and the API.

@@ -3,8 +3,10 @@
 //! Both files have this one shape, so that what the machine's own file says can be laid over what the release says, key by key.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
-use serde::Deserialize;
+use serde::de::{self, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use toml::Spanned;
 
 /// A whole file.
@@ -33,9 +35,45 @@ pub(super) struct RawAppliance {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawRuntime {
     pub(super) binary: Option<Spanned<String>>,
-    pub(super) watch: Option<Vec<Spanned<String>>>,
+    pub(super) watch: Option<Vec<Spanned<RawWatch>>>,
     pub(super) settle: Option<Spanned<String>>,
     pub(super) cgroups: Option<bool>,
+}
+
+/// A path, or a table with the path and what is asked when it changes.
+#[derive(Debug, Clone)]
+pub(super) struct RawWatch {
+    pub(super) path: String,
+    pub(super) request: Option<Spanned<String>>,
+}
+
+impl<'de> Deserialize<'de> for RawWatch {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Table {
+            path: String,
+            request: Option<Spanned<String>>,
+        }
+        struct Either;
+        impl<'de> Visitor<'de> for Either {
+            type Value = RawWatch;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a path, or a table { path = \"...\", request = \"reload\" }")
+            }
+
+            fn visit_str<E: de::Error>(self, path: &str) -> Result<RawWatch, E> {
+                Ok(RawWatch { path: path.to_owned(), request: None })
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<RawWatch, A::Error> {
+                let Table { path, request } = Table::deserialize(de::value::MapAccessDeserializer::new(map))?;
+                Ok(RawWatch { path, request })
+            }
+        }
+        deserializer.deserialize_any(Either)
+    }
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -95,6 +133,7 @@ pub(super) struct RawComponent {
     pub(super) watchdog: Option<Spanned<String>>,
     pub(super) notify_access: Option<Spanned<String>>,
     pub(super) reload_signal: Option<Spanned<String>>,
+    pub(super) reload_check: Option<Spanned<Vec<String>>>,
     pub(super) stop_signal: Option<Spanned<String>>,
     pub(super) pass: Option<Spanned<String>>,
     pub(super) files: Option<Vec<Spanned<String>>>,

@@ -66,6 +66,9 @@ pub struct Spawn {
     /// The signal that tells it to read its settings again.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reload_signal: Option<Signal>,
+    /// The command whose end with 0 allows a reload by the signal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reload_check: Option<Vec<String>>,
     /// The signal that tells it to end.
     #[serde(skip_serializing_if = "Signal::is_default")]
     pub stop_signal: Signal,
@@ -154,6 +157,7 @@ impl Checker<'_> {
             notify_access: self.notify_access(raw, local),
             reload_signal: self
                 .text_value(reload, None, |text| Signal::read(text, "reload_signal", &Signal::OF_RELOAD).map(Some)),
+            reload_check: None, // known when its program is
             stop_signal: self
                 .text_value(stop, Signal::default(), |text| Signal::read(text, "stop_signal", &Signal::OF_STOP)),
             pass: self.pass(raw, local),

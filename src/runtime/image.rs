@@ -21,7 +21,7 @@ use super::watch::Watch;
 use super::{guard_link, settings, signals, wish};
 use crate::api::{ApiServer, App};
 use crate::carry::{Carry, SiteWish};
-use crate::config;
+use crate::config::{self, Watched};
 use crate::handover::inherit::Inheritance;
 use crate::handover::{Named, exec};
 use crate::home::Home;
@@ -170,13 +170,15 @@ impl Site {
     fn spawn_tasks(&self, tasks: &mut JoinSet<()>, by_exec: bool) {
         let Self { bus, manager, components, context, config } = self;
         let registry = &context.registry;
-        if !config.watch.paths.is_empty() {
+        if !config.watch.watched.is_empty() {
+            let below_home = |watched: &Watched| Watched { path: context.home.path().join(&watched.path), ..*watched };
             let watch = Watch {
                 bus: bus.clone(),
                 manager: Arc::clone(manager),
                 events: Arc::clone(&registry.events),
                 home: context.home.clone(),
-                paths: config.watch.paths.iter().map(|path| context.home.path().join(path)).collect(),
+                registry: Arc::clone(registry),
+                watched: config.watch.watched.iter().map(below_home).collect(),
                 settle: config.watch.settle,
             };
             tasks.spawn(watch.run());

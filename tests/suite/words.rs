@@ -117,6 +117,13 @@ fn what_cannot_be_filled_in_is_refused_before_it_is_packed() {
         (format!("{web}\npass = \"LISTEN_FDS\""), "LISTEN_FDS is set by refit itself"),
         (format!("{web}\npass = \"3X\""), "\"3X\" cannot be a variable of an environment"),
         (format!("{web}\npass = \"NGINX\"\nenv = {{ NGINX = \"7;\" }}"), "env sets NGINX, too: remove it there"),
+        (
+            format!("{web}\nreload_signal = \"HUP\"\nreload_check = [\"bin/web\", \"${{REFIT_DTA}}\"]"),
+            "appliance.toml:12:16: there is no ${REFIT_DTA}",
+        ),
+        (format!("{web}\nreload_signal = \"HUP\"\nreload_check = [\"bin/none\"]"), "there is no program \"bin/none\""),
+        (format!("{web}\nreload_check = [\"bin/web\"]"), "a reload_check needs a reload_signal"),
+        (format!("{web}\nreload_signal = \"HUP\"\nreload_check = []"), "the reload_check is empty"),
         ("command = [\"bin/web\"]\npass = \"NGINX\"".to_owned(), "pass needs listeners"),
     ] {
         let said = refused(dir.path(), &keys);
@@ -199,4 +206,27 @@ fn a_reload_signal_may_be_written_with_sig() {
     let pid = appliance.component_pid("odd");
     appliance.refit(&["bus", "request", "reload"]).ends_with(0);
     assert_eq!(data(&appliance, "reloaded"), format!("{pid}\n"));
+}
+
+#[test]
+fn a_program_that_knows_only_signals_has_a_check_that_refuses_a_reload() {
+    let script = "#!/bin/sh\necho \"checking $1 with $NGINX in $PWD\"\nreadlink /proc/self/fd/3\n\
+                  test -e \"$REFIT_DATA/good\" && exit 0\necho \"site.conf:7: unknown directive\" >&2\necho \"test failed\" >&2\nexit 1\n";
+    let keys = "command = [\"python3\", \"lib/odd.py\", \"reload\"]\nready = \"notify\"\nlisteners = [\"http\"]\npass = \"NGINX\"\n\
+                reload_signal = \"HUP\"\nreload_check = [\"bin/check\", \"fd@${listener.http}\"]";
+    let release = with_odd(Release::bare("1.0.0"), "other", &["plain"], "ready = \"notify\"").listener("http");
+    let appliance = Appliance::new(&release.component("odd", keys).program_text("bin/check", script)).start();
+    let refused = appliance.refit(&["bus", "request", "reload", "--json"]).ends_with(70);
+    let ticket = &refused.objects()[0]["ticket"];
+    let reason = text(&ticket["reason"]);
+    let begin = "refused by odd: its reload_check ended with exit status: 1: checking fd@3 with 3; in ";
+    assert!(reason.starts_with(begin) && reason.contains("socket:["), "{reason}");
+    assert!(reason.contains("; site.conf:7: unknown directive; test failed; nothing has changed"), "{reason}");
+    let asked =
+        ticket["asked"].as_array().expect("a list").iter().find(|one| one["name"] == "odd").expect("it was asked");
+    assert_eq!((&asked["phase"], &asked["answer"]), (&"prepare".into(), &"refused".into()), "{asked}");
+    assert!(!appliance.home().join("data/reloaded").exists(), "it was not told");
+    fs::write(appliance.home().join("data/good"), "").expect("written");
+    appliance.refit(&["bus", "request", "reload"]).ends_with(0);
+    assert_eq!(data(&appliance, "reloaded"), format!("{}\n", appliance.component_pid("odd")));
 }

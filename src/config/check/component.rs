@@ -80,6 +80,28 @@ impl Checker<'_> {
         }
     }
 
+    /// Returns the command that allows a reload, which only a component has that is told of it by a signal.
+    fn reload_check(
+        &mut self,
+        check: Option<At<Vec<String>>>,
+        has_signal: bool,
+        path: Option<&str>,
+        names: &Names<'_>,
+    ) -> Option<Vec<String>> {
+        let check = check?;
+        if check.value.first().is_none_or(String::is_empty) {
+            self.wrong(check.source, &check.span, "the reload_check is empty".to_owned());
+            return None;
+        }
+        if !has_signal {
+            let what =
+                "a reload_check needs a reload_signal: what listens on the bus refuses a reload itself".to_owned();
+            self.wrong(check.source, &check.span, what);
+        }
+        self.command(&check, path, names, Place::Command);
+        Some(check.value)
+    }
+
     fn component(
         &mut self,
         name: &At<String>,
@@ -93,7 +115,7 @@ impl Checker<'_> {
         };
         let listeners = words(local.listeners.clone().or_else(|| raw.listeners.clone()));
         let mut names = Names { component: &name.value, listeners: &listeners, own: Vec::new() };
-        let spawn = self.spawn(&raw, &local, &names);
+        let mut spawn = self.spawn(&raw, &local, &names);
         let kind = self.kind(&raw, &local);
         let data = self.data(&raw, &local);
         // One that stands in for a mistake, so that the rest is looked at all the same.
@@ -121,6 +143,8 @@ impl Checker<'_> {
         let user = self.pick(raw.user, local.user);
         let path = env.get("PATH").map(String::as_str);
         self.command(&command, path, &names, Place::Command);
+        let check = self.pick(raw.reload_check, local.reload_check);
+        spawn.reload_check = self.reload_check(check, spawn.reload_signal.is_some(), path, &names);
         let health = self.health(name, raw.health, local.health, path, &names);
         let component = Component {
             name: name.value.clone(),

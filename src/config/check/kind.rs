@@ -103,6 +103,7 @@ fn serving_keys(kind: Kind, written: [&RawComponent; 2]) -> Vec<&'static str> {
         ("health", is_written(|raw| raw.health.is_some())),
         ("watchdog", is_written(|raw| raw.watchdog.is_some())),
         ("reload_signal", is_written(|raw| raw.reload_signal.is_some())),
+        ("reload_check", is_written(|raw| raw.reload_check.is_some())),
         ("restart", matches!(kind, Kind::Every(_)) && is_written(|raw| raw.restart.is_some())),
     ];
     rows.into_iter().filter(|(_, written)| *written).map(|(key, _)| key).collect()
