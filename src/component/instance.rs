@@ -100,16 +100,12 @@ impl Instance {
 
         let words = variables.words(&component.command);
         let mut command = spawn::launcher(&words, context, &begin, sockets.len(), true);
-        command.envs(spawn::environment(component, &variables, context)).envs(spawn::channels(
-            component,
-            &variables,
-            notify_path.clone(),
-        ));
+        let channels = spawn::channels(component, &variables, notify_path.clone());
+        command.envs(spawn::environment(component, &variables, context)).envs(channels);
         command.current_dir(&context.release_dir).stdout(stdout_end).stderr(stderr_end);
-        let mut mappings: Vec<FdMapping> =
-            sockets.into_iter().zip(FIRST..).map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd }).collect();
-        let next = FIRST + i32::try_from(mappings.len()).unwrap_or(0);
-        mappings.push(FdMapping { parent_fd: report_end, child_fd: next });
+        // The pipe for a failure comes after the sockets.
+        let given = sockets.into_iter().chain([report_end]).zip(FIRST..);
+        let mappings = given.map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd }).collect();
         command.fd_mappings(mappings).map_err(|error| Failure::new(error.to_string()))?;
         let child = command.spawn().map_err(|error| failed("start a process", error))?;
         drop(command); // and with it the child's ends of the pipes

@@ -22,6 +22,16 @@ const HEALTH_INTERVAL_MIN: Duration = Duration::from_millis(50);
 const RESTART_BACKOFF_DEFAULT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
 const RESTART_LIMIT_DEFAULT: (u32, Duration) = (5, Duration::from_secs(60));
 
+const HANDOVERS: [(&str, Handover); 3] =
+    [("overlap", Handover::Overlap), ("restart", Handover::Restart), ("keep", Handover::Keep)];
+const READIES: [(&str, Ready); 5] = [
+    ("notify", Ready::Notify),
+    ("listen", Ready::Listen),
+    ("health", Ready::Health),
+    ("exec", Ready::Exec),
+    ("started", Ready::Started),
+];
+
 impl Checker<'_> {
     pub(super) fn components(
         &mut self,
@@ -154,26 +164,8 @@ impl Checker<'_> {
             needs: words(local.needs.or(raw.needs)),
             after: words(local.after.or(raw.after)),
             priority: local.priority.or(raw.priority).unwrap_or(bus::PRIORITY_DEFAULT),
-            handover: self.text_value(handover, Handover::Restart, |text| {
-                one_of(
-                    text,
-                    "handover",
-                    &[("overlap", Handover::Overlap), ("restart", Handover::Restart), ("keep", Handover::Keep)],
-                )
-            }),
-            ready: self.text_value(ready, Ready::Exec, |text| {
-                one_of(
-                    text,
-                    "ready",
-                    &[
-                        ("notify", Ready::Notify),
-                        ("listen", Ready::Listen),
-                        ("health", Ready::Health),
-                        ("exec", Ready::Exec),
-                        ("started", Ready::Started),
-                    ],
-                )
-            }),
+            handover: self.text_value(handover, Handover::Restart, |text| one_of(text, "handover", &HANDOVERS)),
+            ready: self.text_value(ready, Ready::Exec, |text| one_of(text, "ready", &READIES)),
             health,
             restart: self.restart(raw.restart.unwrap_or_default(), local.restart.unwrap_or_default()),
             start_timeout: self.text_value(start, kind.start_timeout(start_timeout), value::duration),
