@@ -98,10 +98,8 @@ async fn ask(client: &Client, request: &str, version: Option<&Version>) -> Resul
     let post = || client.post("/api/v1/bus/requests", &body);
     let (mut silence, hidden) = (Silence::default(), ProgressBar::hidden());
     let mut answer = post().await;
-    let is_unheard = |answer: &Result<Value, ClientError>| {
-        matches!(answer, Err(ClientError::Broken { .. } | ClientError::Silent { .. }))
-    };
-    if !is_unheard(&answer) || !["start", "stop", "exit"].contains(&request) {
+    let is_broken = matches!(answer, Err(ClientError::Broken { .. }));
+    if !is_broken || !["start", "stop", "exit"].contains(&request) {
         return answer;
     }
     loop {

@@ -192,17 +192,19 @@ fn an_installation_whose_package_is_on_the_way_ends_when_the_runtime_is_killed()
 }
 
 #[test]
-fn an_exit_that_a_crash_overtakes_is_not_waited_for() {
+fn an_exit_that_a_crash_overtakes_is_gone_on_with_and_waited_for() {
     // A component that takes its time to stop, so that the runtime can be killed meanwhile.
     let slow = Release::bare("1.0.0").part("slow", &["--deaf"], "stop_timeout = \"10s\"");
-    let appliance = Appliance::new(&slow).start();
+    let mut appliance = Appliance::new(&slow).start();
     let exit = Beside::begin(&appliance, &["bus", "request", "exit", "--json"], Stdio::null());
     eventually(LIMIT, "it is ending", || {
         appliance.try_status().is_some_and(|status| status["bus"]["state"] == "Stopping")
     });
     process::send(appliance.runtime_pid(), Signal::SIGKILL);
     let ran = exit.end(FOLLOW_BOUND);
-    assert_eq!((ran.code, last_word(&ran).as_str()), (70, "failed"), "{ran:?}");
+    assert_eq!((ran.code, last_word(&ran).as_str()), (0, "done"), "{ran:?}");
+    appliance.wait_guard(LIMIT);
+    assert!(appliance.processes().is_empty(), "all of it has ended: {:?}", appliance.processes());
 }
 
 #[test]
