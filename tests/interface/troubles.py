@@ -38,6 +38,7 @@ restart = {{ policy = "no" }}
 name = "mended"
 command = ["sleep", "600"]
 ready = "started"
+start_timeout = "1s"
 health = {{ command = ["sh", "-c", "! ls $REFIT_DATA/go-mended"], action = "restart", interval = "50ms" }}
 restart = {{ policy = "on-failure", backoff = "10ms..20ms", limit = "1/1m" }}
 
