@@ -26,6 +26,7 @@ use super::reports::{self, Heard, Reports, Said};
 use super::senders::Senders;
 use super::spawn::Account;
 use super::variables::Variables;
+use super::view::View;
 use super::{data, limits, notify_socket, output, reload, spawn};
 use crate::carry::{CarriedEnding, CarriedInstance, Descriptors, Role};
 use crate::config::{Component, NotifyAccess, Signal};
@@ -339,6 +340,19 @@ impl Instance {
             if said.changed().await.is_err() {
                 return std::future::pending().await;
             }
+        }
+    }
+
+    /// Shows what is known of a component's process, if it has one.
+    pub(super) fn show(instance: Option<&Self>, view: &mut View) {
+        view.pid = instance.map(Self::pid);
+        view.release = instance.map(|instance| instance.carried.release.clone());
+        view.started_at = instance.map(|instance| instance.carried.started_at.clone());
+        view.status = instance.and_then(|instance| instance.said.borrow().status.clone());
+        view.announced = instance.and_then(|instance| instance.said.borrow().announced);
+        if let Some(instance) = instance {
+            view.limits.clone_from(&instance.carried.limits);
+            view.generation = instance.carried.generation;
         }
     }
 

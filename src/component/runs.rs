@@ -495,11 +495,7 @@ impl Runner {
     }
 
     fn fail(&self, failure: &Failure) {
-        self.view.send_modify(|view| {
-            view.reason = Some(failure.reason.clone());
-            view.output.clone_from(&failure.output);
-            view.cause = failure.cause;
-        });
+        self.view.send_modify(|view| view.note_failure(failure));
         self.show(State::Failed);
     }
 
@@ -522,15 +518,7 @@ impl Runner {
         self.view.send_modify(|view| {
             view.state = state;
             view.wanted = self.wanted;
-            view.pid = instance.map(Instance::pid);
-            view.release = instance.map(|instance| instance.carried.release.clone());
-            view.started_at = instance.map(|instance| instance.carried.started_at.clone());
-            view.status = instance.and_then(|instance| instance.said.borrow().status.clone());
-            view.announced = instance.and_then(|instance| instance.said.borrow().announced);
-            if let Some(instance) = instance {
-                view.limits.clone_from(&instance.carried.limits);
-                view.generation = instance.carried.generation;
-            }
+            Instance::show(instance, view);
             view.last_run =
                 run.map(|CarriedRun { started_at, ended_at, failure, .. }| Run { started_at, ended_at, failure });
             view.next_run_at = next_at.map(clock::stamp_in);

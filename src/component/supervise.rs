@@ -542,9 +542,7 @@ impl Actor {
         let done = clean && self.component.restart.policy == RestartPolicy::No;
         self.view.send_modify(|view| {
             view.unexpected_exits += u32::from(!done);
-            view.reason = Some(failure.reason.clone());
-            view.output.clone_from(&failure.output);
-            view.cause = failure.cause;
+            view.note_failure(&failure);
         });
         let starts_again = match self.component.restart.policy {
             RestartPolicy::No => false,
@@ -614,9 +612,7 @@ impl Actor {
         {
             self.view.send_modify(|view| {
                 view.unexpected_exits += 1;
-                view.reason = Some(failure.reason.clone());
-                view.output.clone_from(&failure.output);
-                view.cause = failure.cause;
+                view.note_failure(&failure);
             });
             self.pause();
         }
@@ -624,11 +620,7 @@ impl Actor {
     }
 
     fn fail(&mut self, failure: &Failure) {
-        self.view.send_modify(|view| {
-            view.reason = Some(failure.reason.clone());
-            view.output.clone_from(&failure.output);
-            view.cause = failure.cause;
-        });
+        self.view.send_modify(|view| view.note_failure(failure));
         self.show(State::Failed);
     }
 
@@ -638,15 +630,7 @@ impl Actor {
         self.view.send_modify(|view| {
             view.state = state;
             view.wanted = self.wanted;
-            view.pid = instance.map(Instance::pid);
-            view.release = instance.map(|instance| instance.carried.release.clone());
-            view.started_at = instance.map(|instance| instance.carried.started_at.clone());
-            view.status = instance.and_then(|instance| instance.said.borrow().status.clone());
-            view.announced = instance.and_then(|instance| instance.said.borrow().announced);
-            if let Some(instance) = instance {
-                view.limits.clone_from(&instance.carried.limits);
-                view.generation = instance.carried.generation;
-            }
+            Instance::show(instance, view);
         });
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use refit_base::Cause;
+use refit_bus::Failure;
 use serde::Serialize;
 
 use super::health;
@@ -110,4 +111,13 @@ pub struct View {
     pub last_run: Option<Run>,
     /// When its next run is due.
     pub next_run_at: Option<String>,
+}
+
+impl View {
+    /// Shows why it failed.
+    pub(super) fn note_failure(&mut self, failure: &Failure) {
+        self.reason = Some(failure.reason.clone());
+        self.output.clone_from(&failure.output);
+        self.cause = failure.cause;
+    }
 }

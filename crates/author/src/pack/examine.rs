@@ -26,7 +26,7 @@ const EM_BPF: u16 = 247;
 /// `ELFCLASS64` of elf.h.
 const ELFCLASS64: u8 = 2;
 
-/// What was found in a directory that is to be packed.
+/// What was found in the directory of a release.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Examined {
     /// The machines that it has code for, as `std::env::consts::ARCH` names them.
@@ -51,7 +51,7 @@ impl fmt::Display for Warning {
 }
 
 impl Examined {
-    /// Returns the machine that the release is for: `any` if there is no machine code in it, `own` if there is code for it.
+    /// Returns the machine that the release is for: `any` if it has no machine code, `own` if it has code for that.
     ///
     /// # Errors
     /// It has code for several other machines.
@@ -67,7 +67,7 @@ impl Examined {
         }
     }
 
-    /// Returns what is to be said of a release that is packed for `machine`, and has code for others only.
+    /// Returns a warning if the release is packed for `machine`, and has code for others only.
     #[must_use]
     pub fn contradiction(&self, machine: &str) -> Option<String> {
         let fits = self.machines.is_empty() || self.machines.contains(machine);
