@@ -78,6 +78,16 @@ pub struct CarriedInstance {
     /// The signal that tells it to end: that of the release it was started from.
     #[serde(default)]
     pub stop_signal: Signal,
+    /// The names of the listeners that it was given. `None`: a runtime that did not say it has started it.
+    #[serde(default)]
+    pub listeners: Option<Vec<String>>,
+}
+
+impl CarriedInstance {
+    /// Returns whether it may have been given the listener `name`.
+    pub fn may_have(&self, name: &String) -> bool {
+        self.listeners.as_ref().is_none_or(|names| names.contains(name))
+    }
 }
 
 /// That a process is told to end: written down before it is told, so that the next image knows it, whenever this one ends.

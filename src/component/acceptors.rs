@@ -62,11 +62,21 @@ impl<'a> Acceptors<'a> {
         self.rivals().any(|rival| rival.ending.is_none())
     }
 
-    /// Returns the instance before this one, which may be on its way out, and those of another release, which may have had its
-    /// listeners.
+    /// Returns the instance before this one, which may be on its way out, and those of another release that were given one of its
+    /// listeners, if their component is not given it any more. One that still is shares it on purpose, and may be kept for good.
     fn rivals(&self) -> impl Iterator<Item = CarriedInstance> {
         let others = self.context.registry.instances().into_iter().filter(|other| other.id != self.id);
-        others.filter(|other| other.component == self.component.name || other.release != self.context.version)
+        others.filter(|other| {
+            other.component == self.component.name
+                || (other.release != self.context.version
+                    && self.component.listeners.iter().any(|name| self.was_given(other, name)))
+        })
+    }
+
+    /// Returns whether `other` may have the listener `name`, which its component does not have in this release.
+    fn was_given(&self, other: &CarriedInstance, name: &String) -> bool {
+        let is_still = self.context.shares.get(&other.component).is_some_and(|names| names.contains(name));
+        !is_still && other.may_have(name)
     }
 
     /// Returns the listener of the component at the port of `address`, if there is one.
@@ -92,7 +102,21 @@ impl<'a> Acceptors<'a> {
         count: u32,
         limit: Duration,
     ) -> std::io::Result<Verdict> {
-        Ok(self.judge(acceptor::taken_by(listener, self.candidates(true), count, limit).await?).await)
+        let (taken, _held) = acceptor::taken_by(listener, self.candidates(true), count, limit).await?;
+        Ok(self.judge(taken).await)
+    }
+
+    /// Makes a connection to `server`, a listener of the component, and returns it with who accepts it within `limit`.
+    ///
+    /// # Errors
+    /// The connection is refused, or the kernel cannot be asked.
+    pub(super) async fn connect(
+        &self,
+        server: SocketAddr,
+        limit: Duration,
+    ) -> std::io::Result<(Verdict, Option<std::net::TcpStream>)> {
+        let (taken, connection) = acceptor::connect(server, self.candidates(true), limit).await?;
+        Ok((self.judge(taken).await, connection))
     }
 
     /// Returns who has accepted the connection from `client` to `server`, which is still open here. Of a `server` that is not a

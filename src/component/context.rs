@@ -30,6 +30,8 @@ pub struct RunContext {
     pub config_dir: PathBuf,
     /// The listeners.
     pub listeners: Mutex<Listeners>,
+    /// The names of the listeners that each of the release's components is given.
+    pub shares: BTreeMap<String, Vec<String>>,
     /// The registry of what survives.
     pub registry: Arc<Registry>,
     /// How processes ended that the guard collected, by PID.

@@ -138,6 +138,7 @@ impl Instance {
             notify_path,
             ending: None,
             stop_signal: component.spawn.stop_signal,
+            listeners: Some(component.listeners.clone()),
         };
         let descriptors = Arc::new(Descriptors { notify: notify.into(), stdout, stderr });
         let mut instance = Self::watch(carried, handle, descriptors, access, context)

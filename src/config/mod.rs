@@ -205,6 +205,7 @@ impl Health {
         match &self.probe {
             Probe::Http(url) => {
                 let host = url.strip_prefix("http://")?.split(['/', '?', '#']).next()?;
+                let host = host.rsplit('@').next()?;
                 Some(if host.rsplit(']').next()?.contains(':') { host.to_owned() } else { format!("{host}:80") })
             }
             Probe::Tcp(address) => Some(address.to_string()),

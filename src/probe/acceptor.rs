@@ -60,12 +60,11 @@ pub struct Hidden {
     pub inode: u64,
     /// The processes that could not be looked into.
     pub processes: Vec<i32>,
-    /// The connection, open as long as this value: a process that can look into them has something to find.
-    _connection: Option<TcpStream>,
 }
 
 /// Makes a connection to `listener`, or `count` at the same time, and returns who accepts them within `limit`: those that are asked
-/// about, if they accept one.
+/// about, if they accept one. A connection comes with what could not be seen: as long as it is open, a process that can look into
+/// them has something to find.
 ///
 /// With a crowded queue no connection is made: there are others to look at.
 ///
@@ -76,7 +75,7 @@ pub async fn taken_by(
     candidates: impl Fn() -> Candidates + Clone + Send + 'static,
     count: u32,
     limit: Duration,
-) -> io::Result<Taken> {
+) -> io::Result<(Taken, Option<TcpStream>)> {
     if !is_accepting_kind(listener)? {
         return Err(io::Error::other("it does not listen"));
     }
@@ -89,10 +88,10 @@ pub async fn taken_by(
         }
         let look = candidates.clone();
         if blocking(move || one_is_theirs(server, &look().theirs)).await?? {
-            return Ok(Taken::Theirs);
+            return Ok((Taken::Theirs, None));
         }
         if Instant::now() >= until {
-            return Ok(Taken::Nobody);
+            return Ok((Taken::Nobody, None));
         }
         tokio::time::sleep(LOOK_AGAIN_CROWDED).await;
     };
@@ -102,28 +101,43 @@ pub async fn taken_by(
     let defers = fd::defers_accept(listener);
     let one = || take_one(server, defers, known.clone(), candidates.clone(), limit);
     let mut all: FuturesUnordered<_> = (0..count.max(1)).map(|_| one()).collect();
-    let mut best = Taken::Nobody;
+    let mut best = (Taken::Nobody, None);
     // Dropping the rest closes their connections.
-    while let Some(taken) = all.next().await {
-        let taken = taken?;
+    while let Some(made) = all.next().await {
+        let (taken, connection) = made?;
         if matches!(taken, Taken::Theirs) {
-            return Ok(taken);
+            return Ok((taken, None));
         }
-        if matches!(best, Taken::Nobody | Taken::Closed) {
-            best = taken;
+        if matches!(best.0, Taken::Nobody | Taken::Closed) {
+            let is_hidden = matches!(taken, Taken::Hidden(_));
+            best = (taken, connection.filter(|_| is_hidden));
         }
     }
     Ok(best)
 }
 
-/// Makes one connection and returns who accepts it.
+/// Makes one connection to `server` and returns who accepts it within `limit`, and the connection, which is none if the queue is full
+/// for so long.
+///
+/// # Errors
+/// The connection is refused, or the kernel cannot be asked.
+pub async fn connect(
+    server: SocketAddr,
+    candidates: impl Fn() -> Candidates + Clone + Send + 'static,
+    limit: Duration,
+) -> io::Result<(Taken, Option<TcpStream>)> {
+    let known = blocking(candidates.clone()).await?;
+    take_one(server, false, known, candidates, limit).await
+}
+
+/// Makes one connection and returns who accepts it, and the connection.
 async fn take_one(
     server: SocketAddr,
     defers: bool,
     known: Candidates,
     candidates: impl Fn() -> Candidates + Clone + Send + 'static,
     limit: Duration,
-) -> io::Result<Taken> {
+) -> io::Result<(Taken, Option<TcpStream>)> {
     let begun = Instant::now();
     // In a thread of its own up to the first look: what is closed soon is not there any more when another one is awake.
     let look = {
@@ -131,15 +145,18 @@ async fn take_one(
         move || connect_and_look(server, defers, limit, known, candidates)
     };
     let (connection, client) = match blocking(look).await?? {
-        Look::Taken(taken) => return Ok(taken),
+        Look::Taken(taken, connection) => return Ok((taken, connection)),
         Look::Waits(connection, client) => (connection, client),
     };
     loop {
         let waited = begun.elapsed();
         match kernel::end(server, client)? {
-            End::Held(inode) => return blocking(move || owner(Some(connection), inode, known, candidates)).await,
-            End::Closed => return Ok(Taken::Closed),
-            End::Waiting if waited >= limit => return Ok(Taken::Nobody),
+            End::Held(inode) => {
+                let taken = blocking(move || owner(inode, known, candidates)).await?;
+                return Ok((taken, Some(connection)));
+            }
+            End::Closed => return Ok((Taken::Closed, Some(connection))),
+            End::Waiting if waited >= limit => return Ok((Taken::Nobody, Some(connection))),
             End::Waiting if waited < SOON => tokio::time::sleep(LOOK_AGAIN).await,
             End::Waiting => tokio::time::sleep(LOOK_AGAIN_LATER).await,
         }
@@ -148,7 +165,7 @@ async fn take_one(
 
 /// What came of the first look at a connection.
 enum Look {
-    Taken(Taken),
+    Taken(Taken, Option<TcpStream>),
     /// No process has accepted it yet: the connection, and its own end.
     Waits(TcpStream, SocketAddr),
 }
@@ -164,7 +181,7 @@ fn connect_and_look(
     let diagnosis = kernel::Diagnosis::open();
     let connection = match TcpStream::connect_timeout(&server, limit.min(CONNECT_MAX)) {
         Ok(connection) => connection,
-        Err(error) if error.kind() == io::ErrorKind::TimedOut => return Ok(Look::Taken(Taken::Nobody)), // it is full
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => return Ok(Look::Taken(Taken::Nobody, None)), // it is full
         Err(error) => return Err(error),
     };
     let client = connection.local_addr()?;
@@ -175,8 +192,8 @@ fn connect_and_look(
     let begun = Instant::now();
     loop {
         match kernel::end_seen_by(&diagnosis, server, client)? {
-            End::Held(inode) => return Ok(Look::Taken(owner(Some(connection), inode, known, candidates))),
-            End::Closed => return Ok(Look::Taken(Taken::Closed)),
+            End::Held(inode) => return Ok(Look::Taken(owner(inode, known, candidates), Some(connection))),
+            End::Closed => return Ok(Look::Taken(Taken::Closed, Some(connection))),
             End::Waiting if begun.elapsed() >= AT_ONCE => return Ok(Look::Waits(connection, client)),
             End::Waiting => std::thread::yield_now(),
         }
@@ -193,7 +210,7 @@ pub async fn owner_of(
     candidates: impl Fn() -> Candidates + Send + 'static,
 ) -> io::Result<Taken> {
     match kernel::end(server, client)? {
-        End::Held(inode) => blocking(move || owner(None, inode, Candidates::default(), candidates)).await,
+        End::Held(inode) => blocking(move || owner(inode, Candidates::default(), candidates)).await,
         End::Closed => Ok(Taken::Closed),
         End::Waiting => Ok(Taken::Nobody),
     }
@@ -213,7 +230,7 @@ fn one_is_theirs(server: SocketAddr, processes: &[i32]) -> io::Result<bool> {
 
 /// Returns who has the socket `inode`: of those that were `known` or, since a server may have started the process meanwhile, those
 /// that there are by now.
-fn owner(connection: Option<TcpStream>, inode: u64, known: Candidates, candidates: impl Fn() -> Candidates) -> Taken {
+fn owner(inode: u64, known: Candidates, candidates: impl Fn() -> Candidates) -> Taken {
     let mut hidden = Vec::new();
     // While the connection is open, the process goes on having it: the first look is for those that close it soon.
     for Candidates { theirs, others } in std::iter::once(known).chain(std::iter::once_with(candidates)) {
@@ -226,11 +243,7 @@ fn owner(connection: Option<TcpStream>, inode: u64, known: Candidates, candidate
         }
         hidden = look.hidden;
     }
-    if hidden.is_empty() {
-        Taken::Stranger
-    } else {
-        Taken::Hidden(Hidden { inode, processes: hidden, _connection: connection })
-    }
+    if hidden.is_empty() { Taken::Stranger } else { Taken::Hidden(Hidden { inode, processes: hidden }) }
 }
 
 /// What the descriptors of some processes have shown.
@@ -321,7 +334,7 @@ mod tests {
         for address in ["127.0.0.1:0", "[::1]:0", "0.0.0.0:0", "[::]:0"] {
             let listener = bind(address.parse().expect("an address")).expect("bound");
             let server = accepting(&listener);
-            assert!(matches!(taken_by(&listener, theirs, 1, LONG).await.expect("tried"), Taken::Theirs), "{address}");
+            assert!(matches!(taken_by(&listener, theirs, 1, LONG).await.expect("tried").0, Taken::Theirs), "{address}");
             assert!(server.join().expect("joined") < Duration::from_secs(1), "the probe held the server");
         }
     }
@@ -334,18 +347,18 @@ mod tests {
             (Candidates::default, |taken| matches!(taken, Taken::Stranger)),
         ] {
             let server = accepting(&listener);
-            let taken = taken_by(&listener, candidates, 1, LONG).await.expect("tried");
+            let (taken, _) = taken_by(&listener, candidates, 1, LONG).await.expect("tried");
             assert!(is_right(&taken), "{taken:?}");
             server.join().expect("joined");
         }
-        assert!(matches!(taken_by(&listener, theirs, 1, SHORT).await.expect("tried"), Taken::Nobody));
+        assert!(matches!(taken_by(&listener, theirs, 1, SHORT).await.expect("tried").0, Taken::Nobody));
     }
 
     #[tokio::test]
     async fn one_of_many_connections_is_enough() {
         let listener = bind("127.0.0.1:0".parse().expect("an address")).expect("bound");
         let server = accepting(&listener);
-        assert!(matches!(taken_by(&listener, theirs, 4, LONG).await.expect("tried"), Taken::Theirs));
+        assert!(matches!(taken_by(&listener, theirs, 4, LONG).await.expect("tried").0, Taken::Theirs));
         server.join().expect("joined");
     }
 
@@ -361,7 +374,7 @@ mod tests {
         let listener = bind("127.0.0.1:0".parse().expect("an address")).expect("bound");
         fd::defer_accept(&listener);
         let server = accepting(&listener);
-        assert!(matches!(taken_by(&listener, theirs, 1, LONG).await.expect("tried"), Taken::Theirs | Taken::Closed));
+        assert!(matches!(taken_by(&listener, theirs, 1, LONG).await.expect("tried").0, Taken::Theirs | Taken::Closed));
         server.join().expect("joined");
     }
 
@@ -373,9 +386,9 @@ mod tests {
         let connect = || TcpStream::connect(address).expect("connected");
         let served = (connect(), listener.accept().expect("accepted"));
         let waiting = [connect(), connect(), connect()];
-        assert!(matches!(taken_by(&listener, theirs, 1, SHORT).await.expect("tried"), Taken::Theirs));
+        assert!(matches!(taken_by(&listener, theirs, 1, SHORT).await.expect("tried").0, Taken::Theirs));
         drop(served);
-        assert!(matches!(taken_by(&listener, theirs, 1, SHORT).await.expect("tried"), Taken::Nobody));
+        assert!(matches!(taken_by(&listener, theirs, 1, SHORT).await.expect("tried").0, Taken::Nobody));
         assert_eq!(kernel::queue(&listener).expect("asked").waiting, 3, "the probe took a place");
         drop(waiting);
     }

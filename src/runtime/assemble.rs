@@ -134,6 +134,7 @@ pub(super) fn assemble(given: &Given, mut inherited: Inheritance, begun_ns: u64)
         version: disk.release.version.clone(),
         config_dir: disk.store.config_dir(&disk.release.version),
         listeners: Mutex::new(listeners),
+        shares: shares(&disk.config),
         registry,
         reaped,
         site: bus.watch(),
@@ -289,6 +290,11 @@ fn clear_away(home: &Home, instances: &[CarriedInstance]) {
         tracing::warn!(ended, "processes were ended that the image before had started and not written down");
     }
     component::tidy_notify_sockets(home, &instances.iter().map(|instance| instance.id.clone()).collect());
+}
+
+/// Returns the names of the listeners that each component is given.
+fn shares(config: &Config) -> BTreeMap<String, Vec<String>> {
+    config.components.iter().map(|component| (component.name.clone(), component.listeners.clone())).collect()
 }
 
 /// Returns the control groups of this home, without those of processes that are no more.

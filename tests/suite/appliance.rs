@@ -6,6 +6,7 @@
 use std::fs::{self, File};
 use std::io::{Read, Seek};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -88,6 +89,12 @@ pub(crate) fn refit() -> Command {
     command
 }
 
+/// Writes the machine's own settings with the mode that the runtime would give them: it changes none while a test looks.
+fn write_settings(path: &Path, text: &str) {
+    fs::write(path, text).expect("write local.toml");
+    fs::set_permissions(path, fs::Permissions::from_mode(0o640)).expect("set its mode");
+}
+
 /// Returns a port that nobody uses now, and no other test of this process later.
 pub(crate) fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
@@ -152,7 +159,7 @@ impl Appliance {
                  timeout = \"5s\", threshold = 3 }}\n"
             ));
         }
-        fs::write(appliance.home.join("local.toml"), local).expect("write local.toml");
+        write_settings(&appliance.home.join("local.toml"), &local);
         appliance
     }
 
@@ -160,7 +167,7 @@ impl Appliance {
     pub(crate) fn local(self, change: impl FnOnce(String) -> String) -> Self {
         let path = self.home.join("local.toml");
         let text = fs::read_to_string(&path).expect("read local.toml");
-        fs::write(path, change(text)).expect("write local.toml");
+        write_settings(&path, &change(text));
         self
     }
 

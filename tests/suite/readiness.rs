@@ -235,6 +235,26 @@ fn what_the_old_process_answers_on_a_shared_listener_is_nobody_elses_health() {
 }
 
 #[test]
+fn a_component_that_an_update_keeps_takes_no_part_in_the_health_of_others() {
+    // Its own address is known only when it is there: the machine's settings name it.
+    let health = "{ http = \"http://127.0.0.1:9/\", interval = \"100ms\", timeout = \"1s\", threshold = 3 }";
+    let release = |version: &str| {
+        let keys = format!("handover = \"overlap\"\nready = \"listen\"\nhealth = {health}");
+        server(version, "at_once", &keys).component("idle", "command = [\"sleep\", \"600\"]")
+    };
+    let appliance = Appliance::new(&release("1.0.0"));
+    let address = appliance.address("http");
+    let health = format!("\n[[component]]\nname = \"web\"\nhealth = {{ http = \"http://{address}/\" }}\n");
+    let appliance = appliance.local(|text| text + &health).start();
+    let idle = appliance.component_pid("idle");
+    for version in ["1.1.0", "1.2.0"] {
+        appliance.install(&release(version), &[]).ends_with(0);
+        assert_eq!(component(&appliance.status(), "web")["health"], "healthy");
+        assert_eq!(appliance.component_pid("idle"), idle, "it is kept");
+    }
+}
+
+#[test]
 fn processes_that_only_their_own_account_may_look_into_are_found_out_with_it() {
     if !as_root() {
         return;

@@ -4,8 +4,11 @@
 //! it answers says nothing of the new one.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
+use hyper::header::HeaderValue;
 use hyper_util::client::legacy::connect::HttpInfo;
+use hyper_util::rt::TokioIo;
 use refit_base::{Cause, Chain};
 use refit_bus::Failure;
 
@@ -14,6 +17,9 @@ use crate::component::acceptors::{Acceptors, Verdict};
 use crate::config::{Health, Probe};
 use crate::handover::fd;
 use crate::probe::answer::{self, Answer};
+
+/// For so long a connection may wait to be accepted before anything is asked: a server may wait for the question.
+const ACCEPT_MAX: Duration = Duration::from_secs(1);
 
 /// What a try says of the process.
 pub(super) enum Outcome {
@@ -56,6 +62,9 @@ fn in_time(health: &Health) -> String {
 }
 
 async fn get(client: &reqwest::Client, url: &str, health: &Health, probed: &Probed) -> Result<Outcome, Failure> {
+    if let Some(outcome) = get_from_acceptor(client, url, health, probed).await? {
+        return Ok(outcome);
+    }
     let answer = match client.get(url).send().await {
         Ok(answer) => answer,
         Err(error) if error.is_timeout() => return Err(Failure::new(format!("GET {url} {}", in_time(health)))),
@@ -70,6 +79,10 @@ async fn get(client: &reqwest::Client, url: &str, health: &Health, probed: &Prob
     {
         return Ok(Outcome::OfAnother);
     }
+    judge(url, answer).await
+}
+
+async fn judge(url: &str, answer: reqwest::Response) -> Result<Outcome, Failure> {
     let status = answer.status();
     if status.is_success() || status.is_redirection() {
         return Ok(Outcome::Well);
@@ -79,6 +92,68 @@ async fn get(client: &reqwest::Client, url: &str, health: &Health, probed: &Prob
     let body: String = body.chars().take(ANSWER_CHARS_MAX).collect();
     let separator = if body.is_empty() { "" } else { ": " };
     Err(Failure::new(format!("GET {url} answered {status}{separator}{body}")))
+}
+
+/// Makes the request, if another instance may answer it, on a connection of which it is known who has accepted it: that is looked for
+/// before anything is asked, since many a server closes the connection with its answer. `None` if it was not seen, and nothing was
+/// asked.
+async fn get_from_acceptor(
+    client: &reqwest::Client,
+    url: &str,
+    health: &Health,
+    probed: &Probed,
+) -> Result<Option<Outcome>, Failure> {
+    let acceptors = Acceptors::of(&probed.carried, &probed.component, &probed.context);
+    if !acceptors.have_rivals() {
+        return Ok(None);
+    }
+    let Some(address) = own_address(health, &acceptors).await else { return Ok(None) };
+    let until = tokio::time::Instant::now() + health.timeout;
+    let connection = match acceptors.connect(address, health.timeout.min(ACCEPT_MAX)).await {
+        Ok((Verdict::Ours, Some(connection))) => connection,
+        Ok((Verdict::Others, _)) => return Ok(Some(Outcome::OfAnother)),
+        Ok(_) | Err(_) => return Ok(None),
+    };
+    match tokio::time::timeout_at(until, ask(client, url, connection)).await {
+        Ok(Ok(outcome)) => outcome.map(Some),
+        Ok(Err(error)) => Err(Failure::new(format!("GET {url} failed: {}", Chain(error.as_ref())))),
+        Err(_) => Err(Failure::new(format!("GET {url} {}", in_time(health)))),
+    }
+}
+
+/// Returns the address of `health`, if a listener of the component is there.
+async fn own_address(health: &Health, acceptors: &Acceptors<'_>) -> Option<SocketAddr> {
+    let mut addresses = tokio::net::lookup_host(health.address()?).await.ok()?;
+    addresses.find(|address| acceptors.listener_at(*address).is_some_and(|listener| !fd::defers_accept(&listener)))
+}
+
+/// Makes the request on `connection`.
+///
+/// # Errors
+/// It could not be made, or there was no answer.
+async fn ask(
+    client: &reqwest::Client,
+    url: &str,
+    connection: std::net::TcpStream,
+) -> Result<Result<Outcome, Failure>, Box<dyn std::error::Error + Send + Sync>> {
+    let mut request = hyper::Request::try_from(client.get(url).build()?)?;
+    let host = request.uri().authority().map(|authority| authority.as_str().to_owned()).unwrap_or_default();
+    let path = request.uri().path_and_query().map_or("/", |path| path.as_str()).parse()?;
+    *request.uri_mut() = path;
+    request.headers_mut().insert(hyper::header::HOST, host.parse()?);
+    request.headers_mut().insert(hyper::header::ACCEPT, HeaderValue::from_static("*/*"));
+    connection.set_nonblocking(true)?;
+    let connection = TokioIo::new(tokio::net::TcpStream::from_std(connection)?);
+    let (mut sender, driver) = hyper::client::conn::http1::handshake(connection).await?;
+    let asked = async {
+        let answer = sender.send_request(request).await?.map(reqwest::Body::wrap);
+        Ok(judge(url, answer.into()).await)
+    };
+    let driven = async {
+        drop(driver.await); // what went wrong is told to the one that asks
+        std::future::pending().await
+    };
+    tokio::select! { asked = asked => asked, never = driven => never }
 }
 
 /// Returns whether what came on the connection from `own` to `server`, which is still open, may be the answer of another instance.
