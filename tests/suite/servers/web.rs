@@ -29,6 +29,8 @@ struct Server {
     dir: &'static str,
     /// The first word of its command.
     program: &'static str,
+    /// The address that its release names.
+    address: &'static str,
     /// Its configuration, where the listener's address is written once more.
     configuration: Option<&'static str>,
     /// Returns a release that has this version answer.
@@ -74,7 +76,7 @@ impl Idle {
 /// Takes a server through an update, a rollback, and three releases of which one is good, under load. Returns what the load met.
 fn journey(server: &Server) -> LoadReport {
     let [admin, http] = [(); 2].map(|()| SocketAddr::from((Ipv4Addr::LOCALHOST, free_port())));
-    let addresses = [("admin", "127.0.0.1:8443", admin), ("http", "127.0.0.1:8080", http)];
+    let addresses = [("admin", "127.0.0.1:8443", admin), ("http", server.address, http)];
     let release = |version: &str| {
         // Of two releases that differ in their versions alone, the second keeps the process of the first.
         let mut release = Release::fixture(server.dir, version, &addresses).file("share/release.txt", version);
@@ -83,7 +85,7 @@ fn journey(server: &Server) -> LoadReport {
             release = release.dir("lib/python", &libraries);
         }
         if let Some(path) = server.configuration {
-            release = release.changed(path, |text| text.replace("127.0.0.1:8080", &http.to_string()));
+            release = release.changed(path, |text| text.replace(server.address, &http.to_string()));
         }
         (server.version)(release, version)
     };
@@ -157,6 +159,7 @@ const GO: &str = include_str!("../../../fixtures/appliances/go/web/main.go");
 const GUNICORN: Server = Server {
     dir: "gunicorn",
     program: "python3",
+    address: "127.0.0.1:8080",
     configuration: None,
     version: by_environment,
     broken: |release| {
@@ -192,10 +195,42 @@ fn uvicorn() {
 }
 
 #[test]
+fn cherrypy() {
+    // The load speaks plain HTTP; with a certificate CherryPy has a test of its own.
+    fn plain(release: Release, _version: &str) -> Release {
+        let release = release.rewritten(|text| text.replace("https", "http"));
+        release.file("lib/python/refit_bus.py", include_str!("../../../fixtures/peers/refit_bus.py")).changed(
+            "app/main.py",
+            |text| {
+                let settings = [
+                    "    \"server.ssl_certificate\": CERTIFICATE,\n",
+                    "    \"server.ssl_private_key\": CERTIFICATE,\n",
+                ];
+                settings.iter().fold(text.to_owned(), |text, line| text.replace(line, ""))
+            },
+        )
+    }
+    let server = Server {
+        dir: "cherrypy",
+        address: "127.0.0.1:8444",
+        version: plain,
+        broken: |release| {
+            release.changed("app/main.py", |text| text.replace("bus.connect()", "sys.exit('the database is gone')"))
+        },
+        keeps_connections: false,
+        ..GUNICORN
+    };
+    if !lacks(&["python3"], &["cherrypy"]) {
+        loses_nothing("CherryPy", &server);
+    }
+}
+
+#[test]
 fn node() {
     let server = Server {
         dir: "node",
         program: "node",
+        address: "127.0.0.1:8080",
         configuration: None,
         version: by_environment,
         broken: |release| {
@@ -235,6 +270,7 @@ fn go() {
     let server = Server {
         dir: "go",
         program: "bin/web",
+        address: "127.0.0.1:8080",
         configuration: None,
         version: |release, _| build(release, GO),
         broken: |release| {
@@ -253,6 +289,7 @@ fn nginx() {
     let server = Server {
         dir: "nginx",
         program: "/usr/sbin/nginx",
+        address: "127.0.0.1:8080",
         configuration: Some("config/nginx.conf"),
         version: |release, version| in_configuration(release, "config/nginx.conf", version),
         broken: |release| release.changed("config/nginx.conf", |text| format!("{text}\nno_such_directive on;\n")),
@@ -269,6 +306,7 @@ fn haproxy() {
     let server = Server {
         dir: "haproxy",
         program: "/usr/sbin/haproxy",
+        address: "127.0.0.1:8080",
         configuration: None,
         version: by_environment,
         broken: |release| release.changed("config/haproxy.cfg", |text| format!("{text}\n    no_such_keyword\n")),
