@@ -18,7 +18,7 @@ use super::context::Context;
 use super::input::Input;
 use super::notes;
 use crate::auth::{self, AuthError};
-use crate::config::{self, Config, ConfigError};
+use crate::config::{self, Config, ConfigError, Programs};
 use crate::home::Home;
 
 #[derive(Debug, clap::Args)]
@@ -151,7 +151,8 @@ fn fill_home(home: &Home, package: &Input, root: &Path) -> Result<NewHome, InitE
     };
     let receiver = Receiver { store: &store, trust: &trust, policy: &policy, cancel: &AtomicBool::new(false) };
     let received = receiver.receive_file(file, &mut |_| {})?;
-    let config = Config::load(&received.dir, &home.path().join(config::LOCAL_FILE))?;
+    let programs = Programs::installed(&received.dir);
+    let config = Config::load_with_programs(&programs, &home.path().join(config::LOCAL_FILE))?;
     // Its own policy comes with it.
     if config.update.expired_offline == Expired::Refuse {
         if let Some(seen) = received.clock_behind {

@@ -13,6 +13,7 @@ use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
 use refit_base::{Cause, Exit};
 use refit_updater::decided::{self, Decided};
+use refit_updater::mount;
 use semver::Version;
 
 use crate::handover::Named;
@@ -36,7 +37,7 @@ pub(super) struct Program {
 /// Returns the program that is the runtime of `version`: what its `[runtime] binary` names, or else `installed`.
 ///
 /// An unreadable `appliance.toml` also means the installed program: it says what is wrong better than the guard could. So does a file
-/// that is missing, empty or not executable.
+/// that is missing, empty or not executable, or lies where nothing may be executed.
 ///
 /// # Errors
 /// The system cannot say now, and may be able to later.
@@ -52,7 +53,12 @@ pub(super) fn program(home: &Home, version: &Version, installed: &Path) -> io::R
     let Some(named) = named else { return Ok(Program { path: installed.to_owned(), unusable: None }) };
     let path = release.join(named);
     match fs::metadata(&path) {
-        Ok(found) if found.is_file() && found.len() > 0 && found.permissions().mode() & 0o111 != 0 => {
+        Ok(found)
+            if found.is_file()
+                && found.len() > 0
+                && found.permissions().mode() & 0o111 != 0
+                && !mount::is_noexec(&path) =>
+        {
             Ok(Program { path, unusable: None })
         }
         Err(error) if passes(&error) => Err(error),

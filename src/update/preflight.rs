@@ -15,6 +15,7 @@ use nix::libc::{SIGHUP, SIGINT, SIGKILL, SIGTERM};
 use refit_base::{Cause, Exit};
 use refit_updater::Store;
 use refit_updater::config::{Existing, MergeReport, merge_config};
+use refit_updater::mount;
 use refit_updater::release::Release;
 use semver::Version;
 use tokio::process::Command;
@@ -182,7 +183,9 @@ async fn dry_run(home: &Home, program: &Path, version: &Version, found: Resource
         Some(line) => format!("{}: {line}", output.status),
         None => output.status.to_string(),
     };
-    Err(failed(how, cause_of(output.status), last))
+    // Elsewhere its programs could be executed.
+    let cause = if mount::is_noexec(&home.release(version)) { Cause::Machine } else { cause_of(output.status) };
+    Err(failed(how, cause, last))
 }
 
 /// Returns whose trouble it was that a dry run ended so: it says itself if a disk failed it, or passing trouble, and a kill came from

@@ -39,6 +39,7 @@ mod load;
 mod logs;
 mod manager;
 mod modes;
+mod mounts;
 mod notify;
 mod owner;
 mod package;

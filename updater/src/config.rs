@@ -206,7 +206,7 @@ pub fn merge_config(
     if exists && live.is_dir() {
         earlier::bring_back(&live, &store.config_record(to), &theirs, &mut merged)?;
     }
-    let staging = store.staging_dir();
+    let staging = store.config_staging()?;
     let beside = tempfile::Builder::new()
         .prefix("config-")
         .tempdir_in(&staging)

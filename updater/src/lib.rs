@@ -12,6 +12,7 @@
 //!   decision that the disk could not take;
 //! - [`repository`] has the same parts side by side on a web server;
 //! - [`modes`] is the table of who may read and write what in a home, and repairs it;
+//! - [`mount`] says what may be done where a path lies;
 //! - [`durable`] is the only file that renames, links and syncs; [`fault`] names the points where tests crash it.
 //!
 //! The crate knows no HTTP server, no bus and no component, reads no environment variable and no working directory (the
@@ -32,6 +33,7 @@ pub mod history;
 pub mod journal;
 pub mod manifest;
 pub mod modes;
+pub mod mount;
 pub mod package;
 pub mod receive;
 pub mod release;

@@ -122,6 +122,8 @@ pub const PLACES: &[Place] = &[
     exactly("trust", Kind::Directory, OPEN_DIR, "public keys: everybody may read them, and nobody else change them"),
     exactly("trust/*", Kind::File, 0o644, "as the directory"),
     exactly("staging", Kind::Directory, PRIVATE_DIR, "what arrives is nobody's business until it is verified"),
+    exactly("releases/.staging", Kind::Directory, PRIVATE_DIR, "the same, where `releases` is a mount of its own"),
+    exactly("config/.staging", Kind::Directory, PRIVATE_DIR, "the same, where `config` is a mount of its own"),
     passed("run", "components reach their sockets through it"),
     exactly("run/lock", Kind::File, PRIVATE_FILE, "who holds it is the guard"),
     exactly("run/inhibit", Kind::File, PRIVATE_FILE, "who holds it keeps the appliance from restarting"),

@@ -203,9 +203,9 @@ impl Receiver<'_> {
         let mut checked = store.checked();
         let mut plan = plan::Plan::new(manifest);
         plan.find_kept(&store.content_index()?, &checked, cancel)?;
-        plan.check_space(&store.staging_dir())?;
+        let staging = store.release_staging()?;
+        plan.check_space(&staging)?;
 
-        let staging = store.staging_dir();
         // Opened before the first byte is written: every error of writing back since then is one of this sync.
         let file_system = durable::FileSystem::of(&staging).map_err(file_error("open", &staging))?;
         let tree = Tree::new(&staging)?;
@@ -216,7 +216,7 @@ impl Receiver<'_> {
         payload.finish()?;
         progress(ReceiveProgress::Syncing);
         finish_tree(&tree.path, &verified)?;
-        let dir = store.staging_dir().join(verified.digest().to_string());
+        let dir = staging.join(verified.digest().to_string());
         let received_before = dir.is_dir();
         let synced = thread::scope(|scope| {
             if !received_before {

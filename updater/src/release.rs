@@ -6,6 +6,7 @@
 mod checked;
 mod received;
 mod repair;
+mod staging;
 mod verify;
 
 use std::collections::HashMap;
@@ -192,13 +193,13 @@ impl Store {
     /// Returns where the live configuration of release `version` lies, or would lie.
     #[must_use]
     pub fn config_dir(&self, version: &Version) -> PathBuf {
-        self.home.join("config").join(version.to_string())
+        self.configs_dir().join(version.to_string())
     }
 
     /// Returns where it is recorded what the merge of the configuration of release `version` made.
     #[must_use]
     pub(crate) fn config_record(&self, version: &Version) -> PathBuf {
-        self.home.join("config/.merged").join(version.to_string())
+        self.configs_dir().join(".merged").join(version.to_string())
     }
 
     /// Returns the versions of everything in `releases/`, in order, damaged ones included.
@@ -263,7 +264,7 @@ impl Store {
     /// # Errors
     /// Its manifest could not be read.
     pub fn received(&self, digest: &Digest) -> Result<Option<Received>, StoreError> {
-        let dir = self.staging_dir().join(digest.to_string());
+        let dir = self.release_staging()?.join(digest.to_string());
         // The name alone says that it is whole: it was given after everything below it was synced.
         if !dir.is_dir() {
             return Ok(None);
@@ -328,19 +329,6 @@ impl Store {
     /// A file operation failed: the package is whole or gone.
     pub fn drop_received(&self, received: &Received) -> Result<(), StoreError> {
         self.discard(&received.dir)
-    }
-
-    /// Removes everything in staging.
-    ///
-    /// # Errors
-    /// Something could not be removed.
-    pub fn empty_staging(&self) -> Result<(), StoreError> {
-        let staging = self.staging_dir();
-        for entry in fs::read_dir(&staging).map_err(file_error("read", &staging))? {
-            let path = entry.map_err(file_error("read", &staging))?.path();
-            durable::remove_tree(&path).map_err(file_error("remove", &path))?;
-        }
-        Ok(durable::sync_dir(&staging).map_err(file_error("sync", &staging))?)
     }
 
     /// Makes `current` point to release `version`; repeating it changes nothing.
@@ -438,14 +426,20 @@ impl Store {
         checked.store(&self.releases_dir());
     }
 
-    fn releases_dir(&self) -> PathBuf {
+    pub(crate) fn releases_dir(&self) -> PathBuf {
         self.home.join("releases")
+    }
+
+    /// Returns where the live configurations of all releases lie.
+    pub(crate) fn configs_dir(&self) -> PathBuf {
+        self.home.join("config")
     }
 
     /// Returns every file of every tree but `without`: kept releases, and received packages in staging.
     fn files_without(&self, without: &Path) -> Vec<(PathBuf, Digest)> {
         let mut files = Vec::new();
-        for dir in [self.releases_dir(), self.staging_dir()] {
+        let staging = self.release_staging().unwrap_or_else(|_| self.staging_dir());
+        for dir in [self.releases_dir(), staging] {
             let Ok(entries) = fs::read_dir(&dir) else { continue };
             for dir in entries.flatten().map(|entry| entry.path()).filter(|dir| dir != without) {
                 // What has no manifest, or a damaged one, is no tree of ours.
@@ -464,10 +458,12 @@ impl Store {
 
     fn discard_tree(&self, dir: &Path) -> Result<(), StoreError> {
         let name = dir.file_name().unwrap_or_default().to_string_lossy();
+        let is_config = dir.starts_with(self.configs_dir());
+        let staging = if is_config { self.config_staging()? } else { self.release_staging()? };
         let gone = tempfile::Builder::new()
             .prefix(&format!("gone-{name}-"))
-            .tempdir_in(self.staging_dir())
-            .map_err(file_error("make a directory in", &self.staging_dir()))?
+            .tempdir_in(&staging)
+            .map_err(file_error("make a directory in", &staging))?
             .keep();
         durable::rename_tree(dir, &gone.join("tree")).map_err(file_error("move away", dir))?;
         Ok(durable::remove_tree(&gone).map_err(file_error("remove", &gone))?)

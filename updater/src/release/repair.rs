@@ -38,7 +38,7 @@ impl Store {
         }
         let releases = self.releases_dir();
         Checked::forget(&releases).map_err(file_error("forget what was checked in", &releases))?;
-        let staging = self.staging_dir();
+        let staging = self.release_staging()?;
         let beside = tempfile::Builder::new()
             .prefix("repair-")
             .tempdir_in(&staging)
