@@ -272,8 +272,10 @@ impl PidFile {
         let path = home.pid_file();
         let text = format!("{pid}\n");
         // After a power cut no process has this number any more.
-        spare::with_room(home.path(), || durable::replace_dispensable(&home.run(), PID_FILE, text.as_bytes()))
-            .map_err(file_error("use", &path))?;
+        spare::with_room(home.path(), || {
+            durable::replace_dispensable(&home.run(), PID_FILE, text.as_bytes(), modes::of("run/pid"))
+        })
+        .map_err(file_error("use", &path))?;
         Ok(Self { path, text })
     }
 }

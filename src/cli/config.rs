@@ -130,7 +130,7 @@ fn check(
     if !home.is_dir() {
         return Err(HomeError::Missing { home: home.to_owned() }.into());
     }
-    let journal = journal::load(home)?.ok_or_else(|| HomeError::Empty { home: home.to_owned() })?;
+    let journal = journal::recall(home)?.ok_or_else(|| HomeError::Empty { home: home.to_owned() })?;
     let store = Store::open(home)?;
     let release = store.release(journal.state.wanted())?;
     look(&store.config_dir(&release.version), format!("config/{}", release.version));

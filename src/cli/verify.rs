@@ -57,7 +57,7 @@ fn try_verify(context: &Context, verify: &Verify) -> Result<(), VerifyError> {
     let version = match &verify.version {
         Some(version) => version.clone(),
         None => {
-            let journal = journal::load(home)?.ok_or_else(|| VerifyError::Empty { home: home.to_owned() })?;
+            let journal = journal::recall(home)?.ok_or_else(|| VerifyError::Empty { home: home.to_owned() })?;
             journal.state.wanted().clone()
         }
     };

@@ -17,6 +17,9 @@ use refit_updater::durable;
 use refit_updater::journal::{self, JOURNAL_FILE, Journal, JournalError, State};
 use semver::Version;
 
+use super::GuardError;
+use crate::home::HomeError;
+
 /// Where a journal goes that is none, before it is replaced by what the guard remembers.
 const DAMAGED_FILE: &str = "state.json.damaged";
 
@@ -53,6 +56,32 @@ impl Decisions {
     /// Returns the decisions about `home`, whose journal was just read.
     pub(super) fn new(home: &Path, known: Journal) -> Self {
         Self { home: home.to_owned(), known, unwritten: None, look: look(home), is_foreign: false }
+    }
+
+    /// Returns the decisions about `home`. Its journal is put right from its copy where it is damaged or gone, which is said.
+    ///
+    /// # Errors
+    /// Neither says which release runs.
+    pub(super) fn recalled(home: &Path) -> Result<(Self, Option<String>), GuardError> {
+        let journal = journal::recall(home)?.ok_or_else(|| HomeError::Empty { home: home.to_owned() })?;
+        let trouble = match journal::load(home) {
+            Ok(Some(_)) => None,
+            Ok(None) => Some(format!("the update journal {} is gone", home.join(JOURNAL_FILE).display())),
+            Err(error) => Some(Chain(&error).to_string()),
+        };
+        let decisions = Self::new(home, journal);
+        let Some(trouble) = trouble else {
+            journal::refresh_copy(home, &decisions.known);
+            return Ok((decisions, None));
+        };
+        let kept = decisions.keep_aside().map_err(|error| format!("cannot keep the damaged journal: {error}"));
+        let stored =
+            kept.and_then(|()| journal::store(home, &decisions.known).map_err(|error| Chain(&error).to_string()));
+        let said = match stored {
+            Ok(()) => format!("{trouble}; it was replaced by its copy"),
+            Err(error) => format!("{trouble}; its copy is believed, and cannot take its place: {error}"),
+        };
+        Ok((Self::new(home, decisions.known), Some(said)))
     }
 
     /// Reads the journal if its file is another one than at the last look. One that cannot be read changes nothing.
@@ -159,11 +188,11 @@ impl Decisions {
 
     /// Gives a file that is no journal a second name, under which somebody may look at it.
     fn keep_aside(&self) -> io::Result<()> {
-        let aside = self.home.join(DAMAGED_FILE);
-        durable::remove_file(&aside)?;
-        match durable::hard_link(&self.home.join(JOURNAL_FILE), &aside) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            Ok(()) | Err(_) => Ok(()),
+        let (journal, aside) = (self.home.join(JOURNAL_FILE), self.home.join(DAMAGED_FILE));
+        match fs::symlink_metadata(&journal) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()), // an earlier one stays
+            Err(error) => Err(error),
+            Ok(_) => durable::remove_file(&aside).and_then(|()| durable::hard_link(&journal, &aside)),
         }
     }
 }

@@ -108,11 +108,13 @@ pub fn run(given: Given) -> Result<Exit, GuardError> {
     }
     home.repair(say);
     home.check_owner()?;
-    journal::load(home.path())?;
+    journal::recall(home.path())?;
     let lock = HomeLock::acquire(home, std::process::id(), || say("waiting for the previous runtime to end"))?;
     // Read again: a runtime that just ended may have written it.
-    let journal = journal::load(home.path())?.ok_or_else(|| HomeError::Empty { home: home.path().to_owned() })?;
-    let decisions = Decisions::new(home.path(), journal);
+    let (decisions, trouble) = Decisions::recalled(home.path())?;
+    if let Some(trouble) = trouble {
+        say(&trouble);
+    }
     if given.with_parent {
         nix::sys::prctl::set_pdeathsig(Signal::SIGTERM)
             .map_err(io::Error::from)

@@ -23,6 +23,7 @@ mod commit;
 mod components;
 mod config;
 mod crash;
+mod damage;
 mod demo;
 mod descriptors;
 mod docs;

@@ -36,12 +36,13 @@ pub fn replace(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     replace_with_mode(dir, name, bytes, REPLACE_MODE)
 }
 
-/// Replaces `dir/name` by what a power cut may take away or tear: whoever reads it must find that out, and do without.
+/// Replaces `dir/name`, with the permissions `mode`, by what a power cut may take away or tear: whoever reads it must find that out, and
+/// do without.
 ///
 /// # Errors
 /// Nothing has changed.
-pub fn replace_dispensable(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
-    let temp = write_beside(&tempfile::Builder::new(), dir, bytes, REPLACE_MODE)?;
+pub fn replace_dispensable(dir: &Path, name: &str, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let temp = write_beside(&tempfile::Builder::new(), dir, bytes, mode)?;
     keep_owner(temp.as_file(), &dir.join(name))?;
     temp.persist(dir.join(name))?; // nobody ever reads a half
     Ok(())
@@ -546,10 +547,10 @@ mod tests {
         chown("", 4_711, 4_712).and_then(|()| chown("file", 4_713, 4_714)).unwrap();
         replace_with_mode(dir.path(), "file", b"new", 0o600).unwrap();
         assert_eq!((owner("file"), mode(&dir.path().join("file"))), ((4_713, 4_714), 0o600));
-        replace_dispensable(dir.path(), "file", b"newer").unwrap();
+        replace_dispensable(dir.path(), "file", b"newer", 0o644).unwrap();
         assert_eq!(owner("file"), (4_713, 4_714));
         replace(dir.path(), "other", b"").unwrap();
-        replace_dispensable(dir.path(), "aid", b"").unwrap();
+        replace_dispensable(dir.path(), "aid", b"", 0o644).unwrap();
         append_line(&dir.path().join("lines"), "one", 0o640).unwrap();
         create_dirs(&dir.path().join("deep/er"), 0o755).unwrap();
         replace(&dir.path().join("deep/er"), "file", b"").unwrap();

@@ -25,6 +25,8 @@ use crate::spare;
 pub const JOURNAL_FORMAT: u32 = 1;
 /// The journal's file below the home.
 pub const JOURNAL_FILE: &str = "state.json";
+/// Its copy in the home, for when the journal is damaged or gone. Nothing waits until the disk has it.
+pub const COPY_FILE: &str = "state.json.copy";
 /// How often a release on trial may be started: once. A crash, a hang or a power cut then means the previous release.
 pub const TRIAL_STARTS: u32 = 1;
 /// The largest journal that is read: a hundred releases with their reasons fit many times over.
@@ -371,16 +373,33 @@ struct FormatOnly {
 /// # Errors
 /// The file cannot be read, is damaged or has another format. Nothing was changed.
 pub fn load(home: &Path) -> Result<Option<Journal>, JournalError> {
-    let path = home.join(JOURNAL_FILE);
-    let bytes = match durable::read_limited(&path, JOURNAL_BYTES_MAX) {
+    read(&home.join(JOURNAL_FILE))
+}
+
+/// Returns the same, or, where the file is gone or damaged, what its copy says: that may be older by the last step.
+///
+/// # Errors
+/// As [`load`], and the copy does not help.
+pub fn recall(home: &Path) -> Result<Option<Journal>, JournalError> {
+    match load(home) {
+        trouble @ (Ok(None) | Err(JournalError::Damaged { .. })) => match read(&home.join(COPY_FILE)) {
+            Ok(Some(copy)) => Ok(Some(copy)),
+            Ok(None) | Err(_) => trouble,
+        },
+        loaded => loaded,
+    }
+}
+
+fn read(path: &Path) -> Result<Option<Journal>, JournalError> {
+    let bytes = match durable::read_limited(path, JOURNAL_BYTES_MAX) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(JournalError::Read { path, source }),
+        Err(source) => return Err(JournalError::Read { path: path.to_owned(), source }),
     };
-    let damaged = |source| JournalError::Damaged { path: path.clone(), source };
+    let damaged = |source| JournalError::Damaged { path: path.to_owned(), source };
     let FormatOnly { format } = serde_json::from_slice(&bytes).map_err(damaged)?;
     if format != JOURNAL_FORMAT {
-        return Err(JournalError::Format { path, found: format });
+        return Err(JournalError::Format { path: path.to_owned(), found: format });
     }
     let JournalV1 { format: _, state, attempt, finished, good, failed } =
         serde_json::from_slice(&bytes).map_err(damaged)?;
@@ -388,12 +407,35 @@ pub fn load(home: &Path) -> Result<Option<Journal>, JournalError> {
     Ok(Some(Journal { state, attempt, finished, good, failed }))
 }
 
-/// Replaces the journal of the home `home`, also on a full disk: see [`crate::spare`].
+/// Replaces the journal of the home `home`, also on a full disk: see [`crate::spare`]. Its copy follows.
 ///
 /// # Errors
 /// As [`durable::replace`]: nothing has changed, or only the last sync failed.
 pub fn store(home: &Path, journal: &Journal) -> Result<(), JournalError> {
-    let path = home.join(JOURNAL_FILE);
+    let failed = |source| JournalError::Write { path: home.join(JOURNAL_FILE), source };
+    let bytes = to_bytes(journal).map_err(failed)?;
+    spare::replace(home, JOURNAL_FILE, &bytes, modes::of(JOURNAL_FILE)).map_err(failed)?;
+    store_copy(home, &bytes);
+    Ok(())
+}
+
+/// Makes the copy of the journal what `journal`, which was loaded, says: a program that keeps no copy may have written that.
+pub fn refresh_copy(home: &Path, journal: &Journal) {
+    if let Ok(bytes) = to_bytes(journal)
+        && durable::read_limited(&home.join(COPY_FILE), JOURNAL_BYTES_MAX).ok().as_ref() != Some(&bytes)
+    {
+        store_copy(home, &bytes);
+    }
+}
+
+fn store_copy(home: &Path, bytes: &[u8]) {
+    // An old copy would be worse than none.
+    if durable::replace_dispensable(home, COPY_FILE, bytes, modes::of(COPY_FILE)).is_err() {
+        drop(durable::remove_file(&home.join(COPY_FILE)));
+    }
+}
+
+fn to_bytes(journal: &Journal) -> io::Result<Vec<u8>> {
     let document = JournalV1 {
         format: JOURNAL_FORMAT,
         state: journal.state.clone(),
@@ -402,15 +444,12 @@ pub fn store(home: &Path, journal: &Journal) -> Result<(), JournalError> {
         good: journal.good.clone(),
         failed: journal.failed.clone(),
     };
-    let written = serde_json::to_vec_pretty(&document)
-        .map_err(io::Error::from)
-        .and_then(|bytes| spare::replace(home, JOURNAL_FILE, &bytes, modes::of(JOURNAL_FILE)));
-    written.map_err(|source| JournalError::Write { path, source })
+    Ok(serde_json::to_vec_pretty(&document)?)
 }
 
-/// Returns whether a journal exists in the home `home`, that is: whether an appliance was installed there.
+/// Returns whether a journal or its copy exists in the home `home`, that is: whether an appliance was installed there.
 pub fn exists(home: &Path) -> bool {
-    fs::symlink_metadata(home.join(JOURNAL_FILE)).is_ok()
+    [JOURNAL_FILE, COPY_FILE].iter().any(|name| fs::symlink_metadata(home.join(name)).is_ok())
 }
 
 #[cfg(test)]

@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::durable;
+use crate::modes;
 
 /// The records, beside the releases that they are about; no version has such a name.
 const FILE_NAME: &str = ".checked.json";
@@ -171,9 +172,10 @@ impl Checked {
     pub(crate) fn store(&self, dir: &Path) {
         let mut files: Vec<Record> = self.records.values().copied().collect();
         files.sort_by_key(|record| (record.device, record.inode));
-        let written = serde_json::to_vec(&CheckedV1 { format: FORMAT, files })
-            .map_err(io::Error::from)
-            .and_then(|bytes| durable::replace_dispensable(dir, FILE_NAME, &bytes));
+        let written =
+            serde_json::to_vec(&CheckedV1 { format: FORMAT, files }).map_err(io::Error::from).and_then(|bytes| {
+                durable::replace_dispensable(dir, FILE_NAME, &bytes, modes::of("releases/.checked.json"))
+            });
         if let Err(error) = written {
             tracing::warn!(path = %dir.join(FILE_NAME).display(), %error, "cannot note what was checked");
         }
