@@ -197,7 +197,8 @@ fn install(dir: &Path, home: &str, version: &Version) -> Result<(), BenchError> 
         now: refit_base::clock::now(),
     };
     let file = File::open(package(dir, version)).map_err(failed("open the package"))?;
-    let receiver = Receiver { store: &store, trust: &trust, policy: &policy, cancel: &AtomicBool::new(false) };
+    let receiver =
+        Receiver { store: &store, trust: &trust, policy: &policy, cancel: &AtomicBool::new(false), room: None };
     let received = receiver.receive_file(file, &mut |_| {}).map_err(refit_failed("receive the package"))?;
     store.admit(received, &[]).map_err(refit_failed("admit the release"))?;
     Ok(())

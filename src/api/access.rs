@@ -144,7 +144,7 @@ fn forbidden(app: &Shared, principal: &Principal, method: &Method, path: &str) -
         "bus/requests" | "bus/publications" => return None,
         "rollback" => RequestKind::Rollback,
         "updates" | "packages" => RequestKind::Update,
-        _ if path.starts_with("packages/") => RequestKind::Update,
+        _ if path.starts_with("packages/") || path.starts_with("releases/") => RequestKind::Update,
         _ => {
             let what = format!("{method} {path}");
             let reason = format!("the component {component} may only ask for what appliance.toml allows it");

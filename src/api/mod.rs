@@ -11,6 +11,7 @@ mod extract;
 mod logs;
 mod metrics;
 mod packages;
+mod releases;
 mod server;
 mod session;
 mod status;
@@ -65,7 +66,8 @@ type Shared = Arc<App>;
 fn routes(app: Shared) -> Router {
     let api = Router::new()
         .route("/status", get(status::status))
-        .route("/releases", get(status::releases))
+        .route("/releases", get(releases::list))
+        .route("/releases/{version}", delete(releases::remove))
         .route("/history", get(status::history))
         .route("/components", get(components::list))
         .route("/components/{name}/logs", get(logs::logs))

@@ -82,52 +82,6 @@ async fn trust(app: &Shared) -> Value {
     }
 }
 
-pub(super) async fn releases(State(app): State<Shared>) -> Result<Json<Value>, Problem> {
-    let journal = app.manager.journal();
-    let manager = std::sync::Arc::clone(&app.manager);
-    let releases = tokio::task::spawn_blocking(move || manager.releases())
-        .await
-        .map_err(|source| Problem::of(&UpdateError::Worker { source }))?
-        .map_err(|error| Problem::of(&error))?;
-    let current = journal.state.wanted();
-    let on_trial = matches!(journal.state, journal::State::Trial { .. });
-    let previous = journal.previous();
-    let list: Vec<Value> = releases
-        .iter()
-        .rev()
-        .map(|release| {
-            let version = &release.version;
-            let failed = journal.failed.get(version);
-            let state = if version == current {
-                if on_trial { "trial" } else { "current" }
-            } else if Some(version) == previous {
-                "previous"
-            } else if failed.is_some() {
-                "failed"
-            } else if journal.good.contains(version) {
-                "kept"
-            } else {
-                "staged"
-            };
-            json!({
-                "version": version,
-                "state": state,
-                "digest": release.digest,
-                "installed_bytes": release.installed_bytes(),
-                "installed_at": installed_at(&release.dir),
-                "reason": failed.map(|failed| &failed.reason),
-            })
-        })
-        .collect();
-    Ok(Json(json!({ "releases": list, "staged": app.manager.receiving().staged() })))
-}
-
-/// Returns when a release was unpacked: its manifest is the last file that is written.
-fn installed_at(dir: &std::path::Path) -> Option<String> {
-    let modified = dir.join(refit_updater::manifest::INSTALLED_PATH).metadata().ok()?.modified().ok()?;
-    Some(clock::rfc3339(jiff::Timestamp::try_from(modified).ok()?))
-}
-
 pub(super) async fn history(State(app): State<Shared>) -> Result<Json<Value>, Problem> {
     let manager = std::sync::Arc::clone(&app.manager);
     let entries = tokio::task::spawn_blocking(move || manager.history())

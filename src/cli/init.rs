@@ -149,7 +149,8 @@ fn fill_home(home: &Home, package: &Input, root: &Path) -> Result<NewHome, InitE
         expired: Expired::Warn,
         now: clock::now(),
     };
-    let receiver = Receiver { store: &store, trust: &trust, policy: &policy, cancel: &AtomicBool::new(false) };
+    let receiver =
+        Receiver { store: &store, trust: &trust, policy: &policy, cancel: &AtomicBool::new(false), room: None };
     let received = receiver.receive_file(file, &mut |_| {})?;
     let programs = Programs::installed(&received.dir);
     let config = Config::load_with_programs(&programs, &home.path().join(config::LOCAL_FILE))?;

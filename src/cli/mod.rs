@@ -91,8 +91,8 @@ enum Command {
     Init(init::Init),
     /// Show how the appliance is.
     Status,
-    /// List the releases on this appliance.
-    Releases,
+    /// List the releases on this appliance, or remove one.
+    Releases(releases::Releases),
     /// List what was tried on this appliance, newest first.
     History,
     /// Install a package, or an installed release again.
@@ -170,7 +170,7 @@ pub fn main(process: Process) -> Exit {
         Command::Trust(trust) => trust::run(&context, &trust),
         Command::Check => run_online(&context, check::run(&context)),
         Command::Status => run_online(&context, status::run(&context)),
-        Command::Releases => run_online(&context, releases::run(&context)),
+        Command::Releases(releases) => releases::run(&context, &releases),
         Command::History => run_online(&context, history::run(&context)),
         Command::Install(install) => run_online(&context, install::run(&context, &install)),
         Command::Rollback(rollback) => run_online(&context, rollback::run(&context, &rollback)),

@@ -9,6 +9,7 @@ use refit_updater::config::ConfigError as MergeError;
 use refit_updater::journal::{Impossible, JournalError};
 use refit_updater::receive::ReceiveError;
 use refit_updater::release::StoreError;
+use refit_updater::removal::RemovalError;
 use refit_updater::trust::TrustError;
 use semver::Version;
 
@@ -69,6 +70,9 @@ pub enum UpdateError {
     /// A release cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A release is not removed.
+    #[error(transparent)]
+    Removal(#[from] RemovalError),
     /// The journal cannot be written.
     #[error(transparent)]
     Journal(#[from] JournalError),
@@ -219,6 +223,7 @@ impl UpdateError {
             | Self::NotApproved { .. }
             | Self::HttpClient { .. }
             | Self::Store(_)
+            | Self::Removal(_)
             | Self::Journal(_)
             | Self::UnknownPackage { .. }
             | Self::UnknownRelease { .. }
@@ -273,6 +278,7 @@ impl Reported for UpdateError {
             ),
             Self::HttpClient { .. } => Report::new("internal", Exit::Failed, "check the certificates of the system"),
             Self::Store(error) => error.report(),
+            Self::Removal(error) => error.report(),
             Self::Journal(error) => error.report(),
             Self::UnknownPackage { .. } => {
                 Report::new("package_unknown", Exit::Usage, "upload the package again; nothing was changed")

@@ -10,6 +10,7 @@
 
 mod ending;
 mod error;
+mod house;
 mod journal;
 mod parts;
 mod plan;
@@ -38,6 +39,7 @@ use semver::Version;
 use tokio::task::JoinSet;
 
 use self::ending::Endings;
+use self::house::House;
 use self::journal::JournalKeeper;
 use self::shared::Shared;
 use self::steps::Steps;
@@ -61,6 +63,7 @@ pub struct Manager {
     receiving: Arc<Receiving>,
     transaction: Arc<Transaction>,
     trial: Arc<Trial>,
+    house: Arc<House>,
     tasks: Mutex<JoinSet<()>>,
 }
 
@@ -71,17 +74,19 @@ impl Manager {
         let journal = Arc::new(JournalKeeper::new(parts.store.home(), parts.journal.clone()));
         let steps = Arc::new(Steps::new(Arc::clone(&parts.context.registry)));
         let endings = Arc::new(Endings::new(Arc::clone(&parts), Arc::clone(&journal), Arc::clone(&steps)));
-        let shared = Shared { parts, journal, steps, endings, house: Arc::default() };
+        let house = Arc::new(House::new(Arc::clone(&parts), Arc::clone(&journal)));
+        let shared = Shared { parts, journal, steps, endings, house };
         let (transaction, trial) = (Arc::new(Transaction::new(&shared)), Arc::new(Trial::new(&shared)));
-        let Shared { parts, journal, steps, endings, house: _ } = shared;
+        let Shared { parts, journal, steps, endings, house } = shared;
         let manager = Self {
-            receiving: Arc::new(Receiving::new(Arc::clone(&parts), Arc::clone(&journal))),
+            receiving: Arc::new(Receiving::new(Arc::clone(&parts), Arc::clone(&journal), Arc::clone(&house))),
             transaction,
             trial,
             parts,
             journal,
             steps,
             endings,
+            house,
             tasks: Mutex::new(JoinSet::new()),
         };
         manager.trial.show_start();
@@ -109,6 +114,14 @@ impl Manager {
     /// The directory cannot be read.
     pub fn releases(&self) -> Result<Vec<Release>, UpdateError> {
         Ok(self.parts.store.releases()?)
+    }
+
+    /// Removes release `version`. Returns how large it was, in bytes; `None` if that is not known any more.
+    ///
+    /// # Errors
+    /// It is needed, or not there: nothing was changed. Or its files cannot be removed.
+    pub async fn remove(&self, version: Version) -> Result<Option<u64>, UpdateError> {
+        self.house.remove(version).await
     }
 
     /// Returns the configuration files of the running release that wait for the admin. Blocks.
@@ -249,8 +262,10 @@ impl Manager {
     /// Goes on once the site runs: tells how the last attempts ended, and watches a release on trial.
     pub async fn site_runs(&self) {
         self.spawn(Arc::clone(&self.endings).pay_debts());
-        if let Some(attempt) = self.trial.site_runs().await {
-            self.spawn(Arc::clone(&self.trial).watch(attempt));
+        match self.trial.site_runs().await {
+            Some(attempt) => self.spawn(Arc::clone(&self.trial).watch(attempt)),
+            // What the attempt before left, or what a smaller `keep` does without.
+            None => self.spawn(Arc::clone(&self.house).tidy_or_log()),
         }
     }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use refit_base::{Chain, clock, lock};
 use refit_updater::Digest;
 use refit_updater::manifest::Changes;
-use refit_updater::receive::{Policy, ReceiveError, ReceiveProgress, Receiver};
+use refit_updater::receive::{MakeRoom, Policy, ReceiveError, ReceiveProgress, Receiver};
 use refit_updater::release::Received;
 use semver::Version;
 use serde::Serialize;
@@ -18,6 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::io::SyncIoBridge;
 
 use super::error::UpdateError;
+use super::house::House;
 use super::journal::JournalKeeper;
 use super::parts::Parts;
 
@@ -141,6 +142,7 @@ impl Reception {
 pub struct Receiving {
     pub(super) parts: Arc<Parts>,
     pub(super) journal: Arc<JournalKeeper>,
+    house: Arc<House>,
     /// Holding it is receiving a package.
     permit: Arc<Semaphore>,
     reception: Mutex<Option<Reception>>,
@@ -151,10 +153,11 @@ pub struct Receiving {
 }
 
 impl Receiving {
-    pub(super) fn new(parts: Arc<Parts>, journal: Arc<JournalKeeper>) -> Self {
+    pub(super) fn new(parts: Arc<Parts>, journal: Arc<JournalKeeper>, house: Arc<House>) -> Self {
         Self {
             parts,
             journal,
+            house,
             permit: Arc::new(Semaphore::new(1)),
             reception: Mutex::new(None),
             staged: Mutex::default(),
@@ -256,7 +259,9 @@ impl Receiving {
             let mut progress =
                 |progress: ReceiveProgress| receiving.publish_progress(&progress, total_bytes, &mut last);
             let parts = &receiving.parts;
-            let receiver = Receiver { store: &parts.store, trust: &parts.trust, policy: &policy, cancel: &cancel };
+            let room = Some(&*receiving.house as &dyn MakeRoom);
+            let receiver =
+                Receiver { store: &parts.store, trust: &parts.trust, policy: &policy, cancel: &cancel, room };
             let received = receive(receiver, &mut progress)?;
             Ok(receiving.describe(received, current))
         };

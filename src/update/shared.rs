@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::ending::Endings;
+use super::house::House;
 use super::journal::JournalKeeper;
 use super::parts::Parts;
 use super::steps::Steps;
@@ -14,6 +15,5 @@ pub(super) struct Shared {
     pub(super) journal: Arc<JournalKeeper>,
     pub(super) steps: Arc<Steps>,
     pub(super) endings: Arc<Endings>,
-    /// Held while releases on disk are removed, or one is given its place.
-    pub(super) house: Arc<tokio::sync::Mutex<()>>,
+    pub(super) house: Arc<House>,
 }

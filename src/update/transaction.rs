@@ -21,6 +21,7 @@ use serde_json::json;
 
 use super::ending::Endings;
 use super::error::{self, UpdateError};
+use super::house::House;
 use super::journal::JournalKeeper;
 use super::parts::{Parts, blocking, millis};
 use super::shared::Shared;
@@ -45,8 +46,7 @@ pub(super) struct Transaction {
     journal: Arc<JournalKeeper>,
     steps: Arc<Steps>,
     endings: Arc<Endings>,
-    /// Held while releases on disk are removed, or one is given its place.
-    house: Arc<tokio::sync::Mutex<()>>,
+    house: Arc<House>,
     /// When this image journaled a trial.
     trial_ns: Mutex<Option<u64>>,
 }
@@ -109,6 +109,7 @@ impl Transaction {
         let disk = error.exit() == Exit::Disk || error::is_disk(&error);
         ending.exit = Some(if disk { Exit::Disk } else { Exit::Failed });
         self.endings.give_up(attempt, ending).await;
+        Arc::clone(&self.house).tidy_or_log().await;
     }
 
     /// Asks the bus to replace this image.
@@ -139,7 +140,7 @@ impl Transaction {
         received: bool,
     ) -> Result<Arc<Replacement>, (&'static str, UpdateError)> {
         let begun = Instant::now();
-        let _house = Arc::clone(&self.house).lock_owned().await; // nothing is removed meanwhile
+        let _house = self.house.hold().await; // nothing is removed meanwhile
         let admitted = self.clone().stage(attempt.clone(), received).await.map_err(|error| ("staged", error))?;
         let Admitted { release, repaired } = admitted;
         attempt.durations.insert("staging".to_owned(), millis(begun));

@@ -4,7 +4,6 @@
 //! yet: a healthy release is watched on until the disk takes it, one that failed is left to the guard, which finds a trial without
 //! starts in the journal.
 
-use std::collections::BTreeSet;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -15,9 +14,8 @@ use refit_base::{Cause, Chain, clock, lock};
 use refit_bus::{Fault, Origin, Progress, Replacement, Request};
 use refit_updater::attempt::{Attempt, Ending, Kind};
 use refit_updater::history::Entry;
-use refit_updater::journal::{Journal, State};
+use refit_updater::journal::State;
 use semver::Version;
-use tokio::sync::OwnedMutexGuard;
 
 use super::error::UpdateError;
 use super::parts::{blocking, millis};
@@ -165,17 +163,13 @@ impl Trial {
 
     /// Does what follows from the commit, and tells everybody.
     async fn after_commit(&self, entry: Entry) {
-        let Shared { parts, endings, house, .. } = &self.shared;
+        let Shared { parts, endings, .. } = &self.shared;
         for name in lock(&parts.context.listeners).close_aside() {
             parts.context.registry.drop_stored(&name);
         }
-        let alone = Arc::clone(house).lock_owned().await;
-        let shared = self.shared.clone();
-        let pruning = tokio::task::spawn_blocking(move || prune(&shared, alone));
-        match tokio::time::timeout(PRUNE_WAITED_MAX, pruning).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "cannot remove old releases"),
-            Err(_elapsed) => tracing::warn!("old releases are still being removed; the next update waits for that"),
+        let tidying = Arc::clone(&self.shared.house).tidy_or_log();
+        if tokio::time::timeout(PRUNE_WAITED_MAX, tidying).await.is_err() {
+            tracing::warn!("old releases are still being removed; the next update waits for that");
         }
         endings.conclude(entry).await;
     }
@@ -263,40 +257,4 @@ impl Trial {
             None
         })
     }
-}
-
-/// Removes the releases that nobody needs any more, while nothing else changes them. Blocks.
-fn prune(shared: &Shared, alone: OwnedMutexGuard<()>) {
-    let Shared { parts, journal: keeper, .. } = shared;
-    let journal = keeper.current();
-    let keep = parts.config.update.keep;
-    let mut needed: BTreeSet<Version> = parts.context.registry.releases_in_use().into_iter().collect();
-    needed.insert(journal.state.wanted().clone());
-    needed.extend(journal.good.iter().rev().take(keep.max(2)).cloned());
-    let versions = match parts.store.versions() {
-        Ok(versions) => versions,
-        Err(error) => return tracing::warn!(error = %Chain(&error), "cannot list the releases"),
-    };
-    let mut removed = BTreeSet::new();
-    for version in versions.into_iter().filter(|version| !needed.contains(version)) {
-        match parts.store.remove(&version) {
-            Ok(()) => {
-                tracing::info!(release.version = %version, "release removed");
-                removed.insert(version);
-            }
-            Err(error) => {
-                tracing::warn!(release.version = %version, error = %Chain(&error), "cannot remove a release")
-            }
-        }
-    }
-    let forget = |mut journal: Journal| {
-        journal.good.retain(|version| !removed.contains(version));
-        Ok(journal)
-    };
-    if journal.good.iter().any(|version| removed.contains(version))
-        && let Err(error) = keeper.change(forget)
-    {
-        tracing::warn!(error = %Chain(&error), "cannot journal the removal of releases");
-    }
-    drop(alone);
 }

@@ -59,6 +59,7 @@ mod repository;
 mod revive;
 mod runs;
 mod servers;
+mod tidy;
 mod together;
 mod trust;
 mod vendor;

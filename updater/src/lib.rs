@@ -7,7 +7,7 @@
 //! - [`package`] takes the bytes apart, within limits; [`trust`] decides whether they are signed, with [`refit_tuf`];
 //! - [`manifest`] says what is in a release, and refuses what must never be;
 //! - [`receive`] streams a package into staging: verified, decoded, synced, read-only;
-//! - [`release`] keeps the releases on disk, [`config`] carries the admin's edits from one to the next;
+//! - [`release`] keeps the releases on disk, [`removal`] says which may go, [`config`] carries the admin's edits from one to the next;
 //! - [`journal`] is the state of the update transaction, [`attempt`] one run of it, [`history`] what became of each, [`decided`] a
 //!   decision that the disk could not take;
 //! - [`repository`] has the same parts side by side on a web server;
@@ -37,6 +37,7 @@ pub mod mount;
 pub mod package;
 pub mod receive;
 pub mod release;
+pub mod removal;
 pub mod repository;
 pub mod spare;
 pub mod trust;

@@ -28,7 +28,7 @@ use crate::fault;
 use crate::manifest::{ARCH_ANY, DIR_MODE, INSTALLED_PATH, Manifest, RESERVED_DIR};
 use crate::modes::PRIVATE_DIR;
 use crate::package::{Package, PackageError, Payload};
-use crate::release::{Received, Store};
+use crate::release::{Checked, Received, Store};
 use crate::trust::{Expired, Trust, VerifiedManifest};
 
 pub use error::{FrameProblem, PayloadError, ReceiveError};
@@ -114,8 +114,14 @@ pub enum ReceiveProgress {
     Syncing,
 }
 
+/// Makes room on the disk, where a release does not fit.
+pub trait MakeRoom: Sync {
+    /// Removes what can be done without. Blocks.
+    fn make_room(&self);
+}
+
 /// What receives releases: a home, whom it trusts, and what it accepts.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub struct Receiver<'a> {
     /// The home's releases.
     pub store: &'a Store,
@@ -125,6 +131,8 @@ pub struct Receiver<'a> {
     pub policy: &'a Policy,
     /// Ends the work at the next frame, once it is true.
     pub cancel: &'a AtomicBool,
+    /// Is asked for room before a release is refused for want of space; `None` where there is nothing to do without.
+    pub room: Option<&'a dyn MakeRoom>,
 }
 
 impl Receiver<'_> {
@@ -184,7 +192,7 @@ impl Receiver<'_> {
         payload: impl FnOnce(u64) -> Result<Payload<R>, PackageError>,
         progress: &mut (dyn FnMut(ReceiveProgress) + Send),
     ) -> Result<Received, ReceiveError> {
-        let Self { store, trust, policy, cancel } = self;
+        let Self { store, trust, policy, .. } = self;
         let manifest = verified.manifest();
         policy.check(manifest)?;
         if let Some(path) = manifest.hook()
@@ -200,11 +208,8 @@ impl Receiver<'_> {
         });
         let mut payload = payload(manifest.payload_bytes())?;
 
-        let mut checked = store.checked();
-        let mut plan = plan::Plan::new(manifest);
-        plan.find_kept(&store.content_index()?, &checked, cancel)?;
         let staging = store.release_staging()?;
-        plan.check_space(&staging)?;
+        let (mut checked, mut plan) = self.plan(manifest, &staging)?;
 
         // Opened before the first byte is written: every error of writing back since then is one of this sync.
         let file_system = durable::FileSystem::of(&staging).map_err(file_error("open", &staging))?;
@@ -212,7 +217,7 @@ impl Receiver<'_> {
         make_directories(&tree.path, manifest)?;
         let made = plan.make_kept_and_empty(&tree.path)?;
         payload.announce(plan.wanted_ranges(manifest));
-        let unpacked_bytes = unpack::unpack(&mut payload, manifest, &plan, &tree.path, cancel, progress)?;
+        let unpacked_bytes = unpack::unpack(&mut payload, manifest, &plan, &tree.path, self.cancel, progress)?;
         payload.finish()?;
         progress(ReceiveProgress::Syncing);
         finish_tree(&tree.path, &verified)?;
@@ -253,6 +258,25 @@ impl Receiver<'_> {
             linked_bytes: made.linked_bytes,
             written_bytes: made.copied_bytes + unpacked_bytes,
         })
+    }
+
+    /// Returns what is known of the files of kept releases, and what is to be written, which fits.
+    fn plan(self, manifest: &Manifest, staging: &Path) -> Result<(Checked, plan::Plan), ReceiveError> {
+        let planned = || {
+            let checked = self.store.checked();
+            let mut plan = plan::Plan::new(manifest);
+            plan.find_kept(&self.store.content_index()?, &checked, self.cancel)?;
+            plan.check_space(staging)?;
+            Ok((checked, plan))
+        };
+        match (planned(), self.room) {
+            (Err(ReceiveError::NoSpace { .. } | ReceiveError::NoInodes { .. }), Some(room)) => {
+                room.make_room();
+                // Planned anew: a file may have gone that would have been linked.
+                planned()
+            }
+            (planned, _) => planned,
+        }
     }
 }
 

@@ -36,7 +36,7 @@ fn child_updates_a_home() {
             now: now(),
         };
         let cancel = AtomicBool::new(false);
-        let receiver = Receiver { store: &store, trust: &trust, policy: &policy, cancel: &cancel };
+        let receiver = Receiver { store: &store, trust: &trust, policy: &policy, cancel: &cancel, room: None };
         let received = receiver.receive(&package[..], &mut |_| {}).unwrap();
         let release = store.admit(received, &[]).unwrap();
         merge_config(&store, before.as_ref(), &release.version, Existing::Replace).unwrap();

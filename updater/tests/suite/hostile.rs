@@ -32,7 +32,7 @@ fn every_package_of_the_corpus_is_refused() {
     };
     let take = |package: &[u8], policy: &Policy| -> Result<_, ReceiveError> {
         let cancel = AtomicBool::new(false);
-        Receiver { store: &store, trust: &trust, policy, cancel: &cancel }.receive(package, &mut |_| {})
+        Receiver { store: &store, trust: &trust, policy, cancel: &cancel, room: None }.receive(package, &mut |_| {})
     };
     let received = take(&first.honest(), &policy).unwrap();
     policy.current = Some(received.manifest.version().clone());

@@ -258,7 +258,7 @@ fn child_updates_a_home_below_an_overlay() {
     for version in ["1.1.0", "1.2.0"] {
         let package = fs::read(packages.join(version)).unwrap();
         let (policy, cancel) = (policy(), AtomicBool::new(false));
-        let receiver = Receiver { store: &store, trust: &trust, policy: &policy, cancel: &cancel };
+        let receiver = Receiver { store: &store, trust: &trust, policy: &policy, cancel: &cancel, room: None };
         let release = store.admit(receiver.receive(&package[..], &mut |_| {}).unwrap(), &[]).unwrap();
         assert_eq!(store.verify(&release.version, &mut |_| {}).unwrap().problems, []);
     }

@@ -1,0 +1,138 @@
+//! The releases on the disk, kept in order: those that nobody needs any more go, and one that somebody wants gone.
+//!
+//! [`House::tidy_or_log`] runs after every attempt and at every start; [`House::make_room`] before a package is refused for want of space.
+//! Whoever gives a release its place holds the house with [`House::hold`], so that none goes meanwhile.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use refit_base::Chain;
+use refit_updater::attempt::Outcome;
+use refit_updater::history::Entry;
+use refit_updater::journal::Journal;
+use refit_updater::receive::MakeRoom;
+use refit_updater::removal::{self, RemovalError};
+use semver::Version;
+use tokio::sync::{Mutex, OwnedMutexGuard};
+
+use super::error::UpdateError;
+use super::journal::JournalKeeper;
+use super::parts::{Parts, blocking};
+
+/// The owner of which releases stay.
+pub(super) struct House {
+    parts: Arc<Parts>,
+    journal: Arc<JournalKeeper>,
+    /// Held while releases on disk are removed, or one is given its place.
+    alone: Arc<Mutex<()>>,
+}
+
+/// Holding it means that no release goes, and no other is given its place.
+pub(super) type Held = OwnedMutexGuard<()>;
+
+impl House {
+    pub(super) fn new(parts: Arc<Parts>, journal: Arc<JournalKeeper>) -> Self {
+        Self { parts, journal, alone: Arc::default() }
+    }
+
+    /// Waits until nobody else changes which releases are there.
+    pub(super) async fn hold(&self) -> Held {
+        Arc::clone(&self.alone).lock_owned().await
+    }
+
+    /// Removes the releases that nobody needs any more. The one of the last attempt stays, for it may be tried again by its version.
+    /// What cannot be removed is logged.
+    pub(super) async fn tidy_or_log(self: Arc<Self>) {
+        let alone = self.hold().await;
+        let work = move || {
+            self.prune(self.last_tried().as_ref());
+            drop(alone);
+            Ok(())
+        };
+        if let Err(error) = blocking(work).await {
+            tracing::warn!(error = %Chain(&error), "cannot remove old releases");
+        }
+    }
+
+    /// Removes release `version` because somebody asks for it. Returns how large it was, in bytes, as far as that is known.
+    ///
+    /// # Errors
+    /// It is needed, or not there: nothing was changed. Or its files cannot be removed: it is whole, or gone from `releases/`.
+    pub(super) async fn remove(self: &Arc<Self>, version: Version) -> Result<Option<u64>, UpdateError> {
+        let alone = Arc::clone(&self.alone)
+            .try_lock_owned()
+            .map_err(|_held| UpdateError::Busy { what: "releases on the disk are being changed".to_owned() })?;
+        let house = Arc::clone(self);
+        let work = move || {
+            let _alone = alone;
+            let store = &house.parts.store;
+            if !store.versions()?.contains(&version) {
+                return Err(RemovalError::Unknown { version }.into());
+            }
+            let in_use = house.parts.context.registry.releases_in_use();
+            removal::check(&house.journal.current(), &version, &in_use)?;
+            // One whose manifest is damaged goes all the same.
+            let bytes = store.release(&version).ok().map(|release| release.installed_bytes());
+            store.remove(&version)?;
+            tracing::info!(release.version = %version, "release removed on request");
+            house.forget(&BTreeSet::from([version]))?;
+            Ok(bytes)
+        };
+        blocking(work).await
+    }
+
+    /// Returns the release of the last attempt, unless that went well. Blocks.
+    fn last_tried(&self) -> Option<Version> {
+        let entries = self.journal.history().inspect_err(|error| tracing::warn!(%error, "cannot read the history"));
+        let Entry { outcome, to, .. } = entries.ok()?.pop()?;
+        (outcome != Outcome::Done).then_some(to)
+    }
+
+    /// Removes the releases that nobody needs any more, while the house is held. Blocks.
+    fn prune(&self, last_tried: Option<&Version>) {
+        let Self { parts, journal, .. } = self;
+        let versions = match parts.store.versions() {
+            Ok(versions) => versions,
+            Err(error) => return tracing::warn!(error = %Chain(&error), "cannot list the releases"),
+        };
+        let (journal, in_use) = (journal.current(), parts.context.registry.releases_in_use());
+        let mut removed = BTreeSet::new();
+        for version in removal::unneeded(&journal, versions, &in_use, parts.config.update.keep, last_tried) {
+            match parts.store.remove(&version) {
+                Ok(()) => {
+                    tracing::info!(release.version = %version, "release removed");
+                    removed.insert(version);
+                }
+                Err(error) => {
+                    tracing::warn!(release.version = %version, error = %Chain(&error), "cannot remove a release");
+                }
+            }
+        }
+        if let Err(error) = self.forget(&removed) {
+            tracing::warn!(error = %Chain(&error), "cannot journal the removal of releases");
+        }
+    }
+
+    /// Has the journal forget that these releases were good. Why one failed stays known.
+    fn forget(&self, removed: &BTreeSet<Version>) -> Result<(), UpdateError> {
+        if !self.journal.current().good.iter().any(|version| removed.contains(version)) {
+            return Ok(());
+        }
+        let forget = |mut journal: Journal| {
+            journal.good.retain(|version| !removed.contains(version));
+            Ok(journal)
+        };
+        self.journal.change(forget).map(drop)
+    }
+}
+
+impl MakeRoom for House {
+    /// Removes what nobody needs, the release of the last attempt included: the package at hand is worth more.
+    fn make_room(&self) {
+        // One who holds it may be giving a release its place: what is there now stays.
+        if let Ok(_alone) = self.alone.try_lock() {
+            tracing::info!("a package does not fit; removing the releases that are not needed");
+            self.prune(None);
+        }
+    }
+}
