@@ -11,6 +11,7 @@ use refit_updater::receive::ReceiveError;
 use refit_updater::release::StoreError;
 use refit_updater::removal::RemovalError;
 use refit_updater::trust::TrustError;
+use rustix::io::Errno;
 use semver::Version;
 
 use crate::config::{ConfigError, LOCAL_FILE, Mistake};
@@ -341,15 +342,42 @@ pub(super) fn reason(error: &dyn Error) -> String {
     refit_base::Chain(error).to_string()
 }
 
-/// Returns whether the cause of `error` is a disk that takes no more.
+/// Returns whether the cause of `error` is a disk that takes no more, or fails.
 pub(super) fn is_disk(error: &(dyn Error + 'static)) -> bool {
     let mut cause = Some(error);
     while let Some(error) = cause {
         if let Some(error) = error.downcast_ref::<io::Error>() {
-            use io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
-            return matches!(error.kind(), StorageFull | QuotaExceeded | ReadOnlyFilesystem);
+            use io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StaleNetworkFileHandle, StorageFull};
+            let is_failing = [Errno::IO, Errno::UCLEAN, Errno::NODEV].map(Errno::raw_os_error);
+            return matches!(error.kind(), StorageFull | QuotaExceeded | ReadOnlyFilesystem | StaleNetworkFileHandle)
+                || error.raw_os_error().is_some_and(|code| is_failing.contains(&code));
         }
         cause = error.source();
     }
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_that_is_full_or_fails_is_the_disk() {
+        let rows = [
+            (Errno::NOSPC, true),
+            (Errno::DQUOT, true),
+            (Errno::ROFS, true),
+            (Errno::IO, true),
+            (Errno::STALE, true),
+            (Errno::UCLEAN, true),
+            (Errno::NODEV, true),
+            (Errno::NOENT, false),
+            (Errno::ACCESS, false),
+            (Errno::MFILE, false),
+        ];
+        for (errno, expected) in rows {
+            let error = UpdateError::Io { what: "write", source: errno.into() };
+            assert_eq!(is_disk(&error), expected, "{errno}");
+        }
+    }
 }
