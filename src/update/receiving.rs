@@ -175,9 +175,15 @@ impl Receiving {
         let work = move || {
             let _permit = permit;
             let store = &receiving.parts.store;
-            store.point_current(receiving.parts.journal.state.wanted())?;
-            store.empty_staging()?;
-            receiving.journal.record_finished()
+            let pointed = store.point_current(receiving.parts.journal.state.wanted());
+            let emptied = store.empty_staging();
+            let recorded = receiving.journal.record_finished();
+            // What does not work leaves the others alone.
+            if let (Err(_), Err(error)) = (&pointed, &emptied) {
+                tracing::error!(error = %Chain(error), "cannot empty staging; the next start tries again");
+            }
+            pointed.and(emptied)?;
+            recorded
         };
         let result = tokio::task::spawn_blocking(work).await.map_err(|source| UpdateError::Worker { source })?;
         self.is_tidy.store(true, Ordering::Release);

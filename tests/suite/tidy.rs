@@ -97,6 +97,21 @@ fn a_start_removes_what_is_not_kept_any_more() {
     appliance.settled("1.1.0");
 }
 
+/// What a start cannot put in order does not keep it from the rest.
+#[test]
+fn a_start_tidies_on_after_a_failure() {
+    let mut appliance = Appliance::new(&Release::bare("1.0.0"));
+    let (current, left) = (appliance.home().join("current"), appliance.home().join("staging/left"));
+    durable::remove_tree(&current).expect("remove the link");
+    fs::create_dir_all(current.join("something")).expect("put a directory there");
+    fs::create_dir_all(left.join("below")).expect("leave something");
+    appliance.run_guard();
+    appliance.wait_running();
+    eventually(LIMIT, "staging is empty", || !left.exists());
+    assert!(appliance.log().contains("cannot tidy the home"), "{}", appliance.log());
+    assert!(current.join("something").is_dir());
+}
+
 #[test]
 fn an_operator_removes_what_is_not_needed() {
     let mut appliance = Appliance::new(&Release::bare("1.0.0")).start();
