@@ -9,6 +9,7 @@ pub mod acl;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -206,6 +207,8 @@ impl Reported for HomeError {
 #[derive(Debug)]
 pub struct HomeLock {
     file: File,
+    /// The directory itself, whose lock nobody can remove: of the guard alone.
+    _directory: File,
 }
 
 impl HomeLock {
@@ -220,6 +223,7 @@ impl HomeLock {
         let run = home.run();
         let path = run.join("lock");
         let failed = |source| file_error("use", &path)(source);
+        let directory = lock_directory(home)?;
         durable::create_dirs(&run, modes::of("run")).map_err(failed)?;
         let mut file = durable::open_or_create(&path, modes::of("run/lock")).map_err(failed)?;
         let deadline = Instant::now() + ORPHAN_WAIT_MAX;
@@ -243,7 +247,7 @@ impl HomeLock {
         let text = format!("{pid}\n");
         let write = || file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(text.as_bytes()));
         spare::with_room(home.path(), write).map_err(failed)?;
-        Ok(Self { file })
+        Ok(Self { file, _directory: directory })
     }
 
     /// Returns a descriptor that holds the same lock, for the runtime.
@@ -253,6 +257,35 @@ impl HomeLock {
     pub fn share(&self) -> io::Result<OwnedFd> {
         Ok(self.file.try_clone()?.into())
     }
+}
+
+/// Locks the directory of the home, whose `run/lock` a cleaner may have removed while its guard lives.
+///
+/// # Errors
+/// Another guard lives, or the directory cannot be opened.
+fn lock_directory(home: &Home) -> Result<File, HomeError> {
+    let directory = File::open(home.path()).map_err(file_error("open", home.path()))?;
+    match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            let pid = holder_of(&directory).map_err(file_error("use", home.path()))?;
+            Err(HomeError::InUse { home: home.path().to_owned(), pid })
+        }
+        // A file system that locks no directories has `run/lock`.
+        Ok(()) | Err(_) => Ok(directory),
+    }
+}
+
+/// Returns the process that holds the lock of `file`, as the kernel lists it, proc_locks(5); 0 if it is not shown.
+fn holder_of(file: &File) -> io::Result<i32> {
+    let inode = format!(":{}", file.metadata()?.ino());
+    let locks = fs::read_to_string("/proc/locks")?;
+    let holders = locks.lines().filter_map(|line| {
+        let columns: Vec<&str> = line.split_whitespace().collect();
+        // Number, kind, whether it binds, what it allows, process, place, from, to; one that waits has an arrow after the number.
+        let [_, "FLOCK", _, _, pid, place, ..] = columns.as_slice() else { return None };
+        place.ends_with(&inode).then(|| pid.parse().ok())?
+    });
+    Ok(holders.into_iter().next().unwrap_or(0))
 }
 
 /// The file that says which process the guard is, as long as this value lives. Whoever reads it finds a whole number or no

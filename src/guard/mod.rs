@@ -27,7 +27,7 @@ use std::path::PathBuf;
 use nix::sys::signal::Signal;
 use refit_base::{Chain, Exit, Report, Reported};
 use refit_updater::journal::{self, JournalError};
-use refit_updater::spare;
+use refit_updater::{Store, spare};
 
 use self::decisions::Decisions;
 use self::say::say;
@@ -111,6 +111,9 @@ pub fn run(given: Given) -> Result<Exit, GuardError> {
     journal::recall(home.path())?;
     let lock = HomeLock::acquire(home, std::process::id(), || say("waiting for the previous runtime to end"))?;
     // Read again: a runtime that just ended may have written it.
+    for name in Store::make_missing(home.path()).map_err(HomeError::File)? {
+        say(&format!("the directory {name} of the home was missing; it was made again"));
+    }
     let (decisions, trouble) = Decisions::recalled(home.path())?;
     if let Some(trouble) = trouble {
         say(&trouble);

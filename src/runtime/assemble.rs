@@ -11,7 +11,7 @@ use std::time::Duration;
 use refit_base::{Chain, clock};
 use refit_bus::{Bus, Engine, Options};
 use refit_updater::Store;
-use refit_updater::config::Live;
+use refit_updater::config::{Existing, Live, merge_config};
 use refit_updater::decided::{self, Decided};
 use refit_updater::journal::{self, Journal};
 use refit_updater::release::Release;
@@ -223,6 +223,9 @@ fn read_disk(given: &Given, fresh: bool) -> Result<OnDisk, RuntimeError> {
         tracing::warn!(release.version = %decided.state.wanted(), "the journal could not be written; going by what was decided");
         journal = decided;
     }
+    for name in Store::make_missing(home).map_err(HomeError::File)? {
+        tracing::warn!(path = %home.join(name).display(), "a directory of the home was missing; it was made again");
+    }
     let store = Store::open(home)?;
     let trust = Trust::of(home);
     let release = store.release(journal.state.wanted())?;
@@ -234,7 +237,25 @@ fn read_disk(given: &Given, fresh: bool) -> Result<OnDisk, RuntimeError> {
         Config::load(&release.dir, &local)?
     };
     let config = Arc::new(config);
+    restore_config(&store, &release);
     Ok(OnDisk { store, trust, journal, release, config })
+}
+
+/// Makes the live configuration of `release` from its defaults where it is gone. What is in the way is logged: its components say what they
+/// lack.
+fn restore_config(store: &Store, release: &Release) {
+    let dir = store.config_dir(&release.version);
+    if dir.symlink_metadata().is_ok() {
+        return;
+    }
+    match merge_config(store, None, &release.version, Existing::Keep) {
+        Ok(_) => {
+            tracing::warn!(path = %dir.display(), "the live configuration was missing; it was made from the release's defaults")
+        }
+        Err(error) => {
+            tracing::error!(path = %dir.display(), error = %Chain(&error), "the live configuration is missing and cannot be made again");
+        }
+    }
 }
 
 /// Lets the components' accounts into their configuration. Where no image handed over, gives the release the modes of its manifest, too.

@@ -80,3 +80,48 @@ fn a_copy_that_is_damaged_too_helps_nobody_and_changes_nothing() {
     assert!(line.contains("state.json is damaged"), "{line}");
     assert_eq!(fs::read(appliance.home().join("state.json")).expect("read"), b"{");
 }
+
+#[test]
+fn directories_that_are_missing_are_made_again() {
+    let release = |version: &str| Release::shop(version).file("config/colours.conf", "red\n");
+    let mut appliance = Appliance::new(&release("1.0.0")).start();
+    // What is made anew at each start anyhow is worth no word.
+    for (name, is_said) in [("staging", true), ("data", true), ("config", true), ("run", false), ("log", false)] {
+        stop(&mut appliance);
+        let dir = appliance.home().join(name);
+        if dir.exists() {
+            fs::remove_dir_all(&dir).expect("removed");
+        }
+        appliance.run_guard();
+        appliance.wait_running();
+        let log = appliance.log();
+        assert_eq!(log.contains(&format!("the directory {name} of the home was missing")), is_said, "{name}: {log}");
+        assert!(dir.is_dir() || name == "log", "{name}"); // logs are kept only where that is asked for
+    }
+    assert_eq!(fs::read_to_string(appliance.home().join("config/1.0.0/colours.conf")).expect("read"), "red\n");
+    // And those that go while it runs.
+    for (name, version) in [("staging", "1.1.0"), ("config", "1.2.0")] {
+        fs::remove_dir_all(appliance.home().join(name)).expect("removed");
+        appliance.install(&release(version), &[]).ends_with(0);
+        appliance.settled(version);
+    }
+}
+
+#[test]
+fn a_home_whose_lock_is_removed_has_one_guard_all_the_same() {
+    let appliance = Appliance::new(&Release::shop("1.0.0")).start();
+    let pids = (appliance.guard_pid(), appliance.runtime_pid(), appliance.component_pid("shop"));
+    for remove in ["run/lock", "run"] {
+        let path = appliance.home().join(remove);
+        if path.is_dir() {
+            fs::remove_dir_all(&path).expect("removed");
+        } else {
+            fs::remove_file(&path).expect("removed");
+        }
+        let line = Ran::of(refit().args(["run", "--home"]).arg(appliance.home())).complains_with(75);
+        assert!(line.contains("in use by another guard") && line.contains(&pids.0.to_string()), "{remove}: {line}");
+    }
+    for pid in [pids.0, pids.1, pids.2] {
+        assert!(crate::process::is_alive(pid), "{pid}");
+    }
+}

@@ -166,10 +166,27 @@ impl Store {
     /// # Errors
     /// `home` is no home.
     pub fn open(home: &Path) -> Result<Self, StoreError> {
-        match LAYOUT.into_iter().find(|name| !home.join(name).is_dir()) {
-            Some(missing) => Err(StoreError::NoHome { home: home.to_owned(), missing }),
-            None => Ok(Self { home: home.to_owned() }),
+        // The others are made again when they are missing; without this one there is nothing to run.
+        const ESSENTIAL: &str = "releases";
+        if home.join(ESSENTIAL).is_dir() {
+            Ok(Self { home: home.to_owned() })
+        } else {
+            Err(StoreError::NoHome { home: home.to_owned(), missing: ESSENTIAL })
         }
+    }
+
+    /// Makes the directories again that are missing in a home in which an appliance is installed: a cleaner may have taken them. Returns
+    /// their names.
+    ///
+    /// # Errors
+    /// One could not be made.
+    pub fn make_missing(home: &Path) -> Result<Vec<&'static str>, FileError> {
+        let missing: Vec<&str> = LAYOUT.into_iter().filter(|name| !home.join(name).is_dir()).collect();
+        for name in &missing {
+            let dir = home.join(name);
+            durable::create_dirs(&dir, modes::of(name)).map_err(file_error("make", &dir))?;
+        }
+        Ok(missing)
     }
 
     /// Returns the home's directory.

@@ -36,6 +36,11 @@ impl Store {
 
     fn staging_for(&self, place: &Path) -> Result<PathBuf, FileError> {
         let staging = self.staging_dir();
+        for dir in [&staging, place] {
+            // While it runs a cleaner may take an empty directory.
+            let name = dir.file_name().unwrap_or_default().to_string_lossy();
+            durable::create_dirs(dir, modes::of(&name)).map_err(file_error("make", dir))?;
+        }
         if mount::is_same(&staging, place).map_err(file_error("look at", place))? {
             return Ok(staging);
         }
@@ -56,6 +61,7 @@ impl Store {
             durable::remove_tree(&beside).map_err(file_error("remove", &beside))?;
         }
         let staging = self.staging_dir();
+        durable::create_dirs(&staging, modes::of("staging")).map_err(file_error("make", &staging))?;
         for entry in fs::read_dir(&staging).map_err(file_error("read", &staging))? {
             let path = entry.map_err(file_error("read", &staging))?.path();
             durable::remove_tree(&path).map_err(file_error("remove", &path))?;
