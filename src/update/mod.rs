@@ -8,6 +8,7 @@
 //! what follows it. They share the journal, whose owner is [`JournalKeeper`], and what is shown of it all, by [`Steps`]. The
 //! manager only asks one after the other, and hosts their tasks.
 
+mod bench;
 mod ending;
 mod error;
 mod house;

@@ -17,6 +17,7 @@ use tokio::io::AsyncRead;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::io::SyncIoBridge;
 
+use super::bench::Bench;
 use super::error::UpdateError;
 use super::house::House;
 use super::journal::JournalKeeper;
@@ -143,6 +144,7 @@ pub struct Receiving {
     pub(super) parts: Arc<Parts>,
     pub(super) journal: Arc<JournalKeeper>,
     house: Arc<House>,
+    bench: Bench,
     /// Holding it is receiving a package.
     permit: Arc<Semaphore>,
     reception: Mutex<Option<Reception>>,
@@ -158,6 +160,7 @@ impl Receiving {
             parts,
             journal,
             house,
+            bench: Bench::new(),
             permit: Arc::new(Semaphore::new(1)),
             reception: Mutex::new(None),
             staged: Mutex::default(),
@@ -271,7 +274,7 @@ impl Receiving {
             let received = receive(receiver, &mut progress)?;
             Ok(receiving.describe(received, current))
         };
-        let result = tokio::task::spawn_blocking(work).await.map_err(|source| UpdateError::Worker { source });
+        let result = self.bench.run(work).await;
         drop(guard);
         result?
     }
