@@ -279,13 +279,13 @@ fn lock_directory(home: &Home) -> Result<File, HomeError> {
 fn holder_of(file: &File) -> io::Result<i32> {
     let inode = format!(":{}", file.metadata()?.ino());
     let locks = fs::read_to_string("/proc/locks")?;
-    let holders = locks.lines().filter_map(|line| {
+    let holder = locks.lines().find_map(|line| {
         let columns: Vec<&str> = line.split_whitespace().collect();
         // Number, kind, whether it binds, what it allows, process, place, from, to; one that waits has an arrow after the number.
         let [_, "FLOCK", _, _, pid, place, ..] = columns.as_slice() else { return None };
         place.ends_with(&inode).then(|| pid.parse().ok())?
     });
-    Ok(holders.into_iter().next().unwrap_or(0))
+    Ok(holder.unwrap_or(0))
 }
 
 /// The file that says which process the guard is, as long as this value lives. Whoever reads it finds a whole number or no

@@ -3,8 +3,7 @@
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
-use refit_base::Exit;
-use refit_base::{Reported, clock};
+use refit_base::{Exit, Reported, clock};
 use refit_updater::journal;
 use semver::Version;
 use serde_json::{Value, json};

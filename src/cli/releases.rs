@@ -94,12 +94,7 @@ fn remove_at_rest(context: &Context, version: &Version) -> Result<Option<u64>, A
     let _lock = HomeLock::acquire(home, std::process::id(), || {})?;
     let store = Store::open(home.path())?;
     let journal = journal::load(home.path())?.ok_or_else(|| HomeError::Empty { home: home.path().to_owned() })?;
-    if !store.versions()?.contains(version) {
-        return Err(RemovalError::Unknown { version: version.clone() }.into());
-    }
-    removal::check(&journal, version, &[])?;
-    let bytes = store.release(version).ok().map(|release| release.installed_bytes());
-    store.remove(version)?;
+    let bytes = removal::remove::<AtRestError>(&store, &journal, version, &[])?;
     if journal.good.contains(version) {
         let mut journal = journal;
         journal.good.retain(|good| good != version);

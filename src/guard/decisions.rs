@@ -63,25 +63,22 @@ impl Decisions {
     /// # Errors
     /// Neither says which release runs.
     pub(super) fn recalled(home: &Path) -> Result<(Self, Option<String>), GuardError> {
-        let journal = journal::recall(home)?.ok_or_else(|| HomeError::Empty { home: home.to_owned() })?;
         let trouble = match journal::load(home) {
-            Ok(Some(_)) => None,
-            Ok(None) => Some(format!("the update journal {} is gone", home.join(JOURNAL_FILE).display())),
-            Err(error) => Some(Chain(&error).to_string()),
+            Ok(Some(journal)) => {
+                journal::refresh_copy(home, &journal);
+                return Ok((Self::new(home, journal), None));
+            }
+            Ok(None) => gone(home),
+            Err(error) => Chain(&error).to_string(),
         };
-        let decisions = Self::new(home, journal);
-        let Some(trouble) = trouble else {
-            journal::refresh_copy(home, &decisions.known);
-            return Ok((decisions, None));
-        };
-        let kept = decisions.keep_aside().map_err(|error| format!("cannot keep the damaged journal: {error}"));
-        let stored =
-            kept.and_then(|()| journal::store(home, &decisions.known).map_err(|error| Chain(&error).to_string()));
-        let said = match stored {
+        let copy = journal::recall(home)?.ok_or_else(|| HomeError::Empty { home: home.to_owned() })?;
+        let mut decisions = Self::new(home, copy);
+        let said = match decisions.keep_aside().and_then(|()| decisions.store()) {
             Ok(()) => format!("{trouble}; it was replaced by its copy"),
             Err(error) => format!("{trouble}; its copy is believed, and cannot take its place: {error}"),
         };
-        Ok((Self::new(home, decisions.known), Some(said)))
+        decisions.look = look(home);
+        Ok((decisions, Some(said)))
     }
 
     /// Reads the journal if its file is another one than at the last look. One that cannot be read changes nothing.
@@ -133,10 +130,10 @@ impl Decisions {
         let said = trouble.as_ref().map(|trouble| trouble.text.clone());
         let written = match &trouble {
             Some(trouble) if !trouble.can_mend => Err(trouble.text.clone()),
-            Some(_) => self.keep_aside().map_err(|error| format!("cannot keep the damaged journal: {error}")),
+            Some(_) => self.keep_aside(),
             None => Ok(()),
         }
-        .and_then(|()| journal::store(&self.home, &self.known).map_err(|error| Chain(&error).to_string()));
+        .and_then(|()| self.store());
         let trouble = match written {
             Ok(()) => {
                 self.unwritten = None;
@@ -169,8 +166,7 @@ impl Decisions {
                 return None;
             }
             Ok(None) => {
-                let text = format!("the update journal {} is gone", self.home.join(JOURNAL_FILE).display());
-                return Some(Trouble { text, can_mend: true });
+                return Some(Trouble { text: gone(&self.home), can_mend: true });
             }
             Err(error) => error,
         };
@@ -186,15 +182,26 @@ impl Decisions {
         Some(Trouble { text: Chain(&error).to_string(), can_mend })
     }
 
-    /// Gives a file that is no journal a second name, under which somebody may look at it.
-    fn keep_aside(&self) -> io::Result<()> {
+    /// Writes what is known to the disk.
+    fn store(&self) -> Result<(), String> {
+        journal::store(&self.home, &self.known).map_err(|error| Chain(&error).to_string())
+    }
+
+    /// Gives a file that is not a journal a second name, under which somebody may look at it.
+    fn keep_aside(&self) -> Result<(), String> {
         let (journal, aside) = (self.home.join(JOURNAL_FILE), self.home.join(DAMAGED_FILE));
-        match fs::symlink_metadata(&journal) {
+        let kept = match fs::symlink_metadata(&journal) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()), // an earlier one stays
             Err(error) => Err(error),
             Ok(_) => durable::remove_file(&aside).and_then(|()| durable::hard_link(&journal, &aside)),
-        }
+        };
+        kept.map_err(|error| format!("cannot keep the damaged journal: {error}"))
     }
+}
+
+/// Says that there is no journal.
+fn gone(home: &Path) -> String {
+    format!("the update journal {} is gone", home.join(JOURNAL_FILE).display())
 }
 
 /// Why the journal on disk cannot be believed.

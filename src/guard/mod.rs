@@ -110,10 +110,10 @@ pub fn run(given: Given) -> Result<Exit, GuardError> {
     home.check_owner()?;
     journal::recall(home.path())?;
     let lock = HomeLock::acquire(home, std::process::id(), || say("waiting for the previous runtime to end"))?;
-    // Read again: a runtime that just ended may have written it.
     for name in Store::make_missing(home.path()).map_err(HomeError::File)? {
         say(&format!("the directory {name} of the home was missing; it was made again"));
     }
+    // Read again: a runtime that just ended may have written it.
     let (decisions, trouble) = Decisions::recalled(home.path())?;
     if let Some(trouble) = trouble {
         say(&trouble);

@@ -244,16 +244,13 @@ fn read_disk(given: &Given, fresh: bool) -> Result<OnDisk, RuntimeError> {
 /// Makes the live configuration of `release` from its defaults where it is gone. What is in the way is logged: its components say what they
 /// lack.
 fn restore_config(store: &Store, release: &Release) {
-    let dir = store.config_dir(&release.version);
-    if dir.symlink_metadata().is_ok() {
-        return;
-    }
+    let path = store.config_dir(&release.version);
+    let path = path.display();
     match merge_config(store, None, &release.version, Existing::Keep) {
-        Ok(_) => {
-            tracing::warn!(path = %dir.display(), "the live configuration was missing; it was made from the release's defaults")
-        }
+        Ok(made) if made.kept_existing => {}
+        Ok(_) => tracing::warn!(%path, "the live configuration was missing; it was made from the release's defaults"),
         Err(error) => {
-            tracing::error!(path = %dir.display(), error = %Chain(&error), "the live configuration is missing and cannot be made again");
+            tracing::error!(%path, error = %Chain(&error), "the live configuration is missing and cannot be made again");
         }
     }
 }

@@ -1,7 +1,7 @@
-//! The releases on the disk, kept in order: those that nobody needs any more go, and one that somebody wants gone.
+//! The releases on the disk, kept in order: those that are no longer needed are removed, and one that an operator asks to remove.
 //!
 //! [`House::tidy_or_log`] runs after every attempt and at every start; [`House::make_room`] before a package is refused for want of space.
-//! Whoever gives a release its place holds the house with [`House::hold`], so that none goes meanwhile.
+//! To give a release its place, hold the house with [`House::hold`]: no release is removed meanwhile.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use refit_updater::attempt::Outcome;
 use refit_updater::history::Entry;
 use refit_updater::journal::Journal;
 use refit_updater::receive::MakeRoom;
-use refit_updater::removal::{self, RemovalError};
+use refit_updater::removal;
 use semver::Version;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
@@ -40,7 +40,7 @@ impl House {
         Arc::clone(&self.alone).lock_owned().await
     }
 
-    /// Removes the releases that nobody needs any more. The one of the last attempt stays, for it may be tried again by its version.
+    /// Removes the releases that are no longer needed. The one of the last attempt stays, for it may be tried again by its version.
     /// What cannot be removed is logged.
     pub(super) async fn tidy_or_log(self: Arc<Self>) {
         let alone = self.hold().await;
@@ -65,15 +65,9 @@ impl House {
         let house = Arc::clone(self);
         let work = move || {
             let _alone = alone;
-            let store = &house.parts.store;
-            if !store.versions()?.contains(&version) {
-                return Err(RemovalError::Unknown { version }.into());
-            }
             let in_use = house.parts.context.registry.releases_in_use();
-            removal::check(&house.journal.current(), &version, &in_use)?;
-            // One whose manifest is damaged goes all the same.
-            let bytes = store.release(&version).ok().map(|release| release.installed_bytes());
-            store.remove(&version)?;
+            let journal = house.journal.current();
+            let bytes = removal::remove::<UpdateError>(&house.parts.store, &journal, &version, &in_use)?;
             tracing::info!(release.version = %version, "release removed on request");
             house.forget(&BTreeSet::from([version]))?;
             Ok(bytes)
@@ -88,7 +82,7 @@ impl House {
         (outcome != Outcome::Done).then_some(to)
     }
 
-    /// Removes the releases that nobody needs any more, while the house is held. Blocks.
+    /// Removes the releases that are no longer needed. The caller holds the house. Blocks.
     fn prune(&self, last_tried: Option<&Version>) {
         let Self { parts, journal, .. } = self;
         let versions = match parts.store.versions() {

@@ -8,7 +8,6 @@
 //! what follows it. They share the journal, whose owner is [`JournalKeeper`], and what is shown of it all, by [`Steps`]. The
 //! manager only asks one after the other, and hosts their tasks.
 
-mod bench;
 mod ending;
 mod error;
 mod house;
@@ -18,6 +17,7 @@ mod plan;
 mod preflight;
 mod probation;
 mod receiving;
+mod reception_thread;
 mod repository;
 mod restart;
 mod revive;

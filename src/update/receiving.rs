@@ -17,11 +17,11 @@ use tokio::io::AsyncRead;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::io::SyncIoBridge;
 
-use super::bench::Bench;
 use super::error::UpdateError;
 use super::house::House;
 use super::journal::JournalKeeper;
 use super::parts::Parts;
+use super::reception_thread::ReceptionThread;
 
 /// How often the progress of a package is published.
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
@@ -144,7 +144,7 @@ pub struct Receiving {
     pub(super) parts: Arc<Parts>,
     pub(super) journal: Arc<JournalKeeper>,
     house: Arc<House>,
-    bench: Bench,
+    thread: ReceptionThread,
     /// Holding it is receiving a package.
     permit: Arc<Semaphore>,
     reception: Mutex<Option<Reception>>,
@@ -160,7 +160,7 @@ impl Receiving {
             parts,
             journal,
             house,
-            bench: Bench::new(),
+            thread: ReceptionThread::default(),
             permit: Arc::new(Semaphore::new(1)),
             reception: Mutex::new(None),
             staged: Mutex::default(),
@@ -274,7 +274,7 @@ impl Receiving {
             let received = receive(receiver, &mut progress)?;
             Ok(receiving.describe(received, current))
         };
-        let result = self.bench.run(work).await;
+        let result = self.thread.run(work).await;
         drop(guard);
         result?
     }

@@ -1,4 +1,4 @@
-//! Releases that nobody needs any more leave the disk: by themselves, and when an operator says so.
+//! Releases that are no longer needed leave the disk: by themselves, and when an operator says so.
 
 use std::fs;
 use std::net::TcpListener;
@@ -31,7 +31,7 @@ fn not_startable(version: &str, held: &TcpListener) -> Release {
     Release::bare(version).written_as(&toml)
 }
 
-/// Returns what lies in a directory of the home, in order; what is hidden is not counted.
+/// Returns what lies in a directory of the home, in order, without hidden entries.
 fn in_dir(appliance: &Appliance, dir: &str) -> Vec<String> {
     let entries = fs::read_dir(appliance.home().join(dir)).expect("read a directory").flatten();
     let mut names: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();

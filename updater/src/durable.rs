@@ -36,8 +36,8 @@ pub fn replace(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     replace_with_mode(dir, name, bytes, REPLACE_MODE)
 }
 
-/// Replaces `dir/name`, with the permissions `mode`, by what a power cut may take away or tear: whoever reads it must find that out, and
-/// do without.
+/// Replaces `dir/name`, with the permissions `mode`, by what a power cut may take away or tear: a reader must find that out, and do
+/// without.
 ///
 /// # Errors
 /// Nothing has changed.

@@ -137,7 +137,7 @@ pub const PLACES: &[Place] = &[
     exactly("log/*", Kind::Directory, LOG_DIR, "as the directory above"),
     exactly("log/*/*", Kind::File, STATE_FILE, "as the directory"),
     exactly("state.json", Kind::File, STATE_FILE, "it quotes what components printed"),
-    exactly("state.json.copy", Kind::File, 0o640, "as the journal"),
+    exactly("state.json.copy", Kind::File, STATE_FILE, "as the journal"),
     exactly("history.jsonl", Kind::File, STATE_FILE, "it quotes what components printed"),
     exactly(".spare", Kind::File, PRIVATE_FILE, "it holds nothing"),
     Place {

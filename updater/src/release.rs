@@ -154,10 +154,7 @@ impl Store {
     /// # Errors
     /// A directory could not be made; those before it may be there.
     pub fn init(home: &Path) -> Result<Self, StoreError> {
-        for name in LAYOUT {
-            let dir = home.join(name);
-            durable::create_dirs(&dir, modes::of(name)).map_err(file_error("make", &dir))?;
-        }
+        Self::make_missing(home)?;
         Ok(Self { home: home.to_owned() })
     }
 

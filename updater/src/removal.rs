@@ -1,7 +1,7 @@
-//! Which releases may go, as data: no clock, no disk, no network.
+//! Which releases may go.
 //!
 //! [`unneeded`] names those that go by themselves, after every attempt and when space is wanted; [`check`] decides whether one may
-//! go because somebody asks for it. Neither removes anything: that is [`Store::remove`](crate::Store::remove).
+//! go because somebody asks for it. Both decide by data: no clock, no disk, no network. [`remove`] removes one that somebody asks for.
 
 use std::collections::BTreeSet;
 
@@ -9,6 +9,7 @@ use refit_base::{Exit, Report, Reported};
 use semver::Version;
 
 use crate::journal::{Journal, State};
+use crate::release::{Store, StoreError};
 
 /// How many good releases stay, whatever is configured: the running one, and one to go back to.
 pub const KEEP_MIN: usize = 2;
@@ -105,6 +106,27 @@ pub fn check(journal: &Journal, version: &Version, in_use: &[Version]) -> Result
         return Err(RemovalError::InUse { version });
     }
     Ok(())
+}
+
+/// Removes release `version`, which somebody asks for, from `store`; `in_use` are the releases that processes run from. Returns how large
+/// it was, in bytes, as far as that is known. The journal still counts it among the good ones, if it was.
+///
+/// # Errors
+/// It is needed, or not there: nothing was changed. Or its files cannot be removed: it is whole, or gone from `releases/`.
+pub fn remove<E: From<StoreError> + From<RemovalError>>(
+    store: &Store,
+    journal: &Journal,
+    version: &Version,
+    in_use: &[Version],
+) -> Result<Option<u64>, E> {
+    if !store.versions()?.contains(version) {
+        return Err(RemovalError::Unknown { version: version.clone() }.into());
+    }
+    check(journal, version, in_use)?;
+    // One whose manifest is damaged goes, too.
+    let bytes = store.release(version).ok().map(|release| release.installed_bytes());
+    store.remove(version)?;
+    Ok(bytes)
 }
 
 /// Returns those of `versions` that nothing needs: no process of `in_use`, not the update under way, not the newest `keep` good

@@ -62,7 +62,8 @@ fn in_time(health: &Health) -> String {
 }
 
 async fn get(client: &reqwest::Client, url: &str, health: &Health, probed: &Probed) -> Result<Outcome, Failure> {
-    if let Some(outcome) = get_from_acceptor(client, url, health, probed).await? {
+    let acceptors = Acceptors::of(&probed.carried, &probed.component, &probed.context);
+    if let Some(outcome) = get_from_acceptor(client, url, health, &acceptors).await? {
         return Ok(outcome);
     }
     let answer = match client.get(url).send().await {
@@ -75,7 +76,7 @@ async fn get(client: &reqwest::Client, url: &str, health: &Health, probed: &Prob
     };
     let ends = answer.extensions().get::<HttpInfo>().map(|info| (info.remote_addr(), info.local_addr()));
     if let Some((server, own)) = ends
-        && says_nothing(server, own, probed).await
+        && says_nothing(server, own, &acceptors).await
     {
         return Ok(Outcome::OfAnother);
     }
@@ -101,13 +102,12 @@ async fn get_from_acceptor(
     client: &reqwest::Client,
     url: &str,
     health: &Health,
-    probed: &Probed,
+    acceptors: &Acceptors<'_>,
 ) -> Result<Option<Outcome>, Failure> {
-    let acceptors = Acceptors::of(&probed.carried, &probed.component, &probed.context);
     if !acceptors.have_rivals() {
         return Ok(None);
     }
-    let Some(address) = own_address(health, &acceptors).await else { return Ok(None) };
+    let Some(address) = own_address(health, acceptors).await else { return Ok(None) };
     let until = tokio::time::Instant::now() + health.timeout;
     let connection = match acceptors.connect(address, health.timeout.min(ACCEPT_MAX)).await {
         Ok((Verdict::Ours, Some(connection))) => connection,
@@ -157,8 +157,7 @@ async fn ask(
 }
 
 /// Returns whether what came on the connection from `own` to `server`, which is still open, may be the answer of another instance.
-async fn says_nothing(server: SocketAddr, own: SocketAddr, probed: &Probed) -> bool {
-    let acceptors = Acceptors::of(&probed.carried, &probed.component, &probed.context);
+async fn says_nothing(server: SocketAddr, own: SocketAddr, acceptors: &Acceptors<'_>) -> bool {
     if !acceptors.have_rivals() {
         return false;
     }

@@ -3,8 +3,6 @@
 //! `releases/` and `config/` may each be a mount or a subvolume of its own.
 
 use std::fs;
-use std::io;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use refit_base::{FileError, file_error};
@@ -45,10 +43,8 @@ impl Store {
             return Ok(staging);
         }
         let beside = place.join(BESIDE);
-        match fs::DirBuilder::new().mode(modes::PRIVATE_DIR).create(&beside) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(file_error("make", &beside)(error)),
-            Ok(()) | Err(_) => Ok(beside),
-        }
+        durable::create_dirs(&beside, modes::PRIVATE_DIR).map_err(file_error("make", &beside))?;
+        Ok(beside)
     }
 
     /// Removes everything that is put together.
