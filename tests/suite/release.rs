@@ -1,7 +1,7 @@
 //! Releases as a vendor writes them, and their packages, each made once in the life of the test process.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs;
+use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
 
-use crate::process;
 
 /// The program under test.
 pub(crate) const REFIT: &str = env!("CARGO_BIN_EXE_refit");
@@ -338,9 +337,11 @@ impl Release {
     }
 }
 
-/// Whoever makes the packages: keys, and a directory for what is made.
+/// The vendor who makes the packages: keys, and a directory for what is made.
 pub(crate) struct Vendor {
     dir: PathBuf,
+    /// Its directory, locked for as long as this process lives: a process ID is given to another one later.
+    _lock: File,
 }
 
 impl Vendor {
@@ -350,19 +351,24 @@ impl Vendor {
         VENDOR.get_or_init(|| {
             let dirs = Path::new(env!("CARGO_TARGET_TMPDIR")).join("vendors");
             fs::create_dir_all(&dirs).expect("make the directory of vendors");
+            let alone = File::open(&dirs).expect("open the directory of vendors");
+            alone.lock().expect("wait for the other test processes");
             // Nothing is dropped at the end of a test process, so the next one cleans up after it.
             for entry in fs::read_dir(&dirs).expect("list the vendors").flatten() {
-                let pid = entry.file_name().to_str().and_then(|name| name.parse().ok());
-                if pid.is_none_or(|pid| !process::is_alive(pid)) {
-                    fs::remove_dir_all(entry.path()).ok(); // another process may do the same
+                if File::open(entry.path()).is_ok_and(|left| left.try_lock().is_ok()) {
+                    fs::remove_dir_all(entry.path()).ok(); // it may be another account's
                 }
             }
-            let dir = dirs.join(std::process::id().to_string());
-            fs::create_dir(&dir).expect("make the vendor's directory");
+            let readable = fs::Permissions::from_mode(0o755);
+            let dir = tempfile::Builder::new().permissions(readable).tempdir_in(&dirs);
+            let dir = dir.expect("make the vendor's directory").keep();
+            let lock = File::open(&dir).expect("open the vendor's directory");
+            lock.lock().expect("lock the vendor's directory");
+            drop(alone);
             for keys in ["keys", "stranger"] {
                 run(Command::new(REFIT).args(["keys", "init"]).arg(dir.join(keys)));
             }
-            Self { dir }
+            Self { dir, _lock: lock }
         })
     }
 
