@@ -354,6 +354,12 @@ impl Appliance {
         status
     }
 
+    /// Asks the guard to end, and waits until it has.
+    pub(crate) fn stop(&mut self) {
+        process::send(self.guard_pid(), Signal::SIGTERM);
+        assert_eq!(self.wait_guard(LIMIT).code(), Some(0), "{}", self.log());
+    }
+
     /// Kills the guard with SIGKILL and collects it.
     pub(crate) fn kill_guard(&mut self) {
         let mut guard = self.guard.take().expect("a guard runs");

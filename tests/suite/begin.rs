@@ -76,8 +76,7 @@ fn a_guard_that_was_started_with_signals_ignored_and_blocked_hears_them_all_the_
     process::send(appliance.component_pid("sleeper"), Signal::SIGKILL);
     eventually(LIMIT, "its end was noticed", || appliance.log().contains("was ended by signal: 9"));
 
-    process::send(appliance.guard_pid(), Signal::SIGTERM);
-    assert_eq!(appliance.wait_guard(LIMIT).code(), Some(0), "{}", appliance.log());
+    appliance.stop();
     assert_eq!(appliance.processes(), Vec::<i32>::new());
     assert!(appliance.log().lines().count() < 200, "the log is short: {}", appliance.log());
 }

@@ -8,19 +8,18 @@ use std::fs;
 use std::process::{Child, Command, Stdio};
 
 use nix::sys::signal::Signal;
-use refit_fixtures::tools::{assert_passed, in_namespace};
 use refit_updater::spare::SPARE_FILE;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::Value;
 
-use crate::appliance::{Appliance, Ran, end_all, refit, text};
+use crate::appliance::{Appliance, Ran, refit, text};
 use crate::load::LoadOptions;
+use crate::mounting::{
+    assert_may_mount, assert_passes_where_it_may_mount, end_at_once, onto_a_small_disk, unmount,
+};
 use crate::process;
 use crate::release::Release;
 use crate::wait::{LIMIT, eventually, until};
-
-/// Says that this process may mount.
-const VARIABLE: &str = "SUITE_COMMIT";
 
 /// Returns an appliance whose trials leave the time to make trouble.
 fn patient(first: &Release) -> Appliance {
@@ -232,27 +231,20 @@ fn an_update_that_a_restart_overtakes_ends_for_everybody() {
     tickets.ends_with(0);
 }
 
-/// Mounts the home of `appliance` over itself, so that it cannot be written to until [`writable`].
+/// Mounts the home of `appliance` over itself, so that it cannot be written to until it is unmounted.
 fn read_only(appliance: &Appliance) {
     let script = "mount --bind \"$1\" \"$1\" && mount -o remount,bind,ro \"$1\"";
     let status = Command::new("sh").args(["-c", script, "sh"]).arg(appliance.home()).status().expect("run sh");
     assert!(status.success(), "{status}");
 }
 
-fn writable(appliance: &Appliance) {
-    assert!(Command::new("umount").arg("-l").arg(appliance.home()).status().expect("run umount").success());
-}
-
 /// Not a test by itself: what the child of the next one does.
 #[test]
 #[ignore = "run by the next test, where it may mount"]
 fn child_commits_when_the_disk_recovers() {
-    assert!(std::env::var_os(VARIABLE).is_some(), "its parent lets it mount");
+    assert_may_mount();
     let appliance = patient(&part("1.0.0"));
-    let script = "mv \"$1\" \"$1.away\" && mkdir \"$1\" && mount -t tmpfs -o size=64m tmpfs \"$1\" && \
-                  cp -a \"$1.away/.\" \"$1\" && chmod -R u+w \"$1.away\" && rm -r \"$1.away\"";
-    let status = Command::new("sh").args(["-c", script, "sh"]).arg(appliance.home()).status().expect("run sh");
-    assert!(status.success(), "{status}");
+    onto_a_small_disk(appliance.home());
     let mut appliance = appliance.start();
     let home = appliance.home().to_owned();
 
@@ -262,7 +254,7 @@ fn child_commits_when_the_disk_recovers() {
     read_only(&appliance);
     assert!(wait_stuck(&appliance).contains("Read-only file system"));
     assert!(install.runs(), "it follows");
-    writable(&appliance);
+    unmount(appliance.home());
     let ran = install.end(&appliance);
     assert_eq!(ran.objects().last().expect("a last line")["ticket"]["state"], "done");
     assert_committed(&appliance, ran, "1.1.0");
@@ -284,17 +276,11 @@ fn child_commits_when_the_disk_recovers() {
     fs::remove_file(&full).expect("make room");
     assert_committed(&appliance, install.end(&appliance), "1.3.0");
 
-    process::send(appliance.guard_pid(), Signal::SIGSTOP);
-    end_all(&home);
-    appliance.kill_guard();
-    writable(&appliance);
+    end_at_once(&mut appliance);
+    unmount(appliance.home());
 }
 
 #[test]
 fn a_release_is_committed_when_a_disk_that_is_full_or_read_only_recovers() {
-    // Whether anything may be mounted shows before the child begins.
-    let setup = "dir=$(mktemp -d) && mount -t tmpfs tmpfs \"$dir\" && umount \"$dir\" && rmdir \"$dir\"";
-    let child = "commit::child_commits_when_the_disk_recovers";
-    let Some(output) = in_namespace(setup, child, &[(VARIABLE, "1".as_ref())]) else { return };
-    assert_passed(&output);
+    assert_passes_where_it_may_mount("commit::child_commits_when_the_disk_recovers");
 }

@@ -320,8 +320,7 @@ fn one_that_hides_from_everybody_ends_with_the_appliance_at_the_latest() {
         let mut appliance = Appliance::new(&odd(&["unknown"], "ready = \"notify\"")).local(local).start();
         let hidden = pid_in(&appliance, "away");
         assert!(process::is_alive(hidden));
-        process::send(appliance.guard_pid(), Signal::SIGTERM);
-        assert_eq!(appliance.wait_guard(LIMIT).code(), Some(0));
+        appliance.stop();
         assert!(!process::is_alive(hidden));
     }
 }

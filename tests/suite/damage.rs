@@ -5,15 +5,9 @@ use std::path::Path;
 
 use crate::appliance::{Appliance, Ran, refit};
 use crate::release::{Release, Vendor};
-use crate::wait::LIMIT;
 
 /// Does something to the file at a path.
 type Damage = fn(&Path);
-
-fn stop(appliance: &mut Appliance) {
-    appliance.refit(&["bus", "request", "exit"]).ends_with(0);
-    appliance.wait_guard(LIMIT);
-}
 
 #[test]
 fn a_journal_that_is_damaged_or_gone_comes_back_from_its_copy() {
@@ -30,7 +24,7 @@ fn a_journal_that_is_damaged_or_gone_comes_back_from_its_copy() {
     appliance.install(&Release::shop("1.1.0"), &[]).ends_with(0);
     let journal = appliance.home().join("state.json");
     for (name, damage) in damages {
-        stop(&mut appliance);
+        appliance.stop();
         damage(&journal);
         let ran = appliance.refit(&["verify", "--json"]).ends_with(0);
         assert!(ran.stdout.contains("1.1.0"), "{name}: {}", ran.stdout);
@@ -45,7 +39,7 @@ fn a_journal_that_is_damaged_or_gone_comes_back_from_its_copy() {
     appliance.refit(&["rollback"]).ends_with(0);
     appliance.settled("1.0.0");
     // A home of a program that kept no copy, or an older one.
-    stop(&mut appliance);
+    appliance.stop();
     fs::remove_file(appliance.home().join("state.json.copy")).expect("removed");
     appliance.run_guard();
     appliance.wait_running();
@@ -56,7 +50,7 @@ fn a_journal_that_is_damaged_or_gone_comes_back_from_its_copy() {
 #[test]
 fn a_home_whose_journal_is_gone_is_not_made_anew() {
     let mut appliance = Appliance::new(&Release::shop("1.0.0")).start();
-    stop(&mut appliance);
+    appliance.stop();
     fs::remove_file(appliance.home().join("state.json")).expect("removed");
     let accounts = fs::read(appliance.home().join("auth/users.json")).expect("read");
     let mut init = refit();
@@ -72,7 +66,7 @@ fn a_home_whose_journal_is_gone_is_not_made_anew() {
 #[test]
 fn a_copy_that_is_damaged_too_helps_nobody_and_changes_nothing() {
     let mut appliance = Appliance::new(&Release::shop("1.0.0")).start();
-    stop(&mut appliance);
+    appliance.stop();
     for name in ["state.json", "state.json.copy"] {
         fs::write(appliance.home().join(name), "{").expect("written");
     }
@@ -87,7 +81,7 @@ fn directories_that_are_missing_are_made_again() {
     let mut appliance = Appliance::new(&release("1.0.0")).start();
     // What is made anew at each start anyhow is worth no word.
     for (name, is_said) in [("staging", true), ("data", true), ("config", true), ("run", false), ("log", false)] {
-        stop(&mut appliance);
+        appliance.stop();
         let dir = appliance.home().join(name);
         if dir.exists() {
             fs::remove_dir_all(&dir).expect("removed");

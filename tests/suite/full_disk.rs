@@ -5,28 +5,16 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
-use std::process::Command;
 
-use nix::sys::signal::Signal;
-use refit_fixtures::tools::{assert_passed, in_namespace};
 use refit_updater::spare::{SPARE_BYTES, SPARE_FILE};
 
-use crate::appliance::{Appliance, end_all, text};
+use crate::appliance::{Appliance, text};
 use crate::load::LoadOptions;
-use crate::process;
+use crate::mounting::{
+    assert_may_mount, assert_passes_where_it_may_mount, end_at_once, onto_a_small_disk, unmount,
+};
 use crate::release::Release;
 use crate::wait::{LIMIT, eventually};
-
-/// Says that this process may mount.
-const VARIABLE: &str = "SUITE_FULL_DISK";
-
-/// Moves the home of `appliance` to a file system of its own.
-fn onto_a_small_disk(appliance: &Appliance) {
-    let script = "mv \"$1\" \"$1.away\" && mkdir \"$1\" && mount -t tmpfs -o size=64m tmpfs \"$1\" && \
-                  cp -a \"$1.away/.\" \"$1\" && chmod -R u+w \"$1.away\" && rm -r \"$1.away\"";
-    let status = Command::new("sh").args(["-c", script, "sh"]).arg(appliance.home()).status().expect("run sh");
-    assert!(status.success(), "{status}");
-}
 
 /// Takes every byte that is left.
 fn fill(appliance: &Appliance) {
@@ -38,9 +26,7 @@ fn fill(appliance: &Appliance) {
 
 /// Ends every process at once, and starts anew.
 fn cut_power(appliance: &mut Appliance) {
-    process::send(appliance.guard_pid(), Signal::SIGSTOP);
-    end_all(appliance.home());
-    appliance.kill_guard();
+    end_at_once(appliance);
     fill(appliance);
     appliance.run_guard();
     appliance.wait_running();
@@ -57,9 +43,9 @@ fn assert_serves(appliance: &Appliance, version: &str) {
 #[test]
 #[ignore = "run by the next test, where it may mount"]
 fn child_serves_from_a_full_disk() {
-    assert!(std::env::var_os(VARIABLE).is_some(), "its parent lets it mount");
+    assert_may_mount();
     let appliance = Appliance::new(&Release::shop("1.0.0"));
-    onto_a_small_disk(&appliance);
+    onto_a_small_disk(appliance.home());
     let mut appliance = appliance.start();
     appliance.install(&Release::shop("1.1.0"), &[]).ends_with(0);
     appliance.settled("1.1.0");
@@ -88,18 +74,11 @@ fn child_serves_from_a_full_disk() {
     eventually(LIMIT, "blocks are put aside again", || {
         fs::metadata(appliance.home().join(SPARE_FILE)).is_ok_and(|spare| spare.len() == SPARE_BYTES)
     });
-    process::send(appliance.guard_pid(), Signal::SIGSTOP);
-    end_all(appliance.home());
-    appliance.kill_guard();
-    // Of the file system only the mount point is left for whoever removes the directory.
-    assert!(Command::new("umount").arg("-l").arg(appliance.home()).status().expect("run umount").success());
+    end_at_once(&mut appliance);
+    unmount(appliance.home());
 }
 
 #[test]
 fn a_release_that_fills_the_disk_on_trial_ends_in_the_previous_one() {
-    // Whether anything may be mounted shows before the child begins.
-    let setup = "dir=$(mktemp -d) && mount -t tmpfs tmpfs \"$dir\" && umount \"$dir\" && rmdir \"$dir\"";
-    let child = "full_disk::child_serves_from_a_full_disk";
-    let Some(output) = in_namespace(setup, child, &[(VARIABLE, "1".as_ref())]) else { return };
-    assert_passed(&output);
+    assert_passes_where_it_may_mount("full_disk::child_serves_from_a_full_disk");
 }

@@ -6,19 +6,19 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::sys::signal::Signal;
-use refit_fixtures::tools::{assert_passed, in_namespace, put_program};
+use refit_fixtures::tools::put_program;
 use refit_updater::durable;
 use refit_updater::spare::SPARE_FILE;
 use rustix::process::{Pid, Resource, Rlimit};
 
-use crate::appliance::{Appliance, end_all, pid_of, text};
+use crate::appliance::{Appliance, pid_of, text};
 use crate::load::LoadOptions;
+use crate::mounting::{
+    assert_may_mount, assert_passes_where_it_may_mount, end_at_once, mount, onto_a_small_disk, unmount,
+};
 use crate::process;
 use crate::release::Release;
 use crate::wait::{LIMIT, eventually, until};
-
-/// Says that this process may mount.
-const VARIABLE: &str = "SUITE_LAST_RESORT";
 
 /// Something that keeps a runtime from starting.
 struct Trouble {
@@ -253,8 +253,7 @@ fn slow_enders(deaf: bool) -> Release {
 fn a_guard_that_is_asked_to_end_while_no_runtime_runs_asks_the_components_first() {
     let mut appliance = Appliance::new(&slow_enders(false)).start();
     starve(&appliance);
-    process::send(appliance.guard_pid(), Signal::SIGTERM);
-    assert_eq!(appliance.wait_guard(LIMIT).code(), Some(0));
+    appliance.stop();
     assert_eq!(fs::read_to_string(appliance.home().join("data/ended")).expect("it ended by itself"), "done\n");
     assert_eq!(appliance.processes(), Vec::<i32>::new());
 }
@@ -307,14 +306,11 @@ fn one_that_prints_goes_on_while_no_runtime_reads() {
 #[test]
 #[ignore = "run by the next test, where it may mount"]
 fn child_goes_back_without_writing() {
-    assert!(std::env::var_os(VARIABLE).is_some(), "its parent lets it mount");
+    assert_may_mount();
     let appliance = Appliance::new(&Release::shop("1.0.0"))
         .local(|text| text.replace("probation = \"300ms\"", "probation = \"10m\""));
-    let script = "mv \"$1\" \"$1.away\"; mkdir \"$1\"; mount -t tmpfs -o size=64m tmpfs \"$1\"; \
-                  cp -a \"$1.away/.\" \"$1\"; chmod -R u+w \"$1.away\"; rm -r \"$1.away\"; \
-                  mkdir -p \"$1/run\"; mount -t tmpfs tmpfs \"$1/run\"";
-    let status = Command::new("sh").args(["-ec", script, "sh"]).arg(appliance.home()).status().expect("run sh");
-    assert!(status.success(), "{status}");
+    onto_a_small_disk(appliance.home());
+    mount(&["-t", "tmpfs", "tmpfs"], &appliance.home().join("run"));
     let mut appliance = appliance.start();
     let load = appliance.load(LoadOptions::default());
     let full = appliance.home().join("data/full");
@@ -356,21 +352,15 @@ fn child_goes_back_without_writing() {
     });
     appliance.kill_runtime();
     appliance.settled("1.0.0");
-    process::send(appliance.guard_pid(), Signal::SIGSTOP);
-    end_all(appliance.home());
-    appliance.kill_guard();
+    end_at_once(&mut appliance);
     for dir in ["run", ""] {
-        let umount = Command::new("umount").arg("-l").arg(appliance.home().join(dir)).status().expect("run umount");
-        assert!(umount.success());
+        unmount(&appliance.home().join(dir));
     }
 }
 
 #[test]
 fn a_trial_that_fails_where_nothing_can_be_written_ends_in_the_previous_release() {
-    let setup = "dir=$(mktemp -d) && mount -t tmpfs tmpfs \"$dir\" && umount \"$dir\" && rmdir \"$dir\"";
-    let child = "last_resort::child_goes_back_without_writing";
-    let Some(output) = in_namespace(setup, child, &[(VARIABLE, "1".as_ref())]) else { return };
-    assert_passed(&output);
+    assert_passes_where_it_may_mount("last_resort::child_goes_back_without_writing");
 }
 
 /// Two processes that are kept whatever happens to the runtime.
@@ -411,8 +401,7 @@ fn the_sockets_of_the_runtime_come_back_with_the_next_one_and_stay() {
 fn a_journal_that_is_removed_is_there_for_the_next_guard() {
     let mut appliance = Appliance::new(&kept()).start();
     fs::remove_file(journal(&appliance)).expect("remove it");
-    process::send(appliance.guard_pid(), Signal::SIGTERM);
-    assert_eq!(appliance.wait_guard(LIMIT).code(), Some(0));
+    appliance.stop();
     appliance.run_guard();
     appliance.wait_running();
 }

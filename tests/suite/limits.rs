@@ -8,7 +8,6 @@ use serde_json::{Value, json};
 
 use crate::appliance::{Appliance, text};
 use crate::components::{in_state, odd, of, without_groups};
-use crate::process;
 use crate::wait::{LIMIT, until};
 
 const KEYS: &str = "ready = \"notify\"\nrestart = { policy = \"no\" }\n";
@@ -120,7 +119,6 @@ fn control_groups_go_with_what_they_were_for() {
     appliance.kill_runtime();
     until(LIMIT, "what was left is removed", || (!home.join("odd-99").exists()).then_some(()));
     assert!(home.join("odd-2").is_dir(), "this one is still in use");
-    process::send(appliance.guard_pid(), nix::sys::signal::Signal::SIGTERM);
-    assert_eq!(appliance.wait_guard(LIMIT).code(), Some(0));
+    appliance.stop();
     assert!(!home.exists());
 }

@@ -204,8 +204,7 @@ fn older_lines_come_from_the_disk_also_after_a_new_start() {
     before.iter().for_each(|line| is_next(&mut last, line));
     let newest = before.last().expect("a line")["seq"].clone();
 
-    process::send(appliance.guard_pid(), Signal::SIGTERM);
-    appliance.wait_guard(LIMIT);
+    appliance.stop();
     let appliance = appliance.start();
     let after = until(LIMIT, "it prints again", || {
         let lines = logs(&appliance, 10_000);
@@ -247,8 +246,7 @@ fn following_goes_on_across_everything_and_ends_with_the_appliance() {
     go_on(&|line| line["seq"].as_u64() > now.as_u64());
     appliance.install(&talker("1.1.0", "ticks", "env = { NEW = \"1\" }"), &[]).ends_with(0);
     go_on(&|line| line["instance"] != "talker-2");
-    process::send(appliance.guard_pid(), Signal::SIGTERM);
-    appliance.wait_guard(LIMIT);
+    appliance.stop();
     let (status, said) = {
         while follower.lines.recv_timeout(LIMIT).is_ok_and(|line| {
             is_next(&mut last, &line);

@@ -40,6 +40,7 @@ mod load;
 mod logs;
 mod manager;
 mod modes;
+mod mounting;
 mod mounts;
 mod notify;
 mod owner;

@@ -251,16 +251,14 @@ fn damaged_modes_are_repaired_at_a_start_and_said() {
         }
     };
     // Before a start.
-    crate::process::send(appliance.guard_pid(), nix::sys::signal::Signal::SIGTERM);
-    assert_eq!(appliance.wait_guard(LIMIT).code(), Some(0));
+    appliance.stop();
     spoil();
     appliance.run_guard();
     appliance.wait_running();
     check(&appliance.log(), "before a start");
     said(&appliance);
     // Or where this account cannot even look into its own home.
-    crate::process::send(appliance.guard_pid(), nix::sys::signal::Signal::SIGTERM);
-    assert_eq!(appliance.wait_guard(LIMIT).code(), Some(0));
+    appliance.stop();
     chmod(&home, 0o000);
     appliance.run_guard();
     appliance.wait_running();

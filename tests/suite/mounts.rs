@@ -5,47 +5,11 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
-use refit_fixtures::tools::{assert_passed, in_namespace};
 
 use crate::appliance::{Appliance, Ran, refit};
+use crate::mounting::{assert_may_mount, assert_passes_where_it_may_mount, bind, mount, onto_a_small_disk, unmount};
 use crate::release::{Release, Vendor};
-use crate::wait::LIMIT;
-
-/// Says that this process may mount.
-const VARIABLE: &str = "SUITE_MOUNTS";
-
-/// Runs the test `child` of this file where it may mount.
-fn where_it_may_mount(child: &str) {
-    // Whether anything may be mounted shows before the child begins.
-    let setup = "dir=$(mktemp -d) && mount -t tmpfs tmpfs \"$dir\" && umount \"$dir\" && rmdir \"$dir\"";
-    let child = format!("mounts::{child}");
-    let Some(output) = in_namespace(setup, &child, &[(VARIABLE, "1".as_ref())]) else { return };
-    assert_passed(&output);
-}
-
-fn mount(words: &[&str], at: &Path) {
-    assert!(Command::new("mount").args(words).arg(at).status().expect("run mount").success(), "{words:?}");
-}
-
-fn unmount(at: &Path) {
-    assert!(Command::new("umount").arg("-l").arg(at).status().expect("run umount").success());
-}
-
-/// Has `dir` be another mount of the file system that it lies on.
-fn bind(dir: &Path) {
-    mount(&["--bind", dir.to_str().expect("text")], dir);
-}
-
-/// Moves `dir` to a file system of its own.
-fn move_away(dir: &Path) {
-    let beside = dir.with_extension("away");
-    assert!(Command::new("cp").arg("-a").arg(dir).arg(&beside).status().expect("run cp").success());
-    mount(&["-t", "tmpfs", "-o", "size=64m", "tmpfs"], dir);
-    assert!(Command::new("cp").arg("-a").arg(beside.join(".")).arg(dir).status().expect("run cp").success());
-    refit_updater::durable::remove_tree(&beside).expect("removed");
-}
 
 /// Takes an appliance whose directories `parts` were made mounts by `divide` through updates, an edit and ways back.
 fn lives_on(parts: &[&str], divide: fn(&Path)) {
@@ -72,22 +36,17 @@ fn lives_on(parts: &[&str], divide: fn(&Path)) {
     appliance.install(&release("1.2.0"), &[]).ends_with(0);
     appliance.settled("1.2.0");
     assert!(damaged.exists(), "{parts:?}");
-    stop(&mut appliance);
+    appliance.stop();
     appliance.run_guard();
     appliance.wait_running();
     for left in ["releases/.staging", "config/.staging"] {
         assert!(!appliance.home().join(left).exists(), "{left} of {parts:?}");
     }
     assert_eq!(fs::read_dir(appliance.home().join("staging")).expect("read").count(), 0, "{parts:?}");
-    stop(&mut appliance);
+    appliance.stop();
     for part in parts {
         unmount(&appliance.home().join(part));
     }
-}
-
-fn stop(appliance: &mut Appliance) {
-    appliance.refit(&["bus", "request", "exit"]).ends_with(0);
-    appliance.wait_guard(LIMIT);
 }
 
 fn appliance_file(home: &Path, version: &str) -> std::path::PathBuf {
@@ -98,23 +57,23 @@ fn appliance_file(home: &Path, version: &str) -> std::path::PathBuf {
 #[test]
 #[ignore = "run by the next test, where it may mount"]
 fn child_updates_across_mounts() {
-    assert!(std::env::var_os(VARIABLE).is_some(), "its parent lets it mount");
+    assert_may_mount();
     lives_on(&["releases"], bind);
-    lives_on(&["config"], move_away);
-    lives_on(&["staging"], move_away);
+    lives_on(&["config"], onto_a_small_disk);
+    lives_on(&["staging"], onto_a_small_disk);
     lives_on(&["releases", "config", "staging", "trust", "data"], bind);
 }
 
 #[test]
 fn an_update_needs_no_rename_from_one_mount_to_another() {
-    where_it_may_mount("child_updates_across_mounts");
+    assert_passes_where_it_may_mount("mounts::child_updates_across_mounts");
 }
 
 /// Not a test by itself: what the child of the next one does.
 #[test]
 #[ignore = "run by the next test, where it may mount"]
 fn child_finds_that_nothing_may_be_executed() {
-    assert!(std::env::var_os(VARIABLE).is_some(), "its parent lets it mount");
+    assert_may_mount();
     let dir = tempfile::tempdir().expect("a directory");
     mount(&["-t", "tmpfs", "-o", "size=256m,noexec", "tmpfs"], dir.path());
     let home = dir.path().join("home");
@@ -136,12 +95,12 @@ fn child_finds_that_nothing_may_be_executed() {
     assert!(line.contains("noexec"), "{line}");
     appliance.settled("1.0.0");
     assert_eq!(appliance.history()[0]["cause"], "machine", "the release is as good as any");
-    stop(&mut appliance);
+    appliance.stop();
     mount(&["-o", "remount,bind,exec"], appliance.home());
     appliance.run_guard();
     appliance.wait_running();
     appliance.install(&Release::shop("1.1.0"), &[]).ends_with(0);
-    stop(&mut appliance);
+    appliance.stop();
     mount(&["-o", "remount,bind,noexec"], appliance.home());
     let line = Ran::of(refit().args(["run", "--with-parent", "--home"]).arg(appliance.home())).complains_with(78);
     assert!(line.contains("noexec"), "{line}");
@@ -150,5 +109,5 @@ fn child_finds_that_nothing_may_be_executed() {
 
 #[test]
 fn a_home_from_which_nothing_may_be_executed_is_refused() {
-    where_it_may_mount("child_finds_that_nothing_may_be_executed");
+    assert_passes_where_it_may_mount("mounts::child_finds_that_nothing_may_be_executed");
 }

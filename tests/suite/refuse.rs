@@ -114,8 +114,7 @@ fn b101_the_pid_file_is_whole_at_every_moment_and_only_its_owner_removes_it() {
             assert_eq!(fs::read_to_string(&path).expect("there"), format!("{}\n", appliance.guard_pid()));
             refused(&appliance, refit().args(["run", "--with-parent"]), 75);
             assert_eq!(fs::read_to_string(&path).expect("still there"), format!("{}\n", appliance.guard_pid()));
-            crate::process::send(appliance.guard_pid(), nix::sys::signal::Signal::SIGTERM);
-            assert_eq!(appliance.wait_guard(crate::wait::LIMIT).code(), Some(0));
+            appliance.stop();
             assert!(!path.exists(), "it goes with its owner");
         }
         over.store(true, std::sync::atomic::Ordering::SeqCst);
@@ -125,8 +124,7 @@ fn b101_the_pid_file_is_whole_at_every_moment_and_only_its_owner_removes_it() {
     appliance.wait_running();
     assert_eq!(fs::read_to_string(&path).expect("replaced"), format!("{}\n", appliance.guard_pid()));
     fs::write(&path, "1\n").expect("somebody else's");
-    crate::process::send(appliance.guard_pid(), nix::sys::signal::Signal::SIGTERM);
-    appliance.wait_guard(crate::wait::LIMIT);
+    appliance.stop();
     assert_eq!(fs::read_to_string(&path).expect("left alone"), "1\n");
 }
 

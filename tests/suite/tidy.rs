@@ -2,20 +2,16 @@
 
 use std::fs;
 use std::net::TcpListener;
-use std::process::Command;
 
-use nix::sys::signal::Signal;
-use refit_fixtures::tools::{assert_passed, in_namespace};
 use refit_updater::durable;
 
-use crate::appliance::{Appliance, end_all, text};
+use crate::appliance::{Appliance, text};
 use crate::http::Request;
-use crate::process;
+use crate::mounting::{
+    assert_may_mount, assert_passes_where_it_may_mount, end_at_once, onto_a_small_disk, unmount,
+};
 use crate::release::Release;
 use crate::wait::{LIMIT, eventually};
-
-/// Says that this process may mount.
-const VARIABLE: &str = "SUITE_TIDY";
 
 /// Returns a release whose component fails in its trial.
 fn failing(version: &str) -> Release {
@@ -87,8 +83,7 @@ fn a_start_removes_what_is_not_kept_any_more() {
         appliance.install(&Release::bare(version), &[]).ends_with(0);
     }
     wait_releases(&appliance, &["1.0.0", "1.1.0", "1.2.0"]);
-    process::send(appliance.guard_pid(), Signal::SIGTERM);
-    appliance.wait_guard(LIMIT);
+    appliance.stop();
     let mut appliance = appliance.local(|text| text.replace("[update]", "[update]\nkeep = 1"));
     appliance.run_guard();
     appliance.wait_running();
@@ -144,8 +139,7 @@ fn an_operator_removes_what_is_not_needed() {
 
     appliance.refit(&["rollback"]).ends_with(0);
     appliance.settled("1.1.0");
-    process::send(appliance.guard_pid(), Signal::SIGTERM);
-    appliance.wait_guard(LIMIT);
+    appliance.stop();
     assert_eq!(refused(&appliance, "1.1.0", 70).0, "release_runs");
     assert_eq!(refused(&appliance, "1.2.0", 70).0, "release_needed");
     assert_eq!(refused(&appliance, "1.0.0", 64).0, "release_unknown");
@@ -177,14 +171,6 @@ fn a_release_on_trial_is_not_removed() {
     assert_eq!(in_dir(&appliance, "releases"), ["1.0.0", "1.1.0"]);
 }
 
-/// Moves the home of `appliance` to a file system of its own.
-fn onto_a_small_disk(appliance: &Appliance) {
-    let script = "mv \"$1\" \"$1.away\" && mkdir \"$1\" && mount -t tmpfs -o size=64m tmpfs \"$1\" && \
-                  cp -a \"$1.away/.\" \"$1\" && chmod -R u+w \"$1.away\" && rm -r \"$1.away\"";
-    let status = Command::new("sh").args(["-c", script, "sh"]).arg(appliance.home()).status().expect("run sh");
-    assert!(status.success(), "{status}");
-}
-
 /// Returns `release` with a file of 20 MiB that no codec makes smaller, another one for each `seed`.
 fn large(release: Release, seed: u32) -> Release {
     let mut state = u64::from(seed) + 1;
@@ -200,9 +186,9 @@ fn large(release: Release, seed: u32) -> Release {
 #[test]
 #[ignore = "run by the next test, where it may mount"]
 fn child_makes_room_for_a_good_update() {
-    assert!(std::env::var_os(VARIABLE).is_some(), "its parent lets it mount");
+    assert_may_mount();
     let appliance = Appliance::new(&Release::bare("1.0.0"));
-    onto_a_small_disk(&appliance);
+    onto_a_small_disk(appliance.home());
     let mut appliance = appliance.start();
     for (version, seed) in [("2.0.0", 0), ("2.1.0", 1), ("2.2.0", 2)] {
         appliance.install(&large(failing(version), seed), &[]).ends_with(70);
@@ -216,18 +202,11 @@ fn child_makes_room_for_a_good_update() {
     let line = appliance.install(&large(Release::bare("2.4.0"), 4), &[]).complains_with(74);
     assert!(line.contains("refit releases remove VERSION"), "{line}");
     wait_releases(&appliance, &["1.0.0", "2.3.0"]);
-    process::send(appliance.guard_pid(), Signal::SIGSTOP);
-    end_all(appliance.home());
-    appliance.kill_guard();
-    // Of the file system only the mount point is left for whoever removes the directory.
-    assert!(Command::new("umount").arg("-l").arg(appliance.home()).status().expect("run umount").success());
+    end_at_once(&mut appliance);
+    unmount(appliance.home());
 }
 
 #[test]
 fn failed_releases_make_room_for_a_good_update() {
-    let child = "tidy::child_makes_room_for_a_good_update";
-    // Whether anything may be mounted shows before the child begins.
-    let setup = "dir=$(mktemp -d) && mount -t tmpfs tmpfs \"$dir\" && umount \"$dir\" && rmdir \"$dir\"";
-    let Some(output) = in_namespace(setup, child, &[(VARIABLE, "1".as_ref())]) else { return };
-    assert_passed(&output);
+    assert_passes_where_it_may_mount("tidy::child_makes_room_for_a_good_update");
 }

@@ -213,8 +213,7 @@ fn the_outcome_of_an_update_outlives_its_ticket() {
     let ran = appliance.install(&Release::bare("1.1.0"), &["--json"]).ends_with(0);
     let ticket = ran.objects().pop().expect("a last line")["ticket"].clone();
     // Of the tickets of a guard that ended nothing is left.
-    process::send(appliance.guard_pid(), Signal::SIGTERM);
-    appliance.wait_guard(LIMIT);
+    appliance.stop();
     appliance.run_guard();
     appliance.wait_running();
     let path = format!("/api/v1/bus/requests/{}", text(&ticket["id"]));
