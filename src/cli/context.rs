@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use refit_base::{Chain, Exit, Reported};
+use refit_base::{Chain, Exit, Reported, visible_lines};
 use serde_json::json;
 
 use crate::handover::inherit::Announcement;
@@ -51,9 +51,9 @@ impl Context {
         Self { home, json, process, unwritten: OnceLock::new() }
     }
 
-    /// Prints a line on standard output.
+    /// Prints a line on standard output. What of it comes from elsewhere does not steer the terminal.
     pub(super) fn print(&self, text: &str) {
-        match writeln!(io::stdout().lock(), "{text}") {
+        match writeln!(io::stdout().lock(), "{}", visible_lines(text)) {
             // A reader that has gone away is no reason to fail.
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => drop(self.unwritten.set(error)),
             Ok(()) | Err(_) => {}
@@ -114,7 +114,7 @@ impl Context {
     /// Prints one line on standard error and, for scripts, one object on standard output.
     pub(super) fn print_failure(&self, detail: &str, code: &str, remedy: &str, exit: Exit) -> Exit {
         let what_to_do = if remedy.is_empty() { String::new() } else { format!("; {remedy}") };
-        drop(writeln!(io::stderr().lock(), "refit: {detail}{what_to_do}"));
+        say(&format!("{detail}{what_to_do}"));
         if self.json {
             let object = json!({
                 "error": { "code": code, "detail": detail, "remedy": remedy, "exit": exit.code() }
@@ -123,4 +123,10 @@ impl Context {
         }
         exit
     }
+}
+
+/// Says `text` on standard error. What of it comes from elsewhere does not steer the terminal, and a reader that has gone away is no
+/// reason to fail.
+pub(super) fn say(text: &str) {
+    drop(writeln!(io::stderr().lock(), "refit: {}", visible_lines(text)));
 }

@@ -1,6 +1,5 @@
 //! Following an update to its end, across the exec that breaks every connection.
 
-use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::time::Duration;
 
@@ -9,7 +8,7 @@ use refit_base::{Exit, clock};
 use serde_json::{Value, json};
 
 use super::client::{Client, ClientError};
-use super::context::Context;
+use super::context::{Context, say};
 use super::events::read_events;
 use super::notes;
 use super::outcome::{Outcome, find_update};
@@ -165,8 +164,7 @@ pub(super) fn conclude(context: &Context, ticket: &Value) -> Exit {
     let reason = ticket["reason"].as_str().unwrap_or("no reason was given");
     let more =
         if matches!(request, "update" | "rollback") { "; see `refit history --json` for the last output" } else { "" };
-    let line = format!("the {request} {state}: {reason}{more}");
-    drop(writeln!(io::stderr().lock(), "refit: {line}"));
+    say(&format!("the {request} {state}: {reason}{more}"));
     let code = ticket["exit"].as_i64().and_then(|code| i32::try_from(code).ok());
     code.map_or(Exit::Failed, Exit::from_code)
 }

@@ -1,7 +1,6 @@
 //! `refit pack`: a package of a directory.
 
 use std::ffi::OsString;
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -17,7 +16,7 @@ use refit_updater::manifest::Codec;
 use serde_json::json;
 
 use super::arguments::{DAYS_MAX, in_days, number_in};
-use super::context::Context;
+use super::context::{Context, say};
 use super::machine::parse_machine;
 use super::totals::print_totals;
 use super::{publish, signing_keys};
@@ -134,7 +133,7 @@ fn try_run(context: &Context, pack: &Pack) -> Result<(), PackCommandError> {
     };
     let warnings = warnings(&dir, &config, &examined, &arch);
     for warning in &warnings {
-        drop(writeln!(io::stderr().lock(), "refit: warning: {warning}"));
+        say(&format!("warning: {warning}"));
     }
     let options = options(context, pack, arch)?;
     let report = make_with_bar(context, &dir, &out, &keys, &options)?;
@@ -244,6 +243,6 @@ fn warn_of_root(keys: &Keys, dir: &Path) {
     if expires <= clock::now() {
         let text =
             format!("root {version} of these keys expired at {expires}, and with it every package that is signed");
-        drop(writeln!(io::stderr().lock(), "refit: {text}; `refit keys renew {}` makes the next one", dir.display()));
+        say(&format!("{text}; `refit keys renew {}` makes the next one", dir.display()));
     }
 }

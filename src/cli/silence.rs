@@ -1,11 +1,11 @@
 //! An appliance that does not answer for a while: waited for, said, and in the end given up.
 
-use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
 use indicatif::ProgressBar;
 
 use super::client::ClientError;
+use super::context::say;
 
 /// How long the appliance may be unreachable before it is given up: the guard needs that long in the worst case.
 const UNREACHABLE_MAX: Duration = Duration::from_secs(120);
@@ -39,7 +39,7 @@ impl Silence {
         if self.interrupted.is_none() {
             self.interrupted = Some(bar.message());
             if bar.is_hidden() {
-                drop(writeln!(io::stderr().lock(), "refit: {text}")); // as in `Context::print`
+                say(&text);
             }
         }
         bar.set_message(text);

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use refit_base::{Exit, Report, Reported};
+use refit_base::{Exit, Report, Reported, visible_lines};
 use refit_bus::AttachError;
 use refit_updater::journal::JournalError;
 use refit_updater::release::StoreError;
@@ -93,6 +93,6 @@ pub(super) fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> RuntimeE
 
 /// Prints one line for whoever reads standard error. Returns `exit`.
 pub(super) fn say(text: &str, exit: Exit) -> Exit {
-    drop(Stderr.write_all(format!("refit: {text}\n").as_bytes()));
+    drop(Stderr.write_all(format!("refit: {}\n", visible_lines(text)).as_bytes()));
     exit
 }

@@ -1,5 +1,6 @@
 //! What is said when the appliance cannot start: which component failed and why, the last lines that it printed, and what to do.
 
+use refit_base::visible;
 use refit_bus::Fault;
 
 use crate::home::Home;
@@ -49,12 +50,12 @@ const REMEDIES: &[(&str, &str)] = &[
 /// Returns what is said of `fault`, because of which the appliance in `home` does not start.
 pub(super) fn explain(fault: &Fault, home: &Home) -> String {
     let Fault { component, phase, cause, output, .. } = fault;
-    let mut text = format!("component {component} failed to {phase}: {cause}");
+    let mut text = format!("component {component} failed to {phase}: {}", visible(cause));
     let last = &output[output.len().saturating_sub(LINES_MAX)..];
     if !last.is_empty() {
         text.push_str("; it printed last:");
         for line in last {
-            text.push_str(&format!("\n    {line}"));
+            text.push_str(&format!("\n    {}", visible(line)));
         }
         text.push_str("\nrefit: what to do");
     }

@@ -6,6 +6,7 @@
 //! - [`Cause`] is whose trouble a failure is, the release's or the machine's;
 //! - [`FileError`] is a file operation that failed, with the file's name;
 //! - [`clock`] is the only place that reads the wall clock;
+//! - [`visible()`] and [`visible_lines`] show a text that must not steer a terminal;
 //! - [`lock`] takes a mutex, poisoned or not, as do [`wait`] and [`into_inner`].
 //!
 //! The crate knows no file format, no network and no process, and stays light: everything depends on it.
@@ -18,9 +19,11 @@ pub mod clock;
 mod file_error;
 mod lock;
 mod report;
+mod visible;
 
 pub use cause::Cause;
 pub use chain::Chain;
 pub use file_error::{FileError, file_error};
 pub use lock::{into_inner, lock, wait};
 pub use report::{Exit, Report, Reported, message};
+pub use visible::{visible, visible_lines};

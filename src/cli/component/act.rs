@@ -1,6 +1,5 @@
 //! `refit component start`, `stop` and `restart`: the answer, or, where the runtime ended before it gave one, what became of the component.
 
-use std::io::{self, Write};
 use std::time::Duration;
 
 use indicatif::ProgressBar;
@@ -10,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::api::Problem;
 use crate::cli::client::{Client, ClientError};
-use crate::cli::context::Context;
+use crate::cli::context::{Context, say};
 use crate::cli::silence::Silence;
 use crate::cli::table::{cell, list};
 
@@ -62,7 +61,7 @@ pub(super) async fn run(context: &Context, client: &Client, name: &str, action: 
         context.print(&format!("{name}: {}", cell(&answer["component"]["state"])));
     }
     if let Some(warning) = answer["warning"].as_str() {
-        drop(writeln!(io::stderr().lock(), "refit: {name} {warning}")); // as in `Context::print`
+        say(&format!("{name} {warning}"));
     }
     Ok(())
 }

@@ -3,13 +3,13 @@
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
-use refit_base::Exit;
+use refit_base::{Exit, visible};
 use reqwest::{Method, Response, header};
 use serde_json::Value;
 
 use crate::api::CURSOR;
 use crate::cli::client::{Client, ClientError};
-use crate::cli::context::Context;
+use crate::cli::context::{Context, say};
 
 /// The pause before a stream that ended is asked for again: the image that replaces itself takes less.
 const TRY_AGAIN: Duration = Duration::from_millis(50);
@@ -99,13 +99,13 @@ async fn follow(
                 Ok(answer) => break answer,
                 // The guard holds the socket as long as there is an appliance.
                 Err(ClientError::Unavailable { .. }) => {
-                    drop(writeln!(io::stderr().lock(), "refit: the appliance has ended"));
+                    say("the appliance has ended");
                     return Ok(Exit::Done);
                 }
                 Err(ClientError::Broken { .. } | ClientError::Silent { .. }) if since.elapsed() < SILENT_MAX => {
                     if !told && since.elapsed() >= SILENCE_TOLD {
                         told = true;
-                        drop(writeln!(io::stderr().lock(), "refit: the appliance does not answer; trying again"));
+                        say("the appliance does not answer; trying again");
                     }
                     tokio::time::sleep(TRY_AGAIN).await;
                 }
@@ -161,19 +161,6 @@ impl Printer {
         };
         format!("\x1b[2m{at}\x1b[0m {colour}{stream} {line}\x1b[0m")
     }
-}
-
-/// Returns `text` with every control character but the tab written out: what a component prints must not steer a terminal.
-fn visible(text: &str) -> String {
-    let mut visible = String::with_capacity(text.len());
-    for c in text.chars() {
-        if c.is_control() && c != '\t' {
-            visible.extend(c.escape_default());
-        } else {
-            visible.push(c);
-        }
-    }
-    visible
 }
 
 #[cfg(test)]
