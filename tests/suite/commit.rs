@@ -14,9 +14,7 @@ use serde_json::Value;
 
 use crate::appliance::{Appliance, Ran, refit, text};
 use crate::load::LoadOptions;
-use crate::mounting::{
-    assert_may_mount, assert_passes_where_it_may_mount, end_at_once, onto_a_small_disk, unmount,
-};
+use crate::mounting::{assert_may_mount, assert_passes_where_it_may_mount, end_at_once, onto_a_small_disk, unmount};
 use crate::process;
 use crate::release::Release;
 use crate::wait::{LIMIT, eventually, until};

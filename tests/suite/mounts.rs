@@ -6,7 +6,6 @@
 use std::fs;
 use std::path::Path;
 
-
 use crate::appliance::{Appliance, Ran, refit};
 use crate::mounting::{assert_may_mount, assert_passes_where_it_may_mount, bind, mount, onto_a_small_disk, unmount};
 use crate::release::{Release, Vendor};

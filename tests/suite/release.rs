@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
 
-
 /// The program under test.
 pub(crate) const REFIT: &str = env!("CARGO_BIN_EXE_refit");
 

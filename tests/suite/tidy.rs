@@ -7,9 +7,7 @@ use refit_updater::durable;
 
 use crate::appliance::{Appliance, text};
 use crate::http::Request;
-use crate::mounting::{
-    assert_may_mount, assert_passes_where_it_may_mount, end_at_once, onto_a_small_disk, unmount,
-};
+use crate::mounting::{assert_may_mount, assert_passes_where_it_may_mount, end_at_once, onto_a_small_disk, unmount};
 use crate::release::Release;
 use crate::wait::{LIMIT, eventually};
 
