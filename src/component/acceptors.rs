@@ -1,5 +1,5 @@
 //! Whether a process of one instance accepts from a listener, where processes of others may do so, too: the instance before it,
-//! which serves until it has been told to stop, or a component that another release gave the listener.
+//! which serves until it has been told to stop, a component that another release gave the listener, or one that shares it.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -62,21 +62,37 @@ impl<'a> Acceptors<'a> {
         self.rivals().any(|rival| rival.ending.is_none())
     }
 
-    /// Returns the instance before this one, which may be on its way out, and those of another release that were given one of its
-    /// listeners, if their component is not given it any more. One that still is shares it on purpose, and may be kept for good.
+    /// Returns whether one has not been told to stop that this instance comes in place of.
+    pub(super) fn have_serving_predecessors(&self) -> bool {
+        self.rivals().any(|rival| rival.ending.is_none() && !self.shares_a_listener(&rival))
+    }
+
+    /// Returns whether a component of this release is given one of the listeners, too: such a one may be there for good.
+    pub(super) fn have_sharers(&self) -> bool {
+        self.rivals().any(|rival| self.shares_a_listener(&rival))
+    }
+
+    /// Returns the instance before this one, which may be on its way out, and those of other components that were given one of its
+    /// listeners.
     fn rivals(&self) -> impl Iterator<Item = CarriedInstance> {
         let others = self.context.registry.instances().into_iter().filter(|other| other.id != self.id);
         others.filter(|other| {
             other.component == self.component.name
-                || (other.release != self.context.version
-                    && self.component.listeners.iter().any(|name| self.was_given(other, name)))
+                || self.component.listeners.iter().any(|name| {
+                    let was_given = other.release != self.context.version && other.may_have(name);
+                    was_given || self.is_given(&other.component, name)
+                })
         })
     }
 
-    /// Returns whether `other` may have the listener `name`, which its component does not have in this release.
-    fn was_given(&self, other: &CarriedInstance, name: &String) -> bool {
-        let is_still = self.context.shares.get(&other.component).is_some_and(|names| names.contains(name));
-        !is_still && other.may_have(name)
+    fn shares_a_listener(&self, rival: &CarriedInstance) -> bool {
+        rival.component != self.component.name
+            && self.component.listeners.iter().any(|name| self.is_given(&rival.component, name))
+    }
+
+    /// Returns whether this release gives the listener `name` to `component`.
+    fn is_given(&self, component: &str, name: &String) -> bool {
+        self.context.shares.get(component).is_some_and(|names| names.contains(name))
     }
 
     /// Returns the listener of the component at the port of `address`, if there is one.
@@ -106,16 +122,17 @@ impl<'a> Acceptors<'a> {
         Ok(self.judge(taken).await)
     }
 
-    /// Makes a connection to `server`, a listener of the component, and returns it with who accepts it within `limit`.
+    /// Makes `count` connections to `server`, a listener of the component, and returns one with who accepts it within `limit`.
     ///
     /// # Errors
     /// The connection is refused, or the kernel cannot be asked.
     pub(super) async fn connect(
         &self,
         server: SocketAddr,
+        count: u32,
         limit: Duration,
     ) -> std::io::Result<(Verdict, Option<std::net::TcpStream>)> {
-        let (taken, connection) = acceptor::connect(server, self.candidates(true), limit).await?;
+        let (taken, connection) = acceptor::connect(server, self.candidates(true), count, limit).await?;
         Ok((self.judge(taken).await, connection))
     }
 

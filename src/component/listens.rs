@@ -57,7 +57,7 @@ pub(super) async fn wait(
 pub(super) fn replaces_another(instance: &Instance, component: &Component, context: &RunContext) -> bool {
     component.handover == Handover::Overlap
         && !component.listeners.is_empty()
-        && Acceptors::of(&instance.carried, component, context).have_serving_rivals()
+        && Acceptors::of(&instance.carried, component, context).have_serving_predecessors()
 }
 
 /// Tries once. Returns why the process is not known to accept; `tries` counts those after which more connections are made.
@@ -81,7 +81,7 @@ async fn try_once(
         Ok(Verdict::Nobody) => format!("no process of its own accepts on the listener {name}"),
         Ok(Verdict::Hidden(why)) => {
             return Err(Failure::new(format!(
-                "whether it accepts on the listener {name}, or the process before it, cannot be found out: {why}; \
+                "whether it accepts on the listener {name}, or another process, cannot be found out: {why}; \
                  use ready = \"notify\""
             )));
         }

@@ -99,14 +99,39 @@ pub async fn taken_by(
     let known = blocking(find).await?;
     let count = if queue.is_crowded_with(count) { 1 } else { count };
     let defers = fd::defers_accept(listener);
-    let one = || take_one(server, defers, known.clone(), candidates.clone(), limit);
+    let (taken, connection) =
+        take(count, || take_one(server, defers, known.clone(), candidates.clone(), limit)).await?;
+    let is_known = matches!(taken, Taken::Theirs);
+    Ok((taken, connection.filter(|_| !is_known)))
+}
+
+/// Makes `count` connections to `server` at the same time, and returns who accepts them within `limit`: those that are asked about, if
+/// they accept one, with that connection. It is none if the queue is full for so long.
+///
+/// # Errors
+/// The connection is refused, or the kernel cannot be asked.
+pub async fn connect(
+    server: SocketAddr,
+    candidates: impl Fn() -> Candidates + Clone + Send + 'static,
+    count: u32,
+    limit: Duration,
+) -> io::Result<(Taken, Option<TcpStream>)> {
+    let known = blocking(candidates.clone()).await?;
+    take(count, || take_one(server, false, known.clone(), candidates.clone(), limit)).await
+}
+
+/// Makes `count` connections, each as `one` does, and returns the first that those accept who are asked about. One that others accept is
+/// closed at once: they may serve one after the other.
+async fn take<F: Future<Output = io::Result<(Taken, Option<TcpStream>)>>>(
+    count: u32,
+    one: impl Fn() -> F,
+) -> io::Result<(Taken, Option<TcpStream>)> {
     let mut all: FuturesUnordered<_> = (0..count.max(1)).map(|_| one()).collect();
     let mut best = (Taken::Nobody, None);
-    // Dropping the rest closes their connections.
     while let Some(made) = all.next().await {
         let (taken, connection) = made?;
         if matches!(taken, Taken::Theirs) {
-            return Ok((taken, None));
+            return Ok((taken, connection));
         }
         if matches!(best.0, Taken::Nobody | Taken::Closed) {
             let is_hidden = matches!(taken, Taken::Hidden(_));
@@ -114,20 +139,6 @@ pub async fn taken_by(
         }
     }
     Ok(best)
-}
-
-/// Makes one connection to `server` and returns who accepts it within `limit`, and the connection, which is none if the queue is full
-/// for so long.
-///
-/// # Errors
-/// The connection is refused, or the kernel cannot be asked.
-pub async fn connect(
-    server: SocketAddr,
-    candidates: impl Fn() -> Candidates + Clone + Send + 'static,
-    limit: Duration,
-) -> io::Result<(Taken, Option<TcpStream>)> {
-    let known = blocking(candidates.clone()).await?;
-    take_one(server, false, known, candidates, limit).await
 }
 
 /// Makes one connection and returns who accepts it, and the connection.

@@ -254,6 +254,49 @@ fn a_component_that_an_update_keeps_takes_no_part_in_the_health_of_others() {
     }
 }
 
+/// Returns a release of two servers that share the listener; the second is checked as `keys` say.
+fn sharing(version: &str, first: &str, second: &str, keys: &str) -> Release {
+    let command = |begins| format!("command = [\"python3\", \"lib/serve.py\", \"{version}\", \"{begins}\"]");
+    let common = "listeners = [\"http\"]\nstart_timeout = \"2s\"";
+    Release::bare(version)
+        .listener("http")
+        .component("web", &format!("{}\n{common}\nhandover = \"overlap\"\nready = \"listen\"", command(first)))
+        .component("second", &format!("{}\n{common}\nafter = [\"web\"]\n{keys}", command(second)))
+        .file("lib/serve.py", SERVE)
+}
+
+#[test]
+fn one_that_never_accepts_beside_a_server_on_its_listener_is_not_ready() {
+    let listens = "handover = \"overlap\"\nready = \"listen\"";
+    let appliance = Appliance::new(&sharing("1.0.0", "at_once", "at_once", listens)).start();
+    let second = appliance.component_pid("second");
+    for (version, first) in [("1.1.0", "at_once"), ("1.2.0", "closes")] {
+        let failed = appliance.install(&sharing(version, first, "never", listens), &[]).complains_with(70);
+        assert!(failed.contains("component second did not start: was not ready within 2 s"), "{failed}");
+    }
+    assert_eq!(appliance.component_pid("second"), second, "it serves on");
+}
+
+#[test]
+fn what_a_component_on_the_same_listener_answers_is_nobody_elses_health() {
+    for (anywhere, is_http) in [("http = \"http://127.0.0.1:9/\"", true), ("tcp = \"127.0.0.1:9\"", false)] {
+        let keys = format!("ready = \"exec\"\nhealth = {{ {anywhere}, interval = \"100ms\", timeout = \"1s\" }}");
+        let appliance = Appliance::new(&sharing("1.0.0", "at_once", "at_once", &keys));
+        // Its own address is known only when it is there: the machine's settings name it.
+        let address = appliance.address("http");
+        let probe = if is_http { format!("http = \"http://{address}/\"") } else { format!("tcp = \"{address}\"") };
+        let setting = format!("\n[[component]]\nname = \"second\"\nhealth = {{ {probe} }}\n");
+        let appliance = appliance
+            .local(|text| text.replace("start_timeout = \"20s\"", "start_timeout = \"4s\"") + &setting)
+            .start();
+        appliance.install(&sharing("1.1.0", "at_once", "at_once", &keys), &[]).ends_with(0);
+        assert_eq!(component(&appliance.status(), "second")["health"], "healthy", "{probe}");
+        let failed = appliance.install(&sharing("1.2.0", "at_once", "never", &keys), &[]).complains_with(70);
+        assert!(failed.contains("another process answers its health probe"), "{probe}: {failed}");
+        appliance.settled("1.1.0");
+    }
+}
+
 #[test]
 fn processes_that_only_their_own_account_may_look_into_are_found_out_with_it() {
     if !as_root() {

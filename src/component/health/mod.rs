@@ -23,6 +23,9 @@ const FIRST_TRIES: u32 = 4;
 /// The longest pause between them.
 const FIRST_INTERVAL_MAX: Duration = Duration::from_millis(500);
 
+/// What there is to say of a process that is not reached, since another one is.
+const OF_ANOTHER: &str = "another process answers its health probe";
+
 /// How much of an answer explains a failure.
 const ANSWER_CHARS_MAX: usize = 200;
 
@@ -110,7 +113,9 @@ pub(super) async fn watch(health: Health, state: watch::Sender<State>, probed: P
                 let is_ill = failures >= health.threshold && !comes_up;
                 set(&state, if is_ill { State::Unhealthy(reason) } else { State::Doubtful(reason) });
             }
-            Outcome::OfAnother => {}
+            // One that was well is not ill because another one was faster.
+            Outcome::OfAnother if was_well => {}
+            Outcome::OfAnother => set(&state, State::Doubtful(OF_ANOTHER.to_owned())),
         }
         tries += 1;
         // The first tries may have been answered by the process before, which accepts until it has heard that it is to stop.
@@ -133,7 +138,7 @@ pub(super) async fn wait_healthy(probed: &Probed, seen: &Mutex<String>) {
         match probe::once(&client, health, probed).await {
             Outcome::Well => return,
             Outcome::Ill(failure) => *lock(seen) = failure.reason,
-            Outcome::OfAnother => "another process answers its health probe".clone_into(&mut lock(seen)),
+            Outcome::OfAnother => OF_ANOTHER.clone_into(&mut lock(seen)),
         }
         tokio::time::sleep(first_interval(health)).await;
     }

@@ -1,7 +1,7 @@
 //! One try: a request, a connection, or a command.
 //!
-//! On a listener of the component the process before it may still answer: it was told to stop, and has not heard it yet. What
-//! it answers says nothing of the new one.
+//! On a listener of the component another process may answer: the one before it, which was told to stop and has not heard it yet, or
+//! one of a component that shares the listener. What it answers says nothing of this one.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -20,6 +20,9 @@ use crate::probe::answer::{self, Answer};
 
 /// For so long a connection may wait to be accepted before anything is asked: a server may wait for the question.
 const ACCEPT_MAX: Duration = Duration::from_secs(1);
+
+/// So many connections are made to a listener that other components share, one after the other number, until the process accepts one.
+const CONNECTIONS: [u32; 4] = [1, 2, 4, 8];
 
 /// What a try says of the process.
 pub(super) enum Outcome {
@@ -109,7 +112,14 @@ async fn get_from_acceptor(
     }
     let Some(address) = own_address(health, acceptors).await else { return Ok(None) };
     let until = tokio::time::Instant::now() + health.timeout;
-    let connection = match acceptors.connect(address, health.timeout.min(ACCEPT_MAX)).await {
+    let mut made = Ok((Verdict::Others, None));
+    for count in counts(acceptors) {
+        made = acceptors.connect(address, *count, health.timeout.min(ACCEPT_MAX)).await;
+        if !matches!(made, Ok((Verdict::Others, _))) {
+            break;
+        }
+    }
+    let connection = match made {
         Ok((Verdict::Ours, Some(connection))) => connection,
         Ok((Verdict::Others, _)) => return Ok(Some(Outcome::OfAnother)),
         Ok(_) | Err(_) => return Ok(None),
@@ -119,6 +129,12 @@ async fn get_from_acceptor(
         Ok(Err(error)) => Err(Failure::new(format!("GET {url} failed: {}", Chain(error.as_ref())))),
         Err(_) => Err(Failure::new(format!("GET {url} {}", in_time(health)))),
     }
+}
+
+/// Returns how many connections to make, one number after the other, as long as others accept them. The process before is gone soon, and
+/// this one tried again; one that shares the listener is not, and some servers are woken in an order that never changes.
+fn counts(acceptors: &Acceptors<'_>) -> &'static [u32] {
+    if acceptors.have_sharers() { &CONNECTIONS } else { &CONNECTIONS[..1] }
 }
 
 /// Returns the address of `health`, if a listener of the component is there.
@@ -164,7 +180,7 @@ async fn says_nothing(server: SocketAddr, own: SocketAddr, acceptors: &Acceptors
     match acceptors.of_connection(server, own).await {
         Ok(Verdict::Ours) => false,
         Ok(Verdict::Others) => true,
-        // As long as the one before was not told to stop, only what is known to be this one's counts.
+        // As long as another one serves, only what is known to be this one's counts.
         Ok(Verdict::Nobody | Verdict::Unseen(_) | Verdict::Hidden(_)) | Err(_) => {
             acceptors.listener_at(server).is_some() && acceptors.have_serving_rivals()
         }
@@ -191,7 +207,14 @@ async fn connect(address: SocketAddr, health: &Health, probed: &Probed) -> Resul
             Err(error) => Err(cannot_connect(address, &error)),
         };
     }
-    match acceptors.of_new_connections(&listener, 1, health.timeout).await {
+    let mut verdict = Ok(Verdict::Others);
+    for count in counts(&acceptors) {
+        verdict = acceptors.of_new_connections(&listener, *count, health.timeout).await;
+        if !matches!(verdict, Ok(Verdict::Others)) {
+            break;
+        }
+    }
+    match verdict {
         Ok(Verdict::Ours) => Ok(Outcome::Well),
         Ok(Verdict::Others) => Ok(Outcome::OfAnother),
         Ok(Verdict::Unseen(_) | Verdict::Hidden(_)) if acceptors.have_serving_rivals() => Ok(Outcome::OfAnother),
@@ -213,7 +236,7 @@ async fn only_connect(address: SocketAddr, health: &Health) -> Result<Outcome, F
 /// to stop nobody knows which one answers.
 async fn run(words: &[String], health: &Health, probed: &Probed) -> Result<Outcome, Failure> {
     let acceptors = Acceptors::of(&probed.carried, &probed.component, &probed.context);
-    let is_shared = !probed.component.listeners.is_empty() && acceptors.have_serving_rivals();
+    let is_shared = !probed.component.listeners.is_empty() && acceptors.have_serving_predecessors();
     command::run(words, health.timeout, probed).await?;
     Ok(if is_shared { Outcome::OfAnother } else { Outcome::Well })
 }
