@@ -1,5 +1,6 @@
 //! `refit pack`: a package of a directory.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -8,7 +9,8 @@ use indicatif::HumanBytes;
 use jiff::{SignedDuration, Timestamp};
 use refit_author::keys::{Keys, KeysError};
 use refit_author::pack::{
-    Examined, METADATA_VERSION, PackError, PackOptions, PackReport, PackStep, examine, file_name, pack as make_package,
+    Closed, Examined, METADATA_VERSION, PackError, PackOptions, PackReport, PackStep, examine, file_name,
+    pack as make_package,
 };
 use refit_author::publish::{Repository, RepositoryError, Terms};
 use refit_base::{Exit, Report, Reported, clock};
@@ -25,6 +27,8 @@ use crate::config::{self, Config, ConfigError, Programs};
 
 /// How long a package's signatures are good when nobody says.
 const EXPIRES_DAYS_DEFAULT: i64 = 365;
+/// So many closed files and directories are named.
+const CLOSED_MAX: usize = 10;
 /// The variable with the time that reproducible builds take for now, in seconds since 1970.
 const SOURCE_DATE_EPOCH: &str = "SOURCE_DATE_EPOCH";
 /// Metadata versions of packages: one for each time that older ones are shut out. More is a slip, and there is no way back.
@@ -174,8 +178,34 @@ fn load_release(context: &Context, pack: &Pack) -> Result<(PathBuf, Config), Pac
 /// Returns what may not work where the release is installed.
 fn warnings(dir: &Path, config: &Config, examined: &Examined, arch: &str) -> Vec<String> {
     let of_files = examined.warnings.iter().map(ToString::to_string);
-    let of_accounts = find_obstacles_in_tree(config, dir).into_iter().map(|obstacle| obstacle.to_string());
-    of_files.chain(examined.contradiction(arch)).chain(of_accounts).collect()
+    let obstacles: Vec<String> =
+        find_obstacles_in_tree(config, dir).into_iter().map(|obstacle| obstacle.to_string()).collect();
+    let closed = closed_to_accounts(config, examined, &obstacles, dir);
+    of_files.chain(examined.contradiction(arch)).chain(obstacles.iter().cloned()).chain(closed).collect()
+}
+
+/// Returns warnings of what no component's account can read, besides what `obstacles` say. Nobody but the program knows whether it has to.
+fn closed_to_accounts(config: &Config, examined: &Examined, obstacles: &[String], dir: &Path) -> Vec<String> {
+    let is_root = |name: &str| matches!(name, "root" | "0");
+    let accounts: BTreeSet<&str> = config.components.iter().filter_map(|component| component.user.as_deref()).collect();
+    let accounts: Vec<&str> = accounts.into_iter().filter(|name| !is_root(name)).collect();
+    if accounts.is_empty() {
+        return Vec::new();
+    }
+    let is_said = |path: &str| {
+        let path = format!("{} has the mode", dir.join(path).display());
+        obstacles.iter().any(|obstacle| obstacle.contains(&path))
+    };
+    let unsaid: Vec<&Closed> = examined.closed.iter().filter(|closed| !is_said(&closed.path)).collect();
+    let warnings = unsaid.iter().take(CLOSED_MAX).map(|Closed { path, mode }| {
+        let accounts = accounts.join(", ");
+        format!(
+            "{path} is closed to {accounts}: it has the mode {mode:04o}; `chmod o+rX` it, unless only root reads it"
+        )
+    });
+    let more = unsaid.len().saturating_sub(CLOSED_MAX);
+    let rest = (more > 0).then(|| format!("{more} more files and directories are closed to {}", accounts.join(", ")));
+    warnings.chain(rest).collect()
 }
 
 /// Returns how the package is made.

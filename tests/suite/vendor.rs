@@ -545,8 +545,19 @@ fn pack_warns_of_what_works_on_the_build_machine_alone() {
     for fine in ["#!/bin/sh\n", "#! /usr/bin/env python3\n", "no script\n", "#!", ""] {
         put_executable(&tree, &format!("bin/fine-{}", fine.len()), fine.as_bytes());
     }
+    let behind_env = format!("#!/usr/bin/env -S A=b {}/venv/bin/python3 -I\n", tree.display());
+    put_executable(&tree, "bin/behind_env", behind_env.as_bytes());
+    put_executable(&tree, "bin/long", b"#!/bin/sh\n'''exec' /home/builder/python/bin/python3 \"$0\" \"$@\"\n' '''\n");
     put_executable(&tree, "bin/closed", b"#!/bin/sh\n");
-    fs::set_permissions(tree.join("bin/closed"), PermissionsExt::from_mode(0o700)).expect("close it");
+    put_executable(&tree, "lib/private/module", b"#!/bin/sh\n");
+    for path in ["lib/private/other", "share-secret"] {
+        fs::write(tree.join(path), "text").expect("write a file");
+    }
+    for (path, mode) in
+        [("bin/closed", 0o700), ("lib/private/other", 0o600), ("lib/private", 0o700), ("share-secret", 0o640)]
+    {
+        fs::set_permissions(tree.join(path), PermissionsExt::from_mode(mode)).expect("close it");
+    }
     let keys = Vendor::get().keys();
     let packed = run(&["pack", "tree", "-o", "one.refit", "--keys", keys.to_str().expect("text"), "--json"], &at);
     let packed = packed.ends_with(0);
@@ -557,10 +568,14 @@ fn pack_warns_of_what_works_on_the_build_machine_alone() {
         ("venv/pyvenv.cfg", "virtual environment"),
         ("bin/tool", "a path of this machine"),
         ("bin/relative", "working directory"),
+        ("bin/behind_env", "a path in the directory that is packed"),
+        ("bin/long", "exec /home/builder/python/bin/python3, a path of this machine"),
         ("bin/closed", "daemon"),
+        ("lib/private", "closed to daemon: it has the mode 0700"),
+        ("share-secret", "closed to daemon: it has the mode 0640"),
     ] {
         assert!(warnings.iter().any(|line| line.contains(path) && line.contains(word)), "{path}: {warnings:#?}");
         assert!(packed.stderr.contains(path), "{}", packed.stderr);
     }
-    assert_eq!(warnings.len(), 5, "{warnings:#?}");
+    assert_eq!(warnings.len(), 9, "{warnings:#?}");
 }

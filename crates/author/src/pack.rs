@@ -32,7 +32,7 @@ use crate::keys::Keys;
 
 pub use error::PackError;
 pub(crate) use error::TAKE_HOOKS_OUT;
-pub use examine::{Examined, Warning, examine};
+pub use examine::{Closed, Examined, Warning, examine};
 
 /// Decoded bytes of a frame. Smaller than a frame may be: it fits a core's cache while it is hashed and written, and even
 /// one large file keeps all cores busy.

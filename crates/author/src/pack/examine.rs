@@ -4,19 +4,23 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use refit_base::file_error;
 use refit_updater::manifest::ARCH_ANY;
 use serde::Serialize;
 
 use super::PackError;
-use super::tree::{self, SourceFile};
+use super::tree::{self, SourceFile, Tree};
 
 /// The beginning of a file that tells what it is: the longest first line of a script (`BINPRM_BUF_SIZE` of Linux).
 const BEGINNING_BYTES: u64 = 256;
 /// Permissions to execute.
 const EXECUTE: u32 = 0o111;
+/// What others need to read a file.
+const READ: u32 = 0o004;
+/// What others need to use a directory.
+const READ_AND_ENTER: u32 = 0o005;
 /// Where every machine has its interpreters.
 const SYSTEM_DIRECTORIES: [&str; 5] = ["/bin", "/sbin", "/usr", "/lib", "/opt"];
 /// The file that makes a directory a virtual environment of Python.
@@ -33,6 +37,17 @@ pub struct Examined {
     pub machines: BTreeSet<String>,
     /// What may not work elsewhere.
     pub warnings: Vec<Warning>,
+    /// What an account that does not own it cannot read or enter; of a directory that is closed only the directory.
+    pub closed: Vec<Closed>,
+}
+
+/// A file or directory that only its owner can read or enter, or its group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Closed {
+    /// The path in the release.
+    pub path: String,
+    /// Its permissions.
+    pub mode: u32,
 }
 
 /// Something in a release that may not work on another machine.
@@ -83,13 +98,28 @@ impl Examined {
 pub fn examine(dir: &Path) -> Result<Examined, PackError> {
     let build_dir = dir.canonicalize().map_err(file_error("find", dir))?;
     let (mut machines, mut warnings) = (BTreeSet::new(), Vec::new());
-    for file in tree::walk(dir)?.files {
+    let tree = tree::walk(dir)?;
+    let closed = closed(&tree);
+    for file in tree.files {
         let beginning = beginning(&file.path).map_err(file_error("read", &file.path))?;
         machines.extend(machine_of(&beginning));
         let problem = script_problem(&file, &beginning, &build_dir).or_else(|| environment_problem(&file, &beginning));
         warnings.extend(problem.map(|problem| Warning { path: file.name, problem }));
     }
-    Ok(Examined { machines, warnings })
+    Ok(Examined { machines, warnings, closed })
+}
+
+/// Returns what is closed to others.
+fn closed(tree: &Tree) -> Vec<Closed> {
+    let directories = tree.directories.iter().map(|directory| (&directory.path, directory.mode, READ_AND_ENTER));
+    let entries = directories.chain(tree.files.iter().map(|file| (&file.name, file.mode, READ)));
+    let is_closed = entries.filter(|(_, mode, wanted)| mode.bits() & wanted != *wanted);
+    let mut all: Vec<Closed> =
+        is_closed.map(|(path, mode, _)| Closed { path: path.clone(), mode: mode.bits() }).collect();
+    all.sort_by(|one, other| one.path.cmp(&other.path));
+    let paths: BTreeSet<String> = all.iter().map(|closed| closed.path.clone()).collect();
+    all.retain(|closed| !closed.path.match_indices('/').any(|(end, _)| paths.contains(&closed.path[..end])));
+    all
 }
 
 fn beginning(path: &Path) -> io::Result<Vec<u8>> {
@@ -132,23 +162,50 @@ fn machine_of(beginning: &[u8]) -> Option<String> {
     Some(name.to_owned())
 }
 
-/// Returns what is wrong with the interpreter that a script names.
+/// Returns what is wrong with an interpreter that a script names.
 fn script_problem(file: &SourceFile, beginning: &[u8], build_dir: &Path) -> Option<String> {
     let is_executable = file.mode.bits() & EXECUTE != 0;
-    let line = beginning.strip_prefix(b"#!").filter(|_| is_executable)?;
-    let line = line.split(|byte| *byte == b'\n').next().unwrap_or(line);
-    let line = String::from_utf8_lossy(line);
-    let interpreter = line.split_whitespace().next()?;
-    let path = PathBuf::from(interpreter);
+    let script = beginning.strip_prefix(b"#!").filter(|_| is_executable)?;
     let remedy = "begin it with `#!/usr/bin/env NAME`, or name the interpreter in the component's command";
-    if path.starts_with(build_dir) {
-        return Some(format!("begins with #!{interpreter}, a path in the directory that is packed: {remedy}"));
+    interpreters(&String::from_utf8_lossy(script)).into_iter().find_map(|(how, interpreter)| {
+        let path = Path::new(&interpreter);
+        let is_common = SYSTEM_DIRECTORIES.iter().any(|common| path.starts_with(common));
+        let what = if path.starts_with(build_dir) {
+            "a path in the directory that is packed"
+        } else if !path.is_absolute() {
+            "which is found from the working directory only"
+        } else if is_common {
+            return None;
+        } else {
+            "a path of this machine"
+        };
+        Some(format!("begins with {how}{interpreter}, {what}: {remedy}"))
+    })
+}
+
+/// Returns the interpreters that `script`, without its `#!`, names in its beginning, each with what stands before it: the one that the
+/// kernel starts, the one that env(1) starts in its place, and the one that a shell becomes at once, as pip has it do where the
+/// first line would be too long for the kernel.
+fn interpreters(script: &str) -> Vec<(String, String)> {
+    let mut lines = script.lines();
+    let first = lines.next().unwrap_or_default();
+    let mut words = first.split_whitespace();
+    let Some(kernels) = words.next() else { return Vec::new() };
+    let mut found = vec![("#!".to_owned(), kernels.to_owned())];
+    if Path::new(kernels).file_name().is_some_and(|name| name == "env") {
+        let program = words.map(unquoted).find(|word| !word.starts_with('-') && !word.contains('='));
+        found.extend(program.filter(|word| word.contains('/')).map(|word| (format!("#!{kernels} "), word)));
     }
-    if !path.is_absolute() {
-        return Some(format!("begins with #!{interpreter}, which is found from the working directory only: {remedy}"));
+    let becomes = lines.map(str::trim).find(|line| !line.is_empty() && !line.starts_with('#'));
+    let mut words = becomes.unwrap_or_default().split_whitespace().map(unquoted);
+    if words.next().is_some_and(|word| word == "exec") {
+        found.extend(words.next().filter(|word| word.starts_with('/')).map(|word| ("exec ".to_owned(), word)));
     }
-    let is_common = SYSTEM_DIRECTORIES.iter().any(|common| path.starts_with(common));
-    (!is_common).then(|| format!("begins with #!{interpreter}, a path of this machine: {remedy}"))
+    found
+}
+
+fn unquoted(word: &str) -> String {
+    word.chars().filter(|c| !matches!(c, '\'' | '"')).collect()
 }
 
 /// Returns what is wrong with a virtual environment of Python, if this file makes its directory one.
@@ -192,10 +249,29 @@ mod tests {
     }
 
     #[test]
+    fn every_interpreter_that_a_script_begins_with_is_known() {
+        for (script, expected) in [
+            ("/bin/sh\necho exec /build/python", "#!/bin/sh"),
+            (" /build/bin/python -I\n", "#!/build/bin/python"),
+            ("/usr/bin/env python3\n", "#!/usr/bin/env"),
+            ("/usr/bin/env -S A=b /build/python -I\n", "#!/usr/bin/env|#!/usr/bin/env /build/python"),
+            ("/usr/bin/env -S \"/build/python\" -I\n", "#!/usr/bin/env|#!/usr/bin/env /build/python"),
+            ("/bin/sh\n\'\'\'exec\' \"/build/python\" \"$0\" \"$@\"\n\' \'\'\'\n", "#!/bin/sh|exec /build/python"),
+            ("/bin/bash\n# a word\n\n  exec /build/python \"$0\"\n", "#!/bin/bash|exec /build/python"),
+            ("/bin/sh\nexec \"$HERE/python\"\n", "#!/bin/sh"),
+            ("", ""),
+        ] {
+            let found: Vec<String> = interpreters(script).into_iter().map(|(how, path)| how + &path).collect();
+            assert_eq!(found.join("|"), expected, "{script:?}");
+        }
+    }
+
+    #[test]
     fn a_release_is_for_the_machine_that_it_has_code_for() {
         let with = |machines: &[&str]| Examined {
             machines: machines.iter().map(|machine| (*machine).to_owned()).collect(),
             warnings: Vec::new(),
+            closed: Vec::new(),
         };
         for (machines, machine) in
             [(&[][..], "any"), (&["x86_64"], "x86_64"), (&["aarch64"], "aarch64"), (&["aarch64", "x86_64"], "x86_64")]
