@@ -109,12 +109,13 @@ async fn find_out(client: &Client, name: &str, action: Action, before: &Value) -
 
 /// Returns what became of `action` on a component that was as `before` says, and is as `now` says while the site rests.
 fn fate(action: Action, before: &Value, now: &Value) -> Fate {
-    let is_another = now["generation"] != before["generation"];
+    let started = |component: &Value| component["last_run"]["started_at"].clone();
+    let is_another = now["generation"] != before["generation"] || started(now) != started(before);
     match (now["state"].as_str().unwrap_or_default(), action) {
         ("starting" | "stopping", _) => Fate::Open,
         ("stopped", Action::Stop) => Fate::Done,
-        ("running", Action::Restart) if is_another => Fate::Done,
-        ("running", Action::Start) => Fate::Done,
+        ("running" | "done" | "waiting", Action::Restart) if is_another => Fate::Done,
+        ("running" | "done" | "waiting", Action::Start) => Fate::Done,
         ("backoff" | "failed", Action::Start | Action::Restart) if is_another => Fate::Failed,
         _ => Fate::Lost,
     }
@@ -136,7 +137,11 @@ mod tests {
             (Action::Restart, "failed", 1, Fate::Lost),
             (Action::Stop, "stopped", 1, Fate::Done),
             (Action::Stop, "running", 1, Fate::Lost),
+            (Action::Restart, "done", 2, Fate::Done),
+            (Action::Restart, "waiting", 2, Fate::Done),
+            (Action::Restart, "waiting", 1, Fate::Lost),
             (Action::Start, "running", 2, Fate::Done),
+            (Action::Start, "waiting", 1, Fate::Done),
             (Action::Start, "stopped", 1, Fate::Lost),
             (Action::Start, "failed", 2, Fate::Failed),
         ];
@@ -147,5 +152,10 @@ mod tests {
                 "{action:?} {state} {generation}"
             );
         }
+        // One that runs and ends may have had the same number under the runtime before.
+        let run = |at: &str| json!({ "state": "done", "generation": 1, "last_run": { "started_at": at } });
+        assert_eq!(fate(Action::Restart, &run("10:00"), &run("10:01")), Fate::Done);
+        assert_eq!(fate(Action::Restart, &run("10:00"), &run("10:00")), Fate::Lost);
+        assert_eq!(fate(Action::Start, &at("stopped", 1), &run("10:01")), Fate::Done);
     }
 }
