@@ -65,7 +65,7 @@ pub(super) async fn announce_running(
     // After the first accept: what waits for the disk is not on the way there.
     let entered = states.wait_for(|state| !matches!(state, bus::State::Initial | bus::State::Entering)).await.is_ok();
     if let (true, Some(permit)) = (entered, permit)
-        && let Err(error) = manager.receiving().tidy(permit).await
+        && let Err(error) = manager.tidy(permit).await
     {
         tracing::error!(error = %Chain(&error), "cannot tidy the home; the next start tries again");
     }

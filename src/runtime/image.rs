@@ -145,6 +145,7 @@ impl Site {
         let server = Arc::new(ApiServer::new(app, socket, admin, before, parked));
         server.attach(bus);
         settings::attach(bus, Arc::clone(config), context.release_dir.clone(), &context.home);
+        manager.attach();
         for component in components {
             bus.attach(Arc::clone(component) as Arc<dyn bus::Component>)?;
         }

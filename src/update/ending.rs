@@ -82,6 +82,18 @@ impl Endings {
         entries.ok()?.iter().rfind(|entry| entry.id == id).map(ticket)
     }
 
+    /// Ends the attempt that the image before had only prepared, if there is one.
+    pub(super) async fn give_up_prepared(self: &Arc<Self>) {
+        let journal = self.journal.current();
+        if let (State::Staged { .. }, Some(attempt)) = (&journal.state, &journal.attempt) {
+            // A restart in place came before it could be tried.
+            let reason = "the runtime was replaced before the release could be tried".to_owned();
+            let ending =
+                Ending { exit: Some(Exit::TryLater), ..Ending::now("staged", reason).with_cause(Cause::Machine) };
+            self.give_up(attempt.clone(), ending).await;
+        }
+    }
+
     /// Ends what the images before left open: each ticket of an update but that of `under_way`, the attempt on trial, ends as the
     /// history has it, or, where that has nothing, with the image that it was lost with.
     pub(super) async fn settle(self: &Arc<Self>, finished: &[Entry], under_way: Option<&Attempt>) {
@@ -93,14 +105,6 @@ impl Endings {
             && tickets.get(&attempt.id).is_none()
         {
             tickets.put(open_ticket(attempt));
-        }
-        let journal = self.journal.current();
-        if let (State::Staged { .. }, Some(attempt)) = (&journal.state, &journal.attempt) {
-            // A restart in place came before it could be tried.
-            let reason = "the runtime was replaced before the release could be tried".to_owned();
-            let ending =
-                Ending { exit: Some(Exit::TryLater), ..Ending::now("staged", reason).with_cause(Cause::Machine) };
-            self.give_up(attempt.clone(), ending).await;
         }
         for open in
             tickets.open_updates_carried().into_iter().filter(|id| under_way.is_none_or(|attempt| attempt.id != *id))

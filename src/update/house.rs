@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use refit_base::Chain;
 use refit_updater::attempt::Outcome;
@@ -18,6 +19,9 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 use super::error::UpdateError;
 use super::journal::JournalKeeper;
 use super::parts::{Parts, blocking};
+
+/// For how long a removal waits for another change of the releases, as each start and each attempt makes one: a command waits that long.
+const HELD_WAITED_MAX: Duration = Duration::from_secs(10);
 
 /// The owner of which releases stay.
 pub(super) struct House {
@@ -59,8 +63,8 @@ impl House {
     /// # Errors
     /// It is needed, or not there: nothing was changed. Or its files cannot be removed: it is whole, or gone from `releases/`.
     pub(super) async fn remove(self: &Arc<Self>, version: Version) -> Result<Option<u64>, UpdateError> {
-        let alone = Arc::clone(&self.alone)
-            .try_lock_owned()
+        let alone = tokio::time::timeout(HELD_WAITED_MAX, self.hold())
+            .await
             .map_err(|_held| UpdateError::Busy { what: "releases on the disk are being changed".to_owned() })?;
         let house = Arc::clone(self);
         let work = move || {

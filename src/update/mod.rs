@@ -10,6 +10,7 @@
 
 mod ending;
 mod error;
+mod gate;
 mod house;
 mod journal;
 mod parts;
@@ -37,6 +38,7 @@ use refit_updater::journal::{Journal, State};
 use refit_updater::release::{Release, StoreError};
 use refit_updater::trust::TrustStatus;
 use semver::Version;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinSet;
 
 use self::ending::Endings;
@@ -92,6 +94,20 @@ impl Manager {
         };
         manager.trial.show_start();
         manager
+    }
+
+    /// Has a start of the site end when an update would be taken.
+    pub fn attach(&self) {
+        gate::attach(&self.parts.bus, &self.receiving);
+    }
+
+    /// Tidies the disk, and ends an attempt that the image before had only prepared. Until then nothing is received and no update begins.
+    ///
+    /// # Errors
+    /// A file cannot be written; what is left is done at the next start.
+    pub async fn tidy(&self, permit: OwnedSemaphorePermit) -> Result<(), UpdateError> {
+        self.endings.give_up_prepared().await;
+        self.receiving.tidy(permit).await
     }
 
     /// Returns the owner of what arrives.

@@ -14,13 +14,13 @@ use semver::Version;
 use serde::Serialize;
 use serde_json::json;
 use tokio::io::AsyncRead;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::io::SyncIoBridge;
 
 use super::error::UpdateError;
 use super::house::House;
 use super::journal::JournalKeeper;
-use super::parts::Parts;
+use super::parts::{Parts, blocking};
 use super::reception_thread::ReceptionThread;
 
 /// How often the progress of a package is published.
@@ -151,7 +151,7 @@ pub struct Receiving {
     /// What was received since this image emptied staging; some of it may have gone from there.
     staged: Mutex<Vec<Staged>>,
     /// Whether [`Receiving::tidy`] has been.
-    is_tidy: AtomicBool,
+    is_tidy: watch::Sender<bool>,
 }
 
 impl Receiving {
@@ -164,7 +164,7 @@ impl Receiving {
             permit: Arc::new(Semaphore::new(1)),
             reception: Mutex::new(None),
             staged: Mutex::default(),
-            is_tidy: AtomicBool::new(false),
+            is_tidy: watch::Sender::new(false),
         }
     }
 
@@ -188,14 +188,19 @@ impl Receiving {
             pointed.and(emptied)?;
             recorded
         };
-        let result = tokio::task::spawn_blocking(work).await.map_err(|source| UpdateError::Worker { source })?;
-        self.is_tidy.store(true, Ordering::Release);
+        let result = blocking(work).await;
+        self.is_tidy.send_replace(true);
         result
+    }
+
+    /// Waits until [`Receiving::tidy`] has been.
+    pub(super) async fn until_tidy(&self) {
+        drop(self.is_tidy.subscribe().wait_for(|is_tidy| *is_tidy).await); // its sender lives as long as this
     }
 
     /// Returns whether [`Receiving::tidy`] has been.
     pub(super) fn is_tidy(&self) -> bool {
-        self.is_tidy.load(Ordering::Acquire)
+        *self.is_tidy.borrow()
     }
 
     /// Returns the right to receive packages, for [`Receiving::tidy`]; `None` if somebody has it.

@@ -89,11 +89,6 @@ impl Steps {
         *lock(&self.view) = Some(view(attempt, step, text));
     }
 
-    /// Shows that no update is under way.
-    pub(super) fn clear(&self) {
-        *lock(&self.view) = None;
-    }
-
     /// Shows that the attempt `id` is not under way any more.
     pub(super) fn clear_of(&self, id: &str) {
         lock(&self.view).take_if(|view| view.id == id);

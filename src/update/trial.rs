@@ -83,9 +83,8 @@ impl Trial {
         let finished = std::mem::take(&mut *lock(&self.finished));
         let mut attempt = self.on_trial();
         self.shared.endings.settle(&finished, attempt.as_ref()).await;
-        match &mut attempt {
-            Some(attempt) => self.shared.parts.times.record(attempt, clock::monotonic_ns()),
-            None => self.shared.steps.clear(),
+        if let Some(attempt) = &mut attempt {
+            self.shared.parts.times.record(attempt, clock::monotonic_ns());
         }
         attempt
     }

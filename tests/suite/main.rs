@@ -27,6 +27,7 @@ mod damage;
 mod demo;
 mod descriptors;
 mod docs;
+mod early;
 mod embed;
 #[cfg(feature = "fault")]
 mod fault;
