@@ -9,8 +9,10 @@ use std::time::Duration;
 
 use refit_base::Chain;
 use refit_updater::attempt::Outcome;
+use refit_updater::config::{Orphans, remove_orphans};
 use refit_updater::history::Entry;
-use refit_updater::journal::Journal;
+use refit_updater::journal::{Journal, State};
+use refit_updater::leftovers;
 use refit_updater::receive::MakeRoom;
 use refit_updater::removal;
 use semver::Version;
@@ -77,6 +79,57 @@ impl House {
             Ok(bytes)
         };
         blocking(work).await
+    }
+
+    /// Removes what a write, an update or a removal that was cut short has left in the home, and has the journal forget good releases that are
+    /// not there any more. What cannot be removed is logged. The caller holds the house. Blocks.
+    pub(super) fn clear_away(&self) {
+        let Self { parts, journal, .. } = self;
+        let leftovers::Removed { paths, failures } = leftovers::remove(parts.store.home());
+        for path in paths {
+            tracing::info!(path = %path.display(), "what an interrupted write had left was removed");
+        }
+        for failure in failures {
+            tracing::warn!(error = %Chain(&failure), "cannot remove what an interrupted write has left");
+        }
+        let journal = journal.current();
+        if let Err(error) = self.clear_configs(&journal) {
+            tracing::warn!(error = %Chain(&error), "cannot look for configurations without a release");
+        }
+        let forgotten = parts.store.versions().map_err(UpdateError::from).and_then(|versions| {
+            // A disk that is not mounted has no releases at all.
+            let is_mounted = versions.contains(journal.state.wanted());
+            let gone = if is_mounted { leftovers::gone(&journal, &versions) } else { BTreeSet::new() };
+            for version in &gone {
+                tracing::warn!(release.version = %version, "a good release is not there any more; a rollback to it is not offered");
+            }
+            self.forget(&gone)
+        });
+        if let Err(error) = forgotten {
+            tracing::warn!(error = %Chain(&error), "cannot journal which releases are gone");
+        }
+    }
+
+    /// Removes the configurations that have no release and no edit.
+    fn clear_configs(&self, journal: &Journal) -> Result<(), UpdateError> {
+        let needed = match &journal.state {
+            State::Idle { current } => vec![current.clone()],
+            State::Staged { current: one, next: other } | State::Trial { previous: one, next: other, .. } => {
+                vec![one.clone(), other.clone()]
+            }
+        };
+        let Orphans { removed, edited, failures } = remove_orphans(&self.parts.store, journal.state.wanted(), &needed)?;
+        for version in removed {
+            tracing::info!(release.version = %version, "the configuration of a release that is gone was removed");
+        }
+        for path in edited {
+            let path = path.display();
+            tracing::info!(%path, "a configuration whose release is gone may hold edits; it stays until you remove it");
+        }
+        for failure in failures {
+            tracing::warn!(error = %Chain(&failure), "cannot remove the configuration of a release that is gone");
+        }
+        Ok(())
     }
 
     /// Returns the release of the last attempt, unless that went well. Blocks.

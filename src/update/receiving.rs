@@ -168,19 +168,21 @@ impl Receiving {
         }
     }
 
-    /// Does what every start owes the disk: the `current` link, an empty staging, and the history of an attempt that ended
-    /// with the image before. Until then nothing is received and no update begins. Repeating it changes nothing.
+    /// Does what every start owes the disk: the `current` link, an empty staging, the history of an attempt that ended
+    /// with the image before, and nothing left of what was cut short. Until then nothing is received and no update begins. Repeating it changes nothing.
     ///
     /// # Errors
     /// A file cannot be written; what is left is done at the next start.
     pub async fn tidy(self: &Arc<Self>, permit: OwnedSemaphorePermit) -> Result<(), UpdateError> {
         let receiving = Arc::clone(self);
+        let alone = self.house.hold().await;
         let work = move || {
-            let _permit = permit;
+            let (_permit, _alone) = (permit, alone);
             let store = &receiving.parts.store;
             let pointed = store.point_current(receiving.parts.journal.state.wanted());
             let emptied = store.empty_staging();
             let recorded = receiving.journal.record_finished();
+            receiving.house.clear_away();
             // What does not work leaves the others alone.
             if let (Err(_), Err(error)) = (&pointed, &emptied) {
                 tracing::error!(error = %Chain(error), "cannot empty staging; the next start tries again");

@@ -35,6 +35,7 @@ mod full_disk;
 mod hostile;
 mod http;
 mod last_resort;
+mod leftovers;
 mod limits;
 mod live_config;
 mod load;

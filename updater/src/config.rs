@@ -8,6 +8,7 @@
 
 mod earlier;
 mod merge;
+mod orphan;
 mod scan;
 mod tree;
 
@@ -24,6 +25,7 @@ use merge::merge_trees;
 use scan::Scan;
 use tree::{Side, Tree};
 
+pub use orphan::{Orphans, remove_orphans};
 pub use scan::{ENTRIES_MAX, HASHED_BYTES_MAX, HASHED_BYTES_TOTAL_MAX, Live, LiveFile, Unread, unread};
 
 /// What is added to the name of a default that could not be merged.

@@ -16,7 +16,7 @@ use std::path::Path;
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::libc::{O_NOFOLLOW, O_NONBLOCK, O_PATH};
-use rustix::fs::FallocateFlags;
+use rustix::fs::{FallocateFlags, FlockOperation, flock};
 use rustix::io::Errno;
 use tempfile::NamedTempFile;
 
@@ -25,6 +25,10 @@ use crate::modes::OPEN_DIR;
 
 /// Permissions of a file that [`replace`] makes: it is everybody's to read.
 const REPLACE_MODE: u32 = 0o644;
+/// What a file is called until it is whole: this, and letters that nothing else has.
+const TEMP_PREFIX: &str = ".tmp";
+/// The same, of a link.
+const LINK_PREFIX: &str = ".link";
 /// Permissions of a file that holds nothing but blocks.
 const RESERVE_MODE: u32 = 0o600;
 
@@ -42,7 +46,7 @@ pub fn replace(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
 /// # Errors
 /// Nothing has changed.
 pub fn replace_dispensable(dir: &Path, name: &str, bytes: &[u8], mode: u32) -> io::Result<()> {
-    let temp = write_beside(&tempfile::Builder::new(), dir, bytes, mode)?;
+    let temp = write_beside(tempfile::Builder::new().prefix(TEMP_PREFIX), dir, bytes, mode)?;
     keep_owner(temp.as_file(), &dir.join(name))?;
     temp.persist(dir.join(name))?; // nobody ever reads a half
     Ok(())
@@ -53,7 +57,7 @@ pub fn replace_dispensable(dir: &Path, name: &str, bytes: &[u8], mode: u32) -> i
 /// # Errors
 /// As [`replace`].
 pub fn replace_with_mode(dir: &Path, name: &str, bytes: &[u8], mode: u32) -> io::Result<()> {
-    replace_by(&tempfile::Builder::new(), dir, name, bytes, mode)
+    replace_by(tempfile::Builder::new().prefix(TEMP_PREFIX), dir, name, bytes, mode)
 }
 
 /// Does as [`replace_with_mode`], with a file that `temp` names until it is whole.
@@ -67,9 +71,28 @@ pub fn replace_by(temp: &tempfile::Builder<'_, '_>, dir: &Path, name: &str, byte
 /// Returns a file in `dir` with this content and a name that nothing reads.
 fn write_beside(temp: &tempfile::Builder<'_, '_>, dir: &Path, bytes: &[u8], mode: u32) -> io::Result<NamedTempFile> {
     let mut temp = temp.tempfile_in(dir).map_err(without_path)?; // same file system, or rename is not atomic
+    hold(temp.as_file());
     temp.as_file_mut().write_all(bytes)?;
     temp.as_file().set_permissions(Permissions::from_mode(mode))?;
     Ok(temp)
+}
+
+/// Shows that `file` is being written, until it is closed: see [`is_being_written`]. A file system without locks shows nothing.
+fn hold(file: &File) {
+    flock(file, FlockOperation::NonBlockingLockExclusive).ok(); // then a start that removes what is left may take it
+}
+
+/// Returns whether some process still writes the file at `path`, which [`is_temporary`].
+pub(crate) fn is_being_written(path: &Path) -> bool {
+    let Ok(file) = open_regular(path) else { return false };
+    matches!(flock(&file, FlockOperation::NonBlockingLockShared), Err(Errno::WOULDBLOCK))
+}
+
+/// Returns whether `path` has a name that is given here until what has it is whole: one that is left was never made so.
+pub(crate) fn is_temporary(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let rest = [TEMP_PREFIX, LINK_PREFIX].iter().find_map(|prefix| name.strip_prefix(prefix));
+    rest.is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_alphanumeric()))
 }
 
 /// Returns what the system said, without the name of a file that never came to be: the same trouble has the same words each time.
@@ -342,7 +365,7 @@ pub fn replace_symlink(dir: &Path, name: &str, target: &Path) -> io::Result<()> 
         return sync_dir(dir); // the link may be of a moment ago and not synced yet
     }
     let temp =
-        tempfile::Builder::new().prefix(".link").make_in(dir, |temp| std::os::unix::fs::symlink(target, temp))?;
+        tempfile::Builder::new().prefix(LINK_PREFIX).make_in(dir, |temp| std::os::unix::fs::symlink(target, temp))?;
     fs::rename(temp.path(), &path)?;
     // The name it had is gone; nothing is left for the guard to remove.
     temp.into_temp_path().keep().map_err(|error| error.error)?;

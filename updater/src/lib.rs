@@ -13,6 +13,7 @@
 //! - [`repository`] has the same parts side by side on a web server;
 //! - [`modes`] is the table of who may read and write what in a home, and repairs it;
 //! - [`mount`] says what may be done where a path lies;
+//! - [`leftovers`] finds what a write that was cut short has left;
 //! - [`durable`] is the only file that renames, links and syncs; [`fault`] names the points where tests crash it.
 //!
 //! The crate knows no HTTP server, no bus and no component, reads no environment variable and no working directory (the
@@ -31,6 +32,7 @@ pub mod fault;
 pub mod fuzzing;
 pub mod history;
 pub mod journal;
+pub mod leftovers;
 pub mod manifest;
 pub mod modes;
 pub mod mount;

@@ -213,7 +213,12 @@ impl Store {
     /// Returns where it is recorded what the merge of the configuration of release `version` made.
     #[must_use]
     pub(crate) fn config_record(&self, version: &Version) -> PathBuf {
-        self.configs_dir().join(".merged").join(version.to_string())
+        self.merged_dir().join(version.to_string())
+    }
+
+    /// Returns where all of that is recorded.
+    pub(crate) fn merged_dir(&self) -> PathBuf {
+        self.configs_dir().join(".merged")
     }
 
     /// Returns the versions of everything in `releases/`, in order, damaged ones included.
@@ -466,7 +471,7 @@ impl Store {
     }
 
     /// Removes a tree from its place at once, and its files after that.
-    fn discard(&self, dir: &Path) -> Result<(), StoreError> {
+    pub(crate) fn discard(&self, dir: &Path) -> Result<(), StoreError> {
         Checked::around(&self.releases_dir(), &self.files_without(dir), || self.discard_tree(dir))
     }
 

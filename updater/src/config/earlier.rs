@@ -50,7 +50,7 @@ pub(super) fn store_record(path: &Path, record: &Record) {
     }
 }
 
-fn load_record(path: &Path) -> Record {
+pub(super) fn load_record(path: &Path) -> Record {
     let bytes = durable::read_limited(path, RECORD_BYTES_MAX).unwrap_or_default();
     serde_json::from_slice(&bytes).unwrap_or_default()
 }
