@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use refit_base::Chain;
 use refit_updater::attempt::Ending;
-use refit_updater::decided::Decided;
+use refit_updater::decided::{Decided, GUARD};
 use refit_updater::durable;
 use refit_updater::journal::{self, JOURNAL_FILE, Journal, JournalError, State};
 use semver::Version;
@@ -102,6 +102,19 @@ impl Decisions {
     /// Returns whether the end of the runtime is the end of a trial: the next start is of another release.
     pub(super) fn is_trial(&self) -> bool {
         !self.is_foreign && matches!(self.known.state, State::Trial { .. })
+    }
+
+    /// Returns the journal if it says which release runs, and no attempt is under way.
+    pub(super) fn settled(&self) -> Option<&Journal> {
+        (!self.is_foreign && matches!(self.known.state, State::Idle { .. })).then_some(&self.known)
+    }
+
+    /// Has release `to` run from the next start on, because the current one is damaged, as `ending` says. Written there, too.
+    pub(super) fn go_back(&mut self, to: &Version, ending: &Ending) {
+        let Some(next) = self.known.clone().gone_back(to, GUARD, ending) else { return };
+        let before = std::mem::replace(&mut self.known, next);
+        let on_disk = self.unwritten.take().map_or(before, |(on_disk, _)| on_disk);
+        self.unwritten = Some((on_disk, ending.clone()));
     }
 
     /// Decides what runs next, and journals it if it can. `ending` says how the runtime before ended.
@@ -322,6 +335,24 @@ mod tests {
         assert_eq!(decisions.decide(&ending()).version, version(0));
         assert_eq!(decisions.decide(&ending()).version, version(0));
         fs::remove_dir_all(home.path().with_extension("away")).unwrap();
+    }
+
+    #[test]
+    fn a_damaged_release_is_left_also_where_nothing_can_be_written() {
+        let known = Journal { good: vec![version(0), version(1)], ..Journal::first(version(1)) };
+        let (home, mut decisions) = home(&known);
+        let away = home.path().with_extension("away");
+        fs::rename(home.path(), &away).unwrap();
+        let ending = Ending::now("committed", "release 1.1.0 is damaged".into());
+        decisions.go_back(&version(0), &ending);
+        let decision = decisions.decide(&self::ending());
+        assert_eq!((&decision.version, decision.failed), (&version(0), None));
+        let decided = decision.unwritten.unwrap().applied_to(&known).unwrap();
+        fs::rename(&away, home.path()).unwrap();
+        let decision = decisions.decide(&self::ending());
+        assert_eq!((decision.version, decision.unwritten), (version(0), None));
+        assert_eq!(on_disk(home.path()), decided, "the guard and its runtime say the same");
+        assert_eq!(decided.finished[0].reason.as_ref().unwrap(), "release 1.1.0 is damaged");
     }
 
     #[test]

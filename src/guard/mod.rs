@@ -11,6 +11,7 @@
 
 mod backoff;
 mod child;
+mod damage;
 mod deadlines;
 mod decisions;
 mod inbox;

@@ -5,6 +5,7 @@
 //! so is a runtime that ends by itself.
 
 mod reports;
+mod start;
 
 use std::fs::File;
 use std::io;
@@ -22,9 +23,10 @@ use refit_base::{Cause, Chain, Exit};
 use refit_updater::attempt::Ending;
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
 use rustix::pipe::PipeFlags;
+use semver::Version;
 
 use super::backoff::Backoff;
-use super::child::{self, Start};
+use super::child;
 use super::deadlines::Deadlines;
 use super::decisions::Decisions;
 use super::inbox::Inbox;
@@ -34,7 +36,7 @@ use super::say::{Complaints, say};
 use super::store::Store;
 use super::{Given, GuardError, system};
 use crate::handover::channel::ToRuntime;
-use crate::handover::{Named, names, notify};
+use crate::handover::{names, notify};
 use crate::home::{Home, HomeLock};
 use crate::process::resources::Resources;
 
@@ -45,6 +47,8 @@ const FIRST_STARTS_MAX: u32 = 3;
 const OUTPUT_LOOK: Duration = Duration::from_millis(250);
 /// How often the service manager is told that the guard lives while no runtime does: its watchdog has seconds at least.
 const ALIVE_EVERY: Duration = Duration::from_secs(1);
+/// After so long it is looked again whether the files of a release that does not start are damaged: it takes reading all of them.
+const EXAMINE_AGAIN: Duration = Duration::from_secs(600);
 /// How many descriptors are put aside for the end.
 const RESERVE: u32 = 3;
 /// How long the guard rests when it cannot even wait for events.
@@ -129,6 +133,8 @@ pub(super) struct Guard {
     starts: u32,
     /// When the service manager was last told that the guard lives while no runtime does.
     told_alive: Option<Instant>,
+    /// The release whose files were last looked at because it did not start, and when.
+    examined: Option<(Version, Instant)>,
 }
 
 impl Guard {
@@ -177,6 +183,7 @@ impl Guard {
             asked_to_end: 0,
             starts: 0,
             told_alive: None,
+            examined: None,
         })
     }
 
@@ -259,63 +266,6 @@ impl Guard {
     /// Returns whether anything may serve that would end with the guard.
     fn serves(&self) -> bool {
         self.was_ready || self.store.has(names::INSTANCE)
-    }
-
-    fn start_or_pause(&mut self, ending: &Ending) -> Phase {
-        self.start(ending).unwrap_or_else(|error| self.pause(&error))
-    }
-
-    /// Waits before the next try, because of an error that may pass.
-    fn pause(&mut self, error: &GuardError) -> Phase {
-        let pause = self.backoff.after_failure();
-        Resources::improve(); // somebody may have lowered a limit that can be raised again
-        self.complaints.say("start", &format!("{}; trying again until it works", Chain(error)));
-        Phase::Pausing { until: Instant::now() + pause }
-    }
-
-    /// Selects the release, journals the start, and starts its runtime.
-    fn start(&mut self, ending: &Ending) -> Result<Phase, GuardError> {
-        let decision = self.decisions.decide(ending);
-        let version = decision.version;
-        if let Some(failed) = decision.failed {
-            say(&format!("release {failed} failed its trial: {}; going back to {version}", ending.reason));
-        }
-        match decision.trouble {
-            Some(trouble) => self.complaints.say("journal", &format!("{trouble}; release {version} is started")),
-            None => self.complaints.forget("journal"),
-        }
-        let program =
-            child::program(&self.home, &version, &self.installed).map_err(system("look for the runtime's program"))?;
-        if let Some(path) = program.unusable {
-            let text = format!(
-                "cannot execute {}, the runtime of release {version}; the installed refit runs it instead",
-                path.display()
-            );
-            self.complaints.say("program", &text);
-        }
-        self.inbox.restore(&self.home).map_err(system("bind the guard socket again"))?;
-        let mut descriptors = self.store.duplicate().map_err(system("duplicate the stored descriptors"))?;
-        let channel = self.channel.1.try_clone().map_err(system("duplicate the channel"))?;
-        descriptors.push(Named { name: names::GUARD.to_owned(), descriptor: channel });
-        self.ends_as_asked = false;
-        self.errno = None;
-        self.image = Image::Silent;
-        let pid = child::start(Start {
-            program: &program.path,
-            home: &self.home,
-            installed: &self.installed,
-            found: self.found,
-            descriptors,
-            output: &self.pipe,
-            journal: self.journal.as_deref(),
-            decided: decision.unwritten,
-        })
-        .map_err(system("start the runtime"))?;
-        self.starts = self.starts.saturating_add(1);
-        self.complaints.forget("start");
-        let pid = Pid::from_raw(i32::try_from(pid).unwrap_or(0));
-        let now = Instant::now();
-        Ok(Phase::Up { pid, since: now, deadlines: Deadlines::new(now) })
     }
 
     /// Sleeps until something happens or a deadline comes.
@@ -462,6 +412,9 @@ impl Guard {
         };
         ending.output = self.output.take_lines();
         if self.decisions.is_trial() {
+            return Next::StartNow;
+        }
+        if self.image != Image::Ready && self.leave_damaged() {
             return Next::StartNow;
         }
         if !self.serves() {

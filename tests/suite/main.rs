@@ -70,6 +70,7 @@ mod voyage;
 mod wait;
 mod waits;
 mod watch;
+mod way_back;
 mod web;
 mod words;
 mod wsgi;

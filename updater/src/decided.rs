@@ -14,6 +14,8 @@ use crate::journal::{Journal, State, select_release};
 
 /// The variable that holds it.
 pub const VARIABLE: &str = "REFIT_DECIDED";
+/// Who goes back from a release that is damaged, as the history calls it.
+pub const GUARD: &str = "guard";
 /// How much of the output of what failed is passed on: a variable holds 128 KiB, and each byte may need six.
 const OUTPUT_BYTES_MAX: usize = 8 << 10;
 /// How much of the reason is passed on.
@@ -24,6 +26,9 @@ const REASON_CHARS_MAX: usize = 1000;
 pub struct Decided {
     /// The release that runs.
     release: Version,
+    /// The release that ran before, where no attempt has ended: it is damaged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    left: Option<Version>,
     /// The attempt that has ended.
     attempt: Option<String>,
     at: Timestamp,
@@ -35,7 +40,8 @@ pub struct Decided {
 }
 
 impl Decided {
-    /// Returns what was decided about the attempt of `journal`, as it is on disk: it has ended so, and `release` runs.
+    /// Returns what was decided about the attempt of `journal`, as it is on disk: it has ended so, and `release` runs. Without an attempt
+    /// it is the current release that was left.
     pub fn new(journal: &Journal, release: &Version, ending: &Ending) -> Self {
         let mut left = OUTPUT_BYTES_MAX;
         let fits = |line: &&String| {
@@ -45,8 +51,13 @@ impl Decided {
         };
         let mut output: Vec<String> = ending.output.iter().rev().take_while(fits).cloned().collect();
         output.reverse();
+        let left = match &journal.state {
+            State::Idle { current } => Some(current.clone()),
+            State::Staged { .. } | State::Trial { .. } => None,
+        };
         Self {
             release: release.clone(),
+            left,
             attempt: journal.attempt.as_ref().map(|attempt| attempt.id.clone()),
             at: ending.at,
             step: ending.step.clone(),
@@ -82,6 +93,9 @@ impl Decided {
         match &journal.state {
             State::Trial { previous, .. } if *previous == self.release => journal.clone().failed(&ending).ok(),
             State::Staged { current, .. } if *current == self.release => select_release(journal, &ending).1,
+            State::Idle { current } if self.left.as_ref() == Some(current) => {
+                journal.clone().gone_back(&self.release, GUARD, &ending)
+            }
             State::Idle { .. } | State::Staged { .. } | State::Trial { .. } => None,
         }
     }
@@ -124,5 +138,22 @@ mod tests {
         let after = decided.applied_to(&staged).expect("it applies");
         assert_eq!((after.state, after.failed.len()), (State::Idle { current: previous }, 0));
         assert_eq!(Decided::parse("1.0.0"), None);
+    }
+
+    #[test]
+    fn a_damaged_release_is_left_once() {
+        let (good, damaged) = (Version::new(1, 0, 0), Version::new(1, 1, 0));
+        let mut before = Journal::first(damaged.clone());
+        before.good.insert(0, good.clone());
+        let ending = Ending::now("committed", "release 1.1.0 is damaged".to_owned());
+        let decided = Decided::new(&before, &good, &ending);
+        let decided = Decided::parse(&decided.to_text()).expect("it comes back");
+        let after = decided.applied_to(&before).expect("it applies");
+        assert_eq!(before.gone_back(&good, GUARD, &ending), Some(after.clone()), "the guard writes the same");
+        assert_eq!((after.state.wanted(), &*after.good), (&good, &[damaged.clone(), good.clone()][..]));
+        let entry = after.finished.last().expect("an entry");
+        assert_eq!((entry.outcome, &entry.from, &entry.to), (Outcome::Done, &damaged, &good));
+        assert_eq!(decided.applied_to(&after), None, "it is there already");
+        assert_eq!(decided.applied_to(&Journal::first(Version::new(1, 2, 0))), None, "of another release");
     }
 }

@@ -14,7 +14,7 @@ use refit_base::{Cause, Exit, Report, Reported, clock};
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
-use crate::attempt::{Attempt, Ending, Outcome};
+use crate::attempt::{Attempt, Ending, Kind, Outcome};
 use crate::digest::Digest;
 use crate::durable;
 use crate::history::Entry;
@@ -237,6 +237,39 @@ impl Journal {
         Ok(self)
     }
 
+    /// Returns the journal after the appliance has gone back to release `to`, without a trial, with its history entry: the guard because the
+    /// current release is damaged, or an operator while nothing runs. `None` where an attempt is under way, or `to` is the current one.
+    ///
+    /// The release that it leaves stays among the good ones, with its configuration: installed again from its package, it is whole.
+    #[must_use]
+    pub fn gone_back(mut self, to: &Version, who: &str, ending: &Ending) -> Option<Self> {
+        let State::Idle { current } = &self.state else { return None };
+        if to == current {
+            return None;
+        }
+        let entry = Entry {
+            id: format!("back-{:x}", ending.at.as_millisecond()),
+            at: clock::rfc3339(ending.at),
+            who: who.to_owned(),
+            kind: Kind::Rollback,
+            from: current.clone(),
+            to: to.clone(),
+            outcome: Outcome::Done,
+            step: ending.step.clone(),
+            reason: (!ending.reason.is_empty()).then(|| ending.reason.clone()),
+            component: None,
+            output: Vec::new(),
+            duration_ms: 0,
+            durations: BTreeMap::new(),
+            cause: None,
+            exit: None,
+        };
+        self.state = State::Idle { current: to.clone() };
+        self.good.retain(|version| version != to);
+        self.good.push(to.clone());
+        Some(self.with_finished(entry))
+    }
+
     fn finish(&mut self, outcome: Outcome, ending: &Ending) {
         let Some(attempt) = self.attempt.take() else { return };
         if outcome != Outcome::Done && ending.cause == Cause::Release {
@@ -457,7 +490,6 @@ mod tests {
     use jiff::Timestamp;
 
     use super::*;
-    use crate::attempt::Kind;
 
     fn version(text: &str) -> Version {
         Version::parse(text).expect("a version")

@@ -4,6 +4,7 @@
 //! rename of a tree that was verified and synced before, so what has the name is whole. `current` is a link that the journal decides about.
 
 mod checked;
+mod damage;
 mod received;
 mod repair;
 mod staging;
@@ -25,6 +26,7 @@ use crate::modes::{self, Repaired};
 use crate::spare;
 
 pub(crate) use checked::Checked;
+pub use damage::Damage;
 pub use received::Received;
 pub use verify::{FileProblem, Problem, VerifyProgress, VerifyReport};
 

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::fs;
+use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -106,8 +107,12 @@ pub(super) fn verify(release: &Release, progress: &mut dyn FnMut(VerifyProgress)
     Ok(report)
 }
 
-fn directory_problem(path: &Path, mode: Mode) -> Option<FileProblem> {
-    let Ok(metadata) = fs::symlink_metadata(path) else { return Some(FileProblem::Missing) };
+/// Returns what is wrong with the directory at `path`.
+pub(super) fn directory_problem(path: &Path, mode: Mode) -> Option<FileProblem> {
+    let metadata = match fs::symlink_metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) => return Some(unseen(&error)),
+    };
     if !metadata.is_dir() {
         Some(FileProblem::Type)
     } else if metadata.permissions().mode() & 0o7777 != mode.installed().bits() {
@@ -117,8 +122,12 @@ fn directory_problem(path: &Path, mode: Mode) -> Option<FileProblem> {
     }
 }
 
-fn file_problem(path: &Path, file: &FileEntry) -> Option<FileProblem> {
-    let Ok(metadata) = fs::symlink_metadata(path) else { return Some(FileProblem::Missing) };
+/// Returns what is wrong with the file or link at `path`.
+pub(super) fn file_problem(path: &Path, file: &FileEntry) -> Option<FileProblem> {
+    let metadata = match fs::symlink_metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) => return Some(unseen(&error)),
+    };
     match &file.body {
         Body::Link { target } => match fs::read_link(path) {
             Ok(found) if found == Path::new(target) => None,
@@ -140,6 +149,12 @@ fn file_problem(path: &Path, file: &FileEntry) -> Option<FileProblem> {
             }
         }
     }
+}
+
+/// Returns what it means that a path cannot be looked at.
+fn unseen(error: &io::Error) -> FileProblem {
+    let is_gone = matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory);
+    if is_gone { FileProblem::Missing } else { FileProblem::Unreadable }
 }
 
 fn find_unexpected(
