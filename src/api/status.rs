@@ -21,11 +21,14 @@ pub(super) async fn status(State(app): State<Shared>) -> Json<Value> {
     let registry = &app.context.registry;
     let listeners: Vec<Value> = {
         let listeners = lock(&app.context.listeners);
-        listeners
-            .addresses()
-            .into_iter()
-            .map(|(name, address)| json!({ "name": name, "address": address.to_string() }))
-            .collect()
+        let bound = listeners.addresses().into_iter();
+        let bound =
+            bound.map(|(name, address)| json!({ "name": name, "address": address.to_string(), "failure": null }));
+        let missing = listeners.missing().map(|missing| {
+            let failure = missing.source.to_string();
+            json!({ "name": missing.name, "address": missing.address.to_string(), "failure": failure })
+        });
+        bound.chain(missing).collect()
     };
     let components = views(&app);
     let trust = trust(&app).await;

@@ -84,6 +84,11 @@ pub struct CarriedInstance {
 }
 
 impl CarriedInstance {
+    /// Returns whether it was given the listener `name`.
+    pub fn has(&self, name: &String) -> bool {
+        self.listeners.as_ref().is_some_and(|names| names.contains(name))
+    }
+
     /// Returns whether it may have been given the listener `name`.
     pub fn may_have(&self, name: &String) -> bool {
         self.listeners.as_ref().is_none_or(|names| names.contains(name))

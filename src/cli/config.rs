@@ -1,6 +1,8 @@
 //! `refit config check`: every mistake in a configuration, before anything is packed or started.
 
 use std::ffi::{OsStr, OsString};
+use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use refit_base::{Exit, Report, Reported};
@@ -10,10 +12,15 @@ use refit_updater::journal::{self, JournalError};
 use refit_updater::release::StoreError;
 use serde_json::json;
 
+use super::client::Client;
 use super::context::Context;
+use super::table::list;
 use crate::component::{Obstacle, Places, find_obstacles, find_obstacles_in_tree};
 use crate::config::{self, ConfigError, Programs};
-use crate::home::HomeError;
+use crate::handover::beside::clash;
+use crate::handover::bind::bind;
+use crate::handover::listener::BindError;
+use crate::home::{Home, HomeError};
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Config {
@@ -42,6 +49,8 @@ enum CheckError {
     NoDirectory { path: PathBuf },
     #[error("components do not reach {}", counted(obstacles.len(), "thing that they need", "things that they need"))]
     NotReached { obstacles: Vec<Obstacle> },
+    #[error(transparent)]
+    Bind(#[from] BindError),
 }
 
 impl Reported for CheckError {
@@ -55,6 +64,11 @@ impl Reported for CheckError {
                 "file_unreadable",
                 Exit::Usage,
                 "name the directory of a release: one with an appliance.toml",
+            ),
+            Self::Bind(_) => Report::new(
+                "address_in_use",
+                Exit::Config,
+                "end the program that has the address, or choose another one in local.toml, then check again",
             ),
             Self::NotReached { .. } => {
                 Report::new("program_not_reached", Exit::Config, "open the way as each line says, then check again")
@@ -77,7 +91,8 @@ pub(super) fn run(context: &Context, config: &Config) -> Exit {
             | CheckError::Journal(_)
             | CheckError::Store(_)
             | CheckError::Config(_)
-            | CheckError::NoDirectory { .. }),
+            | CheckError::NoDirectory { .. }
+            | CheckError::Bind(_)),
         ) => return context.fail(error),
     };
     if context.json {
@@ -137,6 +152,7 @@ fn check(
     let search = context.process.environment.get(OsStr::new("PATH")).map(OsString::as_os_str);
     let programs = Programs::here(&release.dir, search);
     let config = config::Config::load_with_programs(&programs, &home.join(config::LOCAL_FILE))?;
+    try_listeners(&context.home, &config)?;
     let places = Places {
         home: context.home.clone(),
         search: search.map(OsStr::to_owned),
@@ -144,6 +160,33 @@ fn check(
         version: release.version,
     };
     reached(find_obstacles(&config, &places))
+}
+
+/// Finds out whether the listeners can be had. The appliance itself may run, and have them; another address at one of its ports it lets
+/// itself have.
+///
+/// # Errors
+/// Another program has an address, or the machine does not have it. What this account may not bind says nothing: the appliance may.
+fn try_listeners(home: &Home, config: &config::Config) -> Result<(), BindError> {
+    let held = held_addresses(home).unwrap_or_default();
+    for (name, address) in &config.listeners {
+        if held.iter().any(|held| clash(*held, *address)) {
+            continue;
+        }
+        if let Err(source) = bind(*address)
+            && matches!(source.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable)
+        {
+            return Err(BindError { name: name.clone(), address: *address, source });
+        }
+    }
+    Ok(())
+}
+
+/// Returns the addresses at which the appliance listens; `None` if it does not run.
+fn held_addresses(home: &Home) -> Option<Vec<SocketAddr>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
+    let status = runtime.block_on(async { Client::new(home).ok()?.get("/api/v1/status").await.ok() })?;
+    Some(list(&status["listeners"]).filter_map(|listener| listener["address"].as_str()?.parse().ok()).collect())
 }
 
 fn reached(obstacles: Vec<Obstacle>) -> Result<(), CheckError> {

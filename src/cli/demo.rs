@@ -35,7 +35,7 @@ use super::init::{self, NewHome};
 use super::input::Input;
 use crate::auth;
 use crate::config::LOCAL_FILE;
-use crate::handover::listener::bind;
+use crate::handover::bind::bind;
 use crate::home::Home;
 
 /// The ports that are easy to remember; others are taken if they are in use.

@@ -70,6 +70,12 @@ pub(super) async fn run(context: &Context) -> Result<Exit, ClientError> {
     let rows: Vec<Vec<String>> =
         list(&status["listeners"]).map(|row| vec![cell(&row["name"]), cell(&row["address"])]).collect();
     print_table(context, &["LISTENER", "ADDRESS"], &rows);
+    for missing in list(&status["listeners"]).filter(|listener| listener["failure"].is_string()) {
+        let [name, address, failure] = ["name", "address", "failure"].map(|key| cell(&missing[key]));
+        context.print(&format!(
+            "warning: cannot listen on {address} for the listener {name}: {failure}; it is tried again"
+        ));
+    }
     for fault in list(&status["faults"]) {
         context.print(&format!(
             "fault: {} {}: {}",

@@ -8,7 +8,7 @@ mod watchdog;
 use std::sync::Arc;
 use std::time::Instant;
 
-use refit_base::Cause;
+use refit_base::{Cause, Chain, lock};
 use refit_bus::Failure;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -270,6 +270,9 @@ impl Actor {
                 () = cancelled.cancelled() => Err(Failure::new("the start was cancelled")),
             };
             return self.settle(waited).await;
+        }
+        if self.waits_for_a_listener() {
+            return Ok(());
         }
         self.show(State::Starting);
         if self.component.handover != Handover::Overlap
@@ -617,6 +620,17 @@ impl Actor {
             self.pause();
         }
         next
+    }
+
+    /// Returns whether a listener of the component cannot be had, which it then shows: the image that gets it starts the component.
+    fn waits_for_a_listener(&self) -> bool {
+        let why =
+            lock(&self.context.listeners).why_missing(&self.component.listeners).map(|why| Chain(why).to_string());
+        let Some(why) = why else { return false };
+        let failure = Failure::new(format!("{why}; it is tried again")).with_cause(Cause::Machine);
+        self.view.send_modify(|view| view.note_failure(&failure));
+        self.show(State::Backoff);
+        true
     }
 
     fn fail(&mut self, failure: &Failure) {

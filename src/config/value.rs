@@ -1,6 +1,5 @@
 //! The values that have a form of their own: durations, ranges, rates, names, sizes.
 
-use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use jiff::SignedDuration;
@@ -103,17 +102,6 @@ pub(super) fn name(text: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Returns whether two listeners cannot have these addresses side by side: an address of no particular host is all of them,
-/// and one of IPv6 is all of IPv4, too.
-pub(super) fn clash(one: SocketAddr, other: SocketAddr) -> bool {
-    if one.port() != other.port() || one.port() == 0 {
-        return false; // any free port is never one that is taken
-    }
-    let (one, other) = (one.ip(), other.ip());
-    let covers = |all: IpAddr, some: IpAddr| all.is_unspecified() && (all.is_ipv6() || some.is_ipv4());
-    one.to_canonical() == other.to_canonical() || covers(one, other) || covers(other, one)
-}
-
 /// Checks the name of a channel of the appliance's own.
 ///
 /// # Errors
@@ -151,26 +139,6 @@ mod tests {
         assert!(backoff("30s..1s").is_err() && backoff("1s").is_err());
         assert_eq!(limit("5/1m"), Ok((5, Duration::from_secs(60))));
         assert!(limit("5").is_err() && limit("x/1m").is_err());
-    }
-
-    #[test]
-    fn addresses_that_exclude_each_other() {
-        for (one, other, expected) in [
-            ("127.0.0.1:80", "127.0.0.1:80", true),
-            ("127.0.0.1:80", "127.0.0.1:81", false),
-            ("127.0.0.1:80", "127.0.0.2:80", false),
-            ("0.0.0.0:80", "127.0.0.1:80", true),
-            ("0.0.0.0:80", "[::1]:80", false),
-            ("[::]:80", "0.0.0.0:80", true),
-            ("[::]:80", "127.0.0.1:80", true),
-            ("[::]:80", "[::1]:80", true),
-            ("[::]:80", "[::]:81", false),
-            ("[::ffff:127.0.0.1]:80", "127.0.0.1:80", true),
-            ("0.0.0.0:0", "127.0.0.1:0", false),
-        ] {
-            let [one_is, other_is] = [one, other].map(|text| text.parse().expect("an address"));
-            assert_eq!((clash(one_is, other_is), clash(other_is, one_is)), (expected, expected), "{one} {other}");
-        }
     }
 
     #[test]

@@ -296,6 +296,42 @@ pub(crate) fn defer_accept(listener: &TcpListener) {
     assert_eq!(result, 0, "{}", io::Error::last_os_error());
 }
 
+/// Has the kernel drop what comes to `socket` from the network from now on, as if it were lost on the way.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn keep_out(socket: &TcpListener) -> io::Result<()> {
+    use nix::libc;
+    // "Return nothing of the packet": the shortest program of a filter (socket(7), `SO_ATTACH_FILTER`).
+    let mut nothing = libc::sock_filter { code: (libc::BPF_RET | libc::BPF_K) as u16, jt: 0, jf: 0, k: 0 };
+    let program = libc::sock_fprog { len: 1, filter: &raw mut nothing };
+    // SAFETY: the kernel reads `program` and the one instruction that it points to, and both outlive the call.
+    let result = unsafe {
+        let length = size_of::<libc::sock_fprog>() as libc::socklen_t;
+        let from = std::ptr::from_ref(&program).cast();
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, from, length)
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Undoes [`keep_out`].
+///
+/// # Errors
+/// The kernel refuses.
+pub fn let_in(socket: &TcpListener) -> io::Result<()> {
+    use nix::libc;
+    let nothing: libc::c_int = 0;
+    // SAFETY: the kernel reads as many bytes of `nothing` as it has.
+    let result = unsafe {
+        let length = size_of::<libc::c_int>() as libc::socklen_t;
+        let from = std::ptr::from_ref(&nothing).cast();
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_DETACH_FILTER, from, length)
+    };
+    let error = io::Error::last_os_error();
+    let was_none = error.raw_os_error() == Some(libc::ENOENT);
+    if result == 0 || was_none { Ok(()) } else { Err(error) }
+}
+
 /// Returns the number of the file behind `descriptor`: for a socket the number that `ss` and `/proc/net/tcp` show.
 ///
 /// # Errors

@@ -1,20 +1,18 @@
-//! [`Listeners`]: name -> socket. The only place that binds an appliance's listener.
+//! [`Listeners`]: name -> socket. The only place where an appliance gets its listeners.
 //!
-//! A listener is bound once in the life of an appliance and then handed from image to image. One whose address a new release
-//! changes is kept aside until that release has proved good: going back must find it as it was.
+//! A listener is bound once in the life of an appliance and then handed from image to image. It is known by its address: one that a new
+//! release gives another name is the same. One that it does not want is kept aside until that release has proved good: going back must
+//! find it as it was.
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 
-use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
-
 use super::Named;
+use super::beside;
 use super::inherit::Inheritance;
 
-/// How many connections may wait while nobody accepts: a second of what a small machine can serve.
-pub const BACKLOG: i32 = 1024;
 /// The beginning of the names of listeners that are kept aside.
 const ASIDE: &str = "aside.";
 
@@ -31,6 +29,28 @@ pub struct BindError {
     pub source: io::Error,
 }
 
+/// A listener that was handed over, and that is not given its name yet.
+struct Held {
+    name: String,
+    /// Whether it was in use under its name, and not kept aside.
+    is_named: bool,
+    listener: TcpListener,
+}
+
+impl Held {
+    /// Returns whether it is the listener `name` at `address`.
+    fn is_it(&self, name: &str, address: SocketAddr) -> bool {
+        let is_any_port =
+            || self.listener.local_addr().is_ok_and(|local| address.port() == 0 && local.ip() == address.ip());
+        self.name == name && (self.is_there(name, address) || is_any_port())
+    }
+
+    /// Returns whether it is at `address`, whatever its name.
+    fn is_there(&self, _name: &str, address: SocketAddr) -> bool {
+        self.listener.local_addr().is_ok_and(|local| local == address)
+    }
+}
+
 /// The appliance's listeners.
 #[derive(Debug, Default)]
 pub struct Listeners {
@@ -38,52 +58,118 @@ pub struct Listeners {
     aside: Vec<(String, TcpListener)>,
     /// Those among `bound` that were not handed over under their name.
     fresh: Vec<String>,
+    /// Those that are wanted and cannot be had: why not.
+    missing: BTreeMap<String, BindError>,
 }
 
 impl Listeners {
-    /// Returns the listeners that `wanted` names: handed over where there is one of that name and address, bound otherwise.
+    /// Returns the listeners that `wanted` names: handed over where there is one of that address, whatever its name, and bound otherwise.
+    /// Everything else is kept aside: the previous release may want it again. One that cannot be bound is [missing](Self::missing).
+    pub fn adopt(wanted: &BTreeMap<String, SocketAddr>, inherited: &mut Inheritance) -> Self {
+        let aside = inherited.take_all(ASIDE).into_iter().map(|part| (part.name, false, part.descriptor));
+        let aside: Vec<_> = aside.collect();
+        let named = inherited.take_rest().into_iter().map(|part| (part.name, true, part.descriptor));
+        let mut held: Vec<Held> = named
+            .chain(aside)
+            .map(|(name, is_named, descriptor)| Held { name, is_named, listener: TcpListener::from(descriptor) })
+            .collect();
+        let mut bound = BTreeMap::new();
+        let mut fresh = Vec::new();
+        // One that keeps its name goes before one that is renamed.
+        for fits in [Held::is_it as fn(&Held, &str, SocketAddr) -> bool, Held::is_there] {
+            for (name, address) in wanted {
+                if bound.contains_key(name) {
+                    continue;
+                }
+                let Some(position) = held.iter().position(|held| fits(held, name, *address)) else { continue };
+                let found = held.remove(position);
+                if !found.is_named || found.name != *name {
+                    fresh.push(name.clone());
+                }
+                bound.insert(name.clone(), found.listener);
+            }
+        }
+        let aside: Vec<(String, TcpListener)> = held.into_iter().map(|held| (held.name, held.listener)).collect();
+        let others: Vec<&TcpListener> = aside.iter().map(|(_, listener)| listener).collect();
+        let mut missing = BTreeMap::new();
+        for (name, address) in wanted {
+            let listens = match bound.remove(name) {
+                Some(found) => beside::listen_again(&found, &others).map(|()| found),
+                None => {
+                    fresh.push(name.clone());
+                    beside::bind_beside(*address, &others)
+                }
+            };
+            match listens {
+                Ok(listener) => drop(bound.insert(name.clone(), listener)),
+                Err(source) => {
+                    drop(missing.insert(name.clone(), BindError { name: name.clone(), address: *address, source }));
+                }
+            }
+        }
+        Self { bound, aside, fresh, missing }
+    }
+
+    /// Returns those that are wanted and cannot be had, with the reasons.
+    pub fn missing(&self) -> impl Iterator<Item = &BindError> {
+        self.missing.values()
+    }
+
+    /// Returns why one of the listeners `names` cannot be had, if that is so.
+    pub fn why_missing(&self, names: &[String]) -> Option<&BindError> {
+        names.iter().find_map(|name| self.missing.get(name))
+    }
+
+    /// Takes the first reason why one cannot be had.
+    pub fn take_missing(&mut self) -> Option<BindError> {
+        self.missing.pop_first().map(|(_, why)| why)
+    }
+
+    /// Returns whether one that is missing can be had by now.
+    pub fn can_be_had(&self) -> bool {
+        let held: Vec<&TcpListener> = self.held().collect();
+        self.missing.values().any(|missing| beside::try_beside(missing.address, &held).is_ok())
+    }
+
+    /// Finds out whether everything that `wanted` names is held, or can be had.
     ///
     /// # Errors
     /// An address cannot be bound.
-    pub fn adopt(wanted: &BTreeMap<String, SocketAddr>, inherited: &mut Inheritance) -> Result<Self, BindError> {
-        let mut aside: Vec<(String, TcpListener)> =
-            inherited.take_all(ASIDE).into_iter().map(|part| (part.name, TcpListener::from(part.descriptor))).collect();
-        let mut bound = BTreeMap::new();
-        let mut fresh = Vec::new();
+    pub fn try_all(&self, wanted: &BTreeMap<String, SocketAddr>) -> Result<(), BindError> {
+        let held: Vec<&TcpListener> = self.held().collect();
         for (name, address) in wanted {
-            let fits = |listener: &TcpListener| {
-                listener
-                    .local_addr()
-                    .is_ok_and(|local| local == *address || (address.port() == 0 && local.ip() == address.ip()))
-            };
-            let handed = inherited.take(name).map(TcpListener::from);
-            let listener = match handed {
-                Some(listener) if fits(&listener) => Some(listener),
-                Some(other) => {
-                    aside.push((name.clone(), other));
-                    None
-                }
-                None => None,
-            };
-            if listener.is_none() {
-                fresh.push(name.clone());
+            let is_held = held.iter().any(|held| held.local_addr().is_ok_and(|held| held == *address));
+            // One that is missing already stays so.
+            let is_missing = self.missing.get(name).is_some_and(|missing| missing.address == *address);
+            if address.port() != 0 && !is_held && !is_missing {
+                let cannot = |source| BindError { name: name.clone(), address: *address, source };
+                beside::try_beside(*address, &held).map_err(cannot)?;
             }
-            let listener = listener.or_else(|| {
-                let position = aside.iter().position(|(other, listener)| other == name && fits(listener))?;
-                Some(aside.remove(position).1)
-            });
-            let listener = match listener {
-                Some(listener) => listener,
-                None => bind(*address).map_err(|source| BindError { name: name.clone(), address: *address, source })?,
-            };
-            bound.insert(name.clone(), listener);
         }
-        Ok(Self { bound, aside, fresh })
+        Ok(())
     }
 
-    /// Keeps a listener that no component of this release wants: the previous release may.
-    pub fn keep_aside(&mut self, part: Named) {
-        self.aside.push((part.name, TcpListener::from(part.descriptor)));
+    fn held(&self) -> impl Iterator<Item = &TcpListener> {
+        self.bound.values().chain(self.aside.iter().map(|(_, listener)| listener))
+    }
+
+    /// Has those that are kept aside, and whose address one of the others covers or is covered by, listen no more. Returns the
+    /// connections that waited there. No process may accept from them.
+    pub fn stop_covered(&self) -> Vec<TcpStream> {
+        let mut waiting = Vec::new();
+        for (name, listener) in &self.aside {
+            let Ok(address) = listener.local_addr() else { continue };
+            if !self.bound.values().any(|other| other.local_addr().is_ok_and(|other| beside::clash(other, address))) {
+                continue;
+            }
+            match beside::stop_listening(listener) {
+                Ok(connections) => waiting.extend(connections),
+                Err(error) => {
+                    tracing::warn!(listener.name = name, %address, %error, "a listener of another release cannot be stopped");
+                }
+            }
+        }
+        waiting
     }
 
     /// Returns whether the listener `name` was not handed over under that name.
@@ -121,23 +207,10 @@ impl Listeners {
     }
 }
 
-/// Returns a listener on `address`, blocking, as a service manager hands them to programs.
-///
-/// # Errors
-/// The address is in use, or not ours.
-pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-    let socket = rustix::net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-    // A connection of an earlier life in TIME_WAIT is no reason to refuse; a listener of somebody else still is.
-    sockopt::set_socket_reuseaddr(&socket, true)?;
-    rustix::net::bind(&socket, &address)?;
-    rustix::net::listen(&socket, BACKLOG)?;
-    Ok(TcpListener::from(socket))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::handover::bind::bind;
     use crate::handover::fd;
 
     fn wanted(address: SocketAddr) -> BTreeMap<String, SocketAddr> {
@@ -150,20 +223,20 @@ mod tests {
     #[test]
     fn a_listener_is_adopted_by_name_and_address_and_kept_aside_otherwise() {
         let mut nothing = Inheritance::default();
-        let first = Listeners::adopt(&wanted(any()), &mut nothing).expect("bound");
+        let first = Listeners::adopt(&wanted(any()), &mut nothing);
         let address = first.get("http").expect("http").local_addr().expect("an address");
 
         let mut inherited = Inheritance::new(first.describe().expect("described"));
-        let second = Listeners::adopt(&wanted(address), &mut inherited).expect("adopted");
+        let second = Listeners::adopt(&wanted(address), &mut inherited);
         assert_eq!(fd::inode(second.get("http").expect("http")).ok(), fd::inode(first.get("http").expect("http")).ok());
 
         let other = bind(any()).and_then(|l| l.local_addr()).expect("a free port");
         let mut inherited = Inheritance::new(second.describe().expect("described"));
-        let third = Listeners::adopt(&wanted(other), &mut inherited).expect("bound elsewhere");
+        let third = Listeners::adopt(&wanted(other), &mut inherited);
         assert_eq!(third.addresses(), vec![("http".to_owned(), other)]);
 
         let mut inherited = Inheritance::new(third.describe().expect("described"));
-        let back = Listeners::adopt(&wanted(address), &mut inherited).expect("found again");
+        let back = Listeners::adopt(&wanted(address), &mut inherited);
         assert_eq!(fd::inode(back.get("http").expect("http")).ok(), fd::inode(first.get("http").expect("http")).ok());
     }
 }

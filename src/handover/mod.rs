@@ -5,6 +5,8 @@
 //! them by `LISTEN_FDS` and `LISTEN_FDNAMES` ([`inherit`]), whether it was exec'ed by the image before it, started by the
 //! guard after a crash, or by a service manager. [`exec`] is the moment between.
 
+pub mod beside;
+pub mod bind;
 pub mod channel;
 pub mod exec;
 pub mod fd;
@@ -40,6 +42,8 @@ pub mod names {
     pub const STATE: &str = "refit.state.";
     /// The beginning of the names of parked connections: listener, dot, number follow.
     pub const PARKED: &str = "refit.parked.";
+    /// The beginning of the names of connections that waited at a listener in whose place another one listens; a number follows.
+    pub const WAITED: &str = "refit.waited.";
     /// The beginning of the names of a component's descriptors: instance, dot, which one follow.
     pub const INSTANCE: &str = "refit.instance.";
 }

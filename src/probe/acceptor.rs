@@ -313,7 +313,7 @@ fn sockets_of(pid: i32) -> io::Result<BTreeSet<u64>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::handover::listener::bind;
+    use crate::handover::bind::bind;
 
     const SHORT: Duration = Duration::from_millis(100);
     const LONG: Duration = Duration::from_secs(10);

@@ -133,7 +133,7 @@ mod tests {
     use std::net::TcpStream;
 
     use super::*;
-    use crate::handover::listener::bind;
+    use crate::handover::bind::bind;
 
     const SHORT: Duration = Duration::from_millis(100);
     const LONG: Duration = Duration::from_secs(10);

@@ -216,7 +216,7 @@ mod tests {
     use std::net::TcpStream;
 
     use super::*;
-    use crate::handover::listener::bind;
+    use crate::handover::bind::bind;
 
     fn address(text: &str) -> SocketAddr {
         text.parse().expect("an address")

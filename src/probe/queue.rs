@@ -7,7 +7,7 @@ use rustix::net::SocketType;
 use rustix::net::sockopt::{socket_acceptconn, socket_type};
 
 use super::kernel;
-use crate::handover::listener::BACKLOG;
+use crate::handover::bind::BACKLOG;
 
 /// Gives `listener` its whole queue again. A program that calls `listen` with a number of its own changes it for everybody who shares
 /// the socket, and one that shuts it down closes it for everybody; one that makes it longer is left alone.
@@ -33,7 +33,7 @@ mod tests {
     use rustix::net::Shutdown;
 
     use super::*;
-    use crate::handover::listener::bind;
+    use crate::handover::bind::bind;
 
     fn places(listener: &TcpListener) -> Option<u32> {
         kernel::queue(listener).expect("asked").places

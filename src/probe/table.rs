@@ -72,8 +72,8 @@ fn address(text: &str) -> Option<SocketAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::handover::bind::bind;
     use crate::handover::fd;
-    use crate::handover::listener::bind;
 
     #[test]
     fn the_table_shows_what_the_kernel_holds() {

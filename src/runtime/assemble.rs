@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
+use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
@@ -89,11 +90,13 @@ pub(super) struct Assembled {
     pub(super) before: Carry,
     /// The descriptors of processes that the image before does not tell of: they stay open, for a process may write there.
     pub(super) unclaimed: Vec<Named>,
+    /// Connections that waited at a listener in whose place another one listens.
+    pub(super) waited: Vec<TcpStream>,
 }
 
 /// Puts together the image that began at `begun_ns` of the monotonic clock.
 pub(super) fn assemble(given: &Given, mut inherited: Inheritance, begun_ns: u64) -> Result<Assembled, RuntimeError> {
-    let Handed { guard_channel, lock, stored, instances: mut instance_parts, api, bus, parked, before } =
+    let Handed { guard_channel, lock, stored, instances: mut instance_parts, api, bus, parked, still_waiting, before } =
         take_handed(&mut inherited)?;
     if before.exec_ns.is_none() {
         given.home.repair(|what| tracing::warn!("{what}"));
@@ -101,16 +104,23 @@ pub(super) fn assemble(given: &Given, mut inherited: Inheritance, begun_ns: u64)
     let disk = read_disk(given, before.instances.is_empty())?;
     prepare_release(&disk, before.exec_ns.is_none());
     let had: Vec<String> = inherited.names();
-    let mut listeners = Listeners::adopt(&disk.config.listeners, &mut inherited)?;
+    let on_trial = matches!(disk.journal.state, journal::State::Trial { .. });
+    let mut listeners = Listeners::adopt(&disk.config.listeners, &mut inherited);
+    if on_trial && let Some(missing) = listeners.take_missing() {
+        return Err(missing.into());
+    }
+    for missing in listeners.missing() {
+        tracing::error!(error = %Chain(missing), "a listener cannot be had; the rest is served, and it is tried again");
+    }
+    let mut waited: Vec<TcpStream> = still_waiting.into_iter().map(|part| TcpStream::from(part.descriptor)).collect();
+    waited.extend(listeners.stop_covered());
+    if !on_trial {
+        listeners.close_aside(); // no release is gone back to from here
+    }
     if disk.config.listeners.get(config::ADMIN).is_some_and(|address| !address.ip().is_loopback()) {
         tracing::warn!("the admin listener speaks plain HTTP and is not bound to the loopback address");
     }
     let sockets = Sockets::adopt(&given.home, api, bus)?;
-    for part in inherited.take_rest() {
-        // A listener of the release before: it may be wanted again.
-        tracing::info!(listener.name = part.name, "a listener that this release does not have is kept aside");
-        listeners.keep_aside(part);
-    }
 
     let guard = guard_link::connect(&given.environment, given.notify.as_deref(), guard_channel.as_ref());
     let guard = guard.map_err(RuntimeError::Guard)?;
@@ -140,7 +150,7 @@ pub(super) fn assemble(given: &Given, mut inherited: Inheritance, begun_ns: u64)
         site: bus.watch(),
         environment: given.environment.clone(),
         cgroups: cgroups(&disk.config, &given.home, &before.instances),
-        overlap_ends: watch::Sender::new(!matches!(disk.journal.state, journal::State::Trial { .. })),
+        overlap_ends: watch::Sender::new(!on_trial),
         found: given.found,
     });
     let mut tasks = JoinSet::new();
@@ -174,6 +184,7 @@ pub(super) fn assemble(given: &Given, mut inherited: Inheritance, begun_ns: u64)
         parked: unpark(parked, &before.parked),
         before,
         unclaimed: instance_parts,
+        waited,
     })
 }
 
@@ -188,6 +199,8 @@ struct Handed {
     api: Option<UnixListener>,
     bus: Option<UnixListener>,
     parked: Vec<Named>,
+    /// Connections that waited for the image before.
+    still_waiting: Vec<Named>,
     /// The newest document.
     before: Carry,
 }
@@ -202,8 +215,9 @@ fn take_handed(inherited: &mut Inheritance) -> Result<Handed, RuntimeError> {
     let api = inherited.take(names::API).map(UnixListener::from);
     let bus = inherited.take(names::BUS).map(UnixListener::from);
     let parked = inherited.take_all(names::PARKED);
+    let still_waiting = inherited.take_all(names::WAITED);
     let before = Carry::newest(&states).map_err(io_error("read the state of the image before"))?;
-    Ok(Handed { guard_channel, lock, stored, instances, api, bus, parked, before })
+    Ok(Handed { guard_channel, lock, stored, instances, api, bus, parked, still_waiting, before })
 }
 
 /// What is read from disk before anything else.

@@ -15,7 +15,9 @@ use super::announce::{announce_running, publish_changes};
 use super::assemble::{Assembled, Given, Site, assemble};
 use super::error::{RuntimeError, io_error, say};
 use super::explain::explain;
+use super::forward::Waited;
 use super::hand_over::{Sockets, describe};
+use super::missing::listen_when_possible;
 use super::observer::SiteObserver;
 use super::watch::Watch;
 use super::{guard_link, settings, signals, wish};
@@ -49,8 +51,19 @@ pub(super) async fn live(given: &Given, inherited: Inheritance) -> Result<End, R
 /// Runs the bus until it has ended, and ends this image.
 async fn run(assembled: Assembled) -> Result<End, RuntimeError> {
     // What is named first is dropped last: the lock outlives everything that works in the home.
-    let Assembled { lock, reaped, sockets, mut tasks, site, engine, guard_channel, parked, before, unclaimed: _ } =
-        assembled;
+    let Assembled {
+        lock,
+        reaped,
+        sockets,
+        mut tasks,
+        site,
+        engine,
+        guard_channel,
+        parked,
+        waited,
+        before,
+        unclaimed: _,
+    } = assembled;
     let registry = Arc::clone(&site.context.registry);
     let wished = registry.site();
     let (server, observer) = site.attach(&sockets, &before, parked)?;
@@ -65,6 +78,8 @@ async fn run(assembled: Assembled) -> Result<End, RuntimeError> {
         tasks.spawn(guard_link::listen_until_lost(channel, reaped, Arc::clone(&registry), site.bus.clone()));
     }
     site.spawn_tasks(&mut tasks, before.exec_ns.is_some());
+    let waited = Waited::new(waited);
+    tasks.spawn(Arc::clone(&waited).forward());
 
     wish::ask(&site.bus, wished);
     if wished == SiteWish::Stopped {
@@ -86,8 +101,9 @@ async fn run(assembled: Assembled) -> Result<End, RuntimeError> {
             // Until the next image says that it is ready, nothing is.
             registry.tell_guard("RELOADING=1");
             let trial_ns = site.manager.trial_ns();
-            let descriptors = describe(&site.context, server.http(), trial_ns, sockets, kept_channel, lock)
+            let mut descriptors = describe(&site.context, server.http(), trial_ns, sockets, kept_channel, lock)
                 .map_err(io_error("describe what is handed over"))?;
+            descriptors.extend(waited.take());
             Ok(End::Replace { program: replacement.program.clone(), label: replacement.label.clone(), descriptors })
         }
         None => {
@@ -183,6 +199,9 @@ impl Site {
                 settle: config.watch.settle,
             };
             tasks.spawn(watch.run());
+        }
+        if lock(&context.listeners).missing().next().is_some() {
+            tasks.spawn(listen_when_possible(Arc::clone(context), bus.clone(), Arc::clone(manager)));
         }
         for component in components {
             tasks.spawn(publish_changes(Arc::clone(component), Arc::clone(registry), bus.clone()));

@@ -4,15 +4,15 @@
 //! run. What fails here leaves the running release untouched.
 
 use std::ffi::OsStr;
-use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use nix::libc::{SIGHUP, SIGINT, SIGKILL, SIGTERM};
-use refit_base::{Cause, Exit};
+use refit_base::{Cause, Exit, lock};
 use refit_updater::Store;
 use refit_updater::config::{Existing, MergeReport, merge_config};
 use refit_updater::mount;
@@ -24,7 +24,7 @@ use super::error::UpdateError;
 use crate::awake;
 use crate::component::{self, Places};
 use crate::config::{self, Config};
-use crate::handover::listener::{BindError, bind};
+use crate::handover::listener::Listeners;
 use crate::home::Home;
 use crate::process::launch::Begin;
 use crate::process::resources::Resources;
@@ -51,7 +51,7 @@ pub(super) fn merge(store: &Store, from: &Version, to: &Version, back: bool) -> 
     Ok(merge_config(store, Some(from), to, existing)?)
 }
 
-/// Examines `release`, while `bound` are the addresses that this appliance has, and `search` is the `PATH` that components get.
+/// Examines `release`, while this appliance has `listeners`, and `search` is the `PATH` that components get.
 ///
 /// # Errors
 /// What is wrong with it. Nothing was changed.
@@ -59,7 +59,7 @@ pub(super) async fn examine(
     home: &Home,
     release: Release,
     appliance: &str,
-    bound: &[SocketAddr],
+    listeners: &Mutex<Listeners>,
     installed: &Path,
     search: Option<&OsStr>,
     found: Resources,
@@ -82,12 +82,7 @@ pub(super) async fn examine(
             return Err(UpdateError::NotExecutable { program: program.clone(), version });
         }
     }
-    for (name, address) in &config.listeners {
-        if address.port() != 0 && !bound.contains(address) {
-            // Bound and closed again: the release binds it for good when it runs.
-            bind(*address).map_err(|source| BindError { name: name.clone(), address: *address, source })?;
-        }
-    }
+    lock(listeners).try_all(&config.listeners)?;
     let config = examine_accounts(home, &release, config, search).await?;
     let program = config.runtime.as_ref().map_or_else(|| installed.to_owned(), |program| release.dir.join(program));
     examine_runtime(home, &program, &version, found).await?;

@@ -242,11 +242,10 @@ impl Transaction {
     }
 
     async fn examine(&self, release: Release) -> Result<preflight::Examined, UpdateError> {
-        let bound: Vec<_> = lock(&self.parts.context.listeners).addresses().into_iter().map(|(_, at)| at).collect();
-        let home = &self.parts.context.home;
+        let (home, listeners) = (&self.parts.context.home, &self.parts.context.listeners);
         let search = self.parts.context.environment.get(OsStr::new("PATH")).map(OsString::as_os_str);
         let (name, found) = (&self.parts.config.name, self.parts.context.found);
-        preflight::examine(home, release, name, &bound, &self.parts.installed, search, found).await
+        preflight::examine(home, release, name, listeners, &self.parts.installed, search, found).await
     }
 
     /// Returns when this image journaled a trial, on the monotonic clock.

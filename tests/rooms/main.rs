@@ -29,7 +29,7 @@ const ROOMS: &[(&str, &str)] = &[
     ("handover", "awake"),
     ("process", "handover"),
     ("probe", "awake handover"),
-    ("config", ""),
+    ("config", "handover"),
     ("auth", "home"),
     ("logs", "config"),
     ("carry", "handover events tickets config auth logs"),
@@ -44,7 +44,7 @@ const ROOMS: &[(&str, &str)] = &[
     ("guard", "home handover process logs"),
     (
         "runtime",
-        "home events tickets handover process config auth logs carry http component access update requests peers api",
+        "home events tickets handover process probe config auth logs carry http component access update requests peers api",
     ),
     ("cli", "home handover process probe config auth logs component api guard runtime"),
 ];

@@ -165,10 +165,15 @@ impl Appliance {
 
     /// Has `change` change the machine's own settings.
     pub(crate) fn local(self, change: impl FnOnce(String) -> String) -> Self {
+        self.set_local(change);
+        self
+    }
+
+    /// Has `change` change the machine's own settings, while everything runs.
+    pub(crate) fn set_local(&self, change: impl FnOnce(String) -> String) {
         let path = self.home.join("local.toml");
         let text = fs::read_to_string(&path).expect("read local.toml");
         write_settings(&path, &change(text));
-        self
     }
 
     /// Starts the guard and waits until the appliance runs.

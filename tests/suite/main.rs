@@ -37,6 +37,7 @@ mod http;
 mod last_resort;
 mod leftovers;
 mod limits;
+mod listeners;
 mod live_config;
 mod load;
 mod logs;

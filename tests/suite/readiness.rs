@@ -30,7 +30,7 @@ fn overlapping(version: &str, begins: &str) -> Release {
 }
 
 /// Requests on new connections only: the server closes each after its answer.
-fn requests() -> LoadOptions {
+pub(crate) fn requests() -> LoadOptions {
     LoadOptions {
         new_per_second: 50,
         keepalive_connections: 0,

@@ -203,6 +203,12 @@ impl Release {
         self
     }
 
+    /// Adds a listener at this address.
+    pub(crate) fn listener_at(mut self, name: &str, address: SocketAddr) -> Self {
+        self.listeners.push((name.to_owned(), address));
+        self
+    }
+
     /// Declares channels of its own.
     pub(crate) fn channels(mut self, names: &[&str]) -> Self {
         self.channels.extend(names.iter().map(|name| (*name).to_owned()));

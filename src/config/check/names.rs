@@ -9,6 +9,7 @@ use toml::Spanned;
 use super::super::raw::RawComponent;
 use super::super::{cycle, value};
 use super::{At, Checker, Source, at};
+use crate::handover::beside::clash;
 
 /// A component's name where one was written that names it.
 pub(super) struct Reference {
@@ -33,7 +34,7 @@ impl Checker<'_> {
         let mut in_order: Vec<(&String, &At<SocketAddr>)> = listeners.iter().collect();
         in_order.sort_by_key(|(_, address)| (address.source == Source::Local, address.span.start));
         for (index, (name, address)) in in_order.iter().enumerate() {
-            let other = in_order[..index].iter().find(|(_, other)| value::clash(other.value, address.value));
+            let other = in_order[..index].iter().find(|(_, other)| clash(other.value, address.value));
             if let Some((other, its)) = other {
                 let what = if its.value == address.value {
                     format!("the listeners {other} and {name} have one address, {}", address.value)

@@ -171,7 +171,7 @@ export function drawComponents(components, faults) {
 
 export function drawListeners(listeners) {
   keyed($("listeners"), listeners, (listener) => listener.name, ({ name }) => h("li", {}, h("b", {}, name), h("code")),
-    (item, listener) => text(item.lastChild, listener.address));
+    (item, { address, failure }) => text(item.lastChild, failure ? `${address}: ${failure}; it is tried again` : address));
 }
 
 export function drawHistory(history) {

@@ -1,0 +1,203 @@
+//! Listeners that another release, or the machine's settings, move, rename or exchange, while clients come all the time.
+
+use std::net::{SocketAddr, TcpListener};
+
+use crate::appliance::{Appliance, component, free_port};
+use crate::load::Load;
+use crate::readiness::{SERVE, requests};
+use crate::release::Release;
+use crate::wait::{LIMIT, eventually};
+
+/// Returns a release with these listeners.
+fn listening(version: &str, listeners: &[(&str, SocketAddr)]) -> Release {
+    let bare = Release::bare(version).file("lib/serve.py", SERVE);
+    listeners.iter().fold(bare, |release, (name, address)| release.listener_at(name, *address))
+}
+
+/// Adds a component that serves at `listener`, and begins as `begins` says.
+fn with_server(release: Release, name: &str, begins: &str, listener: &str, handover: &str) -> Release {
+    let version = release.version().to_owned();
+    let keys = format!(
+        "command = [\"python3\", \"lib/serve.py\", \"{version}\", \"{begins}\"]\nlisteners = [\"{listener}\"]\n\
+         ready = \"listen\"\nhandover = \"{handover}\"\nstart_timeout = \"3s\""
+    );
+    release.component(name, &keys)
+}
+
+/// Returns an appliance whose listeners have the addresses that its releases say.
+fn appliance(first: &Release) -> Appliance {
+    let of_release =
+        |line: &str| first.listeners().iter().any(|(name, at)| at.port() != 0 && line.starts_with(name.as_str()));
+    Appliance::new(first)
+        .local(|text| text.lines().filter(|line| !of_release(line)).map(|line| format!("{line}\n")).collect())
+}
+
+fn at(ip: &str, port: u16) -> SocketAddr {
+    SocketAddr::new(ip.parse().expect("an address"), port)
+}
+
+fn load(port: u16, version: &str) -> Load {
+    let load = Load::start(at("127.0.0.1", port), requests());
+    load.wait_for_version(version, LIMIT).expect("it answers");
+    load
+}
+
+fn assert_shown(appliance: &Appliance, address: SocketAddr) {
+    let shown = appliance.refit(&["status"]).ends_with(0).stdout;
+    assert!(shown.contains(&format!(" {address}")), "{address}: {shown}");
+}
+
+/// Takes an appliance that listens at `one` to a release that listens at `other`, back, to one that fails there, and there again.
+fn moves(one: &str, other: &str, handover: &str) {
+    let port = free_port();
+    let release = |version: &str, ip: &str, begins: &str| {
+        with_server(listening(version, &[("http", at(ip, port))]), "web", begins, "http", handover)
+    };
+    let mut appliance = appliance(&release("1.0.0", one, "at_once")).start();
+    let load = load(port, "1.0.0");
+    appliance.install(&release("1.1.0", other, "at_once"), &[]).ends_with(0);
+    load.wait_for_version("1.1.0", LIMIT).expect("the release at the other address answers");
+    assert_shown(&appliance, at(other, port));
+    appliance.refit(&["rollback"]).ends_with(0);
+    load.wait_for_version("1.0.0", LIMIT).expect("the release at the first address answers");
+    assert_shown(&appliance, at(one, port));
+    appliance.install(&release("1.2.0", other, "exits"), &[]).complains_with(70);
+    load.wait_for_version("1.0.0", LIMIT).expect("the release at the first address answers");
+    assert_shown(&appliance, at(one, port));
+    appliance.install(&release("1.3.0", other, "at_once"), &[]).ends_with(0);
+    load.wait_for_version("1.3.0", LIMIT).expect("the release at the other address answers");
+    appliance.kill_runtime();
+    load.finish().assert_clean();
+    assert_shown(&appliance, at(other, port));
+    appliance.stop();
+    drop(TcpListener::bind(at(other, port)).expect("nothing is left there"));
+}
+
+#[test]
+fn a_listener_moves_to_every_address_and_back() {
+    moves("127.0.0.1", "0.0.0.0", "restart");
+}
+
+#[test]
+fn a_listener_moves_to_one_address_and_back() {
+    moves("0.0.0.0", "127.0.0.1", "overlap");
+}
+
+#[test]
+fn a_listener_moves_to_the_addresses_of_both_protocols_and_back() {
+    moves("127.0.0.1", "::", "overlap");
+    moves("::", "127.0.0.1", "restart");
+}
+
+#[test]
+fn a_listener_is_the_same_under_another_name() {
+    let [one, other] = [at("127.0.0.1", free_port()), at("127.0.0.1", free_port())];
+    // Renamed, both exchanged, and each given to the other component.
+    let first = listening("1.0.0", &[("http", one), ("more", other)]);
+    let first =
+        with_server(with_server(first, "web", "at_once", "http", "overlap"), "second", "at_once", "more", "overlap");
+    let renamed = listening("1.1.0", &[("www", one), ("rest", other)]);
+    let renamed =
+        with_server(with_server(renamed, "web", "at_once", "www", "overlap"), "second", "at_once", "rest", "overlap");
+    let exchanged = listening("1.2.0", &[("www", other), ("rest", one)]);
+    let exchanged =
+        with_server(with_server(exchanged, "web", "at_once", "www", "overlap"), "second", "at_once", "rest", "overlap");
+    let given = listening("1.3.0", &[("www", other), ("rest", one)]);
+    let given =
+        with_server(with_server(given, "web", "at_once", "rest", "overlap"), "third", "at_once", "www", "overlap");
+    let appliance = appliance(&first).start();
+    let (load_one, load_other) = (load(one.port(), "1.0.0"), load(other.port(), "1.0.0"));
+    let answers = |version: &str| {
+        for load in [&load_one, &load_other] {
+            load.wait_for_version(version, LIMIT).expect("it answers");
+        }
+    };
+    for release in [&renamed, &exchanged, &given] {
+        appliance.install(release, &[]).ends_with(0);
+        answers(release.version());
+    }
+    appliance.refit(&["rollback"]).ends_with(0);
+    answers("1.2.0");
+    for load in [load_one, load_other] {
+        load.finish().assert_clean();
+    }
+}
+
+#[test]
+fn settings_move_a_listener_at_a_restart_and_one_that_cannot_be_had_stops_nothing() {
+    let (port, elsewhere) = (free_port(), free_port());
+    let release = with_server(listening("1.0.0", &[("http", at("127.0.0.1", port))]), "web", "at_once", "http", "keep");
+    let appliance = appliance(&release).start();
+    let load = load(port, "1.0.0");
+    let listens = |ip: &str, port: u16| appliance.set_local(|text| with_address(&text, at(ip, port)));
+    let taken = TcpListener::bind(at("127.0.0.1", elsewhere)).expect("another program's");
+    listens("127.0.0.1", elsewhere);
+    let runtime = appliance.runtime_pid();
+    let pid = appliance.component_pid("web");
+    let line = appliance.refit(&["bus", "request", "restart"]).complains_with(70);
+    assert!(line.contains(&format!("cannot listen on 127.0.0.1:{elsewhere} for the listener http")), "{line}");
+    let line = appliance.refit(&["config", "check"]).complains_with(78);
+    assert!(line.contains(&elsewhere.to_string()), "{line}");
+    assert_eq!((appliance.runtime_pid(), appliance.component_pid("web")), (runtime, pid), "nothing was stopped");
+    drop(taken);
+    for ip in ["0.0.0.0", "127.0.0.1", "::"] {
+        listens(ip, port);
+        appliance.refit(&["config", "check"]).ends_with(0);
+        appliance.refit(&["bus", "request", "restart"]).ends_with(0);
+        appliance.settled("1.0.0");
+        assert_shown(&appliance, at(ip, port));
+        load.wait_for_ok(5, LIMIT).expect("it answers");
+    }
+    load.finish().assert_clean();
+    assert_eq!(component(&appliance.status(), "web")["state"], "running");
+}
+
+#[test]
+fn a_listener_that_another_program_has_is_waited_for_while_the_rest_serves() {
+    let (port, more) = (free_port(), free_port());
+    let release = listening("1.0.0", &[("http", at("127.0.0.1", port)), ("more", at("127.0.0.1", more))]);
+    let release =
+        with_server(with_server(release, "web", "at_once", "http", "keep"), "second", "at_once", "more", "restart");
+    let taken = TcpListener::bind(at("127.0.0.1", more)).expect("another program's");
+    let appliance = appliance(&release).start();
+    let load = load(port, "1.0.0");
+    let first = appliance.component_pid("web");
+    for _ in 0..2 {
+        let status = appliance.status();
+        let second = component(&status, "second");
+        assert_eq!(second["state"], "backoff", "{second}");
+        let reason = second["reason"].as_str().expect("a reason");
+        assert!(reason.contains(&format!("cannot listen on 127.0.0.1:{more} for the listener more")), "{reason}");
+        let listeners = status["listeners"].as_array().expect("a list");
+        let missing = listeners.iter().find(|listener| listener["name"] == "more").expect("it is shown");
+        assert!(missing["failure"].as_str().expect("why").contains("in use"), "{missing}");
+        let shown = appliance.refit(&["status"]).ends_with(0).stdout;
+        assert!(shown.contains(&format!("warning: cannot listen on 127.0.0.1:{more}")), "{shown}");
+        appliance.kill_runtime();
+    }
+    // What restarts meanwhile is not held up by it.
+    appliance.refit(&["bus", "request", "restart"]).ends_with(0);
+    drop(taken);
+    eventually(LIMIT, "the listener is had", || {
+        appliance.try_status().is_some_and(|status| component(&status, "second")["state"] == "running")
+    });
+    assert!(
+        appliance.status()["listeners"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .all(|listener| listener["failure"].is_null())
+    );
+    assert_eq!(appliance.component_pid("web"), first, "it served all the time");
+    load.finish().assert_clean();
+}
+
+/// Returns the settings `text` with the listener `http` at `address`.
+fn with_address(text: &str, address: SocketAddr) -> String {
+    let others = text.lines().filter(|line| !line.starts_with("http ="));
+    let lines = others.flat_map(|line| {
+        let more = (line == "[listeners]").then(|| format!("http = \"{address}\"\n"));
+        [format!("{line}\n"), more.unwrap_or_default()]
+    });
+    lines.collect()
+}
