@@ -32,6 +32,7 @@ mod embed;
 #[cfg(feature = "fault")]
 mod fault;
 mod full_disk;
+mod history;
 mod hostile;
 mod http;
 mod last_resort;

@@ -1,9 +1,13 @@
 //! What was tried on this appliance: one line of `history.jsonl` per finished attempt.
 //!
+//! A file that has grown large is put aside as a whole under the name of the one before it, which goes: what is kept is bounded, and
+//! whoever holds the old file open reads it to its end.
+//!
 //! An entry is first written into the journal, together with the state it led to, and then appended here. Appending the same
 //! attempt twice changes nothing, so a crash between the two loses and repeats nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::fs;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
@@ -18,8 +22,12 @@ use crate::spare;
 
 /// The history's file below the home.
 pub const HISTORY_FILE: &str = "history.jsonl";
-/// How much of the file's end is read: some thousand entries, more than anybody scrolls through.
-pub const HISTORY_TAIL_BYTES_MAX: u64 = 4 << 20;
+/// The entries before those of [`HISTORY_FILE`].
+pub const EARLIER_FILE: &str = "history.jsonl.1";
+/// How large the file may become before it is put aside: some thousand entries, more than anybody scrolls through.
+pub const HISTORY_BYTES_MAX: u64 = 2 << 20;
+/// How much of each file's end is read: one that an older program wrote may be larger.
+pub const HISTORY_TAIL_BYTES_MAX: u64 = 2 * HISTORY_BYTES_MAX;
 /// How many lines of output an entry keeps.
 pub const OUTPUT_LINES_MAX: usize = 40;
 
@@ -93,7 +101,33 @@ pub fn append(home: &Path, entry: &Entry) -> io::Result<()> {
         return Ok(());
     }
     let line = serde_json::to_string(entry)?;
+    if let Err(error) = put_aside(home, line.len() as u64) {
+        tracing::warn!(%error, "cannot put the older history aside; the file grows on");
+    }
     spare::with_room(home, || durable::append_line(&home.join(HISTORY_FILE), &line, modes::of(HISTORY_FILE)))
+}
+
+/// Puts the file aside if it would become too large with `more` bytes.
+///
+/// # Errors
+/// Nothing is lost: what is in the file is there, or in the one that is put aside, or in both.
+fn put_aside(home: &Path, more: u64) -> io::Result<()> {
+    let path = home.join(HISTORY_FILE);
+    let length = match fs::symlink_metadata(&path) {
+        Ok(found) if found.is_file() => found.len(),
+        Ok(_) => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    if length + more <= HISTORY_BYTES_MAX {
+        return Ok(());
+    }
+    if length <= HISTORY_TAIL_BYTES_MAX {
+        return durable::rename(&path, &home.join(EARLIER_FILE));
+    }
+    // Older programs let it grow.
+    durable::replace_with_mode(home, EARLIER_FILE, &tail(&path)?, modes::of(EARLIER_FILE))?;
+    durable::remove_file(&path)
 }
 
 /// Returns the entries, oldest first. A line that is no entry (a torn last line after a power cut) is passed over.
@@ -101,20 +135,46 @@ pub fn append(home: &Path, entry: &Entry) -> io::Result<()> {
 /// # Errors
 /// The file cannot be read.
 pub fn read(home: &Path) -> io::Result<Vec<Entry>> {
-    let mut file = match durable::open_regular(&home.join(HISTORY_FILE)) {
-        Ok(file) => file,
+    let newest = entries(&home.join(HISTORY_FILE))?;
+    let earlier = entries(&home.join(EARLIER_FILE)).unwrap_or_else(|error| {
+        tracing::warn!(%error, "cannot read the earlier history");
+        Vec::new()
+    });
+    // A power cut may leave what was put aside in both.
+    let known: HashSet<&str> = newest.iter().map(|entry| entry.id.as_str()).collect();
+    let mut all = earlier;
+    all.retain(|entry| !known.contains(entry.id.as_str()));
+    all.extend(newest);
+    Ok(all)
+}
+
+/// Returns the entries of one file; none if it is missing.
+fn entries(path: &Path) -> io::Result<Vec<Entry>> {
+    let bytes = match tail(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error),
+        read => read?,
     };
-    let length = file.metadata()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(HISTORY_TAIL_BYTES_MAX)))?;
+    Ok(bytes.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect())
+}
+
+/// Returns the last [`HISTORY_TAIL_BYTES_MAX`] bytes of the file at `path`, from the first line that begins in them.
+fn tail(path: &Path) -> io::Result<Vec<u8>> {
+    let mut file = durable::open_regular(path)?;
+    let begin = file.metadata()?.len().saturating_sub(HISTORY_TAIL_BYTES_MAX);
+    file.seek(SeekFrom::Start(begin))?;
     let mut bytes = Vec::new();
     file.take(HISTORY_TAIL_BYTES_MAX).read_to_end(&mut bytes)?;
-    Ok(bytes.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect())
+    if begin > 0 {
+        let cut = bytes.iter().position(|byte| *byte == b'\n').map_or(bytes.len(), |end| end + 1);
+        bytes.drain(..cut);
+    }
+    Ok(bytes)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use jiff::Timestamp;
 
     use super::*;
@@ -146,5 +206,58 @@ mod tests {
         let ids: Vec<String> = read(dir.path()).expect("read").into_iter().map(|entry| entry.id).collect();
         assert_eq!(ids, ["a", "b"]);
         assert_eq!(entry("a").duration_ms, 2_000);
+    }
+
+    /// Returns an entry of some kilobytes.
+    fn large(number: usize) -> Entry {
+        Entry { output: vec!["x".repeat(4 << 10)], ..entry(&format!("n-{number}")) }
+    }
+
+    fn size(dir: &Path, name: &str) -> u64 {
+        fs::metadata(dir.join(name)).map_or(0, |found| found.len())
+    }
+
+    #[test]
+    fn it_is_bounded_and_nothing_of_its_end_is_lost() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(HISTORY_FILE);
+        // As an older program left it.
+        let line = |number: usize| serde_json::to_string(&large(number)).unwrap() + "\n";
+        let text: String = (0..2_000).map(line).collect();
+        durable::write_new(&path, text.as_bytes(), 0o640).unwrap();
+        for number in 2_000..2_600 {
+            if number % 100 != 0 {
+                let text: String = line(number);
+                fs::OpenOptions::new()
+                    .append(true)
+                    .open(&path)
+                    .and_then(|mut file| file.write_all(text.as_bytes()))
+                    .unwrap();
+                continue;
+            }
+            append(dir.path(), &large(number)).unwrap();
+            let ids: Vec<String> = read(dir.path()).unwrap().into_iter().map(|entry| entry.id).collect();
+            let expected: Vec<String> = (number + 1 - 400..=number).map(|number| format!("n-{number}")).collect();
+            assert!(ids.ends_with(&expected), "{number}: {:?}", ids.last());
+            assert!(size(dir.path(), HISTORY_FILE) <= HISTORY_BYTES_MAX, "{number}");
+            assert!(size(dir.path(), EARLIER_FILE) <= HISTORY_TAIL_BYTES_MAX, "{number}");
+        }
+    }
+
+    #[test]
+    fn what_a_power_cut_left_in_both_files_is_read_once() {
+        let dir = tempfile::tempdir().unwrap();
+        for id in ["a", "b"] {
+            append(dir.path(), &entry(id)).unwrap();
+        }
+        fs::copy(dir.path().join(HISTORY_FILE), dir.path().join(EARLIER_FILE)).unwrap();
+        append(dir.path(), &entry("c")).unwrap();
+        let ids: Vec<String> = read(dir.path()).unwrap().into_iter().map(|entry| entry.id).collect();
+        assert_eq!(ids, ["a", "b", "c"]);
+        // What is put aside is no reason not to record the next.
+        fs::remove_file(dir.path().join(EARLIER_FILE)).unwrap();
+        fs::create_dir(dir.path().join(EARLIER_FILE)).unwrap();
+        append(dir.path(), &entry("d")).unwrap();
+        assert_eq!(read(dir.path()).unwrap().len(), 4);
     }
 }
