@@ -27,6 +27,9 @@ pub struct Event {
     pub event: String,
     /// When, RFC 3339.
     pub at: String,
+    /// The same in milliseconds of the monotonic clock, for the time between two; `None` where an older release has published it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub monotonic_ms: Option<u64>,
     /// What, by type.
     pub data: Value,
 }
@@ -66,7 +69,8 @@ impl Events {
             if kept.len() == EVENTS_MAX {
                 kept.pop_front();
             }
-            kept.push_back(Event { id, event: event.to_owned(), at: clock::stamp(), data });
+            let monotonic_ms = Some(clock::monotonic_ns() / 1_000_000);
+            kept.push_back(Event { id, event: event.to_owned(), at: clock::stamp(), monotonic_ms, data });
             id
         };
         self.newest.send_replace(id);

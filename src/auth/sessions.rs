@@ -31,8 +31,11 @@ pub struct CarriedSession {
     pub digest: String,
     /// The account.
     pub user: String,
-    /// When it was last used, in seconds since the epoch.
+    /// When it was last used, in seconds since the epoch: for an older release.
     pub used_at: i64,
+    /// The same in nanoseconds of the monotonic clock; `None` where an older release has written it.
+    #[serde(default)]
+    pub used_ns: Option<u64>,
 }
 
 /// Why a login was refused.
@@ -62,7 +65,12 @@ fn digest(text: &str) -> String {
 impl Sessions {
     /// Returns the sessions that were carried over.
     pub fn new(carried: Vec<CarriedSession>) -> Self {
-        Self { sessions: Mutex::new(carried.into()), ..Self::default() }
+        let now_ns = clock::monotonic_ns();
+        let mut sessions = carried;
+        for session in &mut sessions {
+            session.used_ns.get_or_insert(now_ns);
+        }
+        Self { sessions: Mutex::new(sessions.into()), ..Self::default() }
     }
 
     /// Checks a password. Takes the time of a hash; call it where that may be.
@@ -115,20 +123,20 @@ impl Sessions {
         if sessions.len() == SESSIONS_MAX {
             sessions.pop_front();
         }
-        let used_at = clock::now().as_second();
-        sessions.push_back(CarriedSession { digest: digest(&token), user: user.to_owned(), used_at });
+        let (used_at, used_ns) = (clock::now().as_second(), Some(clock::monotonic_ns()));
+        sessions.push_back(CarriedSession { digest: digest(&token), user: user.to_owned(), used_at, used_ns });
         token
     }
 
     /// Returns whose session `token` is.
     pub fn user(&self, token: &str) -> Option<String> {
-        let now = clock::now().as_second();
-        let idle_max = i64::try_from(SESSION_IDLE_MAX.as_secs()).unwrap_or(i64::MAX);
+        let now_ns = clock::monotonic_ns();
+        let idle = |session: &CarriedSession| now_ns.saturating_sub(session.used_ns.unwrap_or(now_ns));
         let digest = digest(token);
         let mut sessions = lock(&self.sessions);
-        sessions.retain(|session| now - session.used_at <= idle_max);
+        sessions.retain(|session| Duration::from_nanos(idle(session)) <= SESSION_IDLE_MAX);
         let session = sessions.iter_mut().find(|session| session.digest == digest)?;
-        session.used_at = now;
+        (session.used_at, session.used_ns) = (clock::now().as_second(), Some(now_ns));
         Some(session.user.clone())
     }
 

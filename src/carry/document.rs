@@ -79,12 +79,24 @@ pub struct Carry {
     /// The components that an operator has stopped, and in which release: its next image does not start them.
     #[serde(default)]
     pub stopped: BTreeMap<String, Version>,
+    /// The last attempt to go to another release.
+    #[serde(default)]
+    pub attempt: Option<CarriedAttempt>,
     /// The last run of each component that runs and ends.
     #[serde(default)]
     pub runs: BTreeMap<String, CarriedRun>,
     /// How the files looked that a reload was last asked for.
     #[serde(default)]
     pub watched: BTreeMap<String, String>,
+}
+
+/// When an attempt to go to another release began.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CarriedAttempt {
+    /// Its ticket's name.
+    pub id: String,
+    /// When, in nanoseconds of the monotonic clock.
+    pub begun_ns: u64,
 }
 
 impl Carry {

@@ -15,12 +15,12 @@ use refit_base::lock;
 use semver::Version;
 use tokio::sync::watch;
 
-use super::document::{CARRY_FORMAT, Carry};
+use super::document::{CARRY_FORMAT, CarriedAttempt, Carry};
 use super::instance::{CarriedInstance, CarriedRun, Role};
 use super::reporter::Reporter;
 use crate::auth::Sessions;
 use crate::events::Events;
-use crate::handover::{Named, names};
+use crate::handover::{Named, channel, names};
 use crate::logs::Logs;
 use crate::tickets::Tickets;
 
@@ -119,6 +119,8 @@ struct Inner {
     runs: BTreeMap<String, CarriedRun>,
     /// How the files looked that a reload was last asked for.
     watched: BTreeMap<String, String>,
+    /// The last attempt to go to another release.
+    attempt: Option<CarriedAttempt>,
     /// This release.
     version: Version,
 }
@@ -171,6 +173,7 @@ impl Registry {
                 stopped: carry.stopped.iter().filter(|(_, at)| **at == version).map(|(name, _)| name.clone()).collect(),
                 runs: carry.runs.clone(),
                 watched: carry.watched.clone(),
+                attempt: carry.attempt.clone(),
                 version,
             }),
             saving: Mutex::new(()),
@@ -184,6 +187,12 @@ impl Registry {
             logs: parts.logs,
             sessions: parts.sessions,
         }
+    }
+
+    /// Records when an attempt to go to another release began; the guard is told, which may have to end it.
+    pub fn set_attempt(&self, id: &str, begun_ns: u64) {
+        lock(&self.inner).attempt = Some(CarriedAttempt { id: id.to_owned(), begun_ns });
+        self.tell_guard(&format!("{}={id} {begun_ns}", channel::ATTEMPT));
     }
 
     /// Returns which process image this is, from 1.
@@ -434,6 +443,7 @@ impl Registry {
             stopped: inner.stopped.iter().map(|name| (name.clone(), inner.version.clone())).collect(),
             runs: inner.runs.clone(),
             watched: inner.watched.clone(),
+            attempt: inner.attempt.clone(),
         }
     }
 

@@ -11,7 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use refit_base::Chain;
-use refit_updater::attempt::Ending;
+use refit_updater::attempt::{Begun, Ending};
 use refit_updater::decided::{Decided, GUARD};
 use refit_updater::durable;
 use refit_updater::journal::{self, JOURNAL_FILE, Journal, JournalError, State};
@@ -35,6 +35,8 @@ pub(super) struct Decisions {
     /// The journal on disk, where it lacks the last decision, and how that attempt ended.
     unwritten: Option<(Journal, Ending)>,
     look: Option<Look>,
+    /// The last attempt that the runtime told of, and when it began: nanoseconds of the monotonic clock.
+    begun: Option<(String, u64)>,
     /// Whether the journal on disk is one that only a newer program understands.
     is_foreign: bool,
 }
@@ -55,7 +57,7 @@ pub(super) struct Decision {
 impl Decisions {
     /// Returns the decisions about `home`, whose journal was just read.
     pub(super) fn new(home: &Path, known: Journal) -> Self {
-        Self { home: home.to_owned(), known, unwritten: None, look: look(home), is_foreign: false }
+        Self { home: home.to_owned(), known, unwritten: None, look: look(home), begun: None, is_foreign: false }
     }
 
     /// Returns the decisions about `home`. Its journal is put right from its copy where it is damaged or gone, which is said.
@@ -117,12 +119,23 @@ impl Decisions {
         self.unwritten = Some((on_disk, ending.clone()));
     }
 
+    /// Notes when an attempt began, as the runtime says it: its name and the moment.
+    pub(super) fn note_attempt(&mut self, text: &str) {
+        let said = text.rsplit_once(' ').and_then(|(id, begun)| Some((id.to_owned(), begun.parse().ok()?)));
+        self.begun = said.or(self.begun.take());
+    }
+
     /// Decides what runs next, and journals it if it can. `ending` says how the runtime before ended.
     pub(super) fn decide(&mut self, ending: &Ending) -> Decision {
         let trouble = self.read();
         if self.is_foreign {
             // Only the release that wrote it can say what it means, and that is the one that ran.
             return self.decision(None, trouble.map(|trouble| trouble.text));
+        }
+        if let (Some(attempt), Some((id, begun_ns))) = (&mut self.known.attempt, &self.begun)
+            && attempt.id == *id
+        {
+            attempt.begun = Begun(Some(*begun_ns));
         }
         let (_, changed) = journal::select_release(&self.known, ending);
         let failed = match (&self.known.state, changed.as_ref().map(|changed| &changed.state)) {

@@ -12,8 +12,8 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::say::{Complaints, say};
-use crate::handover::notify;
 use crate::handover::outbox::{Flushed, Outbox};
+use crate::handover::{channel, notify};
 
 /// How long the last report waits for room, when the guard ends.
 const LAST_WAIT: Duration = Duration::from_millis(200);
@@ -49,7 +49,7 @@ impl ServiceManager {
             .fields
             .iter()
             // What is between the guard and the runtime means nothing, or something else, above.
-            .filter(|(key, _)| key != "WATCHDOG_USEC" && key != "RELOADING")
+            .filter(|(key, _)| key != "WATCHDOG_USEC" && key != "RELOADING" && key != channel::ATTEMPT)
             .map(|(key, value)| format!("{key}={value}"))
             .collect();
         if !lines.is_empty() {

@@ -9,6 +9,10 @@ use serde::{Deserialize, Serialize};
 /// Set in the environment of a runtime whose guard reads its reports on the channel, too.
 pub const VARIABLE: &str = "REFIT_GUARD_READS_CHANNEL";
 
+/// The report of the last attempt to go to another release: its name, a space, and when it began in nanoseconds of the monotonic clock. The
+/// guard may have to end it, and the wall clock may be set meanwhile.
+pub const ATTEMPT: &str = "X_REFIT_ATTEMPT";
+
 /// What the guard says. An older runtime passes over what it does not know.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]

@@ -12,6 +12,7 @@ use std::time::Duration;
 use refit_base::{Chain, clock};
 use refit_bus::{Bus, Engine, Options};
 use refit_updater::Store;
+use refit_updater::attempt::Begun;
 use refit_updater::config::{Existing, Live, merge_config};
 use refit_updater::decided::{self, Decided};
 use refit_updater::journal::{self, Journal};
@@ -101,7 +102,7 @@ pub(super) fn assemble(given: &Given, mut inherited: Inheritance, begun_ns: u64)
     if before.exec_ns.is_none() {
         given.home.repair(|what| tracing::warn!("{what}"));
     }
-    let disk = read_disk(given, before.instances.is_empty())?;
+    let disk = read_disk(given, &before)?;
     prepare_release(&disk, before.exec_ns.is_none());
     let had: Vec<String> = inherited.names();
     let on_trial = matches!(disk.journal.state, journal::State::Trial { .. });
@@ -229,10 +230,15 @@ struct OnDisk {
     config: Arc<Config>,
 }
 
-/// Reads it. `fresh` is whether no component runs yet: then their programs have to be there.
-fn read_disk(given: &Given, fresh: bool) -> Result<OnDisk, RuntimeError> {
+/// Reads it, after the image `before`. Where no component runs yet their programs have to be there.
+fn read_disk(given: &Given, before: &Carry) -> Result<OnDisk, RuntimeError> {
     let home = given.home.path();
     let mut journal = journal::load(home)?.ok_or_else(|| HomeError::Empty { home: home.to_owned() })?;
+    if let (Some(attempt), Some(carried)) = (&mut journal.attempt, &before.attempt)
+        && attempt.id == carried.id
+    {
+        attempt.begun = Begun(Some(carried.begun_ns));
+    }
     if let Some(decided) = decided(&given.environment).and_then(|decided| decided.applied_to(&journal)) {
         tracing::warn!(release.version = %decided.state.wanted(), "the journal could not be written; going by what was decided");
         journal = decided;
@@ -244,7 +250,7 @@ fn read_disk(given: &Given, fresh: bool) -> Result<OnDisk, RuntimeError> {
     let trust = Trust::of(home);
     let release = store.release(journal.state.wanted())?;
     let local = home.join(config::LOCAL_FILE);
-    let config = if fresh {
+    let config = if before.instances.is_empty() {
         let search = given.environment.get(OsStr::new("PATH")).map(OsString::as_os_str);
         Config::load_with_programs(&Programs::here(&release.dir, search), &local)?
     } else {

@@ -12,7 +12,7 @@ use futures_util::FutureExt;
 use refit_base::{Exit, Reported, clock, lock};
 use refit_bus::{Origin, Progress, Replacement, Request};
 use refit_updater::Digest;
-use refit_updater::attempt::{Attempt, Ending, Kind};
+use refit_updater::attempt::{self, Attempt, Ending, Kind};
 use refit_updater::config::{self, MergeReport};
 use refit_updater::journal::{Event, Journal, State};
 use refit_updater::release::{Release, StoreError};
@@ -85,7 +85,10 @@ impl Transaction {
         }
         let registry = &self.parts.context.registry;
         let ticket = ticket.unwrap_or_else(|| registry.tickets.open(kind.name(), who));
-        let attempt = Attempt::begin(&ticket.id, kind, who, current.clone(), to, digest, clock::now());
+        let mut attempt = Attempt::begin(&ticket.id, kind, who, current.clone(), to, digest, clock::now());
+        let begun_ns = clock::monotonic_ns();
+        attempt.begun = attempt::Begun(Some(begun_ns));
+        registry.set_attempt(&attempt.id, begun_ns);
         claim.show(&attempt, "staging", "preparing the release");
         registry.save(); // whoever is given the ticket finds it again, also after a crash
         Ok((ticket, Begun { attempt, received }))

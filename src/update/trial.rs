@@ -93,10 +93,12 @@ impl Trial {
     pub(super) async fn watch(self: Arc<Self>, attempt: Attempt) {
         let judged = AssertUnwindSafe(self.judge(attempt)).catch_unwind().await;
         let reason = || "the trial ended by a mistake of refit; its log says where".to_owned();
-        let lost = || Ending::now("probation", reason()).with_cause(Cause::Machine);
-        if let Err(ending) = judged.unwrap_or_else(|_panic| Err(lost())) {
-            self.go_back(&ending).await;
-        }
+        let ending = match judged {
+            Ok(Ok(())) => return,
+            Ok(Err(ending)) => ending,
+            Err(_panic) => Ending::now("probation", reason()).with_cause(Cause::Machine),
+        };
+        self.go_back(&ending).await;
     }
 
     /// Watches the release on trial until it is good.

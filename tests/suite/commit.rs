@@ -49,7 +49,7 @@ impl Install {
     }
 
     /// Waits for its end.
-    fn end(mut self, appliance: &Appliance) -> Ran {
+    pub(crate) fn end(mut self, appliance: &Appliance) -> Ran {
         let status = until(LIMIT, "the installation ends", || self.0.try_wait().expect("wait for it"));
         let read = |name: &str| fs::read_to_string(appliance.scratch().join(name)).expect("read a file");
         Ran { code: status.code().unwrap_or(-1), stdout: read("install.out"), stderr: read("install.err") }
@@ -64,7 +64,7 @@ impl Drop for Install {
 }
 
 /// Waits until `version` is on trial and being watched. Returns the PID of its runtime.
-fn wait_probation(appliance: &Appliance, version: &str) -> i32 {
+pub(crate) fn wait_probation(appliance: &Appliance, version: &str) -> i32 {
     let status = until(LIMIT, "the release is being watched", || {
         let status = appliance.try_status()?;
         let watched = status["update"]["phase"] == "probation" && status["release"]["version"] == version;

@@ -19,6 +19,7 @@ mod bus;
 mod bus_cli;
 mod cases;
 mod cherrypy;
+mod clock;
 mod commit;
 mod components;
 mod config;

@@ -52,9 +52,36 @@ pub struct Attempt {
     /// How long each finished step took, in milliseconds.
     #[serde(default)]
     pub durations: BTreeMap<String, u64>,
+    /// When it began by a clock that nobody sets: the journal does not have it.
+    #[serde(skip)]
+    pub begun: Begun,
 }
 
+/// A moment of the monotonic clock, in nanoseconds, where it is known: it means nothing after the next boot. It belongs to no document, so any
+/// two are equal.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Begun(pub Option<u64>);
+
+impl PartialEq for Begun {
+    fn eq(&self, _other: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Begun {}
+
 impl Attempt {
+    /// Returns how long it has taken at its end, in milliseconds: by the monotonic clock, if this boot saw it begin, and else by the wall
+    /// clock, which may have been set meanwhile.
+    #[must_use]
+    pub fn took_ms(&self, ending: &Ending) -> u64 {
+        let by_steps = self.durations.values().sum();
+        match self.begun.0 {
+            Some(begun_ns) => ending.at_ns.saturating_sub(begun_ns) / 1_000_000,
+            None => u64::try_from(ending.at.as_millisecond() - self.started_ms).unwrap_or(0).max(by_steps),
+        }
+    }
+
     /// Returns an attempt that begins `now`, with the ticket `id`.
     pub fn begin(id: &str, kind: Kind, who: &str, from: Version, to: Version, digest: Digest, now: Timestamp) -> Self {
         Self {
@@ -67,6 +94,7 @@ impl Attempt {
             started_at: clock::rfc3339(now),
             started_ms: now.as_millisecond(),
             durations: BTreeMap::new(),
+            begun: Begun::default(),
         }
     }
 }
@@ -88,6 +116,8 @@ pub enum Outcome {
 pub struct Ending {
     /// When.
     pub at: Timestamp,
+    /// The same by the monotonic clock, in nanoseconds.
+    pub at_ns: u64,
     /// The step it ended in.
     pub step: String,
     /// Why; empty for one that succeeded.
@@ -108,6 +138,7 @@ impl Ending {
     pub fn now(step: &str, reason: String) -> Self {
         Self {
             at: clock::now(),
+            at_ns: clock::monotonic_ns(),
             step: step.to_owned(),
             reason,
             component: None,

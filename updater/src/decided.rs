@@ -32,6 +32,8 @@ pub struct Decided {
     /// The attempt that has ended.
     attempt: Option<String>,
     at: Timestamp,
+    /// The same by the monotonic clock; a program of an older release does not say it.
+    at_ns: Option<u64>,
     step: String,
     reason: String,
     component: Option<String>,
@@ -60,6 +62,7 @@ impl Decided {
             left,
             attempt: journal.attempt.as_ref().map(|attempt| attempt.id.clone()),
             at: ending.at,
+            at_ns: Some(ending.at_ns),
             step: ending.step.clone(),
             reason: ending.reason.chars().take(REASON_CHARS_MAX).collect(),
             component: ending.component.clone(),
@@ -83,12 +86,14 @@ impl Decided {
         if self.attempt != journal.attempt.as_ref().map(|attempt| attempt.id.clone()) {
             return None;
         }
+        let now = Ending::now(&self.step, self.reason.clone());
         let ending = Ending {
             at: self.at,
+            at_ns: self.at_ns.unwrap_or(now.at_ns),
             component: self.component.clone(),
             output: self.output.clone(),
             cause: self.cause,
-            ..Ending::now(&self.step, self.reason.clone())
+            ..now
         };
         match &journal.state {
             State::Trial { previous, .. } if *previous == self.release => journal.clone().failed(&ending).ok(),

@@ -72,6 +72,7 @@ impl Entry {
     /// Returns the entry of `attempt`, which ended so.
     pub fn of(attempt: Attempt, outcome: Outcome, ending: &Ending) -> Self {
         let output = &ending.output;
+        let duration_ms = attempt.took_ms(ending);
         Self {
             id: attempt.id,
             at: clock::rfc3339(ending.at),
@@ -84,7 +85,7 @@ impl Entry {
             reason: (!ending.reason.is_empty()).then(|| ending.reason.clone()),
             component: ending.component.clone(),
             output: output[output.len().saturating_sub(OUTPUT_LINES_MAX)..].to_vec(),
-            duration_ms: u64::try_from(ending.at.as_millisecond() - attempt.started_ms).unwrap_or(0),
+            duration_ms,
             durations: attempt.durations,
             cause: (outcome != Outcome::Done).then_some(ending.cause),
             exit: ending.exit.map(Exit::code),
@@ -178,6 +179,7 @@ mod tests {
     use jiff::Timestamp;
 
     use super::*;
+    use crate::attempt::Begun;
     use crate::digest::Digest;
 
     fn entry(id: &str) -> Entry {
@@ -186,6 +188,7 @@ mod tests {
         let attempt = Attempt::begin(id, Kind::Update, "cli", from, to, Digest::of(b"manifest"), begun);
         let ending = Ending {
             at: Timestamp::from_millisecond(3_000).expect("a time"),
+            at_ns: 0,
             step: "probation".into(),
             reason: String::new(),
             component: None,
@@ -206,6 +209,32 @@ mod tests {
         let ids: Vec<String> = read(dir.path()).expect("read").into_iter().map(|entry| entry.id).collect();
         assert_eq!(ids, ["a", "b"]);
         assert_eq!(entry("a").duration_ms, 2_000);
+    }
+
+    #[test]
+    fn durations_are_those_of_the_monotonic_clock_where_it_is_known() {
+        let attempt = |started_ms: i64, begun: Option<u64>, step_ms: u64| {
+            let (from, to) = (Version::new(1, 0, 0), Version::new(1, 1, 0));
+            let at = Timestamp::from_millisecond(started_ms).unwrap();
+            let mut attempt = Attempt::begin("a", Kind::Update, "cli", from, to, Digest::of(b""), at);
+            attempt.begun = Begun(begun);
+            attempt.durations.insert("staging".to_owned(), step_ms);
+            attempt
+        };
+        let at = Timestamp::from_millisecond(100_000).unwrap();
+        let ending = Ending { at, at_ns: 9_000_000_000, ..Ending::now("probation", String::new()) };
+        for (started_ms, begun, step_ms, expected) in [
+            (98_000, Some(7_500_000_000), 10, 1_500),
+            // The clock was set: back, and forward.
+            (3_700_000, Some(7_500_000_000), 10, 1_500),
+            (0, Some(7_500_000_000), 10, 1_500),
+            // Another boot: only the wall clock knows, and the steps if it went back.
+            (98_000, None, 10, 2_000),
+            (3_700_000, None, 10, 10),
+        ] {
+            let entry = Entry::of(attempt(started_ms, begun, step_ms), Outcome::Done, &ending);
+            assert_eq!(entry.duration_ms, expected, "{started_ms} {begun:?}");
+        }
     }
 
     /// Returns an entry of some kilobytes.

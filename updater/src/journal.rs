@@ -542,6 +542,7 @@ mod tests {
     fn ending() -> Ending {
         Ending {
             at: Timestamp::from_millisecond(5_000).expect("a time"),
+            at_ns: 0,
             step: "trial".into(),
             reason: "the runtime ended: signal 6".into(),
             component: None,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::cli::table::cell;
@@ -40,7 +40,7 @@ struct Line {
 /// Writes one line after the other.
 pub(super) struct Timeline {
     colours: bool,
-    last: Option<Timestamp>,
+    last: Option<Moment>,
 }
 
 impl Timeline {
@@ -58,12 +58,9 @@ impl Timeline {
         let Line { about, text, tone } = sentence(event)?;
         let at = event["at"].as_str().unwrap_or_default();
         let clock = at.split('T').nth(1).unwrap_or(at).trim_end_matches('Z');
-        let now: Option<Timestamp> = at.parse().ok();
-        let since = match (now, self.last) {
-            (Some(now), Some(last)) => since_last(now.duration_since(last)),
-            (Some(_) | None, _) => String::new(),
-        };
-        self.last = now.or(self.last);
+        let now = Moment { ms: event["monotonic_ms"].as_u64(), at: at.parse().ok() };
+        let since = self.last.and_then(|last| now.since(last)).map(since_last).unwrap_or_default();
+        self.last = Some(now);
         if self.colours {
             let (dim, end) = ("\x1b[2m", "\x1b[0m");
             let colour = tone.colour();
@@ -73,9 +70,26 @@ impl Timeline {
     }
 }
 
-/// Returns how long after the line before, in the unit that suits it.
-fn since_last(elapsed: SignedDuration) -> String {
-    let elapsed = Duration::try_from(elapsed).unwrap_or_default();
+/// When something happened.
+#[derive(Debug, Clone, Copy)]
+struct Moment {
+    /// Milliseconds of the appliance's monotonic clock, which nobody sets; an older release does not say them.
+    ms: Option<u64>,
+    at: Option<Timestamp>,
+}
+
+impl Moment {
+    /// Returns how long it came after `last`.
+    fn since(self, last: Self) -> Option<Duration> {
+        if let (Some(now), Some(last)) = (self.ms, last.ms) {
+            return Some(Duration::from_millis(now.saturating_sub(last)));
+        }
+        Some(Duration::try_from(self.at?.duration_since(last.at?)).unwrap_or_default())
+    }
+}
+
+/// Returns `elapsed`, how long after the line before, in the unit that suits it.
+fn since_last(elapsed: Duration) -> String {
     let millis = elapsed.as_millis();
     match millis {
         0..1_000 => format!("+{millis} ms"),

@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use super::{Guard, Image, Phase};
-use crate::handover::channel::ToRuntime;
+use crate::handover::channel::{self, ToRuntime};
 use crate::handover::notify;
 
 /// So many reports are read at once: more than the kernel queues, and the guard has others to look after.
@@ -75,6 +75,9 @@ impl Guard {
         }
         if let Some(errno) = report.get("ERRNO").and_then(|text| text.parse().ok()) {
             self.errno = Some(errno);
+        }
+        if let Some(attempt) = report.get(channel::ATTEMPT) {
+            self.decisions.note_attempt(attempt);
         }
         if report.get("STOPPING") == Some("1") {
             self.ends_as_asked = true;
