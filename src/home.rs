@@ -19,6 +19,8 @@ use refit_updater::{durable, modes, spare};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, test_kill_process};
 
+use crate::process::stat::Stat;
+
 /// How long a new guard waits for a runtime whose guard is gone: it stops its components first, within their deadlines.
 pub const ORPHAN_WAIT_MAX: Duration = Duration::from_secs(60);
 /// How often the lock is tried meanwhile: the kernel tells nobody when a lock is free.
@@ -32,14 +34,31 @@ const PID_FILE: &str = "pid";
 pub struct Home(PathBuf);
 
 impl Home {
-    /// Returns the home at `path`, made absolute with the working directory `cwd`. Nothing is read.
+    /// Returns the home at `path`, which is taken from the working directory `cwd` and followed over links: one home has one name. Of one
+    /// that is not there yet its directory is followed.
     pub fn new(cwd: &Path, path: &Path) -> Self {
-        Self(cwd.join(path))
+        let given: PathBuf = cwd.join(path).components().collect();
+        let followed = given.canonicalize().ok().or_else(|| {
+            let (above, name) = (given.parent()?, given.file_name()?);
+            Some(above.canonicalize().ok()?.join(name))
+        });
+        Self(followed.unwrap_or(given))
     }
 
     /// Returns its directory.
     pub fn path(&self) -> &Path {
         &self.0
+    }
+
+    /// Finds out whether the home of an appliance that runs is where it was.
+    ///
+    /// # Errors
+    /// It was moved or removed.
+    pub fn require(&self) -> Result<(), HomeError> {
+        match fs::symlink_metadata(&self.0) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(HomeError::Moved { home: self.0.clone() }),
+            Ok(_) | Err(_) => Ok(()), // what else is wrong shows when it is read
+        }
     }
 
     /// Returns the directory of sockets, PID file and lock.
@@ -175,6 +194,12 @@ pub enum HomeError {
         /// The account that this process has.
         own: String,
     },
+    /// It is somewhere else now, or nowhere.
+    #[error("the home {} is not there any more: it was moved or removed while the appliance runs", home.display())]
+    Moved {
+        /// Where it was.
+        home: PathBuf,
+    },
     /// A file of the home cannot be used.
     #[error(transparent)]
     File(#[from] FileError),
@@ -197,6 +222,11 @@ impl Reported for HomeError {
                 Exit::Config,
                 "run refit as the account that the home belongs to, or see what that account has changed and give all of it back \
                  with `chown -R`; nothing was started",
+            ),
+            Self::Moved { .. } => Report::new(
+                "home_moved",
+                Exit::Config,
+                "move it back, or end this `refit run` and start it with the home where it is now; nothing was changed",
             ),
             Self::File(_) => Report::new("home_unusable", Exit::Disk, "check the disk and the permissions of the home"),
         }
@@ -330,5 +360,7 @@ fn read_pid(file: &mut File) -> io::Result<i32> {
 
 /// Whether a process of that number exists; one that we may not signal exists, too.
 fn is_alive(pid: i32) -> bool {
-    Pid::from_raw(pid).is_some_and(|pid| !matches!(test_kill_process(pid), Err(rustix::io::Errno::SRCH)))
+    let is_there = Pid::from_raw(pid).is_some_and(|pid| test_kill_process(pid) != Err(rustix::io::Errno::SRCH));
+    // One that has ended is there until its parent has collected it, which some never do.
+    is_there && Stat::of(pid).map_or(true, |stat| stat.lives)
 }

@@ -21,7 +21,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::middleware::from_fn;
+use axum::extract::{Request, State};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use refit_bus::Bus;
 use tokio_util::sync::CancellationToken;
@@ -63,11 +65,26 @@ pub struct App {
 /// The state that handlers share.
 type Shared = Arc<App>;
 
+/// Refuses what needs the home while that is not where it was: what its files are said to lack would be wrong.
+async fn require_home(State(app): State<Shared>, request: Request, next: Next) -> Response {
+    match app.context.home.require() {
+        Ok(()) => next.run(request).await,
+        Err(moved) => Problem::of(&moved).into_response(),
+    }
+}
+
 fn routes(app: Shared) -> Router {
-    let api = Router::new()
-        .route("/status", get(status::status))
+    let of_releases = Router::new()
         .route("/releases", get(releases::list))
         .route("/releases/{version}", delete(releases::remove))
+        .route("/packages", get(packages::list).put(packages::receive).post(packages::fetch))
+        .route("/packages/{digest}", delete(packages::discard))
+        .route("/repository", get(packages::check))
+        .route("/updates", post(updates::update))
+        .route("/rollback", post(updates::rollback))
+        .route_layer(from_fn_with_state(Arc::clone(&app), require_home));
+    let api = Router::new()
+        .route("/status", get(status::status))
         .route("/history", get(status::history))
         .route("/components", get(components::list))
         .route("/components/{name}/logs", get(logs::logs))
@@ -77,12 +94,8 @@ fn routes(app: Shared) -> Router {
         .route("/bus/publications", post(bus::publish))
         .route("/bus/requests", post(bus::request))
         .route("/bus/requests/{id}", get(bus::ticket))
-        .route("/packages", get(packages::list).put(packages::receive).post(packages::fetch))
-        .route("/packages/{digest}", delete(packages::discard))
-        .route("/repository", get(packages::check))
-        .route("/updates", post(updates::update))
-        .route("/rollback", post(updates::rollback))
-        .route("/session", post(session::begin).delete(session::end));
+        .route("/session", post(session::begin).delete(session::end))
+        .merge(of_releases);
     Router::new()
         .nest("/api/v1", api)
         .route("/healthz", get(status::healthz))

@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
-use refit_base::{Reported, clock, lock};
+use refit_base::{Reported, clock, lock, message};
 use refit_bus as bus;
 use refit_updater::config::{Unmerged, Unread};
 use refit_updater::journal;
@@ -74,14 +74,15 @@ async fn live_config(app: &Shared) -> (Vec<Unmerged>, Vec<Unread>) {
 
 /// Returns how long what is trusted is good. A trust that is damaged is a warning, too: the appliance runs on without.
 async fn trust(app: &Shared) -> Value {
+    let nothing = |warning: String| json!({ "roles": [], "warnings": [warning], "warning": warning });
+    if let Err(moved) = app.context.home.require() {
+        return nothing(message(&moved));
+    }
     let manager = std::sync::Arc::clone(&app.manager);
     let found = tokio::task::spawn_blocking(move || manager.trust_status()).await;
     match found.unwrap_or_else(|source| Err(UpdateError::Worker { source })) {
         Ok(status) => json!(status),
-        Err(error) => {
-            let warning = format!("{}: {}", refit_base::Chain(&error), error.remedy());
-            json!({ "roles": [], "warnings": [warning], "warning": warning })
-        }
+        Err(error) => nothing(format!("{}: {}", refit_base::Chain(&error), error.remedy())),
     }
 }
 

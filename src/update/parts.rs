@@ -13,6 +13,7 @@ use refit_updater::{Digest, Store};
 use super::error::UpdateError;
 use crate::component::{Process, RunContext};
 use crate::config::Config;
+use crate::process::installed;
 
 /// What the manager is made of.
 pub struct Parts {
@@ -30,7 +31,7 @@ pub struct Parts {
     pub context: Arc<RunContext>,
     /// The components.
     pub components: Vec<Arc<Process>>,
-    /// The installed `refit`.
+    /// Where the installed `refit` was when the guard began.
     pub installed: PathBuf,
     /// The bus that it asks.
     pub bus: Bus,
@@ -38,6 +39,13 @@ pub struct Parts {
     pub is_successor: bool,
     /// When the image before got how far.
     pub times: Times,
+}
+
+impl Parts {
+    /// Returns what to execute as the installed `refit`.
+    pub(super) fn installed(&self) -> PathBuf {
+        installed::program(&self.installed, std::os::unix::process::parent_id())
+    }
 }
 
 /// Moments of a handover on the monotonic clock, in nanoseconds.

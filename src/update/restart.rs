@@ -21,7 +21,7 @@ pub(super) async fn restart_in_place(parts: &Parts, bus: &Bus, origin: Origin) -
     let config = &parts.config;
     let program = match &config.runtime {
         Some(program) => parts.context.release_dir.join(program),
-        None => parts.installed.clone(),
+        None => parts.installed(),
     };
     preflight::examine_runtime(&parts.context.home, &program, &config.version, parts.context.found).await?;
     // The settings may be others by now.

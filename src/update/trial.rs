@@ -235,10 +235,8 @@ impl Trial {
         let local = self.shared.parts.context.home.path().join(LOCAL_FILE);
         let config = Config::load(&release.dir, &local)
             .map_err(|source| UpdateError::Config { version: previous.clone(), source })?;
-        let program = config
-            .runtime
-            .as_ref()
-            .map_or_else(|| self.shared.parts.installed.clone(), |program| release.dir.join(program));
+        let program =
+            config.runtime.as_ref().map_or_else(|| self.shared.parts.installed(), |program| release.dir.join(program));
         plan::replacement(&self.shared.parts, &Examined { release, config, program })
     }
 

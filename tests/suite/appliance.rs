@@ -188,8 +188,22 @@ impl Appliance {
         self.run_guard_through(&[]);
     }
 
+    /// Starts the guard with the home spelled as in `home`.
+    pub(crate) fn run_guard_in(&mut self, home: &Path) {
+        self.begin_guard(&[], home);
+    }
+
+    /// Gives up the guard, which has ended: it stays uncollected as long as what this returns lives.
+    pub(crate) fn leave_guard(&mut self) -> Child {
+        self.guard.take().expect("a guard runs")
+    }
+
     /// Starts the guard by a program that executes the words after its own: first it changes what the guard begins with.
     pub(crate) fn run_guard_through(&mut self, words: &[&str]) {
+        self.begin_guard(words, &self.home.clone());
+    }
+
+    fn begin_guard(&mut self, words: &[&str], home: &Path) {
         assert!(self.guard.is_none(), "a guard runs already");
         self.guards += 1;
         File::create(self.log_path()).expect("make the log");
@@ -200,7 +214,7 @@ impl Appliance {
             through.env_clear().envs(command.get_envs().filter_map(|(key, value)| Some((key, value?))));
             command = through;
         }
-        command.args(["run", "--with-parent", "--home"]).arg(&self.home);
+        command.args(["run", "--with-parent", "--home"]).arg(home);
         #[cfg(feature = "fault")]
         command.env("REFIT_FAULT_FILE", self.scratch().join("fault"));
         let log = File::options().append(true).open(self.log_path()).expect("open the log");

@@ -51,6 +51,7 @@ mod notify;
 mod owner;
 mod package;
 mod parking;
+mod paths;
 mod pause;
 mod peers;
 mod process;

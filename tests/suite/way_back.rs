@@ -8,7 +8,7 @@ use std::path::Path;
 use nix::sys::signal::Signal;
 use refit_updater::durable;
 
-use crate::appliance::Appliance;
+use crate::appliance::{Appliance, component};
 use crate::load::LoadOptions;
 use crate::process;
 use crate::release::Release;
@@ -154,7 +154,11 @@ fn what_is_no_damage_of_the_release_leads_to_no_other() {
     };
 
     let taken = TcpListener::bind(appliance.address("http")).expect("bound");
-    ends(&mut appliance, "an address is taken", 70);
+    appliance.run_guard();
+    appliance.wait_running();
+    assert_eq!(component(&appliance.status(), "shop")["state"], "backoff", "an address is taken");
+    assert!(!appliance.log().contains("going back"), "{}", appliance.log());
+    appliance.stop();
     drop(taken);
     fs::write(&local, format!("{settings}\n[what")).expect("written");
     ends(&mut appliance, "a mistake in local.toml", 78);

@@ -15,6 +15,7 @@ use crate::guard::decisions::Decision;
 use crate::guard::say::say;
 use crate::guard::{GuardError, system};
 use crate::handover::{Named, names};
+use crate::process::installed;
 use crate::process::resources::Resources;
 
 impl Guard {
@@ -89,7 +90,8 @@ impl Guard {
 
     /// Returns the program that is the runtime of `version`. One that lacks its permissions is given them.
     fn program(&self, version: &Version) -> Result<Program, GuardError> {
-        let look = || child::program(&self.home, version, &self.installed);
+        let installed = installed::program(&self.installed, std::process::id());
+        let look = || child::program(&self.home, version, &installed);
         let mut program = look();
         if program.as_ref().is_ok_and(|program| program.unusable.is_some())
             && damage::repair_modes(&self.home, version, say)
