@@ -5,6 +5,7 @@
 //! [`modes`]; [`Home::repair`] puts it right at each start, and [`acl`] opens the live configuration to components.
 
 pub mod acl;
+pub mod names;
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
@@ -74,6 +75,11 @@ impl Home {
     /// Returns the socket of those who take part in the bus.
     pub fn bus_socket(&self) -> PathBuf {
         self.run().join("bus.sock")
+    }
+
+    /// Returns the directory of second names of the sockets, by which those in `run/` are made again.
+    pub fn socket_names(&self) -> PathBuf {
+        self.0.join(".sockets")
     }
 
     /// Returns the socket on which the runtime reports to the guard.

@@ -35,7 +35,9 @@ mod view;
 pub use actor::{CarriedParts, Process, end_stray, forget_ended};
 pub use context::RunContext;
 pub use health::State as Health;
-pub use notify_socket::tidy as tidy_notify_sockets;
+pub use notify_socket::{
+    make_place as make_notify_place, remove_of as remove_notify_socket, tidy as tidy_notify_sockets,
+};
 pub use reach::{Obstacle, Places, find_obstacles, find_obstacles_in_tree, open_config};
 pub use view::{Announced, Run, State, View};
 

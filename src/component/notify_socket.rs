@@ -13,8 +13,9 @@ use std::path::{Path, PathBuf};
 use nix::unistd::geteuid;
 
 use super::spawn::Account;
+use crate::carry::CarriedInstance;
 use crate::handover::notify;
-use crate::home::Home;
+use crate::home::{Home, names};
 
 /// The longest path that fits into a socket's address: a component uses the path as it is.
 const PATH_BYTES_MAX: usize = 107;
@@ -32,9 +33,7 @@ const NAME: &str = "socket";
 pub(super) fn bind(home: &Home, id: &str, account: Account) -> io::Result<(UnixDatagram, PathBuf)> {
     let own = geteuid();
     let all = home.notify();
-    fs::create_dir_all(&all)?;
-    // Only root starts processes of other accounts, who have to get through and have nothing to look for.
-    fs::set_permissions(&all, Permissions::from_mode(if own.is_root() { 0o711 } else { 0o700 }))?;
+    make_all(&all)?;
     let dir = all.join(id);
     remove(&dir)?;
     let dir = if dir.join(NAME).as_os_str().len() > PATH_BYTES_MAX {
@@ -52,7 +51,48 @@ pub(super) fn bind(home: &Home, id: &str, account: Account) -> io::Result<(UnixD
         chown(&dir, None, Some(account.gid))?;
         fs::set_permissions(&dir, Permissions::from_mode(0o710))?;
     }
+    names::give_second_name(home, &path, &names::key_of_process(id));
     Ok((socket, path))
+}
+
+/// Makes the directories again in which the socket of the process `instance` lies, at `path`, where they are gone.
+///
+/// # Errors
+/// One cannot be made.
+pub fn make_place(home: &Home, instance: &CarriedInstance, path: &Path) -> io::Result<()> {
+    let (own, all) = (geteuid(), home.notify());
+    make_all(&all)?;
+    let place = all.join(&instance.id);
+    let Some(dir) = path.parent() else { return Ok(()) };
+    if dir != place && fs::symlink_metadata(&place).is_err() && dir.starts_with(&all) {
+        return Ok(()); // as an older release had it: all sockets in one directory
+    }
+    if fs::symlink_metadata(dir).is_err() {
+        make_dir(dir.to_owned())?;
+        if instance.account.is_some_and(|account| account != own.as_raw()) {
+            fs::set_permissions(dir, Permissions::from_mode(0o711))?; // the account alone may use the socket
+        }
+    }
+    if dir != place && fs::symlink_metadata(&place).is_err() {
+        symlink(dir, place)?;
+    }
+    Ok(())
+}
+
+/// Removes the socket of the process `instance`, of which nothing is known any more.
+pub fn remove_of(home: &Home, instance: &CarriedInstance) {
+    if let Some(path) = &instance.notify_path
+        && let Err(error) = remove_socket(home, &instance.id, path)
+    {
+        tracing::warn!(path = %path.display(), %error, "cannot remove a notify socket");
+    }
+}
+
+/// Makes the directory of all sockets.
+fn make_all(all: &Path) -> io::Result<()> {
+    fs::create_dir_all(all)?;
+    // Only root starts processes of other accounts, who have to get through and have nothing to look for.
+    fs::set_permissions(all, Permissions::from_mode(if geteuid().is_root() { 0o711 } else { 0o700 }))
 }
 
 /// Binds a socket in the place of the one at `path`, which got lost, for a process that runs as `account`.

@@ -28,7 +28,7 @@ use std::path::PathBuf;
 use nix::sys::signal::Signal;
 use refit_base::{Chain, Exit, Report, Reported};
 use refit_updater::journal::{self, JournalError};
-use refit_updater::{Store, spare};
+use refit_updater::{Store, durable, spare};
 
 use self::decisions::Decisions;
 use self::say::say;
@@ -149,6 +149,9 @@ pub fn run(given: Given) -> Result<Exit, GuardError> {
         {
             say(&format!("cannot remove run/{name}: {error}"));
         }
+    }
+    if let Err(error) = durable::remove_tree(&guard.home().socket_names()) {
+        say(&format!("cannot remove the second names of the sockets: {error}"));
     }
     exit
 }

@@ -19,6 +19,7 @@ use super::forward::Waited;
 use super::hand_over::{Sockets, describe};
 use super::missing::listen_when_possible;
 use super::observer::SiteObserver;
+use super::sockets::SocketNames;
 use super::watch::Watch;
 use super::{guard_link, settings, signals, wish};
 use crate::api::{ApiServer, App};
@@ -203,6 +204,7 @@ impl Site {
         if lock(&context.listeners).missing().next().is_some() {
             tasks.spawn(listen_when_possible(Arc::clone(context), bus.clone(), Arc::clone(manager)));
         }
+        tasks.spawn(SocketNames::new(context.home.clone(), Arc::clone(registry)).keep());
         for component in components {
             tasks.spawn(publish_changes(Arc::clone(component), Arc::clone(registry), bus.clone()));
         }

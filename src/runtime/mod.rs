@@ -15,6 +15,7 @@ mod missing;
 mod observer;
 mod settings;
 mod signals;
+mod sockets;
 mod stderr;
 mod watch;
 mod wish;

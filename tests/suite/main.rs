@@ -66,6 +66,7 @@ mod repository;
 mod revive;
 mod runs;
 mod servers;
+mod sockets;
 mod tidy;
 mod together;
 mod trust;
