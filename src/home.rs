@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use nix::unistd::{Uid, User, geteuid};
 use refit_base::{Chain, Exit, FileError, Report, Reported, file_error};
+use refit_updater::journal::JOURNAL_FILE;
 use refit_updater::{durable, modes, spare};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, test_kill_process};
@@ -27,6 +28,8 @@ pub const ORPHAN_WAIT_MAX: Duration = Duration::from_secs(60);
 /// How often the lock is tried meanwhile: the kernel tells nobody when a lock is free.
 const LOCK_RETRY: Duration = Duration::from_millis(20);
 
+/// Where a journal goes that is none, before another one takes its place.
+const DAMAGED_FILE: &str = "state.json.damaged";
 /// The file in `run/` that says which process the guard is.
 const PID_FILE: &str = "pid";
 
@@ -122,6 +125,37 @@ impl Home {
         self.0.join("log")
     }
 
+    /// Returns the process that has the home, as the kernel lists it, if there is one. Nothing is locked for that.
+    pub fn guard(&self) -> Option<i32> {
+        File::open(&self.0).and_then(|directory| holder_of(&directory)).ok().filter(|pid| *pid > 0)
+    }
+
+    /// Returns whether an appliance was installed here once, whatever became of its journal: the link to the release that runs is made
+    /// in the last step but one.
+    pub fn had_appliance(&self) -> bool {
+        fs::symlink_metadata(self.0.join(refit_updater::release::CURRENT)).is_ok()
+    }
+
+    /// Returns what is wrong with a home without a journal.
+    pub fn without_journal(&self) -> HomeError {
+        let home = self.0.clone();
+        if self.had_appliance() { HomeError::Lost { home } } else { HomeError::Empty { home } }
+    }
+
+    /// Gives a journal that cannot be read a second name, under which somebody may look at it; one that is missing leaves an earlier one.
+    ///
+    /// # Errors
+    /// It cannot have it.
+    pub fn keep_journal_aside(&self) -> Result<(), FileError> {
+        let (journal, aside) = (self.0.join(JOURNAL_FILE), self.0.join(DAMAGED_FILE));
+        let kept = match fs::symlink_metadata(&journal) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+            Ok(_) => durable::remove_file(&aside).and_then(|()| durable::hard_link(&journal, &aside)),
+        };
+        kept.map_err(file_error("keep the damaged journal as", &aside))
+    }
+
     /// Returns the file with the accounts.
     pub fn users(&self) -> PathBuf {
         self.0.join("auth").join("users.json")
@@ -182,6 +216,12 @@ pub enum HomeError {
         /// The directory.
         home: PathBuf,
     },
+    /// An appliance was installed there, and neither its journal nor the copy is left.
+    #[error("the update journal of {} is gone, and so is its copy", home.display())]
+    Lost {
+        /// The directory.
+        home: PathBuf,
+    },
     /// Another guard runs the appliance.
     #[error("the home {} is in use by another guard, process {pid}", home.display())]
     InUse {
@@ -218,6 +258,11 @@ impl Reported for HomeError {
         match self {
             Self::Missing { .. } => Report::new("home_missing", Exit::Config, NAME_ANOTHER),
             Self::Empty { .. } => Report::new("home_empty", Exit::Config, NAME_ANOTHER),
+            Self::Lost { .. } => Report::new(
+                "journal_lost",
+                Exit::Config,
+                "`refit recover` lists the releases that are whole, and `refit recover VERSION` has one of them run; nothing was changed",
+            ),
             Self::InUse { .. } => Report::new(
                 "home_in_use",
                 Exit::TryLater,

@@ -36,6 +36,7 @@ use crate::update::Manager;
 
 pub use error::Problem;
 pub use logs::CURSOR;
+pub use releases::describe as describe_releases;
 pub use server::{ApiServer, SOCKET_MODE};
 
 /// Everything that the handlers read.

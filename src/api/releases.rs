@@ -4,7 +4,8 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use refit_base::{Exit, Reported, clock};
-use refit_updater::journal;
+use refit_updater::journal::{self, Journal};
+use refit_updater::release::Release;
 use semver::Version;
 use serde_json::{Value, json};
 
@@ -19,10 +20,16 @@ pub(super) async fn list(State(app): State<Shared>) -> Result<Json<Value>, Probl
         .await
         .map_err(|source| Problem::of(&UpdateError::Worker { source }))?
         .map_err(|error| Problem::of(&error))?;
+    let list = describe(&journal, &releases);
+    Ok(Json(json!({ "releases": list, "staged": app.manager.receiving().staged() })))
+}
+
+/// Returns what is said of `releases`, which are in the order of their versions, in JSON: the newest first.
+pub fn describe(journal: &Journal, releases: &[Release]) -> Vec<Value> {
     let current = journal.state.wanted();
     let on_trial = matches!(journal.state, journal::State::Trial { .. });
     let previous = journal.previous();
-    let list: Vec<Value> = releases
+    releases
         .iter()
         .rev()
         .map(|release| {
@@ -48,8 +55,7 @@ pub(super) async fn list(State(app): State<Shared>) -> Result<Json<Value>, Probl
                 "reason": failed.map(|failed| &failed.reason),
             })
         })
-        .collect();
-    Ok(Json(json!({ "releases": list, "staged": app.manager.receiving().staged() })))
+        .collect()
 }
 
 /// Returns when a release was unpacked: its manifest is the last file that is written.

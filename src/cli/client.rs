@@ -40,6 +40,16 @@ pub(super) enum ClientError {
         #[source]
         source: std::io::Error,
     },
+    /// A guard runs, and its runtime does not start.
+    #[error("no runtime answers in {}, although its guard, process {pid}, runs", home.display())]
+    NoRuntime {
+        /// The home.
+        home: PathBuf,
+        /// The guard.
+        pid: i32,
+        /// What to do.
+        remedy: String,
+    },
     /// Somebody has the socket, and says nothing.
     #[error("nothing came from {} for {} s", socket.display(), after.as_secs())]
     Silent {
@@ -130,10 +140,12 @@ impl Reported for ClientError {
                 Exit::Unavailable,
                 "start it with `refit run`, or name its directory with --home",
             ),
+            Self::NoRuntime { remedy, .. } => Report::new("no_runtime", Exit::Unavailable, remedy),
             Self::Silent { .. } => Report::new(
                 "no_answer",
                 Exit::Unavailable,
-                "see whether `refit run` and its runtime work; a runtime that hangs is ended by its watchdog and started again",
+                "the log of `refit run` says why; a runtime that hangs is ended by its watchdog and started again. If none can start, end \
+                 `refit run`: `refit recover`, `rollback` and `install` then work with the files",
             ),
             Self::Interrupted { .. } => Report::new(
                 "package_interrupted",
@@ -172,6 +184,15 @@ impl Reported for ClientError {
 }
 
 impl ClientError {
+    /// Returns that the guard `pid` has the home `home`, and no runtime.
+    pub(super) fn no_runtime(home: &Path, pid: i32) -> Self {
+        let remedy = format!(
+            "its log says why, and it tries again; or end `refit run` (`kill {pid}`; the components end, too): `refit recover`, `rollback` \
+             and `install` then work with the files"
+        );
+        Self::NoRuntime { home: home.to_owned(), pid, remedy }
+    }
+
     /// Returns whether it is about the way to the appliance, which may be there again in a moment.
     pub(super) const fn is_silence(&self) -> bool {
         matches!(self, Self::Unavailable { .. } | Self::Broken { .. } | Self::Silent { .. })
@@ -338,6 +359,10 @@ pub(super) fn run_online(context: &Context, work: impl Future<Output = Result<Ex
     runtime.shutdown_background();
     match ended {
         Ok(exit) => exit,
+        Err(error @ ClientError::Unavailable { .. }) => match context.home.guard() {
+            Some(pid) => context.fail(&ClientError::no_runtime(context.home.path(), pid)),
+            None => context.fail(&error),
+        },
         Err(error) => context.fail(&error),
     }
 }

@@ -145,7 +145,7 @@ fn check(
     if !home.is_dir() {
         return Err(HomeError::Missing { home: home.to_owned() }.into());
     }
-    let journal = journal::recall(home)?.ok_or_else(|| HomeError::Empty { home: home.to_owned() })?;
+    let journal = journal::recall(home)?.ok_or_else(|| context.home.without_journal())?;
     let store = Store::open(home)?;
     let release = store.release(journal.state.wanted())?;
     look(&store.config_dir(&release.version), format!("config/{}", release.version));

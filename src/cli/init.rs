@@ -19,7 +19,7 @@ use super::input::Input;
 use super::notes;
 use crate::auth::{self, AuthError};
 use crate::config::{self, Config, ConfigError, Programs};
-use crate::home::Home;
+use crate::home::{Home, HomeError};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Init {
@@ -36,6 +36,9 @@ pub(super) enum InitError {
     /// There is one already.
     #[error("an appliance is installed in {} already", home.display())]
     Installed { home: PathBuf },
+    /// There was one.
+    #[error(transparent)]
+    Home(#[from] HomeError),
     /// A file cannot be read.
     #[error(transparent)]
     File(#[from] FileError),
@@ -61,6 +64,7 @@ impl Reported for InitError {
             Self::Installed { .. } => {
                 Report::new("home_installed", Exit::Config, "install updates with `refit install`; nothing was changed")
             }
+            Self::Home(error) => error.report(),
             Self::File(_) => {
                 Report::new("file_unreadable", Exit::Usage, "check the name and the permissions; nothing was changed")
             }
@@ -116,6 +120,9 @@ pub(super) fn run(context: &Context, init: &Init) -> Exit {
 
 /// Makes a home and installs `package` as its first release. What fails leaves nothing where there was nothing.
 pub(super) fn make_home(home: &Home, package: &Input, root: &Path) -> Result<NewHome, InitError> {
+    if !journal::exists(home.path()) && home.had_appliance() {
+        return Err(home.without_journal().into());
+    }
     if journal::exists(home.path()) {
         return Err(InitError::Installed { home: home.path().to_owned() });
     }
@@ -168,7 +175,8 @@ fn fill_home(home: &Home, package: &Input, root: &Path) -> Result<NewHome, InitE
     // A release that an interrupted `init` left here may go: nothing has run yet.
     store.admit(received, std::slice::from_ref(&version))?;
     merge_config(&store, None, &version, Existing::Replace)?;
-    store.point_current(&version)?;
     journal::store(home.path(), &Journal::first(version.clone()))?;
+    // After the journal: where there is the link, there was one.
+    store.point_current(&version)?;
     Ok(NewHome { appliance: config.name, version, password, expired, clock_behind })
 }

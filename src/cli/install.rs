@@ -1,5 +1,7 @@
 //! `refit install`: a package, a release of the repository, or a release on this appliance again.
 
+mod at_rest;
+
 use std::fs::File;
 use std::io::{self, Seek};
 use std::ops::ControlFlow;
@@ -51,9 +53,14 @@ pub(super) async fn run(context: &Context, install: &Install) -> Result<Exit, Cl
     let input = Input::new(context, Path::new(&install.what));
     let path = input.path();
     let version = Version::parse(&install.what).ok().filter(|_| !path.exists());
-    // Asked before anything is sent: an upload into nowhere helps nobody.
-    let status = client.get("/api/v1/status").await?;
     let staged = install.what.parse::<Digest>().ok().filter(|_| !path.exists());
+    // Asked before anything is sent: an upload into nowhere helps nobody.
+    let status = match client.get("/api/v1/status").await {
+        Err(unavailable @ ClientError::Unavailable { .. }) if staged.is_none() && !is_url(&install.what) => {
+            return crate::cli::at_rest::instead(context, unavailable, || at_rest::install(context, install, &input));
+        }
+        status => status?,
+    };
     let kept = match &version {
         Some(version) => installed(&client, version).await?,
         None => None,

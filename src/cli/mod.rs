@@ -14,6 +14,7 @@ mod install;
 mod keys;
 mod notify;
 mod pack;
+mod recover;
 mod releases;
 mod repo;
 mod rollback;
@@ -26,6 +27,7 @@ mod verify;
 
 // What they share.
 mod arguments;
+mod at_rest;
 mod client;
 mod component_table;
 mod context;
@@ -101,6 +103,8 @@ enum Command {
     Check,
     /// Go back to the previous good release, or to a kept one.
     Rollback(rollback::Rollback),
+    /// List which releases are whole, and have one of them run where nothing starts by itself.
+    Recover(recover::Recover),
     /// Compare an installed release with its signed manifest, byte for byte.
     Verify(verify::Verify),
     /// Show and control single components.
@@ -171,6 +175,7 @@ pub fn main(process: Process) -> Exit {
         Command::Check => run_online(&context, check::run(&context)),
         Command::Status => run_online(&context, status::run(&context)),
         Command::Releases(releases) => releases::run(&context, &releases),
+        Command::Recover(recover) => recover::run(&context, &recover),
         Command::History => run_online(&context, history::run(&context)),
         Command::Install(install) => run_online(&context, install::run(&context, &install)),
         Command::Rollback(rollback) => run_online(&context, rollback::run(&context, &rollback)),

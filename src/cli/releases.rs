@@ -1,18 +1,17 @@
 //! `refit releases`: the releases on this appliance; `remove` takes one away, also while nothing runs.
 
-use refit_base::{Exit, Report, Reported};
-use refit_updater::Store;
-use refit_updater::journal::{self, JournalError};
-use refit_updater::release::StoreError;
-use refit_updater::removal::{self, RemovalError};
+use refit_base::Exit;
+use refit_updater::removal;
 use reqwest::Method;
 use semver::Version;
-use serde_json::json;
+use serde_json::{Value, json};
 
+use super::at_rest::{self, AtRest, AtRestError, Files};
 use super::client::{Client, ClientError, run_online};
 use super::context::Context;
 use super::table::{cell, list, print_table, short};
-use crate::home::{HomeError, HomeLock};
+use crate::api::describe_releases;
+use crate::home::HomeError;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Releases {
@@ -27,30 +26,6 @@ enum Action {
         /// The release.
         version: Version,
     },
-}
-
-/// Why a release of an appliance at rest is not removed.
-#[derive(Debug, thiserror::Error)]
-enum AtRestError {
-    #[error(transparent)]
-    Home(#[from] HomeError),
-    #[error(transparent)]
-    Journal(#[from] JournalError),
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    #[error(transparent)]
-    Removal(#[from] RemovalError),
-}
-
-impl Reported for AtRestError {
-    fn report(&self) -> Report<'_> {
-        match self {
-            Self::Home(error) => error.report(),
-            Self::Journal(error) => error.report(),
-            Self::Store(error) => error.report(),
-            Self::Removal(error) => error.report(),
-        }
-    }
 }
 
 pub(super) fn run(context: &Context, releases: &Releases) -> Exit {
@@ -68,8 +43,7 @@ async fn remove(context: &Context, version: &Version) -> Result<Exit, ClientErro
         Ok(removed) => removed,
         Err(unavailable @ ClientError::Unavailable { .. }) => match remove_at_rest(context, version) {
             Ok(bytes) => json!({ "removed": version, "installed_bytes": bytes }),
-            // A guard is there, and its runtime is not: it decides, once it answers.
-            Err(AtRestError::Home(HomeError::Missing { .. } | HomeError::InUse { .. })) => return Err(unavailable),
+            Err(AtRestError::Home(HomeError::Missing { .. } | HomeError::Empty { .. })) => return Err(unavailable),
             Err(error) => return Ok(context.fail(&error)),
         },
         Err(error) => return Err(error),
@@ -87,27 +61,37 @@ async fn remove(context: &Context, version: &Version) -> Result<Exit, ClientErro
 
 /// Removes `version` from a home that no guard has. Returns how large it was, as far as that is known.
 fn remove_at_rest(context: &Context, version: &Version) -> Result<Option<u64>, AtRestError> {
-    let home = &context.home;
-    if !journal::exists(home.path()) {
-        return Err(HomeError::Missing { home: home.path().to_owned() }.into());
-    }
-    let _lock = HomeLock::acquire(home, std::process::id(), || {})?;
-    let store = Store::open(home.path())?;
-    let journal = journal::load(home.path())?.ok_or_else(|| HomeError::Empty { home: home.path().to_owned() })?;
-    let bytes = removal::remove::<AtRestError>(&store, &journal, version, &[])?;
+    let rest = AtRest::take(context)?;
+    let mut journal = rest.files.journal(context)?;
+    let bytes = removal::remove::<AtRestError>(&rest.files.store, &journal, version, &[])?;
     if journal.good.contains(version) {
-        let mut journal = journal;
         journal.good.retain(|good| good != version);
-        journal::store(home.path(), &journal)?;
+        rest.store(&journal)?;
     }
     Ok(bytes)
 }
 
 async fn list_releases(context: &Context) -> Result<Exit, ClientError> {
-    let releases = Client::new(&context.home)?.get("/api/v1/releases").await?;
+    match Client::new(&context.home)?.get("/api/v1/releases").await {
+        Err(unavailable @ ClientError::Unavailable { .. }) => {
+            at_rest::instead(context, unavailable, || print_at_rest(context))
+        }
+        releases => Ok(print(context, &releases?)),
+    }
+}
+
+/// Prints what the files say.
+fn print_at_rest(context: &Context) -> Result<(), AtRestError> {
+    let files = Files::look(context)?;
+    let releases = describe_releases(&files.journal(context)?, &files.store.releases()?);
+    print(context, &json!({ "releases": releases, "staged": [] }));
+    Ok(())
+}
+
+fn print(context: &Context, releases: &Value) -> Exit {
     if context.json {
         context.print(&releases.to_string());
-        return Ok(Exit::Done);
+        return Exit::Done;
     }
     let rows: Vec<Vec<String>> = list(&releases["releases"])
         .map(|row| {
@@ -128,5 +112,5 @@ async fn list_releases(context: &Context) -> Result<Exit, ClientError> {
         context.print("");
         print_table(context, &["STAGED", "RECEIVED", "BYTES", "DIGEST"], &staged);
     }
-    Ok(Exit::Done)
+    Exit::Done
 }

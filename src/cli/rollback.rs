@@ -4,6 +4,7 @@ use refit_base::Exit;
 use semver::Version;
 use serde_json::json;
 
+use super::at_rest::{self, AtRest, AtRestError};
 use super::client::{Client, ClientError};
 use super::context::Context;
 use super::follow::ask_and_follow;
@@ -17,7 +18,22 @@ pub(super) struct Rollback {
 pub(super) async fn run(context: &Context, rollback: &Rollback) -> Result<Exit, ClientError> {
     let client = Client::new(&context.home)?;
     // Asked before: what nobody answers to is not followed.
-    client.get("/api/v1/status").await?;
+    match client.get("/api/v1/status").await {
+        Err(unavailable @ ClientError::Unavailable { .. }) => {
+            return at_rest::instead(context, unavailable, || roll_back_at_rest(context, rollback));
+        }
+        status => drop(status?),
+    }
     let to = rollback.version.as_ref().map(Version::to_string);
     ask_and_follow(context, &client, "/api/v1/rollback", &json!({ "version": rollback.version }), to.as_deref()).await
+}
+
+/// Has the release run from the next start on.
+fn roll_back_at_rest(context: &Context, rollback: &Rollback) -> Result<(), AtRestError> {
+    let (_, to) = AtRest::take(context)?.go_to(rollback.version.as_ref(), "asked for by `refit rollback`")?;
+    context.print_text(&format!("release {to} is whole and runs next; start it with `refit run`"));
+    if context.json {
+        context.print(&at_rest::ticket("rollback", "done").to_string());
+    }
+    Ok(())
 }

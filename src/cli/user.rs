@@ -8,7 +8,6 @@ use serde_json::json;
 
 use super::context::Context;
 use crate::auth;
-use crate::home::HomeError;
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum User {
@@ -25,9 +24,8 @@ pub(super) enum User {
 
 pub(super) fn run(context: &Context, user: &User) -> Exit {
     let User::Passwd { name, generate } = user;
-    if !journal::exists(context.home.path()) {
-        let error = HomeError::Empty { home: context.home.path().to_owned() };
-        return context.fail(&error);
+    if !journal::exists(context.home.path()) && !context.home.had_appliance() {
+        return context.fail(&context.home.without_journal());
     }
     let password = if *generate {
         auth::new_password()

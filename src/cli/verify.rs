@@ -1,7 +1,5 @@
 //! `refit verify`: compares an installed release with its signed manifest.
 
-use std::path::PathBuf;
-
 use refit_base::{Exit, Report, Reported};
 use refit_updater::Store;
 use refit_updater::journal;
@@ -10,6 +8,7 @@ use semver::Version;
 use serde_json::json;
 
 use super::context::Context;
+use crate::home::HomeError;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Verify {
@@ -22,8 +21,8 @@ pub(super) struct Verify {
 enum VerifyError {
     #[error(transparent)]
     Journal(#[from] journal::JournalError),
-    #[error("no appliance is installed in {}", home.display())]
-    Empty { home: PathBuf },
+    #[error(transparent)]
+    Home(#[from] HomeError),
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error("release {version} is damaged: {} of its files: {first}", problems)]
@@ -34,12 +33,14 @@ impl Reported for VerifyError {
     fn report(&self) -> Report<'_> {
         match self {
             Self::Journal(error) => Report { exit: Exit::Disk, ..error.report() },
-            Self::Empty { .. } => Report::new("home_empty", Exit::Config, "name the right directory with --home"),
+            Self::Home(error) => error.report(),
             Self::Store(error @ StoreError::Unknown { .. }) => Report { exit: Exit::Usage, ..error.report() },
             Self::Store(error) => error.report(),
-            Self::Damaged { .. } => {
-                Report::new("release_damaged", Exit::Failed, "install the release again from its package")
-            }
+            Self::Damaged { .. } => Report::new(
+                "release_damaged",
+                Exit::Failed,
+                "its very package makes it whole: `refit install PACKAGE --allow-downgrade`",
+            ),
         }
     }
 }
@@ -57,7 +58,7 @@ fn try_verify(context: &Context, verify: &Verify) -> Result<(), VerifyError> {
     let version = match &verify.version {
         Some(version) => version.clone(),
         None => {
-            let journal = journal::recall(home)?.ok_or_else(|| VerifyError::Empty { home: home.to_owned() })?;
+            let journal = journal::recall(home)?.ok_or_else(|| context.home.without_journal())?;
             journal.state.wanted().clone()
         }
     };

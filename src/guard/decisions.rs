@@ -13,15 +13,11 @@ use std::path::{Path, PathBuf};
 use refit_base::Chain;
 use refit_updater::attempt::{Begun, Ending};
 use refit_updater::decided::{Decided, GUARD};
-use refit_updater::durable;
 use refit_updater::journal::{self, JOURNAL_FILE, Journal, JournalError, State};
 use semver::Version;
 
 use super::GuardError;
-use crate::home::HomeError;
-
-/// Where a journal goes that is none, before it is replaced by what the guard remembers.
-const DAMAGED_FILE: &str = "state.json.damaged";
+use crate::home::Home;
 
 /// What makes the journal's file another one: it is replaced as a whole.
 type Look = (u64, u64, i64, i64);
@@ -73,7 +69,7 @@ impl Decisions {
             Ok(None) => gone(home),
             Err(error) => Chain(&error).to_string(),
         };
-        let copy = journal::recall(home)?.ok_or_else(|| HomeError::Empty { home: home.to_owned() })?;
+        let copy = journal::recall(home)?.ok_or_else(|| Home::new(home, home).without_journal())?;
         let mut decisions = Self::new(home, copy);
         let said = match decisions.keep_aside().and_then(|()| decisions.store()) {
             Ok(()) => format!("{trouble}; it was replaced by its copy"),
@@ -215,13 +211,7 @@ impl Decisions {
 
     /// Gives a file that is not a journal a second name, under which somebody may look at it.
     fn keep_aside(&self) -> Result<(), String> {
-        let (journal, aside) = (self.home.join(JOURNAL_FILE), self.home.join(DAMAGED_FILE));
-        let kept = match fs::symlink_metadata(&journal) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()), // an earlier one stays
-            Err(error) => Err(error),
-            Ok(_) => durable::remove_file(&aside).and_then(|()| durable::hard_link(&journal, &aside)),
-        };
-        kept.map_err(|error| format!("cannot keep the damaged journal: {error}"))
+        Home::new(&self.home, &self.home).keep_journal_aside().map_err(|error| Chain(&error).to_string())
     }
 }
 
@@ -292,7 +282,7 @@ mod tests {
             assert_eq!((decision.version, decision.unwritten), (version(0), None));
             assert!(decision.trouble.unwrap().contains("it was replaced"));
             assert_eq!(on_disk(home.path()), Journal::first(version(0)));
-            assert_eq!(fs::read_to_string(home.path().join(DAMAGED_FILE)).unwrap(), damage);
+            assert_eq!(fs::read_to_string(home.path().join("state.json.damaged")).unwrap(), damage);
             fs::remove_file(&path).unwrap();
             assert!(decisions.decide(&ending()).trouble.unwrap().contains("is gone"));
             assert_eq!(on_disk(home.path()), Journal::first(version(0)));

@@ -105,7 +105,7 @@ pub fn run(given: Given) -> Result<Exit, GuardError> {
     }
     home.make_passable();
     if !journal::exists(home.path()) {
-        return Err(HomeError::Empty { home: home.path().to_owned() }.into());
+        return Err(home.without_journal().into());
     }
     home.repair(say);
     home.check_owner()?;

@@ -233,7 +233,7 @@ struct OnDisk {
 /// Reads it, after the image `before`. Where no component runs yet their programs have to be there.
 fn read_disk(given: &Given, before: &Carry) -> Result<OnDisk, RuntimeError> {
     let home = given.home.path();
-    let mut journal = journal::load(home)?.ok_or_else(|| HomeError::Empty { home: home.to_owned() })?;
+    let mut journal = journal::load(home)?.ok_or_else(|| given.home.without_journal())?;
     if let (Some(attempt), Some(carried)) = (&mut journal.attempt, &before.attempt)
         && attempt.id == carried.id
     {

@@ -64,6 +64,10 @@ impl Reported for RuntimeError {
         match self {
             Self::Home(error) => error.report(),
             Self::Journal(error) => error.report(),
+            Self::Store(error @ StoreError::Unknown { .. }) => Report {
+                remedy: "`refit recover` lists the releases that are whole; its very package makes this one whole: `refit install PACKAGE`",
+                ..error.report()
+            },
             Self::Store(error) => error.report(),
             Self::Trust(error) => Report { code: "trust_unusable", exit: Exit::Config, ..error.report() },
             Self::Config(error) => error.report(),

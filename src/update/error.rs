@@ -294,7 +294,8 @@ impl Reported for UpdateError {
             Self::Damaged { .. } => Report::new(
                 "release_damaged",
                 Exit::Failed,
-                "install it again from its package; the running release is untouched",
+                "`refit recover` lists those that are whole, for `refit rollback VERSION`; the very package makes this one whole: \
+                 `refit install PACKAGE --allow-downgrade`; the running release is untouched",
             ),
             Self::Merge(error) => error.report(),
             Self::Config { .. } | Self::Misnamed { .. } => {
@@ -340,6 +341,11 @@ const fn code_of_reception(exit: Exit) -> &'static str {
 /// Returns the causes of `error` on one line, for the history.
 pub(super) fn reason(error: &dyn Error) -> String {
     refit_base::Chain(error).to_string()
+}
+
+/// Returns the same of what an attempt failed with; of a damaged release, what makes it whole, too.
+pub(super) fn reason_to_fail(error: &UpdateError) -> String {
+    if matches!(error, UpdateError::Damaged { .. }) { refit_base::message(error) } else { reason(error) }
 }
 
 /// Returns whether the cause of `error` is a disk that takes no more, or fails.

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use futures_util::FutureExt;
-use refit_base::{Exit, Reported, clock, lock};
+use refit_base::{Chain, Exit, Reported, clock, lock};
 use refit_bus::{Origin, Progress, Replacement, Request};
 use refit_updater::Digest;
 use refit_updater::attempt::{self, Attempt, Ending, Kind};
@@ -106,7 +106,7 @@ impl Transaction {
             Err(_panic) => ("staged", UpdateError::Panicked),
         };
         let (step, error) = failed;
-        let mut ending = Ending::now(step, error::reason(&error)).with_cause(error.cause());
+        let mut ending = Ending::now(step, error::reason_to_fail(&error)).with_cause(error.cause());
         ending.output = error.output();
         // A disk is the admin's to mend, everything else the vendor's.
         let disk = error.exit() == Exit::Disk || error::is_disk(&error);
@@ -212,6 +212,10 @@ impl Transaction {
                 }
                 store.admit(package, &replaceable)?
             } else {
+                // Permissions are put right at the start of a release anyhow.
+                for failure in store.repair_modes(&store.release(&attempt.to)?).failures {
+                    tracing::warn!("{}", Chain(&failure));
+                }
                 let report = store.verify(&attempt.to, &mut |_| {})?;
                 if let Some(problem) = report.problems.first() {
                     return Err(UpdateError::Damaged { version: attempt.to.clone(), what: problem.to_string() });

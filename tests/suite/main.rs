@@ -13,6 +13,7 @@
 mod adoption;
 mod api;
 mod appliance;
+mod at_rest;
 mod begin;
 mod blame;
 mod bus;

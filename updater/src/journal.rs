@@ -353,9 +353,10 @@ impl Reported for JournalError {
     fn report(&self) -> Report<'_> {
         let (exit, remedy) = match self {
             Self::Read { .. } => (Exit::Disk, "check the disk and the permissions of the home"),
-            Self::Damaged { .. } => {
-                (Exit::Config, "restore state.json from a backup, or install the appliance again with `refit init`")
-            }
+            Self::Damaged { .. } => (
+                Exit::Config,
+                "`refit recover` lists the releases that are whole, and `refit recover VERSION` has one of them run; nothing was changed",
+            ),
             Self::Format { .. } => (Exit::Config, "start the refit that wrote it; nothing was changed"),
             Self::Write { .. } => (Exit::Disk, "free space or check the disk; the journal is as it was"),
         };

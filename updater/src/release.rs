@@ -140,7 +140,7 @@ impl Reported for StoreError {
             Self::NoHome { .. } => "name the right directory with --home, or make a home there first",
             Self::Unknown { .. } => "see `refit releases` for what is installed",
             Self::Manifest { .. } | Self::Misplaced { .. } | Self::Damaged { .. } => {
-                "install the release again from its package"
+                "its very package makes it whole: `refit install PACKAGE --allow-downgrade`"
             }
             Self::Occupied { .. } => "give the new package a version of its own",
             Self::IsCurrent { .. } => "update or roll back to another release first",

@@ -69,6 +69,7 @@ impl Guard {
             self.was_ready = true;
             self.backoff.ready();
             self.image = Image::Ready;
+            self.examined = None; // what is damaged from now on is another matter
         }
         if report.get("RELOADING") == Some("1") {
             self.image = Image::Silent;

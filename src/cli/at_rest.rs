@@ -1,0 +1,328 @@
+//! The commands on an appliance at rest: what can be done with the files while no guard runs.
+//!
+//! [`AtRest`] holds the home, so that no guard starts meanwhile; [`Files`] only looks. Nothing is started here: which release runs next is
+//! journaled, and `refit run` starts it.
+
+use std::path::PathBuf;
+
+use nix::unistd::{User, geteuid};
+use refit_base::{Chain, Exit, Report, Reported, clock};
+use refit_updater::attempt::{Ending, Outcome};
+use refit_updater::config::ConfigError as MergeError;
+use refit_updater::history::{self, Entry};
+use refit_updater::journal::{self, Journal, JournalError, State};
+use refit_updater::receive::ReceiveError;
+use refit_updater::release::{Damage, StoreError};
+use refit_updater::removal::RemovalError;
+use refit_updater::{Digest, Store};
+use semver::Version;
+use serde_json::{Value, json};
+
+use super::client::ClientError;
+use super::context::Context;
+use crate::config::ConfigError;
+use crate::home::{Home, HomeError, HomeLock};
+
+/// Why something is not done on an appliance at rest.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum AtRestError {
+    /// A guard runs.
+    #[error(transparent)]
+    Client(ClientError),
+    /// A guard runs, and what was asked for is for an appliance at rest.
+    #[error("the appliance in {} runs: its guard is process {pid}", home.display())]
+    Running {
+        home: PathBuf,
+        pid: i32,
+        /// What to do.
+        remedy: String,
+    },
+    #[error(transparent)]
+    Home(HomeError),
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Removal(#[from] RemovalError),
+    #[error(transparent)]
+    Receive(#[from] ReceiveError),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Merge(#[from] MergeError),
+    /// The history cannot be read.
+    #[error("cannot read the history")]
+    History(#[source] std::io::Error),
+    /// The release is not whole.
+    #[error("release {version} is damaged: {}", Chain(&**damage))]
+    Damaged { version: Version, damage: Box<Damage> },
+    /// Nothing was ever good here but the current release.
+    #[error("there is no release to go back to")]
+    NoPrevious,
+    /// The package is not the one that was approved.
+    #[error("release {version} has the digest {found}, {approved} was approved")]
+    NotApproved { version: Version, found: Digest, approved: Digest },
+    /// It cannot be told of which appliance this is the home.
+    #[error("no release in {} can be read, and {version} is not one that was installed here", home.path().display())]
+    Nameless { home: Home, version: Version },
+    /// What was asked for takes a runtime.
+    #[error("{what} takes an appliance that runs")]
+    NeedsRuntime { what: &'static str },
+}
+
+impl From<HomeError> for AtRestError {
+    fn from(error: HomeError) -> Self {
+        match error {
+            HomeError::InUse { home, pid } => Self::Client(ClientError::no_runtime(&home, pid)),
+            error @ (HomeError::Missing { .. }
+            | HomeError::Empty { .. }
+            | HomeError::Lost { .. }
+            | HomeError::Foreign { .. }
+            | HomeError::Moved { .. }
+            | HomeError::File(_)) => Self::Home(error),
+        }
+    }
+}
+
+impl Reported for AtRestError {
+    fn report(&self) -> Report<'_> {
+        match self {
+            Self::Client(error) => error.report(),
+            Self::Running { remedy, .. } => Report::new("home_in_use", Exit::TryLater, remedy),
+            Self::Home(error) => error.report(),
+            Self::Journal(error) => error.report(),
+            Self::Store(error @ StoreError::Unknown { .. }) => Report { exit: Exit::Usage, ..error.report() },
+            Self::Store(error) => error.report(),
+            Self::Removal(error) => error.report(),
+            Self::Receive(error) => Report { code: "package_refused", ..error.report() },
+            Self::Config(error) => error.report(),
+            Self::Merge(error) => error.report(),
+            Self::History(_) => {
+                Report::new("history_unreadable", Exit::Disk, "check the disk and the permissions of the home")
+            }
+            Self::Damaged { .. } => Report::new(
+                "release_damaged",
+                Exit::Failed,
+                "`refit recover` lists the releases that are whole; the very package repairs it: `refit install PACKAGE`",
+            ),
+            Self::NoPrevious => Report::new("no_previous_release", Exit::Usage, "install a release from its package"),
+            Self::NotApproved { .. } => Report::new(
+                "package_not_approved",
+                Exit::Refused,
+                "approve what it is, or choose another release; nothing was changed",
+            ),
+            Self::Nameless { .. } => Report::new(
+                "package_refused",
+                Exit::Refused,
+                "install the very package of a release that was installed here; nothing was changed",
+            ),
+            Self::NeedsRuntime { .. } => Report::new(
+                "no_running_appliance",
+                Exit::Unavailable,
+                "start it with `refit run`, or install a package that is a file",
+            ),
+        }
+    }
+}
+
+/// Does `work` with the files instead of what no appliance answered to. Where there is no appliance at all, `unavailable` says more.
+pub(super) fn instead(
+    context: &Context,
+    unavailable: ClientError,
+    work: impl FnOnce() -> Result<(), AtRestError>,
+) -> Result<Exit, ClientError> {
+    match work() {
+        Ok(()) => Ok(Exit::Done),
+        Err(AtRestError::Home(HomeError::Missing { .. } | HomeError::Empty { .. })) => Err(unavailable),
+        Err(error) => Ok(context.fail(&error)),
+    }
+}
+
+/// The files of an appliance, to be looked at.
+pub(super) struct Files {
+    pub(super) store: Store,
+    /// What the journal says, or its copy; `None` if neither can be read.
+    pub(super) journal: Option<Journal>,
+}
+
+impl Files {
+    /// Looks at the home of `context`.
+    ///
+    /// # Errors
+    /// There is none, or it cannot be read.
+    pub(super) fn look(context: &Context) -> Result<Self, AtRestError> {
+        let home = &context.home;
+        if !home.path().is_dir() {
+            return Err(HomeError::Missing { home: home.path().to_owned() }.into());
+        }
+        let journal = match journal::recall(home.path()) {
+            Ok(Some(journal)) => Some(journal),
+            Ok(None) if home.had_appliance() => None,
+            Ok(None) => return Err(HomeError::Empty { home: home.path().to_owned() }.into()),
+            Err(JournalError::Damaged { .. }) => None,
+            Err(error @ (JournalError::Read { .. } | JournalError::Format { .. } | JournalError::Write { .. })) => {
+                return Err(error.into());
+            }
+        };
+        Ok(Self { store: Store::open(home.path())?, journal })
+    }
+
+    /// Returns the journal.
+    ///
+    /// # Errors
+    /// Neither it nor its copy can be read.
+    pub(super) fn journal(&self, context: &Context) -> Result<Journal, AtRestError> {
+        let lost = || HomeError::Lost { home: context.home.path().to_owned() };
+        Ok(self.journal.clone().ok_or_else(lost)?)
+    }
+
+    /// Returns the attempts that ended, oldest first, those included that the journal has not given to the history yet.
+    ///
+    /// # Errors
+    /// The history cannot be read.
+    pub(super) fn history(&self) -> Result<Vec<Entry>, AtRestError> {
+        let mut entries = history::read(self.store.home()).map_err(AtRestError::History)?;
+        for entry in self.journal.iter().flat_map(|journal| &journal.finished) {
+            if !entries.iter().any(|known| known.id == entry.id) {
+                entries.push(entry.clone());
+            }
+        }
+        Ok(entries)
+    }
+
+    /// Returns the releases that may be gone back to, the last good one first, the current one included.
+    ///
+    /// # Errors
+    /// It cannot be listed which there are.
+    pub(super) fn good(&self) -> Result<Vec<Version>, AtRestError> {
+        if let Some(journal) = &self.journal {
+            return Ok(journal.good.iter().rev().cloned().collect());
+        }
+        // Nobody knows: those that are there, but for what never ended well.
+        let entries = self.history().unwrap_or_default();
+        let mut versions = self.store.versions()?;
+        versions.retain(|version| {
+            let tried: Vec<Outcome> =
+                entries.iter().filter(|entry| entry.to == *version).map(|entry| entry.outcome).collect();
+            tried.is_empty() || tried.contains(&Outcome::Done)
+        });
+        versions.reverse();
+        Ok(versions)
+    }
+}
+
+/// A home that is held: no guard starts as long as this lives.
+pub(super) struct AtRest {
+    pub(super) files: Files,
+    home: Home,
+    _lock: HomeLock,
+}
+
+impl AtRest {
+    /// Takes the home of `context`.
+    ///
+    /// # Errors
+    /// A guard has it, or there is none.
+    pub(super) fn take(context: &Context) -> Result<Self, AtRestError> {
+        let home = context.home.clone();
+        if !home.path().is_dir() {
+            return Err(HomeError::Missing { home: home.path().to_owned() }.into());
+        }
+        if !journal::exists(home.path()) && !home.had_appliance() {
+            return Err(home.without_journal().into());
+        }
+        home.check_owner()?;
+        let lock = HomeLock::acquire(&home, std::process::id(), || {})?;
+        Store::make_missing(home.path()).map_err(HomeError::File)?;
+        let files = Files::look(context)?;
+        Ok(Self { files, home, _lock: lock })
+    }
+
+    /// Has release `version`, the last good one that is whole if none is named, run from the next start on. Returns the release that was to
+    /// run before, if that is known, and the one that runs next.
+    ///
+    /// # Errors
+    /// It is not there, or damaged; nothing was changed.
+    pub(super) fn go_to(
+        &self,
+        version: Option<&Version>,
+        reason: &str,
+    ) -> Result<(Option<Version>, Version), AtRestError> {
+        let Files { store, journal } = &self.files;
+        let before = journal.as_ref().map(|journal| journal.state.wanted().clone());
+        let to = match version {
+            Some(version) => version.clone(),
+            None => self.last_whole(before.as_ref())?,
+        };
+        if !store.release_dir(&to).exists() {
+            return Err(StoreError::Unknown { version: to }.into());
+        }
+        if let Some(damage) = store.find_damage(&to, &mut || {})? {
+            return Err(AtRestError::Damaged { version: to, damage: Box::new(damage) });
+        }
+        let ending = Ending::now("committed", reason.to_owned());
+        let journal = match journal.clone() {
+            Some(journal) => idle(journal, &ending),
+            None => {
+                self.home.keep_journal_aside().map_err(HomeError::File)?;
+                let mut good = self.files.good()?;
+                good.reverse();
+                good.retain(|version| *version != to);
+                good.push(to.clone());
+                Journal { good, ..Journal::first(to.clone()) }
+            }
+        };
+        let next = journal.clone().gone_back(&to, &who(), &ending).unwrap_or(journal);
+        self.store(&next)?;
+        Ok((before, to))
+    }
+
+    /// Returns the last good release that is whole, but for `current`.
+    fn last_whole(&self, current: Option<&Version>) -> Result<Version, AtRestError> {
+        let mut first = None;
+        for version in self.files.good()?.into_iter().filter(|version| Some(version) != current) {
+            match self.files.store.find_damage(&version, &mut || {})? {
+                None => return Ok(version),
+                Some(damage) => {
+                    first.get_or_insert(AtRestError::Damaged { version, damage: Box::new(damage) });
+                }
+            }
+        }
+        Err(first.unwrap_or(AtRestError::NoPrevious))
+    }
+
+    /// Writes the journal.
+    ///
+    /// # Errors
+    /// It cannot be written, and is what it was.
+    pub(super) fn store(&self, journal: &Journal) -> Result<(), AtRestError> {
+        Ok(journal::store(self.home.path(), journal)?)
+    }
+}
+
+/// Returns the journal after the attempt that was under way, if any, has ended.
+pub(super) fn idle(journal: Journal, ending: &Ending) -> Journal {
+    match &journal.state {
+        State::Idle { .. } => journal,
+        State::Staged { .. } | State::Trial { .. } => {
+            let ending = ending.clone().with_cause(refit_base::Cause::Machine);
+            journal.clone().failed(&ending).unwrap_or(journal)
+        }
+    }
+}
+
+/// Returns who works with the files, as the history shows it.
+pub(super) fn who() -> String {
+    let uid = geteuid();
+    let name = User::from_uid(uid).ok().flatten().map_or_else(|| uid.to_string(), |user| user.name);
+    format!("{name} (local)")
+}
+
+/// Returns what is said in JSON of a request that has come to its end here.
+pub(super) fn ticket(request: &str, state: &str) -> Value {
+    let id = format!("rest-{:x}", clock::now().as_millisecond());
+    json!({ "ticket": {
+        "id": id, "request": request, "origin": who(), "state": state, "reason": null, "exit": 0, "asked": [],
+    } })
+}

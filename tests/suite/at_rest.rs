@@ -1,0 +1,259 @@
+//! An appliance at rest: the commands that work with its files, and every remedy that a damaged home is given, carried out.
+
+use std::fs;
+use std::path::Path;
+
+use nix::sys::signal::Signal;
+use refit_updater::durable;
+use serde_json::Value;
+
+use crate::appliance::{Appliance, Ran, refit};
+use crate::process;
+use crate::release::{Release, Vendor};
+use crate::wait::LIMIT;
+
+/// Returns an appliance at rest whose releases are 1.0.0 and 1.1.0, of which the second is the current one.
+fn at_rest() -> Appliance {
+    let mut appliance = Appliance::new(&Release::shop("1.0.0")).start();
+    appliance.install(&Release::shop("1.1.0"), &[]).ends_with(0);
+    appliance.settled("1.1.0");
+    appliance.stop();
+    appliance
+}
+
+/// Removes a program of release `version`, or empties its manifest.
+fn damage(appliance: &Appliance, version: &str, path: &str) {
+    let dir = appliance.home().join("releases").join(version);
+    durable::make_dirs_writable(&dir).expect("made writable");
+    let path = dir.join(path);
+    fs::remove_file(&path).expect("removed");
+    if path.ends_with("manifest.json") {
+        fs::write(&path, "").expect("written");
+    }
+}
+
+/// Starts an appliance that is to run `version`.
+fn starts(appliance: &mut Appliance, version: &str) {
+    appliance.run_guard();
+    appliance.wait_running();
+    appliance.settled(version);
+}
+
+/// Starts an appliance that cannot start. Returns what it says.
+fn fails(appliance: &mut Appliance) -> String {
+    appliance.run_guard();
+    assert_ne!(appliance.wait_guard(LIMIT).code(), Some(0));
+    appliance.log()
+}
+
+fn remedied(line: &str, remedy: &str) {
+    assert!(line.contains(&format!("`{remedy}`")), "{remedy}: {line}");
+}
+
+/// Returns what `refit recover` says of release `version`.
+fn is_whole(appliance: &Appliance, version: &str) -> Value {
+    let list = appliance.refit(&["recover", "--json"]).ends_with(0).objects().remove(0);
+    let mut releases = list["releases"].as_array().expect("a list").iter();
+    releases.find(|release| release["version"] == version).expect("the release")["whole"].clone()
+}
+
+#[test]
+fn what_can_be_seen_while_it_runs_can_be_seen_at_rest() {
+    let mut appliance = Appliance::new(&Release::shop("1.0.0")).start();
+    appliance.install(&Release::shop("1.1.0"), &[]).ends_with(0);
+    appliance.install(&Release::crashing("1.3.0"), &[]).ends_with(70);
+    appliance.settled("1.1.0");
+    let commands = [["releases", "--json"], ["history", "--json"], ["recover", "--json"], ["verify", "--json"]];
+    let see = |appliance: &Appliance| commands.map(|words| appliance.refit(&words).ends_with(0).objects());
+    let running = see(&appliance);
+    appliance.stop();
+    assert_eq!(see(&appliance), running);
+    assert!(appliance.refit(&["releases"]).ends_with(0).stdout.contains("1.3.0"));
+    assert!(appliance.refit(&["recover"]).ends_with(0).stdout.contains("not tried, or failed"));
+    // What takes a runtime says so.
+    for words in [["status"].as_slice(), &["check"], &["component", "list"]] {
+        remedied(&appliance.refit(words).complains_with(69), "refit run");
+    }
+}
+
+#[test]
+fn a_rollback_at_rest_is_there_at_the_next_start() {
+    let mut appliance = at_rest();
+    let last = appliance.refit(&["rollback", "--json"]).ends_with(0).objects().pop().expect("a line");
+    assert_eq!(last["ticket"]["state"], "done");
+    assert!(appliance.refit(&["history"]).ends_with(0).stdout.contains("`refit rollback`"));
+    starts(&mut appliance, "1.0.0");
+    let newest = &appliance.history()[0];
+    assert_eq!(
+        (&newest["kind"], &newest["from"], &newest["to"]),
+        (&"rollback".into(), &"1.1.0".into(), &"1.0.0".into())
+    );
+    appliance.stop();
+    appliance.refit(&["rollback", "1.1.0"]).ends_with(0);
+    appliance.refit(&["rollback", "7.0.0"]).complains_with(64);
+    starts(&mut appliance, "1.1.0");
+    appliance.stop();
+    appliance.refit(&["install", "1.0.0"]).ends_with(0);
+    starts(&mut appliance, "1.0.0");
+}
+
+#[test]
+fn an_update_at_rest_is_tried_at_the_next_start() {
+    let mut appliance = at_rest();
+    let bad = Release::crashing("1.3.0");
+    appliance.install(&bad, &[]).ends_with(0);
+    starts(&mut appliance, "1.1.0");
+    let newest = &appliance.history()[0];
+    assert_eq!((&newest["to"], &newest["outcome"]), (&"1.3.0".into(), &"rolled-back".into()), "{newest}");
+    appliance.stop();
+    appliance.install(&Release::shop("1.0.0"), &[]).complains_with(65);
+    appliance.install(&Release::shop("1.2.0").by_a_stranger(), &[]).complains_with(65);
+    appliance.install(&Release::shop("1.2.0").of_appliance("other"), &[]).complains_with(65);
+    let digest = "0".repeat(64);
+    appliance.install(&Release::shop("1.2.0"), &["--digest", &digest]).complains_with(65);
+    let local = appliance.home().join("local.toml");
+    let settings = fs::read_to_string(&local).expect("read");
+    fs::write(&local, "[what").expect("written");
+    appliance.install(&Release::shop("1.2.0"), &[]).complains_with(78);
+    fs::write(&local, settings).expect("written");
+    appliance.refit(&["install", "https://127.0.0.1:1/x.refit"]).complains_with(69);
+    remedied(&appliance.install(&Release::shop("1.2.0"), &["--stage-only"]).complains_with(69), "refit run");
+    appliance.install(&Release::shop("1.2.0"), &["--json"]).ends_with(0);
+    starts(&mut appliance, "1.2.0");
+    let newest = &appliance.history()[0];
+    assert_eq!((&newest["to"], &newest["outcome"]), (&"1.2.0".into(), &"done".into()), "{newest}");
+}
+
+#[test]
+fn the_only_release_is_made_whole_by_its_package() {
+    let release = Release::shop("1.0.0");
+    let mut appliance = Appliance::new(&release).start();
+    appliance.stop();
+    let config = appliance.home().join("config/1.0.0/shop.toml");
+    fs::write(&config, "greeting = \"Mine.\"\n").expect("edited");
+    let accounts = fs::read(appliance.home().join("auth/users.json")).expect("read");
+    for path in [".refit/manifest.json", "appliance.toml", "bin/shop", "a digit", "all"] {
+        if path == "a digit" {
+            // It is a manifest, and another one.
+            let path = appliance.home().join("releases/1.0.0/.refit/manifest.json");
+            let text = fs::read_to_string(&path).expect("read");
+            let at = text.find("\"sha256\"").expect("a digest") + "\"sha256\":\"".len();
+            let digit = if text[at..].starts_with('0') { "1" } else { "0" };
+            damage(&appliance, "1.0.0", ".refit/manifest.json");
+            damage(&appliance, "1.0.0", "bin/shop");
+            fs::write(&path, format!("{}{digit}{}", &text[..at], &text[at + 1..])).expect("written");
+        } else if path == "all" {
+            let releases = appliance.home().join("releases");
+            durable::make_dirs_writable(&releases).expect("made writable");
+            fs::remove_dir_all(&releases).expect("removed");
+        } else {
+            damage(&appliance, "1.0.0", path);
+        }
+        let log = fails(&mut appliance);
+        assert!(log.contains("no other good release is whole"), "{path}: {log}");
+        remedied(&log, "refit install PACKAGE");
+        assert_eq!(is_whole(&appliance, "1.0.0"), false, "{path}");
+        appliance.install(&release, &[]).ends_with(0);
+        assert_eq!(is_whole(&appliance, "1.0.0"), true, "{path}");
+        starts(&mut appliance, "1.0.0");
+        appliance.stop();
+        assert_eq!(fs::read_to_string(&config).expect("read"), "greeting = \"Mine.\"\n", "{path}");
+    }
+    assert_eq!(fs::read(appliance.home().join("auth/users.json")).expect("read"), accounts);
+    // Where only a newer one is at hand, that will do.
+    damage(&appliance, "1.0.0", "bin/shop");
+    appliance.install(&Release::shop("1.1.0"), &[]).ends_with(0);
+    starts(&mut appliance, "1.1.0");
+}
+
+#[test]
+fn a_journal_that_is_lost_with_its_copy_is_made_again_by_recover() {
+    type Damage = fn(&Path);
+    let damages: [(&str, Damage); 2] = [
+        ("damaged", |path| fs::write(path, "{").expect("written")),
+        ("gone", |path| fs::remove_file(path).expect("removed")),
+    ];
+    for (name, how) in damages {
+        let mut appliance = at_rest();
+        let edited = appliance.home().join("config/1.1.0/shop.toml");
+        fs::write(&edited, "greeting = \"Mine.\"\n").expect("edited");
+        let accounts = fs::read(appliance.home().join("auth/users.json")).expect("read");
+        how(&appliance.home().join("state.json"));
+        how(&appliance.home().join("state.json.copy"));
+        for words in [["run"].as_slice(), &["verify"], &["config", "check"], &["releases"], &["install", "1.0.0"]] {
+            let ran = appliance.refit(words);
+            assert!([74, 78].contains(&ran.code), "{name}, {words:?}: {ran:?}");
+            remedied(&ran.stderr, "refit recover");
+            remedied(&ran.stderr, "refit recover VERSION");
+        }
+        // What would overwrite the configuration and the password.
+        let mut init = refit();
+        init.arg("init").arg(Release::shop("1.1.0").package()).arg("--root").arg(Vendor::get().root());
+        let line = Ran::of(init.arg("--home").arg(appliance.home())).complains_with(78);
+        assert!(line.contains("nothing was changed"), "{name}: {line}");
+        assert!(appliance.refit(&["recover"]).ends_with(0).stdout.contains("refit recover VERSION"), "{name}");
+        assert_eq!(is_whole(&appliance, "1.1.0"), true, "{name}");
+        appliance.refit(&["recover", "1.1.0"]).ends_with(0);
+        starts(&mut appliance, "1.1.0");
+        appliance.refit(&["rollback"]).ends_with(0);
+        appliance.settled("1.0.0");
+        assert_eq!(fs::read_to_string(&edited).expect("read"), "greeting = \"Mine.\"\n", "{name}");
+        assert_eq!(fs::read(appliance.home().join("auth/users.json")).expect("read"), accounts, "{name}");
+    }
+}
+
+#[test]
+fn what_is_said_of_a_damaged_release_can_be_done_at_rest_and_while_it_runs() {
+    let mut appliance = at_rest();
+    for path in ["bin/shop", ".refit/manifest.json"] {
+        damage(&appliance, "1.0.0", path);
+        let line = appliance.refit(&["recover", "1.0.0"]).complains_with(70);
+        remedied(&line, "refit install PACKAGE");
+        remedied(&appliance.refit(&["rollback"]).complains_with(70), "refit recover");
+        assert_eq!(is_whole(&appliance, "1.0.0"), false);
+        starts(&mut appliance, "1.1.0");
+        let line = appliance.refit(&["rollback"]).ends_with(70).stderr;
+        remedied(&line, "refit install PACKAGE --allow-downgrade");
+        appliance.settled("1.1.0");
+        appliance.install(&Release::shop("1.0.0"), &["--allow-downgrade"]).ends_with(0);
+        appliance.settled("1.0.0");
+        appliance.refit(&["rollback"]).ends_with(0);
+        appliance.settled("1.1.0");
+        assert_eq!(is_whole(&appliance, "1.0.0"), true);
+        appliance.stop();
+    }
+    // The current one, by its very package.
+    damage(&appliance, "1.1.0", "config/shop.toml");
+    starts(&mut appliance, "1.1.0");
+    let line = appliance.refit(&["verify"]).complains_with(70);
+    remedied(&line, "refit install PACKAGE --allow-downgrade");
+    appliance.install(&Release::shop("1.1.0"), &["--allow-downgrade"]).ends_with(0);
+    appliance.refit(&["verify"]).ends_with(0);
+}
+
+#[test]
+fn recover_leaves_a_guard_alone_and_says_what_ends_it() {
+    let mut appliance = at_rest();
+    starts(&mut appliance, "1.1.0");
+    let guard = appliance.guard_pid();
+    let line = appliance.refit(&["recover", "1.0.0"]).complains_with(75);
+    remedied(&line, "refit rollback 1.0.0");
+    appliance.refit(&["rollback", "1.0.0"]).ends_with(0);
+    appliance.settled("1.0.0");
+    // A guard that finds no way to start a runtime: its socket is gone, too.
+    let local = appliance.home().join("local.toml");
+    let settings = fs::read_to_string(&local).expect("read");
+    fs::write(&local, "[what").expect("written");
+    process::send(appliance.runtime_pid(), Signal::SIGKILL);
+    fs::remove_file(appliance.home().join("run/refit.sock")).expect("removed");
+    for words in [["rollback"].as_slice(), &["status"], &["install", "1.1.0"], &["releases", "remove", "1.1.0"]] {
+        let line = appliance.refit(words).complains_with(69);
+        remedied(&line, &format!("kill {guard}"));
+    }
+    assert!(appliance.refit(&["history"]).ends_with(0).stdout.contains("1.1.0"));
+    remedied(&appliance.refit(&["recover", "1.1.0"]).complains_with(75), &format!("kill {guard}"));
+    appliance.stop();
+    appliance.refit(&["recover", "1.1.0"]).ends_with(0);
+    fs::write(&local, settings).expect("written");
+    starts(&mut appliance, "1.1.0");
+}
