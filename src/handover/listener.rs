@@ -9,6 +9,9 @@ use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 
+use rustix::net::SocketType;
+use rustix::net::sockopt::socket_type;
+
 use super::Named;
 use super::beside;
 use super::inherit::Inheritance;
@@ -47,8 +50,13 @@ impl Held {
 
     /// Returns whether it is at `address`, whatever its name.
     fn is_there(&self, _name: &str, address: SocketAddr) -> bool {
-        self.listener.local_addr().is_ok_and(|local| local == address)
+        self.listener.local_addr().is_ok_and(|local| local == address) && takes_connections(&self.listener)
     }
+}
+
+/// Returns whether it is a socket of connections: a service manager may hand over others, which may have the same port.
+fn takes_connections(listener: &TcpListener) -> bool {
+    socket_type(listener).is_ok_and(|kind| kind == SocketType::STREAM)
 }
 
 /// The appliance's listeners.
@@ -90,7 +98,8 @@ impl Listeners {
             }
         }
         let aside: Vec<(String, TcpListener)> = held.into_iter().map(|held| (held.name, held.listener)).collect();
-        let others: Vec<&TcpListener> = aside.iter().map(|(_, listener)| listener).collect();
+        let others: Vec<&TcpListener> =
+            aside.iter().map(|(_, listener)| listener).filter(|listener| takes_connections(listener)).collect();
         let mut missing = BTreeMap::new();
         for (name, address) in wanted {
             let listens = match bound.remove(name) {
@@ -150,7 +159,8 @@ impl Listeners {
     }
 
     fn held(&self) -> impl Iterator<Item = &TcpListener> {
-        self.bound.values().chain(self.aside.iter().map(|(_, listener)| listener))
+        let all = self.bound.values().chain(self.aside.iter().map(|(_, listener)| listener));
+        all.filter(|listener| takes_connections(listener))
     }
 
     /// Has those that are kept aside, and whose address one of the others covers or is covered by, listen no more. Returns the
@@ -159,7 +169,9 @@ impl Listeners {
         let mut waiting = Vec::new();
         for (name, listener) in &self.aside {
             let Ok(address) = listener.local_addr() else { continue };
-            if !self.bound.values().any(|other| other.local_addr().is_ok_and(|other| beside::clash(other, address))) {
+            if !takes_connections(listener)
+                || !self.bound.values().any(|other| other.local_addr().is_ok_and(|other| beside::clash(other, address)))
+            {
                 continue;
             }
             match beside::stop_listening(listener) {
@@ -218,6 +230,17 @@ mod tests {
     }
     fn any() -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], 0))
+    }
+
+    #[test]
+    fn a_socket_of_datagrams_is_no_listener() {
+        let datagrams = std::net::UdpSocket::bind("127.0.0.1:0").expect("bound");
+        let address = datagrams.local_addr().expect("an address");
+        let parts = vec![Named { name: "http".to_owned(), descriptor: datagrams.into() }];
+        let listeners = Listeners::adopt(&wanted(address), &mut Inheritance::new(parts));
+        assert!(takes_connections(listeners.get("http").expect("bound beside it")));
+        assert!(listeners.stop_covered().is_empty());
+        assert_eq!(listeners.describe().expect("described").len(), 2, "it is kept aside");
     }
 
     #[test]
