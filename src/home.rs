@@ -6,6 +6,7 @@
 
 pub mod acl;
 pub mod names;
+mod run;
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
@@ -65,9 +66,27 @@ impl Home {
         }
     }
 
-    /// Returns the directory of sockets, PID file and lock.
+    /// Returns whether the appliance ever ran: since then there is a directory for what its components print.
+    pub fn has_run(&self) -> bool {
+        self.log().is_dir()
+    }
+
+    /// Has it be known that the appliance runs.
+    ///
+    /// # Errors
+    /// The disk does not let it: the next start is taken for the first one.
+    pub fn note_run(&self) -> io::Result<()> {
+        durable::create_dirs(&self.log(), modes::of("log"))
+    }
+
+    /// Returns whether its disk is read-only.
+    pub fn is_read_only(&self) -> bool {
+        run::is_read_only(&self.0)
+    }
+
+    /// Returns the directory of sockets and PID file: that of the home, or one in memory while the disk is read-only.
     pub fn run(&self) -> PathBuf {
-        self.0.join("run")
+        run::in_memory(&self.0).unwrap_or_else(|| self.0.join("run"))
     }
 
     /// Returns the API's Unix socket.
@@ -301,12 +320,11 @@ impl HomeLock {
     /// # Errors
     /// Another guard lives, or the file cannot be used.
     pub fn acquire(home: &Home, pid: u32, waiting: impl FnOnce()) -> Result<Self, HomeError> {
-        let run = home.run();
-        let path = run.join("lock");
-        let failed = |source| file_error("use", &path)(source);
         let directory = lock_directory(home)?;
-        durable::create_dirs(&run, modes::of("run")).map_err(failed)?;
-        let mut file = durable::open_or_create(&path, modes::of("run/lock")).map_err(failed)?;
+        let is_read_only = run::choose(home.path()).map_err(file_error("use", home.path()))?;
+        let path = home.path().join("run/lock");
+        let failed = |source| file_error("use", &path)(source);
+        let mut file = open_lock(home, &path, is_read_only).map_err(failed)?;
         let deadline = Instant::now() + ORPHAN_WAIT_MAX;
         let mut waiting = Some(waiting);
         loop {
@@ -314,7 +332,8 @@ impl HomeLock {
                 Ok(()) => break,
                 Err(rustix::io::Errno::WOULDBLOCK) => {
                     let holder = read_pid(&mut file).map_err(failed)?;
-                    if is_alive(holder) || Instant::now() >= deadline {
+                    // What cannot be written says who it was before; the lock of the directory says that nobody is.
+                    if (!is_read_only && is_alive(holder)) || Instant::now() >= deadline {
                         return Err(HomeError::InUse { home: home.path().to_owned(), pid: holder });
                     }
                     if let Some(waiting) = waiting.take() {
@@ -327,7 +346,9 @@ impl HomeLock {
         }
         let text = format!("{pid}\n");
         let write = || file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(text.as_bytes()));
-        spare::with_room(home.path(), write).map_err(failed)?;
+        if !is_read_only {
+            spare::with_room(home.path(), write).map_err(failed)?;
+        }
         Ok(Self { file, _directory: directory })
     }
 
@@ -337,6 +358,20 @@ impl HomeLock {
     /// No descriptor is left.
     pub fn share(&self) -> io::Result<OwnedFd> {
         Ok(self.file.try_clone()?.into())
+    }
+}
+
+/// Opens the lock of the home at `path`: where nothing can be written as it is, or in memory.
+fn open_lock(home: &Home, path: &Path, is_read_only: bool) -> io::Result<File> {
+    if !is_read_only {
+        durable::create_dirs(&home.run(), modes::of("run"))?;
+        return durable::open_or_create(path, modes::of("run/lock"));
+    }
+    match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            durable::open_or_create(&home.run().join("lock"), modes::of("run/lock"))
+        }
+        opened => opened,
     }
 }
 

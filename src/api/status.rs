@@ -57,6 +57,7 @@ pub(super) async fn status(State(app): State<Shared>) -> Json<Value> {
         "repository": app.manager.receiving().repository(),
         "trust": trust,
         "config": { "unmerged": unmerged, "unread": unread },
+        "read_only": app.context.home.is_read_only(),
         "faults": app.bus.faults(),
         "time": clock::stamp(),
     }))

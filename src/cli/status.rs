@@ -61,6 +61,12 @@ pub(super) async fn run(context: &Context) -> Result<Exit, ClientError> {
             notes::unmerged(&release["version"], &file["path"], &file["new_default"], &file["because"])
         ));
     }
+    if status["read_only"] == true {
+        context.print(
+            "warning: the disk of the home is read-only: what runs goes on, and nothing that changes is kept; repair the disk, or mount it \
+             so that it can be written to",
+        );
+    }
     for found in list(&status["config"]["unread"]) {
         context.print(&format!("warning: {}", notes::unread(&release["version"], &found["path"], &found["why"])));
     }

@@ -32,16 +32,10 @@ const NAME: &str = "socket";
 /// The directory or the socket cannot be made; what is left is removed by [`tidy`].
 pub(super) fn bind(home: &Home, id: &str, account: Account) -> io::Result<(UnixDatagram, PathBuf)> {
     let own = geteuid();
-    let all = home.notify();
-    make_all(&all)?;
-    let dir = all.join(id);
-    remove(&dir)?;
-    let dir = if dir.join(NAME).as_os_str().len() > PATH_BYTES_MAX {
-        let short = short_dir()?;
-        symlink(&short, dir)?; // so that it is found again when nobody knows of it any more
-        short
-    } else {
-        make_dir(dir)?
+    let dir = match new_dir(&home.notify(), id) {
+        // The disk has become so while the guard runs: then nothing can lead to it either.
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => short_dir()?,
+        dir => dir?,
     };
     let path = dir.join(NAME);
     let socket = notify::bind(&path)?;
@@ -53,6 +47,19 @@ pub(super) fn bind(home: &Home, id: &str, account: Account) -> io::Result<(UnixD
     }
     names::give_second_name(home, &path, &names::key_of_process(id));
     Ok((socket, path))
+}
+
+/// Makes the directory of the process `id` in that of all sockets, or, where its path is too long, another one to which a link leads.
+fn new_dir(all: &Path, id: &str) -> io::Result<PathBuf> {
+    make_all(all)?;
+    let dir = all.join(id);
+    remove(&dir)?;
+    if dir.join(NAME).as_os_str().len() <= PATH_BYTES_MAX {
+        return make_dir(dir);
+    }
+    let short = short_dir()?;
+    symlink(&short, dir)?; // so that it is found again when nobody knows of it any more
+    Ok(short)
 }
 
 /// Makes the directories again in which the socket of the process `instance` lies, at `path`, where they are gone.

@@ -73,7 +73,12 @@ pub(super) async fn announce_running(
         let status = format!("READY=1\nSTATUS={name} is running");
         registry.tell_guard(&status);
         manager.site_runs().await;
-        let closed = tokio::task::spawn_blocking(move || home.close_settings(|what| tracing::warn!("{what}")));
+        let closed = tokio::task::spawn_blocking(move || {
+            if let Err(error) = home.note_run() {
+                tracing::warn!(path = %home.log().display(), %error, "cannot make a directory");
+            }
+            home.close_settings(|what| tracing::warn!("{what}"));
+        });
         manager.spawn(async move { drop(closed.await) }); // it has said itself what was in the way
         let missing = bus.faults().into_iter().filter(|fault| fault.phase == bus::START);
         let missing: Vec<String> = missing.map(|fault| format!("{}: {}", fault.component, fault.cause)).collect();

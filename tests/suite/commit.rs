@@ -14,7 +14,9 @@ use serde_json::Value;
 
 use crate::appliance::{Appliance, Ran, refit, text};
 use crate::load::LoadOptions;
-use crate::mounting::{assert_may_mount, assert_passes_where_it_may_mount, end_at_once, onto_a_small_disk, unmount};
+use crate::mounting::{
+    assert_may_mount, assert_passes_where_it_may_mount, end_at_once, onto_a_small_disk, read_only, unmount,
+};
 use crate::process;
 use crate::release::Release;
 use crate::wait::{LIMIT, eventually, until};
@@ -229,13 +231,6 @@ fn an_update_that_a_restart_overtakes_ends_for_everybody() {
     tickets.ends_with(0);
 }
 
-/// Mounts the home of `appliance` over itself, so that it cannot be written to until it is unmounted.
-fn read_only(appliance: &Appliance) {
-    let script = "mount --bind \"$1\" \"$1\" && mount -o remount,bind,ro \"$1\"";
-    let status = Command::new("sh").args(["-c", script, "sh"]).arg(appliance.home()).status().expect("run sh");
-    assert!(status.success(), "{status}");
-}
-
 /// Not a test by itself: what the child of the next one does.
 #[test]
 #[ignore = "run by the next test, where it may mount"]
@@ -249,7 +244,7 @@ fn child_commits_when_the_disk_recovers() {
     // Read-only.
     let mut install = Install::begin(&appliance, &part("1.1.0"), &["--json"]);
     wait_probation(&appliance, "1.1.0");
-    read_only(&appliance);
+    read_only(appliance.home());
     assert!(wait_stuck(&appliance).contains("Read-only file system"));
     assert!(install.runs(), "it follows");
     unmount(appliance.home());

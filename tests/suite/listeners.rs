@@ -158,8 +158,10 @@ fn a_listener_that_another_program_has_is_waited_for_while_the_rest_serves() {
     let release = listening("1.0.0", &[("http", at("127.0.0.1", port)), ("more", at("127.0.0.1", more))]);
     let release =
         with_server(with_server(release, "web", "at_once", "http", "keep"), "second", "at_once", "more", "restart");
+    let mut appliance = appliance(&release).start();
+    appliance.stop();
     let taken = TcpListener::bind(at("127.0.0.1", more)).expect("another program's");
-    let appliance = appliance(&release).start();
+    let appliance = appliance.start();
     let load = load(port, "1.0.0");
     let first = appliance.component_pid("web");
     for _ in 0..2 {

@@ -56,6 +56,7 @@ mod paths;
 mod pause;
 mod peers;
 mod process;
+mod read_only;
 mod readiness;
 mod receive;
 mod refuse;

@@ -44,6 +44,12 @@ pub(crate) fn onto_a_small_disk(dir: &Path) {
     assert!(status.success(), "{status}");
 }
 
+/// Mounts `dir` over itself, so that it cannot be written to until it is unmounted.
+pub(crate) fn read_only(dir: &Path) {
+    bind(dir);
+    mount(&["-o", "remount,bind,ro"], dir);
+}
+
 /// Ends every process of the appliance at once.
 pub(crate) fn end_at_once(appliance: &mut Appliance) {
     process::send(appliance.guard_pid(), Signal::SIGSTOP);
