@@ -101,7 +101,7 @@ impl Home {
 
     /// Returns the directory of second names of the sockets, by which those in `run/` are made again.
     pub fn socket_names(&self) -> PathBuf {
-        self.0.join(".sockets")
+        self.run().join(".sockets")
     }
 
     /// Returns the socket on which the runtime reports to the guard.

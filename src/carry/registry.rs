@@ -233,9 +233,11 @@ impl Registry {
         lock(&self.lacking).contains(name)
     }
 
-    /// Remembers that the guard does not keep the descriptor of the process `id` that has this last part of its name.
+    /// Remembers that the guard does not keep the descriptor of the process `id` that has this last part of its name, or keeps an older one.
     pub(crate) fn note_lost(&self, id: &str, part: &str) {
-        self.note_lacking(format!("{}{id}.{part}", names::INSTANCE));
+        let name = format!("{}{id}.{part}", names::INSTANCE);
+        self.drop_stored(&name);
+        self.note_lacking(name);
     }
 
     /// Remembers that the guard does not keep the descriptor `name`: it did not arrive, or is a new one of an old name.

@@ -23,6 +23,7 @@ use super::view::{State, View};
 use crate::carry::{CarriedInstance, Descriptors, Registry, Role};
 use crate::config::{Component, Kind, NotifyAccess};
 use crate::handover::Named;
+use crate::home::Home;
 
 /// How many commands may wait: the bus sends one at a time, the API few.
 const COMMANDS_MAX: usize = 16;
@@ -192,8 +193,8 @@ pub struct CarriedParts(Descriptors);
 
 impl CarriedParts {
     /// Takes those of the process `carried` from `parts`; what is not there is made anew. `None` if it is not, and the process has ended.
-    pub fn find(carried: &CarriedInstance, parts: &mut Vec<Named>, registry: &Registry) -> Option<Self> {
-        recover::find(carried, parts, registry).map(Self)
+    pub fn find(carried: &CarriedInstance, parts: &mut Vec<Named>, home: &Home, registry: &Registry) -> Option<Self> {
+        recover::find(carried, parts, home, registry).map(Self)
     }
 }
 

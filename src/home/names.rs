@@ -1,6 +1,6 @@
 //! Second names of sockets: a name that is gone cannot be found out from the socket, but be made again from another one.
 //!
-//! They are hard links in `.sockets/` of the home, or beside the first name where that is another file system.
+//! They are hard links in `run/.sockets/`, or beside the first name where that is another file system.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -38,8 +38,8 @@ fn make_directories(home: &Home, name: &Path) -> io::Result<()> {
     let all = home.socket_names();
     match name.parent() {
         Some(dir) if dir.starts_with(&all) => {
-            durable::create_dirs(&all, modes::of(".sockets"))?;
-            durable::create_dirs(dir, modes::of(".sockets/notify"))
+            durable::create_dirs(&all, modes::of("run/.sockets"))?;
+            durable::create_dirs(dir, modes::of("run/.sockets/notify"))
         }
         Some(_) | None => Ok(()),
     }

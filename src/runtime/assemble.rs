@@ -366,7 +366,7 @@ fn components(
         .map_err(io_error("describe the components"))?;
     let mut by_component: BTreeMap<String, Vec<(CarriedInstance, CarriedParts)>> = BTreeMap::new();
     for instance in carried {
-        let Some(found) = CarriedParts::find(&instance, parts, &context.registry) else {
+        let Some(found) = CarriedParts::find(&instance, parts, &context.home, &context.registry) else {
             // It had ended, and the image before was about to forget it.
             component::forget_ended(instance, Arc::clone(context), tasks);
             continue;

@@ -204,7 +204,9 @@ impl Site {
         if lock(&context.listeners).missing().next().is_some() {
             tasks.spawn(listen_when_possible(Arc::clone(context), bus.clone(), Arc::clone(manager)));
         }
-        tasks.spawn(SocketNames::new(context.home.clone(), Arc::clone(registry)).keep());
+        tasks.spawn(
+            SocketNames::new(context.home.clone(), Arc::clone(registry), bus.clone(), Arc::clone(manager)).keep(),
+        );
         for component in components {
             tasks.spawn(publish_changes(Arc::clone(component), Arc::clone(registry), bus.clone()));
         }

@@ -2,6 +2,7 @@
 //!
 //! A socket lives on without its name, with all that waits in it, but a name that is gone cannot be found out from it. So each has a
 //! [second one](names), out of the way. When the first is gone, or leads elsewhere, it is made again from that, and the directories with it.
+//! Where both are gone, the next image, which is asked for, binds a new socket.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -13,12 +14,14 @@ use std::time::Duration;
 
 use notify::event::{AccessKind, AccessMode, EventKind};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use refit_bus::{Bus, Origin, State};
 use refit_updater::{durable, modes};
 use tokio::sync::mpsc;
 
 use crate::carry::{CarriedInstance, Registry};
 use crate::component;
 use crate::home::{Home, names};
+use crate::update::Manager;
 
 /// How often it is looked where no change would be told: a socket outside of the home.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
@@ -35,7 +38,7 @@ type File = (u64, u64);
 /// A socket with a name.
 struct Named {
     path: PathBuf,
-    /// Its second name, below `.sockets/`.
+    /// Its second name, below `run/.sockets/`.
     second: String,
     /// Whose it is, if not the runtime's own.
     instance: Option<CarriedInstance>,
@@ -45,6 +48,8 @@ struct Named {
 pub(super) struct SocketNames {
     home: Home,
     registry: Arc<Registry>,
+    bus: Bus,
+    manager: Arc<Manager>,
     /// What each is, by its path.
     known: BTreeMap<PathBuf, File>,
     /// Those of which it was said that they cannot be kept.
@@ -52,8 +57,8 @@ pub(super) struct SocketNames {
 }
 
 impl SocketNames {
-    pub(super) fn new(home: Home, registry: Arc<Registry>) -> Self {
-        Self { home, registry, known: BTreeMap::new(), told: BTreeSet::new() }
+    pub(super) fn new(home: Home, registry: Arc<Registry>, bus: Bus, manager: Arc<Manager>) -> Self {
+        Self { home, registry, bus, manager, known: BTreeMap::new(), told: BTreeSet::new() }
     }
 
     /// Keeps them as long as this image lives.
@@ -71,12 +76,20 @@ impl SocketNames {
         loop {
             let is_watched = self.watch(watcher.as_mut(), &mut watched);
             let looked = tokio::task::spawn_blocking(move || {
-                self.look();
-                self
+                let is_lost = self.look();
+                (self, is_lost)
             });
-            match looked.await {
-                Ok(names) => self = names,
+            let is_lost = match looked.await {
+                Ok((names, is_lost)) => {
+                    self = names;
+                    is_lost
+                }
                 Err(_) => return, // the image ends
+            };
+            if is_lost && self.bus.state() == State::Running {
+                self.manager.restart_or_log(&self.bus, Origin("a socket whose name is gone".to_owned())).await;
+            } else if is_lost {
+                self.told.clear(); // it is asked for when the site runs
             }
             let every = match (is_watched, was_told) {
                 (true, false) => LOOK_EVERY,
@@ -109,8 +122,9 @@ impl SocketNames {
         watched.is_some()
     }
 
-    /// Gives each socket its names.
-    fn look(&mut self) {
+    /// Gives each socket its names. Returns whether one has lost both, which nobody was told before.
+    fn look(&mut self) -> bool {
+        let mut is_lost = false;
         let own = [self.home.socket(), self.home.bus_socket()];
         let own = own.into_iter().map(|path| {
             let second = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -132,11 +146,14 @@ impl SocketNames {
                 Err(error) => {
                     if self.told.insert(socket.path.clone()) {
                         let path = socket.path.display();
-                        tracing::warn!(%path, %error, "the name of a socket is gone and cannot be made again; the next start does it");
+                        tracing::warn!(%path, %error, "the name of a socket is gone and cannot be made again; the next image does it");
+                        // That of a process is bound again when the next image adopts it: none is asked for because of it alone.
+                        is_lost |= socket.instance.is_none();
                     }
                 }
             }
         }
+        is_lost
     }
 
     /// Removes second names of sockets that are no more.

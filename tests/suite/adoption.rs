@@ -188,7 +188,7 @@ fn one_that_the_watchdog_was_ending_is_ended_by_the_next_runtime() {
         ),
     ] {
         let appliance = Appliance::new(&odd(behaviour, &keys)).start();
-        let old = pids_in(&appliance, "started")[0];
+        let old = pid_in(&appliance, "started");
         let bad = appliance.home().join("data/bad");
         // Before the first success it would only not be well yet.
         eventually(LIMIT, "it is well", || component(&appliance.status(), "odd")["health"] != "unknown");
