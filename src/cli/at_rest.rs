@@ -126,7 +126,7 @@ impl Reported for AtRestError {
     }
 }
 
-/// Does `work` with the files instead of what no appliance answered to. Where there is no appliance at all, `unavailable` says more.
+/// Does `work` with the files instead of what no appliance answered to. Without any appliance, `unavailable` says more.
 pub(super) fn instead(
     context: &Context,
     unavailable: ClientError,

@@ -107,7 +107,7 @@ pub(super) fn assemble(given: &Given, mut inherited: Inheritance, begun_ns: u64)
     let had: Vec<String> = inherited.names();
     let on_trial = matches!(disk.journal.state, journal::State::Trial { .. });
     let mut listeners = Listeners::adopt(&disk.config.listeners, &mut inherited);
-    // On trial the release before is better. At the very first start nothing is there that could be served on: whoever starts it must hear.
+    // On trial the release before is better. At the very first start nothing has served yet, and the one who starts it must hear.
     if (on_trial || !given.home.has_run())
         && let Some(missing) = listeners.take_missing()
     {

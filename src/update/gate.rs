@@ -11,9 +11,9 @@ use serde_json::Value;
 
 use super::receiving::Receiving;
 
-/// For how long the site waits: a disk that takes longer has trouble, and the components serve all the same.
+/// For how long the site waits: a disk that takes longer has trouble, and the components serve meanwhile.
 const TIDY_WAITED_MAX: Duration = Duration::from_secs(30);
-/// Longer than that: a disk that takes its time is no fault of the start.
+/// Longer than that: a slow disk does not fail the start.
 const CALL_MAX: Duration = Duration::from_secs(40);
 
 /// Waits for the home.

@@ -104,7 +104,7 @@ impl Manager {
     /// Tidies the disk, and ends an attempt that the image before had only prepared. Until then nothing is received and no update begins.
     ///
     /// # Errors
-    /// A file cannot be written; what is left is done at the next start.
+    /// A file cannot be written; the next start does the rest.
     pub async fn tidy(&self, permit: OwnedSemaphorePermit) -> Result<(), UpdateError> {
         self.endings.give_up_prepared().await;
         self.receiving.tidy(permit).await

@@ -43,7 +43,7 @@ fn the_installed_program_may_be_replaced_and_removed_while_it_runs() {
     appliance.install(&idle("1.1.0"), &[]).ends_with(0);
     let runs = |appliance: &Appliance| fs::read_link(format!("/proc/{}/exe", appliance.runtime_pid())).expect("a link");
     assert_eq!(runs(&appliance), version("two"));
-    // It is taken away; then the file is there, and is no program.
+    // It is taken away; then there is a file that cannot be executed.
     for _ in 0..2 {
         fs::remove_file(version("two")).expect("removed");
         appliance.kill_runtime();

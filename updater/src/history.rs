@@ -1,7 +1,7 @@
 //! What was tried on this appliance: one line of `history.jsonl` per finished attempt.
 //!
 //! A file that has grown large is put aside as a whole under the name of the one before it, which goes: what is kept is bounded, and
-//! whoever holds the old file open reads it to its end.
+//! a reader that has the old file open reads it to its end.
 //!
 //! An entry is first written into the journal, together with the state it led to, and then appended here. Appending the same
 //! attempt twice changes nothing, so a crash between the two loses and repeats nothing.
@@ -283,7 +283,7 @@ mod tests {
         append(dir.path(), &entry("c")).unwrap();
         let ids: Vec<String> = read(dir.path()).unwrap().into_iter().map(|entry| entry.id).collect();
         assert_eq!(ids, ["a", "b", "c"]);
-        // What is put aside is no reason not to record the next.
+        // The next entry is recorded even if the file cannot be put aside.
         fs::remove_file(dir.path().join(EARLIER_FILE)).unwrap();
         fs::create_dir(dir.path().join(EARLIER_FILE)).unwrap();
         append(dir.path(), &entry("d")).unwrap();

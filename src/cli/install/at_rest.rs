@@ -61,7 +61,7 @@ fn install_package(
     let received = receive(context, install, rest, &journal, input, damaged)?;
     let version = received.manifest.version().clone();
     let known = store.release(&version).ok();
-    // One that differs because it is damaged is no other release.
+    // A release that differs because it is damaged is still the same one.
     let is_damaged = store.release_dir(&version).exists() && store.find_damage(&version, &mut || {})?.is_some();
     if let Some(approved) = install.digest.filter(|approved| *approved != received.digest) {
         store.drop_received(&received)?;
@@ -119,7 +119,7 @@ fn receive(
         appliance,
         arch: std::env::consts::ARCH.to_owned(),
         current: Some(journal.state.wanted().clone()),
-        // What cannot run is no reason to refuse what can.
+        // A release that can run is not refused because of one that cannot.
         allow_downgrade: install.allow_downgrade || damaged,
         expired: Expired::Warn,
         now: clock::now(),
