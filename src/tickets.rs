@@ -38,6 +38,9 @@ pub struct AskedView {
     pub name: String,
     /// The component; none for the operator's listeners and the runtime.
     pub component: Option<String>,
+    /// Its priority.
+    #[serde(default)]
+    pub priority: Option<i32>,
     /// How it is asked: `bus`, `signal` or `runtime`; `none` if there is no way.
     pub how: String,
     /// The last phase that it was asked for: `prepare`, `commit` or `abort`.

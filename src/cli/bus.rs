@@ -137,10 +137,10 @@ async fn publish(
             .map(|answer| {
                 let text = if answer["outcome"] == "ok" { &answer["value"] } else { &answer["reason"] };
                 let took = format!("{} ms", answer["elapsed_us"].as_u64().unwrap_or(0) / 1000);
-                vec![cell(&answer["listener"]), cell(&answer["outcome"]), took, cell(text)]
+                vec![cell(&answer["listener"]), cell(&answer["outcome"]), took, cell(&answer["priority"]), cell(text)]
             })
             .collect();
-        print_table(context, &["LISTENER", "OUTCOME", "TOOK", "SAID"], &rows);
+        print_table(context, &["LISTENER", "OUTCOME", "TOOK", "PRIORITY", "SAID"], &rows);
     }
     Ok(if all_good { Exit::Done } else { Exit::Failed })
 }

@@ -176,11 +176,11 @@ fn show_asked(context: &Context, ticket: &Value) {
         .map(|one| {
             let how = if one["how"] == "signal" { &one["value"] } else { &one["how"] };
             let said = if one["reason"].is_null() && one["how"] != "signal" { &one["value"] } else { &one["reason"] };
-            vec![cell(&one["name"]), cell(how), cell(&one["answer"]), cell(said)]
+            vec![cell(&one["name"]), cell(how), cell(&one["answer"]), cell(&one["priority"]), cell(said)]
         })
         .collect();
     if !rows.is_empty() {
-        print_table(context, &["ASKED", "BY", "ANSWER", "SAID"], &rows);
+        print_table(context, &["ASKED", "BY", "ANSWER", "PRIORITY", "SAID"], &rows);
     }
 }
 

@@ -83,8 +83,9 @@ pub(super) async fn run(context: &Context) -> Result<Exit, ClientError> {
         ));
     }
     for fault in list(&status["faults"]) {
+        let priority = fault["priority"].as_i64().map_or_else(String::new, |number| format!(" (priority {number})"));
         context.print(&format!(
-            "fault: {} {}: {}",
+            "fault: {} {}: {}{priority}",
             cell(&fault["component"]),
             cell(&fault["phase"]),
             cell(&fault["cause"])

@@ -59,6 +59,7 @@ fn view(one: Asked, listening: &[String], config: &Config) -> Option<AskedView> 
     Some(AskedView {
         name: one.listener,
         component,
+        priority: Some(one.priority),
         how: how.to_owned(),
         phase,
         answer: answer.to_owned(),

@@ -80,9 +80,14 @@ pub(super) async fn announce_running(
             home.close_settings(|what| tracing::warn!("{what}"));
         });
         manager.spawn(async move { drop(closed.await) }); // it has said itself what was in the way
-        let missing = bus.faults().into_iter().filter(|fault| fault.phase == bus::START);
-        let missing: Vec<String> = missing.map(|fault| format!("{}: {}", fault.component, fault.cause)).collect();
-        let without = (!missing.is_empty()).then(|| format!("the appliance runs without {}", missing.join("; ")));
+        let missing: Vec<_> = bus.faults().into_iter().filter(|fault| fault.phase == bus::START).collect();
+        let without = match missing.as_slice() {
+            [] => None,
+            [_] => Some(format!("the appliance runs without {}", bus::causes(&missing))),
+            several => {
+                Some(format!("the appliance runs without {} components:{}", several.len(), bus::causes(several)))
+            }
+        };
         // After a crash, what was asked of the image before is lost, but for this.
         let came_true = if by_exec { RequestKind::Restart } else { RequestKind::Start };
         registry.tickets.settle_carried(came_true.name(), without.as_deref());

@@ -104,6 +104,7 @@ mod tests {
         ] {
             let fault = Fault {
                 component: "web".to_owned(),
+                priority: None,
                 phase: "start".to_owned(),
                 cause: cause.to_owned(),
                 at: String::new(),

@@ -239,11 +239,10 @@ impl Site {
 
 /// Says why it ends if nobody asked. Returns the status.
 fn exit_status(ended: &Ended, home: &Home) -> Exit {
-    if let Some(fault) = ended.faults.first() {
-        if !ended.asked {
+    if !ended.asked {
+        for fault in &ended.faults {
             say(&explain(fault, home), Exit::Failed);
         }
-        return Exit::Failed;
     }
-    Exit::Done
+    if ended.faults.is_empty() { Exit::Done } else { Exit::Failed }
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use refit_base::{Cause, Chain, clock, lock};
-use refit_bus::{Fault, Origin, Progress, Replacement, Request};
+use refit_bus::{self as bus, Fault, Origin, Progress, Replacement, Request};
 use refit_updater::attempt::{Attempt, Ending, Kind};
 use refit_updater::history::Entry;
 use refit_updater::journal::State;
@@ -247,7 +247,10 @@ impl Trial {
             self.shared.endings.tell(&entry);
         }
         let first = faults.first()?;
-        let reason = format!("component {} did not start: {}", first.component, first.cause);
+        let reason = match faults {
+            [only] => format!("component {} did not start: {}", only.component, only.cause),
+            several => format!("{} components did not start:{}", several.len(), bus::causes(several)),
+        };
         let mut ending = Ending::now("starting", reason).with_cause(first.trouble);
         ending.component = Some(first.component.clone());
         ending.output.clone_from(&first.output);

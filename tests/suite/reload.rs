@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::appliance::{Appliance, Ran, component, text};
 use crate::http::Request;
 use crate::release::Release;
-use crate::wait::{LIMIT, until};
+use crate::wait::{LIMIT, eventually, until};
 
 const HUP: &str = include_str!("reload/hup.py");
 
@@ -102,6 +102,16 @@ fn a_ticket_says_who_was_asked_how_and_what_each_answered() {
     everybody.sort();
     assert_eq!(everybody, ["one/a bus abort ok", "told signal abort ok", "two/b bus prepare refused"]);
     assert!(text(&ticket["reason"]).contains("refused by two/b: as it was told; nothing has changed"), "{ticket}");
+    // Several refuse: each has its line, with its priority.
+    plan(&appliance, "a", "prepare fail");
+    let told = appliance.refit(&["bus", "request", "reload"]).ends_with(70).stderr;
+    let refused: Vec<&str> = told.lines().filter(|line| line.contains("as it was told")).map(str::trim).collect();
+    assert_eq!(refused, ["one/a: as it was told (priority 10)", "two/b: as it was told (priority 20)"], "{told}");
+    eventually(LIMIT, "the log has a line for each", || {
+        let log = appliance.log();
+        refused.iter().all(|line| log.lines().any(|written| written.ends_with(line)))
+    });
+    forget_plan(&appliance, "a");
     plan(&appliance, "b", "prepare hang");
     let (_, ticket) = reload(&appliance);
     assert!(asked(&ticket).contains(&"two/b bus prepare timeout".to_owned()), "{ticket}");

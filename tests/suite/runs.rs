@@ -185,6 +185,27 @@ fn one_that_fails_or_hangs_on_trial_ends_the_trial() {
 }
 
 #[test]
+fn all_that_fail_on_trial_are_named_one_line_each() {
+    let appliance = Appliance::new(&with_init("1.0.0", "")).start();
+    put(&appliance, "status-first", "3");
+    put(&appliance, "status-second", "4");
+    let first = with_run(with_init("1.1.0", ""), "first", "kind = \"once\"\npriority = 60");
+    let release = with_run(first, "second", "kind = \"once\"\npriority = 70");
+    let said = appliance.install(&release, &[]).ends_with(70).stderr;
+    let expected = ["first: ended with status 3 (priority 60)", "second: ended with status 4 (priority 70)"];
+    let named = |text: &str| -> Vec<String> {
+        text.lines().map(str::trim).filter(|line| line.contains("ended with status")).map(str::to_owned).collect()
+    };
+    assert!(said.contains("2 components did not start:"), "{said}");
+    let lines = named(&said);
+    assert!(lines[0] == expected[0] && lines[1].starts_with(expected[1]), "{said}");
+    appliance.settled("1.0.0");
+    assert_eq!(named(&text(&appliance.history()[0]["reason"])), expected);
+    let shown = appliance.refit(&["history"]).ends_with(0).stdout;
+    assert_eq!(named(&shown), expected, "{shown}");
+}
+
+#[test]
 fn an_old_process_serves_until_the_run_before_the_new_one_has_ended() {
     let release = |version: &str| {
         let release = with_run(Release::bare(version), "init", "kind = \"once\"");

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::failure::combined;
 use crate::phase::Phase;
 
 /// How somebody answered.
@@ -30,6 +31,8 @@ pub struct Asked {
     pub listener: String,
     /// The component that it belongs to, if that is not its name.
     pub component: Option<String>,
+    /// Its priority.
+    pub priority: i32,
     /// Whether it may refuse a reload and has nothing to reload itself.
     pub only_checks: bool,
     /// The last phase that it was asked for.
@@ -57,10 +60,10 @@ impl Asked {
     }
 }
 
-/// Returns who of `asked` did not do it, and why, as one line; `None` if there is nobody.
+/// Returns who of `asked` did not do it, and why; `None` if there is nobody.
 pub(crate) fn failures(asked: &[Asked]) -> Option<String> {
-    let failed: Vec<String> = asked.iter().filter(|one| one.has_failed()).map(line).collect();
-    if failed.is_empty() { None } else { Some(failed.join("; ")) }
+    let failed = asked.iter().filter(|one| one.has_failed());
+    combined(failed.map(|one| (one.listener.as_str(), Some(one.priority), reason(one))))
 }
 
 /// Returns why nobody was asked who has something to reload; `None` if somebody was.
@@ -74,5 +77,9 @@ pub(crate) fn nobody(asked: &[Asked]) -> Option<String> {
 }
 
 fn line(one: &Asked) -> String {
-    format!("{}: {}", one.listener, one.reason.as_deref().unwrap_or("no reason was given"))
+    format!("{}: {}", one.listener, reason(one))
+}
+
+fn reason(one: &Asked) -> &str {
+    one.reason.as_deref().unwrap_or("no reason was given")
 }

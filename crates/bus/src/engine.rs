@@ -22,6 +22,7 @@ use crate::failure::Failure;
 use crate::handle::Bus;
 use crate::log::Level;
 use crate::order::{Order, Row, waves_of_any};
+use crate::panics;
 use crate::publication::{Round, call_for, in_waves, plain_call};
 use crate::registry::{ENTER, EXIT, Entry, START, STOP};
 use crate::request::StopReason;
@@ -85,6 +86,7 @@ pub struct Engine {
 impl Bus {
     /// Returns a bus in the state `Initial`, and what drives it.
     pub fn new(options: Options) -> (Self, Engine) {
+        panics::note_places();
         let (task_set, tasks) = TaskSet::new();
         let (log_task_set, log_tasks) = TaskSet::new();
         let shared = Arc::new(Shared::new(options, task_set, log_task_set));
@@ -278,7 +280,7 @@ impl Engine {
             }
             while let Some((place, outcome, _)) = round.next().await {
                 if let Some(failure) = outcome.failure() {
-                    self.shared.fault(&wave[place].name, channel, failure);
+                    self.shared.fault_of(&wave[place], channel, failure);
                     good = false;
                 }
             }
@@ -313,13 +315,13 @@ impl Engine {
                     let limit = self.shared.options.transition.as_secs_f32();
                     let failure = Failure::new(format!("not called: the start as a whole took longer than {limit} s"));
                     failed.extend(names_of(entry));
-                    faults.push(self.shared.fault(&entry.name, START, failure));
+                    faults.push(self.shared.fault_of(entry, START, failure));
                     continue;
                 }
                 let limit = time.limit(entry.limit.unwrap_or(self.shared.options.start));
                 round.begin(place, Arc::clone(entry), call_for(&template, limit), Purpose::Transition);
             }
-            let mut up = Vec::new();
+            let (mut up, mut down) = (Vec::new(), Vec::new());
             while !round.is_over() {
                 // Cancel-safe: a result is taken only when it is returned; the other waits for a level.
                 let ended = tokio::select! {
@@ -345,12 +347,14 @@ impl Engine {
                         // A start that nobody wants any more has not failed.
                         let wanted = self.shared.status().goal == Goal::Running;
                         if wanted && !template.cancelled.is_cancelled() {
-                            faults.push(self.shared.fault(&entry.name, START, failure));
+                            down.push((place, self.shared.fault_of(entry, START, failure)));
                         }
                     }
                 }
             }
             up.sort();
+            down.sort_by_key(|(place, _)| *place);
+            faults.extend(down.into_iter().map(|(_, fault)| fault));
             self.started.push(up.into_iter().map(|(_, name)| name).collect());
         }
         if template.cancelled.is_cancelled() {
@@ -382,7 +386,7 @@ impl Engine {
             }
             while let Some((place, outcome, _)) = round.next().await {
                 if let Some(failure) = outcome.failure() {
-                    self.shared.fault(&wave[place].name, STOP, failure);
+                    self.shared.fault_of(&wave[place], STOP, failure);
                 }
             }
         }

@@ -10,7 +10,7 @@
 //! The subjects: `state` and `machine` are the pure part; `shared` is what handles (`handle`) and `engine` share; `request` has
 //! requests and tickets; `registry` says who listens where, `order` in which order, `publication` how they are called, `call` and
 //! `context` what a call is and where it must not wait; `component` and `service` start and stop with the site; `failure` is what
-//! a failure says; `log` is the lossy channel for people; `tasks` are those that the bus owns.
+//! a failure says, `panics` where a panic came from; `log` is the lossy channel for people; `tasks` are those that the bus owns.
 //!
 //! The crate knows no HTTP, no TLS and no package: it is for any daemon that wants to start, reload and stop in order.
 #![forbid(unsafe_code)]
@@ -26,6 +26,7 @@ mod handle;
 mod log;
 mod machine;
 mod order;
+mod panics;
 mod phase;
 mod publication;
 mod registry;
@@ -39,7 +40,7 @@ pub use asked::{Asked, Reply};
 pub use call::{Call, Listener, Work, listener};
 pub use component::{Act, Component, Limits};
 pub use engine::{Ended, Engine};
-pub use failure::Failure;
+pub use failure::{Failure, combined};
 pub use handle::{Bus, WaitError};
 pub use log::{Level, LogCounts, LogEntry};
 pub use machine::{Decision, RequestKind, RequestRefused, SiteStatus, decide};
@@ -49,7 +50,7 @@ pub use publication::{Answer, DEPTH_MAX, Outcome, Report};
 pub use registry::{AttachError, BUILT_IN, ENTER, EXIT, LOG, RELOAD, START, STOP, Subscription};
 pub use request::{Origin, Progress, Replacement, Request, StopReason, Ticket};
 pub use service::{OnEnd, Service, ServiceState};
-pub use shared::{AfterFailure, BusEvent, Fault, Observer, Options};
+pub use shared::{AfterFailure, BusEvent, Fault, Observer, Options, causes};
 pub use state::{Goal, State};
 pub use tasks::NotTaken;
 pub use tokio_util::sync::CancellationToken;

@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde_json::Value;
-use tokio::task::{Id, JoinError, JoinSet};
+use tokio::task::{Id, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::call::{Call, Work};
 use crate::context::{self, Purpose};
-use crate::failure::Failure;
+use crate::failure::{Failure, combined};
 use crate::order::waves_of_any;
+use crate::panics::task_failure;
 use crate::registry::Entry;
 
 /// How many publications may lead to one another, each inside a listener of the one before: a circle ends here.
@@ -72,6 +73,8 @@ impl Outcome {
 pub struct Answer {
     /// The listener.
     pub listener: String,
+    /// Its priority.
+    pub priority: i32,
     /// What became of it.
     #[serde(flatten)]
     pub outcome: Outcome,
@@ -110,13 +113,14 @@ impl Report {
         self.answers.iter().filter_map(|answer| Some((answer.listener.as_str(), answer.outcome.failure()?))).collect()
     }
 
-    /// Returns all failures as one line; `None` if there is none.
+    /// Returns all failures, for people: one line, or if there are several one line each with the priority; `None` if there is none.
     pub fn summary(&self) -> Option<String> {
-        let failures = self.failures();
-        if failures.is_empty() {
-            return None;
-        }
-        Some(failures.iter().map(|(name, failure)| format!("{name}: {failure}")).collect::<Vec<_>>().join("; "))
+        let failures: Vec<_> = self
+            .answers
+            .iter()
+            .filter_map(|answer| Some((answer.listener.as_str(), answer.priority, answer.outcome.failure()?.reason)))
+            .collect();
+        combined(failures.iter().map(|(name, priority, reason)| (*name, Some(*priority), reason.as_str())))
     }
 }
 
@@ -214,21 +218,6 @@ impl Round {
         let reason = "its time is over and it holds its thread, abandoned".to_owned();
         Some((place, Outcome::Timeout { reason }, self.begun.elapsed()))
     }
-}
-
-/// Returns the failure of a task that did not return.
-pub(crate) fn task_failure(error: JoinError) -> Failure {
-    match error.try_into_panic() {
-        Ok(panic) => panic_failure(&*panic),
-        Err(_) => Failure::new("was cancelled"),
-    }
-}
-
-/// Returns the failure that a panic is.
-pub(crate) fn panic_failure(panic: &(dyn std::any::Any + Send)) -> Failure {
-    let text = panic.downcast_ref::<&str>().copied();
-    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    Failure::new(format!("panicked: {}", text.unwrap_or("no message")))
 }
 
 /// Makes one call, within its time.
@@ -330,7 +319,7 @@ pub(crate) fn call_for(template: &Call, limit: Duration) -> Call {
 /// Returns the line of a report.
 pub(crate) fn answer(entry: &Entry, outcome: Outcome, elapsed: Duration) -> Answer {
     let elapsed_us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
-    Answer { listener: entry.name.clone(), outcome, elapsed_us }
+    Answer { listener: entry.name.clone(), priority: entry.priority, outcome, elapsed_us }
 }
 
 /// Returns the call of a publication that is no transition.

@@ -44,6 +44,7 @@ pub struct Subscription {
     pub(crate) order: Order,
     pub(crate) limit: Option<Duration>,
     pub(crate) listener: Arc<dyn Listener>,
+    shown_priority: Option<i32>,
     joined: bool,
     only_checks: bool,
 }
@@ -58,6 +59,7 @@ impl Subscription {
             order: Order::default(),
             limit: None,
             listener,
+            shown_priority: None,
             joined: false,
             only_checks: false,
         }
@@ -67,6 +69,14 @@ impl Subscription {
     #[must_use]
     pub const fn priority(mut self, priority: i32) -> Self {
         self.order.priority = priority;
+        self
+    }
+
+    /// Sets the priority that reports and faults show, where that is not the one that decides: a listener whose place another one gives
+    /// it has a priority of its own among its like.
+    #[must_use]
+    pub const fn shown_priority(mut self, priority: i32) -> Self {
+        self.shown_priority = Some(priority);
         self
     }
 
@@ -128,6 +138,8 @@ pub(crate) struct Entry {
     pub(crate) order: Order,
     pub(crate) limit: Option<Duration>,
     pub(crate) listener: Arc<dyn Listener>,
+    /// Its priority, for people.
+    pub(crate) priority: i32,
     /// Whether it counts as started without having been called: until the first start that calls it.
     joined: AtomicBool,
     /// Whether it may refuse a reload and has nothing to reload itself.
@@ -273,10 +285,12 @@ impl Registry {
 
     /// Adds a listener. One of the same name on the same channel is replaced, and takes its new place in the order.
     pub(crate) fn add(&self, subscription: Subscription) {
-        let Subscription { channel, name, group, order, limit, listener, joined, only_checks } = subscription;
+        let Subscription { channel, name, group, order, limit, listener, shown_priority, joined, only_checks } =
+            subscription;
+        let priority = shown_priority.unwrap_or(order.priority);
         let joined = AtomicBool::new(joined);
         let gate = Gate::default();
-        let entry = Arc::new(Entry { name, group, order, limit, listener, joined, only_checks, gate });
+        let entry = Arc::new(Entry { name, group, order, limit, listener, priority, joined, only_checks, gate });
         let replaced = {
             let mut channels = lock(&self.0);
             let entries = channels.entries.entry(channel).or_default();

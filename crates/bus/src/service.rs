@@ -16,7 +16,7 @@ use crate::failure::Failure;
 use crate::handle::Bus;
 use crate::log::Level;
 use crate::order::Order;
-use crate::publication::panic_failure;
+use crate::panics::panic_failure;
 use crate::request::StopReason;
 use crate::request::{Origin, Request};
 

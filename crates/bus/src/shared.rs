@@ -10,11 +10,11 @@ use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::asked::Asked;
-use crate::failure::Failure;
+use crate::failure::{Failure, combined};
 use crate::log::{Level, Log};
 use crate::machine::{Decision, RequestKind, SiteStatus, decide};
 use crate::publication::Report;
-use crate::registry::Registry;
+use crate::registry::{Entry, Registry};
 use crate::request::{Origin, Progress, Replacement, Request, Ticket};
 use crate::state::{Goal, State};
 use crate::tasks::TaskSet;
@@ -57,6 +57,9 @@ impl Default for Options {
 pub struct Fault {
     /// The component.
     pub component: String,
+    /// Its priority, if it is a listener that failed when it was called.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority: Option<i32>,
     /// What it was to do.
     pub phase: String,
     /// Why it failed.
@@ -69,6 +72,12 @@ pub struct Fault {
     /// Whose trouble it is.
     #[serde(skip)]
     pub trouble: Cause,
+}
+
+/// Returns what failed, for people: one line, or if there are several one line each with the priority.
+pub fn causes(faults: &[Fault]) -> String {
+    let all = faults.iter().map(|fault| (fault.component.as_str(), fault.priority, fault.cause.as_str()));
+    combined(all).unwrap_or_default()
 }
 
 /// What the bus tells whoever owns it.
@@ -332,8 +341,19 @@ impl Shared {
 
     /// Records a failure beside the state.
     pub(crate) fn fault(&self, component: &str, phase: &str, failure: Failure) -> Fault {
+        self.record(component, None, phase, failure)
+    }
+
+    /// Records the failure of a listener that was called.
+    pub(crate) fn fault_of(&self, entry: &Entry, phase: &str, failure: Failure) -> Fault {
+        self.record(&entry.name, Some(entry.priority), phase, failure)
+    }
+
+    /// Records a failure of somebody, who has a priority if it is a listener.
+    pub(crate) fn record(&self, component: &str, priority: Option<i32>, phase: &str, failure: Failure) -> Fault {
         let fault = Fault {
             component: component.to_owned(),
+            priority,
             phase: phase.to_owned(),
             cause: failure.reason,
             at: clock::stamp(),
@@ -346,7 +366,8 @@ impl Shared {
                 core.faults.push(fault.clone());
             }
         }
-        self.log.write(Level::Error, format!("{component} failed to {phase}: {}", fault.cause));
+        let place = priority.map_or_else(String::new, |priority| format!(" (priority {priority})"));
+        self.log.write(Level::Error, format!("{component} failed to {phase}: {}{place}", fault.cause));
         self.observe(&BusEvent::Fault(fault.clone()));
         fault
     }
@@ -365,8 +386,7 @@ impl Shared {
     /// Ends the attempt to run, unless somebody has asked for something else meanwhile. Returns whether the site runs all the same.
     pub(crate) fn start_failed(&self, faults: &[Fault]) -> bool {
         let after = self.observer.get().map_or(AfterFailure::Idle, |observer| observer.start_failed(faults));
-        let cause =
-            faults.iter().map(|fault| format!("{}: {}", fault.component, fault.cause)).collect::<Vec<_>>().join("; ");
+        let cause = causes(faults);
         let mut core = self.core();
         if core.status.goal != Goal::Running {
             return false;

@@ -10,7 +10,7 @@ use tokio::task::{Id, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::failure::Failure;
-use crate::publication::task_failure;
+use crate::panics::task_failure;
 
 /// How many tasks may wait to be started: they do so only until the bus runs.
 const WAITING_MAX: usize = 4096;

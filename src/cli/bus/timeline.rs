@@ -108,6 +108,11 @@ fn prefixed(before: &str, value: &Value) -> String {
     if value.is_null() { String::new() } else { format!("{before}{}", cell(value)) }
 }
 
+/// Returns the priority of a listener that failed, where it is known.
+fn with_priority(data: &Value) -> String {
+    data["priority"].as_i64().map_or_else(String::new, |priority| format!(" (priority {priority})"))
+}
+
 fn sentence(event: &Value) -> Option<Line> {
     let data = &event["data"];
     let text = |key: &str| cell(&data[key]);
@@ -133,7 +138,9 @@ fn sentence(event: &Value) -> Option<Line> {
         },
         "bus.publication" => publication(data),
         "fault" => {
-            line("fault", format!("{} failed to {}: {}", text("component"), text("phase"), text("cause")), Tone::Bad)
+            let priority = with_priority(data);
+            let said = format!("{} failed to {}: {}{priority}", text("component"), text("phase"), text("cause"));
+            line("fault", said, Tone::Bad)
         }
         "component" => component(data),
         "component.up" => line("peer", format!("{} is on the bus", text("peer")), Tone::Plain),
@@ -174,7 +181,7 @@ fn publication(data: &Value) -> Option<Line> {
     let failed: Vec<String> = answers
         .iter()
         .filter(|answer| answer["outcome"] == "failed" || answer["outcome"] == "timeout")
-        .map(|answer| format!("{}: {}", cell(&answer["listener"]), cell(&answer["reason"])))
+        .map(|answer| format!("{}: {}{}", cell(&answer["listener"]), cell(&answer["reason"]), with_priority(answer)))
         .collect();
     let count = match answers.len() {
         0 => "nobody listens".to_owned(),
@@ -188,7 +195,10 @@ fn publication(data: &Value) -> Option<Line> {
         }
         return line("publish", format!("on {channel}: {count}"), Tone::Plain);
     }
-    line("publish", format!("on {channel}: {count}, {} failed: {}", failed.len(), failed.join("; ")), Tone::Bad)
+    // One line each if there are several.
+    let (first, between) = if failed.len() > 1 { ("\n    ", "\n    ") } else { (" ", "") };
+    let text = format!("on {channel}: {count}, {} failed:{first}{}", failed.len(), failed.join(between));
+    line("publish", text, Tone::Bad)
 }
 
 fn component(data: &Value) -> Option<Line> {

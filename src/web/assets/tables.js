@@ -137,7 +137,7 @@ export function drawReleases(releases, onTrial, busy, goBack) {
 function historyRow(line) {
   const fold = h("button", { type: "button", class: "fold" }, clock(line.at));
   const first = h("td", { role: "cell", class: "wide" }, fold);
-  const row = h("tr", { role: "row" }, first, cell("Who", "wide"), cell(), cell(), cell(null, "wide"),
+  const row = h("tr", { role: "row" }, first, cell("Who", "wide"), cell(), cell(), cell(null, "wide lines"),
     cell("Duration", "number"));
   return [row, folding(fold, 6, `history-${line.id}`, (panel) => {
     const durations = Object.entries(line.durations ?? {})
@@ -165,6 +165,7 @@ function fillHistory([, who, versions, outcome, reason, duration], line) {
 export function drawComponents(components, faults) {
   keyed($("faults"), faults, (fault) => `${fault.component} ${fault.phase} ${fault.at}`, (fault) =>
     h("li", {}, h("b", {}, `${fault.component}, ${fault.phase}: `), fault.cause,
+      fault.priority === undefined ? null : h("span", { class: "muted" }, ` · priority ${fault.priority}`),
       h("span", { class: "muted" }, ` · ${clock(fault.at)}`)), () => {});
   drawPairs($("components"), components, (component) => component.name, componentRow, fillComponent);
 }

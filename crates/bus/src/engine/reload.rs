@@ -37,7 +37,9 @@ impl Engine {
             None => format!("reload: generation {generation} is in force"),
             Some(reason) => format!("reload: {reason}"),
         };
-        self.shared.log.write(level, text);
+        for line in text.lines() {
+            self.shared.log.write(level, line.to_owned());
+        }
         self.shared.observe(&BusEvent::Reloaded { generation, reason: reason.clone(), asked: asked.clone() });
         reloads.resolve(&reason.map_or(Progress::Done, Progress::Failed), &asked);
     }
@@ -68,7 +70,10 @@ impl Engine {
             take(&mut asked, Phase::Abort, &agreed);
             let reason = refused.map_or_else(
                 || "cancelled: the site does not run any more".to_owned(),
-                |why| format!("refused by {why}; nothing has changed"),
+                |why| match why.strip_prefix('\n') {
+                    Some(lines) => format!("refused by several; nothing has changed:\n{lines}"),
+                    None => format!("refused by {why}; nothing has changed"),
+                },
             );
             return Reached { asked, reason: Some(reason), level: Level::Error };
         }
@@ -76,7 +81,10 @@ impl Engine {
         let (committed, _) = self.reload_phase(&ready, &template, time, false).await;
         self.record(&committed, "commit a reload");
         take(&mut asked, Phase::Commit, &committed);
-        let failed = failures(&asked).map(|why| format!("generation {generation} is in force except for {why}"));
+        let failed = failures(&asked).map(|why| {
+            let space = if why.starts_with('\n') { "" } else { " " };
+            format!("generation {generation} is in force except for{space}{why}")
+        });
         match (failed, nobody(&asked)) {
             (Some(reason), _) => Reached { asked, reason: Some(reason), level: Level::Error },
             (None, Some(reason)) => Reached { asked, reason: Some(reason), level: Level::Warning },
@@ -124,7 +132,7 @@ impl Engine {
     fn record(&self, answers: &[Answer], phase: &str) {
         for answer in answers {
             if let Some(failure) = answer.outcome.failure() {
-                self.shared.fault(&answer.listener, phase, failure);
+                self.shared.record(&answer.listener, Some(answer.priority), phase, failure);
             }
         }
     }
@@ -138,6 +146,7 @@ fn without_exempt(waves: Vec<Vec<Arc<Entry>>>) -> (Vec<Vec<Arc<Entry>>>, Vec<Ask
         asked.push(Asked {
             listener: entry.name.clone(),
             component: entry.group.clone(),
+            priority: entry.priority,
             only_checks: entry.only_checks,
             phase: Phase::Prepare,
             answer: Reply::Skipped,
@@ -167,6 +176,7 @@ fn take(asked: &mut [Asked], phase: Phase, answers: &[Answer]) {
 fn reply(phase: Phase, outcome: &Outcome) -> (Reply, Option<String>) {
     match outcome {
         Outcome::Ok { .. } => (Reply::Ok, None),
+        Outcome::Failed { failure } if failure.late => (Reply::Timeout, Some(failure.reason.clone())),
         Outcome::Failed { failure } => {
             let reply = match phase {
                 Phase::Prepare if !failure.lost => Reply::Refused,

@@ -92,7 +92,12 @@ fn b003_a_listener_that_panics_or_holds_its_thread_skips_nobody() {
         assert_eq!(site.journal.names("x"), ["panics", "blocks", "good"]);
         let failures = report.failures();
         assert_eq!(failures.iter().map(|(name, _)| *name).collect::<Vec<_>>(), ["panics", "blocks"]);
-        assert!(failures[0].1.reason.contains("a probe panics"), "{failures:?}");
+        assert!(failures[0].1.reason.contains("a probe panics, at "), "{failures:?}");
+        assert!(failures[0].1.reason.contains("suite/probe.rs:"), "it says where: {failures:?}");
+        let summary = report.summary().expect("two have failed");
+        let lines: Vec<&str> = summary.trim_start().lines().map(str::trim).collect();
+        assert!(lines[0].starts_with("panics: ") && lines[0].ends_with("(priority 10)"), "{summary}");
+        assert!(lines[1].starts_with("blocks: ") && lines[1].ends_with("(priority 20)"), "{summary}");
         assert!(matches!(report.answers[1].outcome, Outcome::Timeout { .. }), "{report:?}");
     });
 }

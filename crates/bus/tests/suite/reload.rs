@@ -3,11 +3,13 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use refit_bus::{Act, CancellationToken, Phase, Progress, RELOAD, Reply, State, StopReason, Subscription, listener};
+use refit_bus::{
+    Act, CancellationToken, LOG, Phase, Progress, RELOAD, Reply, State, StopReason, Subscription, listener,
+};
 use refit_bus::{Component, Failure, Request};
 use serde_json::{Value, json};
 
-use crate::probe::{Deed, FAST, Site, both, paused};
+use crate::probe::{Deed, FAST, OK, Site, both, paused};
 
 /// A site that runs a, b and c, of which b does these things.
 async fn a_b_c(deeds: &[(&'static str, Deed)]) -> Site {
@@ -165,6 +167,30 @@ fn b072_if_one_refuses_everybody_who_prepared_aborts_and_nobody_commits() {
         assert_eq!(site.bus.state(), State::Running);
         assert!(site.bus.faults().is_empty(), "a refusal is an answer");
         site.exit().await;
+    });
+}
+
+#[test]
+fn b072_all_who_refuse_are_named_one_line_each() {
+    both(|| async {
+        let site = a_b_c(&[]).await;
+        site.probe(LOG, "log", 50, OK);
+        for (name, priority) in [("x", 20), ("y", 7)] {
+            let refuses = |call: refit_bus::Call| async move {
+                let refused = Failure::new("no such\nfont");
+                if call.phase == Some(Phase::Prepare) { Err(refused) } else { Ok(Value::Null) }
+            };
+            site.bus.subscribe(Subscription::new(RELOAD, name, listener(refuses)).priority(priority));
+        }
+        let outcome = site.want(Request::Reload).await;
+        let expected = "refused by several; nothing has changed:\n    y: no such font (priority 7)\n    x: no such font (priority 20)";
+        assert_eq!(failed(&outcome), expected);
+        site.exit().await;
+        let texts: Vec<String> =
+            site.journal.lines().iter().filter_map(|line| Some(line.argument["text"].as_str()?.to_owned())).collect();
+        for line in ["    y: no such font (priority 7)", "    x: no such font (priority 20)"] {
+            assert!(texts.iter().any(|text| text == line), "the log has a line for each: {texts:?}");
+        }
     });
 }
 

@@ -125,7 +125,10 @@ fn b029_the_caller_learns_that_the_start_failed_and_lives_on() {
         site.part("b").on("start", Deed::Panic).attach();
         let outcome = site.want(Request::Start).await;
         let Progress::Failed(why) = outcome else { panic!("{outcome:?}") };
-        assert!(why.contains("a: first cause") && why.contains("b: panicked: a probe panics"), "{why}");
+        let lines: Vec<&str> = why.trim_start().lines().map(str::trim).collect();
+        assert_eq!(lines[0], "a: first cause (priority 50)", "a line for each: {why}");
+        assert!(lines[1].starts_with("b: panicked: a probe panics, at "), "{why}");
+        assert!(lines[1].contains("suite/probe.rs:") && lines[1].ends_with(" (priority 50)"), "{why}");
         assert_eq!(site.bus.state(), State::Idle);
         site.bus.detach("a");
         site.bus.detach("b");

@@ -347,6 +347,22 @@ fn b057_the_crash_of_a_service_that_the_site_cannot_do_without_is_no_clean_end()
 }
 
 #[test]
+fn b058_a_panic_in_a_task_of_the_bus_is_a_fault_that_says_where() {
+    both(|| async {
+        let site = Site::idle().await;
+        site.bus.own("counter", async { panic!("out of {}", "numbers") }).expect("it is taken");
+        site.done(Request::Exit).await;
+        let ended = site.ended().await;
+        let causes: Vec<&str> = ended.faults.iter().map(|fault| fault.cause.as_str()).collect();
+        assert_eq!(causes.len(), 1, "{causes:?}");
+        assert!(
+            causes[0].starts_with("panicked: out of numbers, at ") && causes[0].contains("suite/stop.rs:"),
+            "{causes:?}"
+        );
+    });
+}
+
+#[test]
 fn b058_a_panic_in_a_worker_is_reported_and_the_site_goes_on() {
     both(|| async {
         let site = Site::idle().await;
@@ -360,7 +376,9 @@ fn b058_a_panic_in_a_worker_is_reported_and_the_site_goes_on() {
         assert_eq!(site.bus.state(), State::Running);
         site.exit().await;
         let about = |line: &&probe::Line| {
-            line.argument["text"].as_str().is_some_and(|text| text.contains("worker ended: panicked: interrupted"))
+            line.argument["text"].as_str().is_some_and(|text| {
+                text.contains("worker ended: panicked: interrupted, at ") && text.contains("suite/stop.rs:")
+            })
         };
         assert_eq!(site.journal.lines().iter().filter(about).filter(|line| line.what == LOG).count(), 1);
     });
