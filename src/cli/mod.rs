@@ -141,8 +141,22 @@ pub fn command() -> clap::Command {
     Cli::command()
 }
 
+/// The step before a program, by itself: it is taken at many starts, and has no use for the other commands.
+#[derive(Debug, Parser)]
+#[command(name = "launch")]
+struct Alone {
+    #[command(flatten)]
+    launch: Launch,
+}
+
 /// Runs the command line. Returns the exit status.
 pub fn main(process: Process) -> Exit {
+    let words = process.arguments.get(1..).unwrap_or_default();
+    if words.first().is_some_and(|word| word == "launch")
+        && let Ok(Alone { launch }) = Alone::try_parse_from(words)
+    {
+        return launch::main(launch);
+    }
     let cli = match Cli::try_parse_from(&process.arguments) {
         Ok(cli) => cli,
         Err(error) => return usage::report(error, &command()),

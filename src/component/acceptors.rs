@@ -178,7 +178,7 @@ impl<'a> Acceptors<'a> {
         words.extend(hidden.processes.iter().map(|pid| pid.to_string().into()));
         let variables = Variables::new(self.component, "", self.context);
         let begin = spawn::begin(self.component, &variables, self.context, None, &BTreeMap::new());
-        let mut command = Command::from(spawn::launcher(&words, self.context, &begin, 0, false));
+        let mut command = Command::from(spawn::launcher(&words, self.context, &begin, 0));
         command.stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
         let exit = |status: &std::process::ExitStatus| status.code().map(Exit::from_code);
         let status = tokio::time::timeout(LOOK_MAX, command.status()).await;

@@ -117,7 +117,7 @@ impl Aside<'_> {
         let begin = spawn::begin(component, &variables, context, group, &carried.limits);
         // The process that serves has the listeners, too.
         let sockets = if self.with_listeners { spawn::sockets(component, context, true)? } else { Vec::new() };
-        let mut command = spawn::launcher(&variables.words(self.words), context, &begin, sockets.len(), false);
+        let mut command = spawn::launcher(&variables.words(self.words), context, &begin, sockets.len());
         command.envs(spawn::environment(component, &variables, context)).env(HEALTH, mark);
         if self.with_listeners {
             command.envs(spawn::listener_names(component, &variables));

@@ -6,12 +6,11 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use command_fds::{CommandFdExt, FdMapping};
 use refit_base::{Cause, clock};
 use refit_bus::Failure;
 use rustix::process::{WaitId, WaitIdOptions, waitid};
@@ -24,19 +23,18 @@ use tokio_util::sync::CancellationToken;
 use super::context::RunContext;
 use super::reports::{self, Heard, Reports, Said};
 use super::senders::Senders;
-use super::spawn::Account;
+use super::spawn::{Account, Given};
 use super::variables::Variables;
 use super::view::View;
 use super::{data, limits, notify_socket, output, reload, spawn};
 use crate::carry::{CarriedEnding, CarriedInstance, Descriptors, Role};
 use crate::config::{Component, NotifyAccess, Signal};
-use crate::handover::fd::{self, FIRST};
+use crate::handover::fd;
 use crate::handover::notify;
 use crate::logs::Stream;
 use crate::process::cgroup::Group;
 use crate::process::descendants::Descendants;
 use crate::process::handle::Handle;
-use crate::process::launch::report_pipe;
 use crate::process::stat::{Stat, account_of};
 
 /// How many of a process's last lines explain its failure.
@@ -81,70 +79,46 @@ impl Instance {
         let failed = |what: &str, error: io::Error| {
             Failure::new(format!("cannot {what}: {error}")).with_cause(Cause::of(&error))
         };
-        let id = format!("{}-{generation}", component.name);
-        let token: String = hex::encode(rand::random::<[u8; 16]>());
+        let mut carried = new_process(component, generation, fingerprint, restarts, context);
         let account = Account::of(component);
         let access = component.spawn.notify_access;
         data::make_all(component, account, &context.home.data())?;
-        let (notify, notify_path) = Self::bind_notify(context, &id, account, access)
+        let (notify, notify_path) = Self::bind_notify(context, &carried.id, account, access)
             .map_err(|error| failed("bind its notify socket", error))?;
         let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(io::Error::from);
         let (stdout, stdout_end) = pipe().map_err(|error| failed("make a pipe", error))?;
         let (stderr, stderr_end) = pipe().map_err(|error| failed("make a pipe", error))?;
-        let (report, report_end) = report_pipe().map_err(|error| failed("make a pipe", error))?;
         let sockets = spawn::sockets(component, context, overlapping)
             .map_err(|error| failed("hand over its listeners", error))?;
-        let group = context.cgroups.make(&id);
+        let group = context.cgroups.make(&carried.id);
         let limits = limits::apply(&component.spawn.limits, &context.cgroups, group.as_ref(), account.is_root());
-        let variables = Variables::new(component, &token, context);
+        let variables = Variables::new(component, &carried.token, context);
         let begin = spawn::begin(component, &variables, context, group.as_ref(), &limits);
-
-        let words = variables.words(&component.command);
-        let mut command = spawn::launcher(&words, context, &begin, sockets.len(), true);
+        let mut environment = spawn::environment(component, &variables, context);
         let channels = spawn::channels(component, &variables, notify_path.clone());
-        command.envs(spawn::environment(component, &variables, context)).envs(channels);
-        command.current_dir(&context.release_dir).stdout(stdout_end).stderr(stderr_end);
-        // The pipe for a failure comes after the sockets.
-        let given = sockets.into_iter().chain([report_end]).zip(FIRST..);
-        let mappings = given.map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd }).collect();
-        command.fd_mappings(mappings).map_err(|error| Failure::new(error.to_string()))?;
-        let child = command.spawn().map_err(|error| failed("start a process", error))?;
-        drop(command); // and with it the child's ends of the pipes
-        let pid = i32::try_from(child.id()).unwrap_or(0);
-        let handle = Handle::open(pid, None).map_err(|error| failed("watch the process", error))?;
-        let stat = Stat::of(pid).map_err(|error| failed("watch the process", error))?;
-
-        let carried = CarriedInstance {
-            id,
-            component: component.name.clone(),
-            generation,
-            pid,
-            start_ticks: stat.began,
-            token,
-            release: context.version.clone(),
-            fingerprint: fingerprint.to_owned(),
-            started_at: clock::stamp(),
-            ready: false,
-            status: None,
-            role: Role::Current,
-            restarts,
-            cgroup: group.map(|group| group.path().to_owned()),
-            limits,
-            watchdog_us: None,
-            extended_until_ns: None,
-            announced: None,
-            errno: None,
-            account: Some(account.uid),
-            notify_path,
-            ending: None,
-            stop_signal: component.spawn.stop_signal,
-            listeners: Some(component.listeners.clone()),
+        environment.extend(channels.into_iter().map(|(key, value)| (key.into(), value)));
+        let words = variables.words(&component.command);
+        let given = Given { words, environment, outputs: [stdout_end, stderr_end], sockets };
+        let started = match spawn::start(given, begin, context).await {
+            Ok(started) => started,
+            Err(failure) => {
+                remove_place(context, &carried.id, group.as_ref(), notify_path.as_deref());
+                return Err(failure);
+            }
         };
+        carried.pid = started.pid();
+        let handle = Handle::open(carried.pid, None).map_err(|error| failed("watch the process", error))?;
+        carried.start_ticks = Stat::of(carried.pid).map_err(|error| failed("watch the process", error))?.began;
+        carried.cgroup = group.map(|group| group.path().to_owned());
+        carried.account = Some(account.uid);
+        (carried.limits, carried.notify_path) = (limits, notify_path);
         let descriptors = Arc::new(Descriptors { notify: notify.into(), stdout, stderr });
         let mut instance = Self::watch(carried, handle, descriptors, access, context)
             .map_err(|error| failed("watch the process", error))?;
         context.registry.put(instance.carried.clone(), &instance.descriptors, false);
-        if let Some(failure) = spawn::read_report(report).await {
+        if let Some(report) = started.keep()
+            && let Some(failure) = spawn::read_report(report).await
+        {
             instance.condemn(Duration::ZERO, None, context);
             instance.kill_and_wait().await;
             instance.forget(context);
@@ -493,6 +467,42 @@ impl Lost {
     }
 }
 
+/// Returns what is known of a process of `component` before it is started.
+fn new_process(
+    component: &Component,
+    generation: u32,
+    fingerprint: &str,
+    restarts: u32,
+    context: &RunContext,
+) -> CarriedInstance {
+    CarriedInstance {
+        id: format!("{}-{generation}", component.name),
+        component: component.name.clone(),
+        generation,
+        pid: 0,
+        start_ticks: 0,
+        token: hex::encode(rand::random::<[u8; 16]>()),
+        release: context.version.clone(),
+        fingerprint: fingerprint.to_owned(),
+        started_at: clock::stamp(),
+        ready: false,
+        status: None,
+        role: Role::Current,
+        restarts,
+        cgroup: None,
+        limits: BTreeMap::new(),
+        watchdog_us: None,
+        extended_until_ns: None,
+        announced: None,
+        errno: None,
+        account: None,
+        notify_path: None,
+        ending: None,
+        stop_signal: component.spawn.stop_signal,
+        listeners: Some(component.listeners.clone()),
+    }
+}
+
 /// Returns what a process and all that it starts are known by.
 fn descendants_of(carried: &CarriedInstance) -> Descendants {
     Descendants::of(group_of(carried), Descendants::mark(&carried.token), carried.pid, carried.start_ticks)
@@ -504,12 +514,18 @@ fn group_of(carried: &CarriedInstance) -> Option<Group> {
 
 /// Removes what is kept of a process that has ended.
 fn forget(carried: &CarriedInstance, context: &RunContext) {
-    if let Some(group) = group_of(carried) {
+    let path = carried.notify_path.clone().or_else(|| notify_socket::find(&context.home, &carried.id));
+    context.registry.remove(&carried.id);
+    remove_place(context, &carried.id, group_of(carried).as_ref(), path.as_deref());
+}
+
+/// Removes the control group of the process `id` and its notify socket at `path`.
+fn remove_place(context: &RunContext, id: &str, group: Option<&Group>, path: Option<&Path>) {
+    if let Some(group) = group {
         group.remove();
     }
-    context.registry.remove(&carried.id);
-    if let Some(path) = carried.notify_path.clone().or_else(|| notify_socket::find(&context.home, &carried.id))
-        && let Err(error) = notify_socket::remove_socket(&context.home, &carried.id, &path)
+    if let Some(path) = path
+        && let Err(error) = notify_socket::remove_socket(&context.home, id, path)
     {
         tracing::warn!(path = %path.display(), %error, "cannot remove a notify socket");
     }

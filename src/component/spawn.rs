@@ -3,14 +3,20 @@
 //! It gets an environment from a list, its listeners from descriptor 3 on, its standard streams, and nothing else.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{CString, OsStr, OsString};
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
-use nix::unistd::{Group, User, getegid, geteuid};
+use nix::sys::signal::kill;
+use nix::sys::wait::waitpid;
+use nix::unistd::{Group, Pid, User, getegid, geteuid};
 use refit_base::{Cause, lock};
 use refit_bus::Failure;
 use tokio::io::AsyncReadExt;
@@ -22,14 +28,18 @@ use super::variables::Variables;
 use crate::awake;
 use crate::carry::CarriedLimit;
 use crate::config::{Component, Signal};
+use crate::handover::inherit::VARIABLES;
+use crate::handover::spawn::{self, Plan, State};
 use crate::process::cgroup;
 use crate::process::environ::STOP_SIGNAL;
-use crate::process::launch::Begin;
+use crate::process::launch::{Begin, report_pipe};
 
 /// The variables of the runtime's own environment that components get, besides those that Refit sets.
 const PASSED_ON: [&str; 8] = ["PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR"];
-/// How long the step before the program may take: it looks up an account, which may be a directory on the network.
+/// How long the step before the program may take: it looks up an account, which may be a directory on the network, and its file may be.
 const LAUNCH_MAX: Duration = Duration::from_secs(30);
+/// This very program.
+const LAUNCHER: &str = "/proc/self/exe";
 /// The longest reason that it may give.
 const REPORT_BYTES_MAX: u64 = 4096;
 
@@ -144,32 +154,182 @@ pub(super) fn begin(
     begin
 }
 
-/// Returns the command that becomes `words`, the program first: one with a slash is below the release. It gets so many `sockets`; with
-/// `report` the descriptor after them is the pipe on which a failure is reported.
-pub(super) fn launcher(
-    words: &[OsString],
-    context: &RunContext,
-    begin: &Begin,
-    sockets: usize,
-    report: bool,
-) -> Command {
+/// Returns the command that becomes `words`, the program first: one with a slash is below the release. It gets so many `sockets`.
+pub(super) fn launcher(words: &[OsString], context: &RunContext, begin: &Begin, sockets: usize) -> Command {
+    let mut words = words.to_vec();
+    if let Some(program) = words.first_mut().filter(|program| program.as_bytes().contains(&b'/')) {
+        *program = context.release_dir.join(&*program).into_os_string();
+    }
     // The launcher is this very program, even when its file was replaced.
-    let mut command = Command::new("/proc/self/exe");
-    command.arg("launch").args(begin.arguments()).arg(format!("--listen-fds={sockets}"));
-    if report {
-        command.arg("--report");
-    }
-    command.arg("--");
-    if let Some((program, arguments)) = words.split_first() {
-        if program.as_encoded_bytes().contains(&b'/') {
-            command.arg(context.release_dir.join(program));
-        } else {
-            command.arg(program);
-        }
-        command.args(arguments);
-    }
+    let mut command = Command::new(LAUNCHER);
+    command.args(launch_words(&words, begin, sockets, false).into_iter().skip(1));
     command.env_clear().stdin(Stdio::null());
     command
+}
+
+/// Returns the command of a launch of `words` that gets so many `sockets`, its name first; with `report` the descriptor after them is the pipe on which a
+/// failure is reported.
+fn launch_words(words: &[OsString], begin: &Begin, sockets: usize, report: bool) -> Vec<OsString> {
+    let mut all = vec![OsString::from(LAUNCHER), OsString::from("launch")];
+    all.extend(begin.arguments());
+    all.push(format!("--listen-fds={sockets}").into());
+    all.extend(report.then(|| OsString::from("--report")));
+    all.push("--".into());
+    all.extend_from_slice(words);
+    all
+}
+
+/// What a process is given besides its state.
+pub(super) struct Given {
+    /// Its program and arguments.
+    pub(super) words: Vec<OsString>,
+    /// Its whole environment.
+    pub(super) environment: BTreeMap<OsString, OsString>,
+    /// Its standard output and standard error.
+    pub(super) outputs: [OwnedFd; 2],
+    /// Its listeners.
+    pub(super) sockets: Vec<OwnedFd>,
+}
+
+/// A process that was started. Until it is kept, it ends when this is dropped: nobody knows of it yet.
+pub(super) struct Started {
+    pid: i32,
+    report: Option<OwnedFd>,
+    is_kept: bool,
+}
+
+impl Started {
+    /// Returns its PID.
+    pub(super) const fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Leaves it to its owner. Returns the pipe from which is [read](read_report) whether the program is executed, if it is not yet.
+    pub(super) fn keep(mut self) -> Option<OwnedFd> {
+        self.is_kept = true;
+        self.report.take()
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        if !self.is_kept {
+            end_child(self.pid);
+        }
+    }
+}
+
+/// Ends a child of this process, and collects it.
+fn end_child(pid: i32) {
+    let pid = Pid::from_raw(pid);
+    // One that has ended waits to be collected, so that the number is still its own.
+    if kill(pid, nix::sys::signal::Signal::SIGKILL).is_ok() {
+        let _ = waitpid(pid, None);
+    }
+}
+
+/// Starts a process in the state `begin`. It is known to run its program, or there is a pipe that will tell.
+///
+/// # Errors
+/// It cannot be started, or not within [`LAUNCH_MAX`].
+pub(super) async fn start(given: Given, begin: Begin, context: &RunContext) -> Result<Started, Failure> {
+    let (program, plan, report) = plan(given, &begin, context).map_err(|error| Failure::from_error(&error))?;
+    let begun = Arc::new(AtomicI32::new(0));
+    let told = Arc::clone(&begun);
+    // The disk with the program may take its time, and nobody waits for this any more then.
+    let starting = tokio::task::spawn_blocking(move || {
+        let pid = spawn::spawn(plan, &told).map_err(|refused| begin.describe(&program, refused))?;
+        Ok(Started { pid, report, is_kept: false })
+    });
+    match awake::timeout(LAUNCH_MAX, starting).await {
+        Some(Ok(started)) => started.map_err(|error: io::Error| Failure::from_error(&error)),
+        Some(Err(error)) => Err(Failure::new(format!("cannot start a process: {error}"))),
+        None => {
+            let pid = begun.load(Ordering::SeqCst);
+            if pid > 0 {
+                let _ = kill(Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL); // the thread that waits collects it
+            }
+            Err(not_executed())
+        }
+    }
+}
+
+fn not_executed() -> Failure {
+    Failure::new(format!("the program was not executed within {} s", LAUNCH_MAX.as_secs()))
+}
+
+/// Returns the program, and how it is started: as itself, or by a [launch](crate::process::launch) that reports on a pipe.
+fn plan(given: Given, begin: &Begin, context: &RunContext) -> io::Result<(OsString, Plan, Option<OwnedFd>)> {
+    let Given { mut words, mut environment, outputs: [stdout, stderr], sockets: mut descriptors } = given;
+    let Some(program) = words.first_mut() else {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the command is empty"));
+    };
+    let is_path = program.as_bytes().contains(&b'/');
+    if is_path {
+        *program = context.release_dir.join(&*program).into_os_string();
+    }
+    let program = program.clone();
+    let (mut report, mut own_pid) = (None, Vec::new());
+    let (places, state) = if begin.needs_launch() {
+        let (reader, writer) = report_pipe()?;
+        words = launch_words(&words, begin, descriptors.len(), true);
+        descriptors.push(writer);
+        report = Some(reader);
+        // The launcher is this very program, even when its file was replaced.
+        (
+            vec![PathBuf::from(LAUNCHER)],
+            State { directory: Some(text(context.release_dir.as_os_str())?), ..State::default() },
+        )
+    } else {
+        own_pid = own_variables(&mut environment, descriptors.len());
+        let places = if is_path { vec![PathBuf::from(&program)] } else { places_of(&program, &environment) };
+        (places, begin.state()?)
+    };
+    let pair = |(key, value): (&OsString, &OsString)| text(&[key.as_os_str(), value].join(OsStr::new("=")));
+    let plan = Plan {
+        places: places.iter().map(|place| text(place.as_os_str())).collect::<io::Result<_>>()?,
+        arguments: words.iter().map(|word| text(word)).collect::<io::Result<_>>()?,
+        environment: environment.iter().map(pair).collect::<io::Result<_>>()?,
+        own_pid,
+        streams: [File::open("/dev/null")?.into(), stdout, stderr],
+        descriptors,
+        state,
+    };
+    Ok((program, plan, report))
+}
+
+fn text(words: &OsStr) -> io::Result<CString> {
+    Ok(CString::new(words.as_bytes())?)
+}
+
+/// Has `environment` tell of so many sockets, as the convention of `LISTEN_FDS` says. Returns the variables besides that have the PID.
+fn own_variables(environment: &mut BTreeMap<OsString, OsString>, sockets: usize) -> Vec<&'static str> {
+    let mut own = Vec::new();
+    let names = environment.get(OsStr::new("LISTEN_FDNAMES")).cloned().filter(|_| sockets > 0);
+    for variable in VARIABLES {
+        environment.remove(OsStr::new(variable));
+    }
+    if sockets > 0 {
+        environment.insert("LISTEN_FDS".into(), sockets.to_string().into());
+        own.push("LISTEN_PID");
+    }
+    environment.extend(names.map(|names| ("LISTEN_FDNAMES".into(), names)));
+    if environment.contains_key(OsStr::new("WATCHDOG_USEC")) {
+        environment.remove(OsStr::new("WATCHDOG_PID"));
+        own.push("WATCHDOG_PID");
+    }
+    own
+}
+
+/// Returns where a program without a path may be, for one with this environment: execvp(3).
+fn places_of(program: &OsStr, environment: &BTreeMap<OsString, OsString>) -> Vec<PathBuf> {
+    /// What the C library takes where nothing is said.
+    const SEARCH: &str = "/bin:/usr/bin";
+    if program.is_empty() {
+        return vec![PathBuf::new()]; // it is nowhere
+    }
+    let search = environment.get(OsStr::new("PATH")).map_or(OsStr::new(SEARCH), OsString::as_os_str);
+    std::env::split_paths(search).map(|dir| dir.join(program)).collect()
 }
 
 /// Waits until the program is executed. Returns why it could not be.
@@ -187,6 +347,6 @@ pub(super) async fn read_report(report: OwnedFd) -> Option<Failure> {
             let reason = format!("cannot learn whether the program was executed: {error}");
             Some(Failure::new(reason).with_cause(Cause::of(&error)))
         }
-        None => Some(Failure::new(format!("the program was not executed within {} s", LAUNCH_MAX.as_secs()))),
+        None => Some(not_executed()),
     }
 }

@@ -1,4 +1,4 @@
-//! Descriptor number -> [`OwnedFd`]: the only `unsafe` code of the crate.
+//! Descriptor number -> [`OwnedFd`]: with [`spawn`](super::spawn) the only `unsafe` code of the crate.
 //!
 //! Descriptors cross an exec as numbers, by the convention of `LISTEN_FDS`: from 3 on, without gaps. [`take`] makes owned
 //! descriptors of them at the start of a process, [`place`] puts owned descriptors there just before an exec. Everything else
@@ -11,12 +11,12 @@ use std::fs;
 use std::io;
 use std::net::TcpListener;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use rustix::io::{Errno, FdFlags, fcntl_dupfd_cloexec, fcntl_getfd, fcntl_setfd};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-
-use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_getfd, fcntl_setfd};
 
 /// The first descriptor that is handed over; 0 to 2 are the standard streams.
 pub const FIRST: RawFd = 3;
@@ -117,7 +117,7 @@ pub fn seal_from(end: RawFd) -> io::Result<()> {
             // SAFETY: only its flag is changed; a number that was closed meanwhile is an error we pass over.
             let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
             if let Err(error) = fcntl_setfd(borrowed, FdFlags::CLOEXEC)
-                && error != rustix::io::Errno::BADF
+                && error != Errno::BADF
             {
                 return Err(error.into());
             }
@@ -232,6 +232,25 @@ pub enum Signals {
     Child,
 }
 
+/// The highest signal of Linux.
+const SIGNALS_MAX: i32 = 64;
+
+/// What the kernel keeps of a signal: handler, flags, restorer and mask. All zero is the default action.
+type Action = [u64; 4];
+
+/// Sets the action of the signal `number` if there is a `new` one. Returns the one before.
+fn action(number: i32, new: Option<&Action>) -> Result<Action, Errno> {
+    use nix::libc;
+    /// The kernel's set of signals, in bytes.
+    const SET_BYTES: usize = 8;
+    let mut found: Action = [0; 4];
+    let new = new.map_or(std::ptr::null(), |new| new.as_ptr());
+    // SAFETY: the kernel reads and writes no more than the four words of its structure, which both have or which are null; only the default
+    // action is ever set, which runs no code. The C library's own call would refuse the two signals that it keeps for itself.
+    let result = unsafe { libc::syscall(libc::SYS_rt_sigaction, number, new, found.as_mut_ptr(), SET_BYTES) };
+    if result == 0 { Ok(found) } else { Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::INVAL)) }
+}
+
 /// Gives signals that are ignored their default action again: what this process's parent ignored, this one and all that it
 /// executes would ignore, too. Handlers stay.
 ///
@@ -239,13 +258,9 @@ pub enum Signals {
 /// The system refuses it for a signal that it has.
 pub fn default_signals(which: Signals) -> io::Result<()> {
     use nix::libc;
-    /// The highest signal of Linux.
-    const SIGNALS_MAX: i32 = 64;
-    /// The kernel's set of signals, in bytes.
-    const SET_BYTES: usize = 8;
-    /// The action that ignores.
-    const IGNORE: u64 = libc::SIG_IGN as u64;
-    for number in 1..=SIGNALS_MAX {
+    // The kernel tells of all at once, where there is `/proc`.
+    let ignored = ignored_signals().unwrap_or(u64::MAX);
+    for number in (1..=SIGNALS_MAX).filter(|number| is_in(ignored, *number)) {
         let wanted = match which {
             Signals::All => true,
             Signals::AllButPipe => number != libc::SIGPIPE,
@@ -254,20 +269,59 @@ pub fn default_signals(which: Signals) -> io::Result<()> {
         if !wanted || number == libc::SIGKILL || number == libc::SIGSTOP {
             continue; // the last two nobody can change
         }
-        // Handler, flags, restorer and mask: all zero is the default action.
-        let (default, mut found) = ([0_u64; 4], [0_u64; 4]);
-        let action = |new: *const u64, old: *mut u64| {
-            // SAFETY: the kernel reads and writes no more than the four words of its structure, which both have or which are null;
-            // the default action runs no code. The C library's own call would refuse the two signals that it keeps for itself.
-            let result = unsafe { libc::syscall(libc::SYS_rt_sigaction, number, new, old, SET_BYTES) };
-            if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-        };
-        action(std::ptr::null(), found.as_mut_ptr())?;
-        if found[0] == IGNORE {
-            action(default.as_ptr(), std::ptr::null_mut())?;
+        if action(number, None)?[0] == libc::SIG_IGN as u64 {
+            default_signal(number)?;
         }
     }
     Ok(())
+}
+
+/// Returns whether the signal `number` is in `set`.
+const fn is_in(set: u64, number: i32) -> bool {
+    set & (1 << (number - 1)) != 0
+}
+
+/// Returns the signals that this process ignores, a bit each; `None` if the kernel does not say.
+fn ignored_signals() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let bits = status.lines().find_map(|line| line.strip_prefix("SigIgn:"))?;
+    u64::from_str_radix(bits.trim(), 16).ok()
+}
+
+/// Gives the signal `number` its default action. Takes no memory and no lock.
+pub(super) fn default_signal(number: i32) -> Result<(), Errno> {
+    action(number, Some(&[0; 4])).map(drop)
+}
+
+/// Returns the signals that this process ignores or has a handler for, a bit each, that of signal 1 the lowest: what a child that shares
+/// its memory must not begin with. They are looked at once, and those that handlers come for later are always among them.
+///
+/// # Errors
+/// The system does not say.
+pub(super) fn handled_signals() -> io::Result<u64> {
+    use nix::libc;
+    /// The async runtime and this program have handlers for these, at some time or other.
+    const OURS: [i32; 8] = [
+        libc::SIGTERM,
+        libc::SIGINT,
+        libc::SIGHUP,
+        libc::SIGUSR1,
+        libc::SIGUSR2,
+        libc::SIGCHLD,
+        libc::SIGXFSZ,
+        libc::SIGPIPE,
+    ];
+    static FOUND: OnceLock<u64> = OnceLock::new();
+    if let Some(found) = FOUND.get() {
+        return Ok(*found);
+    }
+    let mut found = 0;
+    for number in (1..=SIGNALS_MAX).filter(|number| *number != libc::SIGKILL && *number != libc::SIGSTOP) {
+        if OURS.contains(&number) || action(number, None)?[0] != libc::SIG_DFL as u64 {
+            found |= 1 << (number - 1);
+        }
+    }
+    Ok(*FOUND.get_or_init(|| found))
 }
 
 /// Returns whether `listener` gives its server only connections that bring data: `TCP_DEFER_ACCEPT` of tcp(7).

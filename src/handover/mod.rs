@@ -15,6 +15,7 @@ pub mod listener;
 pub mod memfd;
 pub mod notify;
 pub mod outbox;
+pub mod spawn;
 pub mod unix;
 
 use std::os::fd::OwnedFd;

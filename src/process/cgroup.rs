@@ -224,7 +224,12 @@ impl Group {
 /// # Errors
 /// The kernel refuses.
 pub(crate) fn enter(path: &Path) -> io::Result<()> {
-    write(&path.join("cgroup.procs"), "0")
+    write(&entrance(path), "0")
+}
+
+/// Returns the file of the group at `path` to which a process writes `0` to enter it.
+pub(crate) fn entrance(path: &Path) -> PathBuf {
+    path.join("cgroup.procs")
 }
 
 fn name_of(home: &Path) -> String {

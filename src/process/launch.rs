@@ -1,14 +1,15 @@
-//! `refit launch`: the last step before a component's or runtime's program, in its own process.
+//! `refit launch`: the last step before a program that becomes another account, or is a runtime, in its own process.
 //!
-//! Some things only the child can do: put its own PID into `LISTEN_PID`, enter a control group, become another user. Doing them in a
-//! small program between fork and the real exec needs no `unsafe` code between fork and exec. The order matters: what needs
-//! the rights of the runtime comes before the account is changed, what must not limit this program itself comes last.
+//! Some things only the child can do: put its own PID into `LISTEN_PID`, enter a control group, become another user. Most of them are single
+//! calls, which [`spawn`](crate::handover::spawn) makes in the child; looking up an account is not, and needs this program between fork and exec. The order is the
+//! same: what needs the rights of the runtime comes before the account is changed, what must not limit this program itself comes last.
 
 use std::ffi::{CString, OsStr, OsString};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -22,6 +23,10 @@ use super::resources::Resources;
 use crate::handover::exec;
 use crate::handover::fd::{self, Signals};
 use crate::handover::inherit::VARIABLES;
+use crate::handover::spawn::{NotStarted, State, Step};
+
+const BEGIN_SESSION: &str = "begin a session";
+const GIVE_UP_RIGHTS: &str = "give up new rights";
 
 /// What the child is to become.
 #[derive(Debug, clap::Args)]
@@ -91,6 +96,51 @@ impl Begin {
     /// Returns the beginning of a program that gets what this process had, before it was given more, and changes nothing else.
     pub(crate) fn with(found: Resources) -> Self {
         Self { oom_score: found.oom_score, soft_files: found.files, ..Self::default() }
+    }
+
+    /// Returns whether it takes a [launch](Launch) to begin so.
+    pub(crate) fn needs_launch(&self) -> bool {
+        self.user.is_some() || self.group.is_some() || self.groups.is_some()
+    }
+
+    /// Returns the state of a child that begins so without a launch.
+    ///
+    /// # Errors
+    /// A path has a zero in it.
+    pub(crate) fn state(&self) -> io::Result<State> {
+        let text = |path: &Path| CString::new(path.as_os_str().as_bytes()).map_err(io::Error::from);
+        Ok(State {
+            session: self.session,
+            cgroup: self.cgroup.as_deref().map(|group| text(&cgroup::entrance(group))).transpose()?,
+            umask: self.umask,
+            oom_score: self.oom_score.map(|score| score.to_string()),
+            soft_files: self.soft_files,
+            files: self.limit_files,
+            processes: self.limit_processes,
+            directory: self.directory.as_deref().map(text).transpose()?,
+            memory: self.limit_memory,
+            no_new_privs: self.no_new_privs,
+        })
+    }
+
+    /// Returns why `program` was not started in that state.
+    pub(crate) fn describe(&self, program: &OsStr, NotStarted { step, source }: NotStarted) -> io::Error {
+        let path = |path: &Option<PathBuf>| path.clone().unwrap_or_default().display().to_string();
+        let limit = |limit: Option<u64>| limit.unwrap_or_default();
+        let what = match step {
+            Step::Start => "start a process".to_owned(),
+            Step::Session => BEGIN_SESSION.to_owned(),
+            Step::Cgroup => format!("enter the control group {}", path(&self.cgroup)),
+            Step::Files => format!("limit its open files to {}", limit(self.limit_files)),
+            Step::Processes => format!("limit its processes to {}", limit(self.limit_processes)),
+            Step::Directory => format!("change to {}", path(&self.directory)),
+            Step::Memory => format!("limit its memory to {}", limit(self.limit_memory)),
+            Step::NoNewPrivs => GIVE_UP_RIGHTS.to_owned(),
+            Step::Descriptors => "put its descriptors in their places".to_owned(),
+            Step::Signals => "let signals through".to_owned(),
+            Step::Execute => format!("execute {}", program.display()),
+        };
+        io::Error::new(source.kind(), format!("cannot {what}: {source}"))
     }
 
     /// Returns the words on the command line that say the same.
@@ -178,7 +228,7 @@ fn become_program(launch: &Launch, sockets: Vec<OwnedFd>) -> io::Result<std::con
 fn begin(state: &Begin, command: &mut Command) -> io::Result<()> {
     let cannot = |what: String, error: io::Error| io::Error::new(error.kind(), format!("cannot {what}: {error}"));
     if state.session {
-        setsid().map_err(|error| cannot("begin a session".to_owned(), error.into()))?;
+        setsid().map_err(|error| cannot(BEGIN_SESSION.to_owned(), error.into()))?;
     }
     if let Some(group) = &state.cgroup {
         cgroup::enter(group).map_err(|error| cannot(format!("enter the control group {}", group.display()), error))?;
@@ -211,7 +261,7 @@ fn begin(state: &Begin, command: &mut Command) -> io::Result<()> {
             .map_err(|error| cannot(format!("limit its memory to {limit}"), error.into()))?;
     }
     if state.no_new_privs {
-        nix::sys::prctl::set_no_new_privs().map_err(|error| cannot("give up new rights".to_owned(), error.into()))?;
+        nix::sys::prctl::set_no_new_privs().map_err(|error| cannot(GIVE_UP_RIGHTS.to_owned(), error.into()))?;
     }
     Ok(())
 }
