@@ -13,6 +13,7 @@ use semver::Version;
 use serde::{Deserialize, Serialize};
 
 use super::instance::{CarriedInstance, CarriedRun};
+use super::single::Single;
 use crate::auth::CarriedSession;
 use crate::events::Event;
 use crate::handover::memfd;
@@ -88,6 +89,12 @@ pub struct Carry {
     /// How the files looked that a reload was last asked for.
     #[serde(default)]
     pub watched: BTreeMap<String, String>,
+    /// Whether the image that wrote it also reads what is told of single processes.
+    #[serde(default)]
+    pub reads_processes: bool,
+    /// The highest number of a document or a word on one process; at least [`sequence`](Self::sequence). Not written.
+    #[serde(skip)]
+    pub counted: u64,
 }
 
 /// When an attempt to go to another release began.
@@ -124,6 +131,7 @@ impl Carry {
     /// One of them is damaged or has another format.
     pub fn newest(files: &[OwnedFd]) -> io::Result<Self> {
         let mut newest = Self { format: CARRY_FORMAT, ..Self::default() };
+        let counted = |document: Self| Self { counted: document.sequence, ..document };
         for file in files {
             let document: Self = serde_json::from_slice(&memfd::read(file)?)?;
             if document.format != CARRY_FORMAT {
@@ -131,16 +139,71 @@ impl Carry {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, text));
             }
             if document.sequence >= newest.sequence {
-                newest = document;
+                newest = counted(document);
             }
         }
         Ok(newest)
+    }
+
+    /// Adds what was told of single processes after this document: a line each, in a sealed file.
+    ///
+    /// # Errors
+    /// The file cannot be read, or a line of it cannot be understood.
+    pub fn add_processes(&mut self, file: &OwnedFd) -> io::Result<()> {
+        for line in memfd::read(file)?.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+            let single: Single = serde_json::from_slice(line)?;
+            self.counted = self.counted.max(single.sequence);
+            if single.sequence <= self.sequence {
+                continue;
+            }
+            let newest = self.component_generations.entry(single.component).or_default();
+            *newest = single.generation.max(*newest);
+            self.instances.retain(|instance| instance.id != single.id);
+            self.instances.extend(single.instance);
+        }
+        self.instances.sort_by(|one, other| one.id.cmp(&other.id));
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn instance(id: &str, generation: u32, ready: bool) -> CarriedInstance {
+        serde_json::from_value(serde_json::json!({
+            "id": id, "component": "web", "generation": generation, "pid": 1, "start_ticks": 1, "token": "t", "release": "1.0.0",
+            "fingerprint": "f", "started_at": "now", "ready": ready, "status": null, "role": "current",
+        }))
+        .expect("it is read")
+    }
+
+    #[test]
+    fn a_later_word_on_a_process_holds_and_an_earlier_one_does_not() {
+        let mut carry = Carry { sequence: 5, counted: 5, ..Carry::default() };
+        carry.instances = vec![instance("web-1", 1, true), instance("web-2", 2, true), instance("web-3", 3, true)];
+        let single = |sequence, id: &str, generation, instance| Single {
+            sequence,
+            id: id.to_owned(),
+            component: "web".to_owned(),
+            generation,
+            instance,
+        };
+        let told = [
+            single(4, "web-1", 1, None),
+            single(6, "web-2", 2, Some(instance("web-2", 2, false))),
+            single(7, "web-3", 3, None),
+            single(9, "web-5", 5, None),
+            single(8, "web-4", 4, Some(instance("web-4", 4, false))),
+        ];
+        let lines: String = told.iter().map(|single| serde_json::to_string(single).expect("text") + "\n").collect();
+        carry.add_processes(&memfd::seal("test", lines.as_bytes()).expect("sealed")).expect("read");
+        let seen: Vec<(&str, bool)> = carry.instances.iter().map(|found| (&*found.id, found.ready)).collect();
+        assert_eq!(seen, [("web-1", true), ("web-2", false), ("web-4", false)]);
+        assert_eq!((carry.sequence, carry.counted, carry.component_generations["web"]), (5, 9, 5));
+        let broken = memfd::seal("test", b"{").expect("sealed");
+        assert!(carry.add_processes(&broken).is_err());
+    }
 
     #[test]
     fn the_newest_document_counts() {
@@ -149,6 +212,7 @@ mod tests {
             [document(3, 1), document(5, 2), document(4, 9)].iter().map(|d| d.seal().expect("sealed")).collect();
         assert_eq!(Carry::newest(&files).expect("read").generation, 2);
         assert_eq!(Carry::newest(&[]).expect("none").generation, 0);
+        assert_eq!(Carry::newest(&files).expect("read").counted, 5);
         let other = Carry { format: 9, ..Carry::default() }.seal().expect("sealed");
         assert!(Carry::newest(&[other]).expect_err("another format").to_string().contains("format 9"));
     }

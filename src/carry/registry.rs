@@ -2,22 +2,25 @@
 //!
 //! Whoever owns something that must survive registers it here when it comes to be and removes it when it is gone. The guard
 //! gets each descriptor once and the document ([`Carry`]) after each change, so that a crash at any moment is an exec that
-//! nobody prepared.
+//! nobody prepared. What changes of a process is told by [itself](Single), before it is acted on, and the document follows
+//! [a moment later](Registry::keep_saved); a guard or a release before that knows no such thing gets the document each time.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use refit_base::lock;
 use semver::Version;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::document::{CARRY_FORMAT, CarriedAttempt, Carry};
 use super::instance::{CarriedInstance, CarriedRun, Role};
 use super::reporter::Reporter;
+use super::single::Single;
 use crate::auth::Sessions;
 use crate::events::Events;
 use crate::handover::{Named, channel, names};
@@ -26,6 +29,10 @@ use crate::tickets::Tickets;
 
 /// How many events the next image gets.
 const EVENTS_CARRIED: usize = 300;
+/// The pause between two documents that follow what was told of single processes: what else they say may be so old after a crash.
+const SAVE_PAUSE: Duration = Duration::from_millis(20);
+/// And so many times as long as one has taken.
+const SAVE_SHARE: u32 = 10;
 /// How many ends of processes are remembered: they are asked for at once, if at all.
 const ENDS_MAX: usize = 64;
 
@@ -108,7 +115,12 @@ impl SiteWish {
 #[derive(Debug)]
 struct Inner {
     generation: u32,
+    /// The number of the last document or word on one process.
     sequence: u64,
+    /// That of the last document.
+    saved: u64,
+    /// Whether this image has saved one: until then the guard has only that of the image before.
+    has_saved: bool,
     instances: BTreeMap<String, (CarriedInstance, Arc<Descriptors>)>,
     /// The highest generation of each component's processes: no two processes ever have one name.
     generations: BTreeMap<String, u32>,
@@ -123,6 +135,24 @@ struct Inner {
     attempt: Option<CarriedAttempt>,
     /// This release.
     version: Version,
+}
+
+impl Inner {
+    /// Returns the word on the process `id` as it is now; `None` as long as the guard has no document of this image.
+    fn single(&mut self, id: &str, component: &str, generation: u32) -> Option<Single> {
+        if !self.has_saved {
+            return None;
+        }
+        self.sequence += 1;
+        let instance = self.instances.get(id).map(|(instance, _)| instance.clone());
+        Some(Single {
+            sequence: self.sequence,
+            id: id.to_owned(),
+            component: component.to_owned(),
+            generation,
+            instance,
+        })
+    }
 }
 
 /// Who is told of a component whose processes changed.
@@ -141,6 +171,10 @@ pub struct Registry {
     /// Held while a document is given to the guard: each is dropped by exactly the one after it.
     saving: Mutex<()>,
     guard: Option<Reporter>,
+    /// Whether the guard keeps what is told of single processes, and whatever it may start next reads it.
+    tells_singles: bool,
+    /// Told when something changed that the document does not say yet.
+    changed: Notify,
     /// What the guard keeps besides the documents and the descriptors of processes, as far as this image has given it, by name.
     given: Mutex<BTreeMap<String, OwnedFd>>,
     /// The names of descriptors that the guard should keep and does not.
@@ -161,11 +195,13 @@ pub struct Registry {
 impl Registry {
     /// Returns the registry of the process image `generation` of the release `version`, going on after `carry`, with the guard at the
     /// other end of `guard`.
-    pub fn new(carry: &Carry, generation: u32, version: Version, guard: Option<OwnedFd>, parts: RegistryParts) -> Self {
+    pub fn new(carry: &Carry, generation: u32, version: Version, guard: Guard, parts: RegistryParts) -> Self {
         Self {
             inner: Mutex::new(Inner {
                 generation,
-                sequence: carry.sequence,
+                sequence: carry.counted.max(carry.sequence),
+                saved: carry.sequence,
+                has_saved: false,
                 instances: BTreeMap::new(),
                 generations: carry.component_generations.clone(),
                 // Another release starts everything, as a stop and a start of the bus do.
@@ -177,7 +213,9 @@ impl Registry {
                 version,
             }),
             saving: Mutex::new(()),
-            guard: guard.map(Reporter::new),
+            guard: guard.socket.map(Reporter::new),
+            tells_singles: guard.tells_singles,
+            changed: Notify::new(),
             given: Mutex::default(),
             lacking: Mutex::new(carry.guard_lacks.iter().cloned().collect()),
             ends: watch::channel(VecDeque::new()).0,
@@ -251,7 +289,7 @@ impl Registry {
         let mut lacks_document = false;
         for name in lacking {
             if name.starts_with(names::STATE) {
-                lacks_document |= name == state_name(lock(&self.inner).sequence);
+                lacks_document |= name == state_name(lock(&self.inner).saved);
             } else if let Some(rest) = name.strip_prefix(names::INSTANCE) {
                 let descriptors = lock(&self.inner).instances.values().find_map(|(instance, descriptors)| {
                     let part = rest.strip_prefix(&instance.id)?.strip_prefix('.')?.to_owned();
@@ -289,14 +327,39 @@ impl Registry {
             }
         }
         let component = instance.component.clone();
-        {
+        let single = {
             let mut inner = lock(&self.inner);
             let newest = inner.generations.entry(instance.component.clone()).or_default();
             *newest = instance.generation.max(*newest);
-            inner.instances.insert(instance.id.clone(), (instance, Arc::clone(descriptors)));
-        }
+            inner.instances.insert(instance.id.clone(), (instance.clone(), Arc::clone(descriptors)));
+            inner.single(&instance.id, &instance.component, instance.generation)
+        };
         self.tell_watcher(&component);
-        self.save();
+        self.save_single(single);
+    }
+
+    /// Tells the guard what has changed of one process, and has the document follow. Each change of a process is told by its owner, one
+    /// after the other.
+    fn save_single(&self, single: Option<Single>) {
+        let report = single.filter(|_| self.tells_singles).and_then(|single| single.report());
+        match (report, &self.guard) {
+            (Some(report), Some(guard)) => {
+                guard.tell(&report, &[]);
+                self.changed.notify_one();
+            }
+            (_, _) => drop(self.save()),
+        }
+    }
+
+    /// Saves the document a moment after something has changed that was told by itself. Never returns.
+    pub async fn keep_saved(self: Arc<Self>) {
+        loop {
+            self.changed.notified().await;
+            let begun = Instant::now();
+            self.save();
+            // A document of thousands of processes must not be all that is done.
+            tokio::time::sleep(SAVE_PAUSE.max(begun.elapsed() * SAVE_SHARE)).await;
+        }
     }
 
     /// Has `watcher` be told of each component whose processes changed: one came, serves, is on its way out, or is gone. The
@@ -344,7 +407,12 @@ impl Registry {
 
     /// Removes a process that has ended.
     pub(crate) fn remove(&self, id: &str) {
-        let removed = lock(&self.inner).instances.remove(id);
+        let (removed, single) = {
+            let mut inner = lock(&self.inner);
+            let removed = inner.instances.remove(id);
+            let single = removed.as_ref().and_then(|(gone, _)| inner.single(id, &gone.component, gone.generation));
+            (removed, single)
+        };
         for part in Descriptors::PARTS {
             // Also of one that had ended before this image could register it.
             self.drop_descriptor(&format!("{id}.{part}"));
@@ -352,7 +420,7 @@ impl Registry {
         if let Some((instance, _)) = removed {
             self.tell_watcher(&instance.component);
         }
-        self.save();
+        self.save_single(single);
     }
 
     /// Has the guard drop the descriptor of a process that has this last part of its name.
@@ -419,10 +487,20 @@ impl Registry {
         lock(&self.inner).runs.get(component).cloned()
     }
 
-    /// Returns the document of this moment, with the number of the one that the guard has.
+    /// Gives the guard a document, which holds all that it was told of single processes before.
+    fn store_document(&self, carry: &Carry, file: &OwnedFd) {
+        let (name, replaces) = (state_name(carry.sequence), channel::REPLACES);
+        lock(&self.lacking).remove(&name);
+        if let Some(guard) = &self.guard {
+            guard.tell(&format!("FDSTORE=1\nFDNAME={name}\n{replaces}={}", carry.sequence), &[file]);
+        }
+    }
+
+    /// Returns the document of this moment, with a number of its own.
     fn carry(&self) -> Carry {
         let output = self.logs.carried();
-        let inner = lock(&self.inner);
+        let mut inner = lock(&self.inner);
+        inner.sequence += 1;
         Carry {
             format: CARRY_FORMAT,
             sequence: inner.sequence,
@@ -446,18 +524,24 @@ impl Registry {
             runs: inner.runs.clone(),
             watched: inner.watched.clone(),
             attempt: inner.attempt.clone(),
+            reads_processes: true,
+            counted: inner.sequence,
         }
     }
 
     /// Gives the guard the document of this moment, and has it drop the one before. Returns the document.
     pub fn save(&self) -> Carry {
         let _one_at_a_time = lock(&self.saving);
-        lock(&self.inner).sequence += 1;
         let carry = self.carry();
         match carry.seal() {
             Ok(file) => {
-                self.store(&state_name(carry.sequence), &file);
-                self.drop_state(carry.sequence - 1);
+                let before = {
+                    let mut inner = lock(&self.inner);
+                    inner.has_saved = true;
+                    std::mem::replace(&mut inner.saved, carry.sequence)
+                };
+                self.store_document(&carry, &file);
+                self.drop_state(before);
             }
             Err(error) => tracing::warn!(%error, "cannot store the runtime's state; a crash would lose it"),
         }
@@ -499,6 +583,15 @@ impl Registry {
 /// Returns the name under which the guard keeps the document `sequence`.
 pub fn state_name(sequence: u64) -> String {
     format!("{}{sequence}", names::STATE)
+}
+
+/// The guard, as the registry needs it.
+#[derive(Debug, Default)]
+pub struct Guard {
+    /// Where it reads reports.
+    pub socket: Option<OwnedFd>,
+    /// Whether it keeps what is told of single processes, and whatever it may start next reads that.
+    pub tells_singles: bool,
 }
 
 /// What the registry reads when it writes its document.

@@ -124,6 +124,7 @@ pub(super) fn start(start: Start<'_>) -> io::Result<u32> {
         .env("LISTEN_FDNAMES", names.join(":"))
         .env("NOTIFY_SOCKET", start.home.guard_socket())
         .env(channel::VARIABLE, "1")
+        .env(channel::KEEPS_PROCESSES, "1")
         .env("REFIT_INSTALLED", start.installed);
     if let Some(socket) = start.journal {
         command.env(JOURNAL, socket);

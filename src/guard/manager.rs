@@ -49,7 +49,7 @@ impl ServiceManager {
             .fields
             .iter()
             // What is between the guard and the runtime means nothing, or something else, above.
-            .filter(|(key, _)| key != "WATCHDOG_USEC" && key != "RELOADING" && key != channel::ATTEMPT)
+            .filter(|(key, _)| key != "WATCHDOG_USEC" && key != "RELOADING" && !channel::OURS.contains(&key.as_str()))
             .map(|(key, value)| format!("{key}={value}"))
             .collect();
         if !lines.is_empty() {

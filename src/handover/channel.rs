@@ -13,6 +13,20 @@ pub const VARIABLE: &str = "REFIT_GUARD_READS_CHANNEL";
 /// guard may have to end it, and the wall clock may be set meanwhile.
 pub const ATTEMPT: &str = "X_REFIT_ATTEMPT";
 
+/// Set in the environment of a runtime whose guard keeps what is told of one process by [`PROCESS`].
+pub const KEEPS_PROCESSES: &str = "REFIT_GUARD_KEEPS_PROCESSES";
+
+/// The report of what is known of one process: its name, a space, the number of the report, a space, and what the next runtime is to be told.
+/// The guard keeps the last of each, until a document of everything comes after it, and hands them on.
+pub const PROCESS: &str = "X_REFIT_PROCESS";
+
+/// Beside a document of everything that the guard is to keep: the number up to which it holds all that was told of single processes. An
+/// older runtime, which tells of none, does not say it.
+pub const REPLACES: &str = "X_REFIT_REPLACES";
+
+/// The reports that are between the guard and its runtime.
+pub const OURS: [&str; 3] = [ATTEMPT, PROCESS, REPLACES];
+
 /// What the guard says. An older runtime passes over what it does not know.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]

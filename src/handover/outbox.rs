@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::io::Errno;
 
+use super::channel;
 use super::notify::{self, Notification};
 
 /// So many are kept: a place for everything that a store holds, given and taken back, is far less.
@@ -43,6 +44,8 @@ enum About {
     Stored(String),
     /// That of this name is not wanted any more.
     Removed(String),
+    /// What is known of the process of this name.
+    Process(String),
     /// Nothing that a later report changes.
     Other,
 }
@@ -54,7 +57,10 @@ impl About {
         match fields.get("FDNAME") {
             Some(name) if is_set("FDSTORE") => Self::Stored(name.to_owned()),
             Some(name) if is_set("FDSTOREREMOVE") => Self::Removed(name.to_owned()),
-            Some(_) | None => Self::Other,
+            Some(_) | None => {
+                let process = fields.get(channel::PROCESS).and_then(|told| told.split(' ').next());
+                process.map_or(Self::Other, |process| Self::Process(process.to_owned()))
+            }
         }
     }
 }
@@ -82,6 +88,9 @@ impl Outbox {
             if self.kept.len() < before {
                 return true;
             }
+        }
+        if matches!(about, About::Process(_)) {
+            self.kept.retain(|report| report.about != about); // the last word counts
         }
         let says_it_once = matches!(about, About::Removed(_)) || text == ALIVE;
         if says_it_once && self.kept.iter().any(|report| report.text == text) {
@@ -178,6 +187,10 @@ mod tests {
         }
         assert_eq!(outbox.stored(), ["state.9999"]);
         assert_eq!(outbox.kept.len(), 3, "{:?}", outbox.kept); // the removal of the one that was there before, too
+        for number in 0..10_000 {
+            assert!(outbox.push(&format!("{}=web-{} {number} {{}}", channel::PROCESS, number % 3), Vec::new()));
+        }
+        assert_eq!(outbox.kept.len(), 6, "one for each process");
         let mut outbox = Outbox::default();
         outbox.push(&removed("http"), Vec::new());
         outbox.push(&stored("http"), vec![file()]);

@@ -9,10 +9,10 @@ use refit_updater::{durable, modes};
 
 use super::Home;
 
-/// Returns where the second name of the socket at `path` may be, which is `key` below `.sockets/`.
-pub fn second_names(home: &Home, path: &Path, key: &str) -> [PathBuf; 2] {
+/// Returns where the second name of the socket at `path` may be, which is `key` below `all`, the directory `.sockets/`.
+pub fn second_names(all: &Path, path: &Path, key: &str) -> [PathBuf; 2] {
     let beside = format!(".{}", path.file_name().unwrap_or_default().to_string_lossy());
-    [home.socket_names().join(key), path.with_file_name(beside)]
+    [all.join(key), path.with_file_name(beside)]
 }
 
 /// Returns what the second name of the notification socket of the process `id` is called.
@@ -22,8 +22,9 @@ pub fn key_of_process(id: &str) -> String {
 
 /// Gives the socket at `path` a second name, `key`. One that can have none is not kept, and works as well.
 pub fn give_second_name(home: &Home, path: &Path, key: &str) {
-    for name in second_names(home, path, key) {
-        let made = make_directories(home, &name)
+    let all = home.socket_names();
+    for name in second_names(&all, path, key) {
+        let made = make_directories(&all, &name)
             .and_then(|()| durable::remove_tree(&name))
             .and_then(|()| durable::hard_link(path, &name));
         match made {
@@ -34,11 +35,10 @@ pub fn give_second_name(home: &Home, path: &Path, key: &str) {
 }
 
 /// Makes the directories of the second name `name`, which are nobody else's business.
-fn make_directories(home: &Home, name: &Path) -> io::Result<()> {
-    let all = home.socket_names();
+fn make_directories(all: &Path, name: &Path) -> io::Result<()> {
     match name.parent() {
-        Some(dir) if dir.starts_with(&all) => {
-            durable::create_dirs(&all, modes::of("run/.sockets"))?;
+        Some(dir) if dir.starts_with(all) => {
+            durable::create_dirs(all, modes::of("run/.sockets"))?;
             durable::create_dirs(dir, modes::of("run/.sockets/notify"))
         }
         Some(_) | None => Ok(()),

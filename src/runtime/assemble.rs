@@ -26,13 +26,13 @@ use super::guard_link::{self, store_with_guard};
 use super::hand_over::{Sockets, unpark};
 use super::observer::trace;
 use crate::auth::Sessions;
-use crate::carry::{CarriedInstance, Carry, Registry, RegistryParts};
+use crate::carry::{self, CarriedInstance, Carry, Registry, RegistryParts};
 use crate::component::{self, CarriedParts, Process, RunContext, fingerprint};
 use crate::config::{self, Config, Programs};
 use crate::events::Events;
 use crate::handover::inherit::{Announcement, Inheritance};
 use crate::handover::listener::Listeners;
-use crate::handover::{Named, names};
+use crate::handover::{Named, channel, names};
 use crate::home::{Home, HomeError};
 use crate::http::Parked;
 use crate::logs::{self, Logs};
@@ -128,7 +128,10 @@ pub(super) fn assemble(given: &Given, mut inherited: Inheritance, begun_ns: u64)
 
     let guard = guard_link::connect(&given.environment, given.notify.as_deref(), guard_channel.as_ref());
     let guard = guard.map_err(RuntimeError::Guard)?;
-    let registry = registry(&before, guard, given, &disk.config);
+    // On trial the release before is gone back to, which may know documents only.
+    let tells_singles =
+        given.environment.contains_key(OsStr::new(channel::KEEPS_PROCESSES)) && (!on_trial || before.reads_processes);
+    let registry = registry(&before, carry::Guard { socket: guard, tells_singles }, given, &disk.config);
     for older in stored.iter().filter_map(|number| number.parse().ok()).filter(|number| *number != before.sequence) {
         registry.drop_state(older); // a crash came between keeping the newer and dropping the older
     }
@@ -215,12 +218,17 @@ fn take_handed(inherited: &mut Inheritance) -> Result<Handed, RuntimeError> {
     let lock = inherited.take(names::LOCK);
     let (stored, states): (Vec<String>, Vec<OwnedFd>) =
         inherited.take_all(names::STATE).into_iter().map(|part| (part.name, part.descriptor)).unzip();
+    let processes = inherited.take(names::PROCESSES);
     let instances = inherited.take_all(names::INSTANCE);
     let api = inherited.take(names::API).map(UnixListener::from);
     let bus = inherited.take(names::BUS).map(UnixListener::from);
     let parked = inherited.take_all(names::PARKED);
     let still_waiting = inherited.take_all(names::WAITED);
-    let before = Carry::newest(&states).map_err(io_error("read the state of the image before"))?;
+    let before = Carry::newest(&states).and_then(|mut before| {
+        processes.map_or(Ok(()), |file| before.add_processes(&file))?;
+        Ok(before)
+    });
+    let before = before.map_err(io_error("read the state of the image before"))?;
     Ok(Handed { guard_channel, lock, stored, instances, api, bus, parked, still_waiting, before })
 }
 
@@ -298,7 +306,7 @@ pub(super) fn decided(environment: &BTreeMap<OsString, OsString>) -> Option<Deci
 }
 
 /// Returns the registry of this image, which goes on after what the image `before` left.
-fn registry(before: &Carry, guard: Option<OwnedFd>, given: &Given, config: &Config) -> Arc<Registry> {
+fn registry(before: &Carry, guard: carry::Guard, given: &Given, config: &Config) -> Arc<Registry> {
     let output = logs::Place {
         dir: given.home.log(),
         limits: config.log,

@@ -73,6 +73,7 @@ async fn run(assembled: Assembled) -> Result<End, RuntimeError> {
     let now = CancellationToken::new();
     site.listen_to_signals(&now, &mut tasks)?;
     tasks.spawn(guard_link::feed_watchdog(Arc::clone(&registry), site.config.update.watchdog));
+    tasks.spawn(Arc::clone(&registry).keep_saved());
     let kept_channel = guard_channel.as_ref().map(OwnedFd::try_clone).transpose();
     let kept_channel = kept_channel.map_err(io_error("duplicate the channel to the guard"))?;
     if let Some(channel) = guard_channel {

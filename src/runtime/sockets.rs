@@ -136,8 +136,9 @@ impl SocketNames {
         });
         let all: Vec<Named> = own.chain(of_instances).collect();
         self.forget_others(&all);
+        let seconds = self.home.socket_names();
         for socket in all {
-            match self.hold(&socket) {
+            match self.hold(&socket, &seconds) {
                 Ok(false) => drop(self.told.remove(&socket.path)),
                 Ok(true) => {
                     tracing::warn!(path = %socket.path.display(), "the name of a socket was gone; it was made again");
@@ -158,24 +159,26 @@ impl SocketNames {
 
     /// Removes second names of sockets that are no more.
     fn forget_others(&mut self, all: &[Named]) {
-        self.known.retain(|path, _| all.iter().any(|socket| socket.path == *path));
+        let paths: BTreeSet<&Path> = all.iter().map(|socket| socket.path.as_path()).collect();
+        let seconds: BTreeSet<&str> = all.iter().map(|socket| socket.second.as_str()).collect();
+        self.known.retain(|path, _| paths.contains(path.as_path()));
         let dir = self.home.socket_names();
         for (below, prefix) in [(dir.clone(), ""), (dir.join("notify"), "notify/")] {
             for entry in fs::read_dir(below).into_iter().flatten().flatten() {
                 let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
-                if name != "notify" && !all.iter().any(|socket| socket.second == name) {
+                if name != "notify" && !seconds.contains(name.as_str()) {
                     durable::remove_tree(&entry.path()).ok(); // one that stays leads to nothing
                 }
             }
         }
     }
 
-    /// Sees to it that a socket has both names. Returns whether the first had to be made again.
-    fn hold(&mut self, socket: &Named) -> io::Result<bool> {
+    /// Sees to it that a socket has both names, the second in `all`. Returns whether the first had to be made again.
+    fn hold(&mut self, socket: &Named, all: &Path) -> io::Result<bool> {
         let Named { path, .. } = socket;
         let now = socket_at(path);
         let known = self.known.get(path).copied();
-        let seconds = names::second_names(&self.home, path, &socket.second);
+        let seconds = names::second_names(all, path, &socket.second);
         let second = seconds.iter().find(|second| match known {
             Some(known) => socket_at(second) == Some(known),
             // Of an image before this one, which may have died in between.

@@ -31,20 +31,20 @@ fn let_end(appliance: &Appliance) {
 }
 
 /// Has `words` done by a command that nobody waits for.
-fn ask(appliance: &Appliance, words: &[&str]) -> std::process::Child {
+pub(crate) fn ask(appliance: &Appliance, words: &[&str]) -> std::process::Child {
     let mut command = refit();
     command.args(words).arg("--home").arg(appliance.home()).stdout(Stdio::null()).stderr(Stdio::inherit());
     command.spawn().expect("start refit")
 }
 
 /// Asserts that a command ends with success.
-fn is_done(mut asked: std::process::Child) {
+pub(crate) fn is_done(mut asked: std::process::Child) {
     let status = until(LIMIT, "the command ends", || asked.try_wait().expect("wait for it"));
     assert_eq!(status.code(), Some(0));
 }
 
 /// Kills the runtime although it may have more to do, and waits until another one answers.
-fn kill_runtime(appliance: &Appliance) {
+pub(crate) fn kill_runtime(appliance: &Appliance) {
     let killed = appliance.runtime_pid();
     process::send(killed, Signal::SIGKILL);
     eventually(LIMIT, "another runtime answers", || {

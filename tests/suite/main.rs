@@ -45,6 +45,7 @@ mod live_config;
 mod load;
 mod logs;
 mod manager;
+mod many;
 mod modes;
 mod mounting;
 mod mounts;

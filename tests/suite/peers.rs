@@ -136,7 +136,7 @@ impl refit::requests::Requests for BusRequests {
 
 #[test]
 fn b111_external_and_in_process_listeners_share_one_order() {
-    use refit::carry::{Carry, Registry, RegistryParts};
+    use refit::carry::{Carry, Guard, Registry, RegistryParts};
     use refit::logs::Logs;
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("bus.sock");
@@ -156,7 +156,7 @@ fn b111_external_and_in_process_listeners_share_one_order() {
             logs: Arc::new(Logs::open(before.output(), None)),
             sessions: Arc::default(),
         };
-        let registry = Arc::new(Registry::new(&before, 1, semver::Version::new(1, 0, 0), None, parts));
+        let registry = Arc::new(Registry::new(&before, 1, semver::Version::new(1, 0, 0), Guard::default(), parts));
         let requests = Arc::new(BusRequests(bus.clone()));
         let parts = refit::peers::Parts { bus: bus.clone(), registry, config, requests };
         let peers = Arc::new(refit::peers::Peers::new(parts));

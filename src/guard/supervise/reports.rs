@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::{Guard, Image, Phase};
 use crate::handover::channel::{self, ToRuntime};
-use crate::handover::notify;
+use crate::handover::{names, notify};
 
 /// So many reports are read at once: more than the kernel queues, and the guard has others to look after.
 const REPORTS_MAX: u32 = 1024;
@@ -43,6 +43,12 @@ impl Guard {
         }
         let descriptors = std::mem::take(&mut report.descriptors);
         self.manager.pass_on(&report, &descriptors);
+        if let Some(word) = report.get(channel::PROCESS)
+            && !self.store.note_process(word)
+        {
+            self.complaints
+                .say("process", "too much is told of single processes; some of it would not survive a crash");
+        }
         let name = report.get("FDNAME").unwrap_or("stored").to_owned();
         if report.get("FDSTORE") == Some("1") {
             if descriptors.is_empty() {
@@ -52,6 +58,10 @@ impl Guard {
                 self.tell_runtime(&ToRuntime::Missing { missing: name.clone() });
             }
             for descriptor in descriptors {
+                if name.starts_with(names::STATE) {
+                    let until = report.get(channel::REPLACES).and_then(|number| number.parse().ok());
+                    self.store.forget_processes(until);
+                }
                 if !self.store.keep(&name, descriptor) {
                     let text = format!("the descriptor store is full; {name} would not survive a crash");
                     self.complaints.say("store", &text);

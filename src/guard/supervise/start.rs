@@ -51,6 +51,8 @@ impl Guard {
         }
         self.inbox.restore(&self.home).map_err(system("bind the guard socket again"))?;
         let mut descriptors = self.store.duplicate().map_err(system("duplicate the stored descriptors"))?;
+        let processes = self.store.processes().map_err(system("keep what was told of the processes"))?;
+        descriptors.extend(processes);
         let channel = self.channel.1.try_clone().map_err(system("duplicate the channel"))?;
         descriptors.push(Named { name: names::GUARD.to_owned(), descriptor: channel });
         self.ends_as_asked = false;
