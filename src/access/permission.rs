@@ -3,6 +3,7 @@
 use refit_bus::{self as bus, RequestKind};
 
 use super::principal::Principal;
+use crate::config::Config;
 
 impl Principal {
     /// Returns why it may not make requests of this `kind`; `None` if it may.
@@ -16,6 +17,14 @@ impl Principal {
             }
         }
     }
+}
+
+/// Returns why `principal` may not listen on `channel`; `None` if it may. Who listens where the whole site goes somewhere is waited for,
+/// and may refuse.
+pub(crate) fn forbids_listening(principal: &Principal, channel: &str, config: &Config) -> Option<String> {
+    let name = principal.component_name()?;
+    let may = config.component(name).is_none_or(|component| component.may_listen(channel));
+    (!may).then(|| format!("{channel} is not among what appliance.toml lets the component {name} listen to"))
 }
 
 /// Returns whether `channel` is the runtime's own: nobody publishes there from outside.

@@ -181,6 +181,8 @@ pub struct Registry {
     lacking: Mutex<BTreeSet<String>>,
     /// How the last processes ended, newest last, for whoever lost its connection to one.
     ends: watch::Sender<VecDeque<(i32, String)>>,
+    /// Processes that do not even read what they are asked, by component and generation.
+    hung: watch::Sender<BTreeSet<(String, u32)>>,
     watcher: OnceLock<Watcher>,
     /// The events.
     pub events: Arc<Events>,
@@ -219,6 +221,7 @@ impl Registry {
             given: Mutex::default(),
             lacking: Mutex::new(carry.guard_lacks.iter().cloned().collect()),
             ends: watch::channel(VecDeque::new()).0,
+            hung: watch::channel(BTreeSet::new()).0,
             watcher: OnceLock::new(),
             events: parts.events,
             tickets: parts.tickets,
@@ -398,6 +401,31 @@ impl Registry {
     /// Returns a receiver of how the last processes ended, newest last.
     pub fn ends(&self) -> watch::Receiver<VecDeque<(i32, String)>> {
         self.ends.subscribe()
+    }
+
+    /// Records that the process `generation` of `component` does not even read what it is asked.
+    pub(crate) fn note_hung(&self, component: &str, generation: u32) {
+        self.hung.send_modify(|hung| {
+            if hung.len() == ENDS_MAX {
+                hung.pop_first();
+            }
+            hung.insert((component.to_owned(), generation));
+        });
+    }
+
+    /// Returns whether the process `generation` of `component` is known to hang.
+    pub(crate) fn is_hung(&self, component: &str, generation: u32) -> bool {
+        self.hung.borrow().iter().any(|(name, number)| name == component && *number == generation)
+    }
+
+    /// Waits until the process `generation` of `component` is known to hang. Cancel-safe: it only waits.
+    pub(crate) async fn until_hung(&self, component: &str, generation: u32) {
+        let is_hung = |hung: &BTreeSet<(String, u32)>| {
+            hung.iter().any(|(name, number)| name == component && *number == generation)
+        };
+        if self.hung.subscribe().wait_for(is_hung).await.is_err() {
+            std::future::pending().await
+        }
     }
 
     /// Returns the highest generation of the processes of `component`.

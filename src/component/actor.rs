@@ -180,6 +180,23 @@ impl Process {
     }
 }
 
+/// Returns how long the bus waits for a component.
+pub(super) fn limits(component: &Component) -> Limits {
+    /// Collecting what has run too long takes time, too.
+    const GRACE: Duration = Duration::from_secs(5);
+    // A process that may report may ask for more time, again and again; another one ends within its own.
+    let by_itself = component.spawn.notify_access != NotifyAccess::None;
+    let own = |limit: Duration| if by_itself { ACTOR_MAX } else { limit + GRACE };
+    let checks = component.spawn.reload_check.is_some();
+    let reload = component.reload_timeout.max(if checks { reload::CHECK_MAX + GRACE } else { Duration::ZERO });
+    Limits {
+        // What did not become ready is ended.
+        start: Some(own(component.start_timeout + component.stop_timeout)),
+        stop: Some(own(component.stop_timeout)),
+        reload: Some(reload),
+    }
+}
+
 /// Returns how well a process stands for its component, which this image starts from `fingerprint`, if an image that crashed in the
 /// middle of an overlap has left several: one that serves does before one that does not yet, then the one that need not be replaced.
 fn rank(instance: &Instance, fingerprint: &str) -> (bool, bool, u32) {
@@ -236,11 +253,7 @@ impl bus::Component for Process {
     }
 
     fn limits(&self) -> Limits {
-        /// Collecting what has run too long takes time, too.
-        const GRACE: Duration = Duration::from_secs(5);
-        let checks = self.component.spawn.reload_check.is_some();
-        let reload = checks.then_some(reload::CHECK_MAX + GRACE);
-        Limits { start: Some(ACTOR_MAX), stop: Some(ACTOR_MAX), reload }
+        limits(&self.component)
     }
 
     fn start(self: Arc<Self>, cancelled: CancellationToken) -> Act {

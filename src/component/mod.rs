@@ -45,6 +45,22 @@ use refit_bus as bus;
 
 use crate::config;
 
+/// Returns the names of all components in the order in which they start, those that start together beside each other.
+pub fn waves(config: &config::Config) -> Vec<Vec<String>> {
+    let orders: Vec<bus::Order> = config.components.iter().map(order).collect();
+    let components = config.components.iter().zip(&orders);
+    let rows: Vec<bus::Row<'_>> =
+        components.map(|(component, order)| bus::Row { name: &component.name, group: None, order }).collect();
+    // A circle is a mistake, which a configuration does not get through with.
+    let waves = bus::waves(&rows).unwrap_or_else(|_| (0..rows.len()).map(|index| vec![index]).collect());
+    waves.into_iter().map(|wave| wave.into_iter().map(|index| rows[index].name.to_owned()).collect()).collect()
+}
+
+/// Returns how long the bus waits for a component in each transition.
+pub fn limits(component: &config::Component) -> bus::Limits {
+    actor::limits(component)
+}
+
 /// Returns a component's place in the order of the bus.
 pub fn order(component: &config::Component) -> bus::Order {
     bus::Order { needs: component.needs.clone(), after: component.after.clone(), priority: component.priority }

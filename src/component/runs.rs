@@ -19,6 +19,7 @@ use super::instance::{Instance, Lost, Stopped, end_of};
 use super::reload;
 use super::reports;
 use super::restarts::{MACHINE_PAUSE_MAX, Next, Restarts};
+use super::supervise::HUNG;
 use super::view::{Run, State, View};
 use crate::carry::CarriedRun;
 use crate::config::{Component, Kind, RestartPolicy};
@@ -55,6 +56,7 @@ enum Event {
     Command(Option<Command>),
     Ended(String),
     Overdue,
+    Hung,
     Due,
     Cancelled,
 }
@@ -103,7 +105,13 @@ impl Runner {
                 Event::Command(None) => return,
                 Event::Command(Some(command)) => self.execute(command).await,
                 Event::Ended(how) => self.on_end(how).await,
-                Event::Overdue => self.on_overdue().await,
+                Event::Overdue => {
+                    let limit = self.component.start_timeout.as_secs_f32();
+                    let why =
+                        format!("did not end within {limit} s, and was ended; start_timeout is what a run may take");
+                    self.end_run(why).await;
+                }
+                Event::Hung => self.end_run(format!("{HUNG}, and was ended")).await,
                 Event::Due => self.begin_or_fail().await,
                 Event::Cancelled => self.on_cancelled().await,
             }
@@ -121,12 +129,14 @@ impl Runner {
             let overdue = reports::deadline(&instance.said, instance.since, *begun, limit);
             // What it asks for outlives this runtime.
             let recorded = instance.record_news(context);
-            tokio::pin!(overdue, recorded);
+            let hung = context.registry.until_hung(&instance.carried.component, instance.carried.generation);
+            tokio::pin!(overdue, recorded, hung);
             loop {
                 tokio::select! {
                     biased;
                     how = end_of(&instance.ended) => return Event::Ended(how),
                     () = &mut overdue => return Event::Overdue,
+                    () = &mut hung => return Event::Hung,
                     never = &mut recorded => match never {},
                     Ok(()) = said.changed() => {
                         let (status, announced) = {
@@ -300,14 +310,12 @@ impl Runner {
         self.conclude(&mut instance, begun, result);
     }
 
-    /// Ends a run that takes too long.
-    async fn on_overdue(&mut self) {
+    /// Ends a run that takes too long, or hangs.
+    async fn end_run(&mut self, text: String) {
         let Some((mut instance, begun)) = self.current.take() else { return };
-        let limit = self.component.start_timeout.as_secs_f32();
         let at_once = CancellationToken::new();
         at_once.cancel();
         instance.stop(Duration::ZERO, &at_once, &self.context).await;
-        let text = format!("did not end within {limit} s, and was ended; start_timeout is what a run may take");
         let failure = instance.failure(text, &self.context).await;
         self.conclude(&mut instance, begun, Err(failure));
     }

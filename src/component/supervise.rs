@@ -24,6 +24,9 @@ use super::restarts::{Next, Restarts};
 use super::view::{Announced, State, View};
 use crate::config::{Component, Handover, RestartPolicy};
 
+/// What is said of a process that hangs although nothing watches it.
+pub(super) const HUNG: &str = "did not read what it was asked on the bus";
+
 /// Processes on their way out, each with the task that sees to it that it goes.
 #[derive(Default)]
 struct Outgoing {
@@ -74,6 +77,7 @@ enum Event {
     Said,
     News,
     Silent,
+    Hung,
     Overdue,
 }
 
@@ -152,6 +156,7 @@ impl Actor {
                 Event::Said => self.on_said(),
                 Event::News => self.take_news(),
                 Event::Silent => self.on_silence(),
+                Event::Hung => self.give_up(HUNG.to_owned()),
                 Event::Overdue => self.on_overdue(),
             }
         }
@@ -193,13 +198,15 @@ impl Actor {
     async fn next(&mut self, commands: &mut mpsc::Receiver<Command>) -> Event {
         let (restart_at, silent_at, news_at) = (self.restart_at, self.silent_at(), self.news_at);
         let overdue_at = self.doomed.as_ref().map(|(_, at)| *at);
+        let (name, context) = (&self.component.name, &self.context);
         let current = self.current.as_mut();
         let watched = async {
             match current {
-                Some(Instance { ended, said, .. }) => {
+                Some(Instance { ended, said, carried, .. }) => {
                     tokio::select! {
                         how = end_of(ended) => Event::Ended(how),
                         Ok(()) = said.changed() => Event::Said,
+                        () = context.registry.until_hung(name, carried.generation), if overdue_at.is_none() => Event::Hung,
                     }
                 }
                 None => std::future::pending().await,
@@ -445,7 +452,20 @@ impl Actor {
     async fn end(&self, mut instance: Instance, hurry: &CancellationToken) -> Stopped {
         // From now on connections wait for the next process.
         self.context.restore_queues(&self.component);
-        let stopped = instance.stop(self.component.stop_timeout, hurry, &self.context).await;
+        let over = hurry.child_token();
+        let generation = instance.carried.generation;
+        let stopped = {
+            let stop = instance.stop(self.component.stop_timeout, &over, &self.context);
+            tokio::pin!(stop);
+            // Cancel-safe: the stop is polled on; the other only waits.
+            tokio::select! {
+                stopped = &mut stop => stopped,
+                () = self.context.registry.until_hung(&self.component.name, generation) => {
+                    over.cancel(); // it has had its time
+                    stop.await
+                }
+            }
+        };
         self.forget(&mut instance);
         if stopped.left > 0 {
             tracing::info!(component.name = self.component.name, left = stopped.left, "what it had started was ended");
@@ -475,12 +495,16 @@ impl Actor {
         self.end_overlap();
         if let Some(instance) = self.current.take() {
             let asked_in_hurry = hurry.is_cancelled();
-            let signal = instance.carried.stop_signal.name();
+            let (signal, generation) = (instance.carried.stop_signal.name(), instance.carried.generation);
             let Stopped { how, killed, after, .. } = self.end(instance, hurry).await;
             tracing::info!(component.name = self.component.name, how, "component stopped");
             if killed && !asked_in_hurry {
                 let seconds = after.as_secs_f32();
-                let text = format!("did not end within {seconds:.1} s of being asked to by {signal}, and was killed");
+                let text = if self.context.registry.is_hung(&self.component.name, generation) {
+                    format!("{HUNG}, and was killed")
+                } else {
+                    format!("did not end within {seconds:.1} s of being asked to by {signal}, and was killed")
+                };
                 result = Err(Failure::new(text));
             }
         }

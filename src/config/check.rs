@@ -190,7 +190,8 @@ impl Checker<'_> {
         let update = self.update(base.update, over.update);
         let channels = self.channels(base.bus.channels, over.bus.channels);
         let log = self.log(base.log, over.log, base.component.len());
-        let components = self.components(base.component, over.component, &listener_names, update.start_timeout);
+        let components =
+            self.components(base.component, over.component, &listener_names, update.start_timeout, &channels);
         Some(Config {
             name: name?.value,
             version: version?,

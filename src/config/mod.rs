@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use refit_base::{Exit, FileError, Report, Reported, file_error};
-use refit_bus::RequestKind;
+use refit_bus::{self as bus, RequestKind};
 use refit_updater::trust::Expired;
 use semver::Version;
 use serde::{Deserialize, Serialize};
@@ -279,6 +279,9 @@ pub struct Component {
     pub start_timeout: Duration,
     /// How long its stop may take before it is killed.
     pub stop_timeout: Duration,
+    /// How long all that listens of it may take together for each phase of a reload.
+    #[serde(skip_serializing_if = "is_reload_timeout_default")]
+    pub reload_timeout: Duration,
     /// The directories below `data/` that it is given.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub data: Vec<String>,
@@ -293,8 +296,42 @@ pub struct Component {
     pub spawn: Spawn,
     /// What it may request.
     pub allow: Vec<RequestKind>,
+    /// On which channels of the site's own life its processes may listen, beyond those that harm nobody; what it may request if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen: Option<Vec<String>>,
     /// Whether it must be stopped for a migration of the data.
     pub migrates: bool,
+}
+
+/// How long a component may take for each phase of a reload that says nothing about it.
+pub const RELOAD_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
+
+fn is_reload_timeout_default(timeout: &Duration) -> bool {
+    *timeout == RELOAD_TIMEOUT_DEFAULT
+}
+
+/// The channels on which who listens takes part in what the whole site does: it is waited for, and may refuse or fail.
+pub const TRANSITIONS: [&str; 4] = [bus::START, bus::STOP, bus::EXIT, bus::RELOAD];
+
+impl Component {
+    /// Returns whether its processes may listen on `channel`. Whoever may ask for something may take part in it, unless `listen` says
+    /// otherwise.
+    pub fn may_listen(&self, channel: &str) -> bool {
+        !TRANSITIONS.contains(&channel)
+            || match &self.listen {
+                Some(channels) => channels.iter().any(|name| name == channel),
+                None => self.allow.iter().any(|request| request.name() == channel),
+            }
+    }
+
+    /// Returns how long all that listens of it on `channel`, one of [`TRANSITIONS`], may take together.
+    pub fn time_on(&self, channel: &str) -> Duration {
+        match channel {
+            bus::START => self.start_timeout,
+            bus::RELOAD => self.reload_timeout,
+            _ => self.stop_timeout,
+        }
+    }
 }
 
 /// One mistake in a file.

@@ -121,6 +121,7 @@ pub(super) struct RawComponent {
     pub(super) restart: Option<RawRestart>,
     pub(super) start_timeout: Option<Spanned<String>>,
     pub(super) stop_timeout: Option<Spanned<String>>,
+    pub(super) reload_timeout: Option<Spanned<String>>,
     pub(super) user: Option<Spanned<String>>,
     pub(super) group: Option<Spanned<String>>,
     pub(super) supplementary_groups: Option<Vec<Spanned<String>>>,
@@ -138,6 +139,7 @@ pub(super) struct RawComponent {
     pub(super) pass: Option<Spanned<String>>,
     pub(super) files: Option<Vec<Spanned<String>>>,
     pub(super) allow: Option<Vec<Spanned<String>>>,
+    pub(super) listen: Option<Vec<Spanned<String>>>,
     pub(super) migrates: Option<bool>,
 }
 

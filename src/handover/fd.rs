@@ -27,6 +27,18 @@ pub const HANDED_OVER_MAX: usize = 700;
 /// The most descriptors that the kernel puts into one message: its `SCM_MAX_FD`.
 const MESSAGE_FDS_MAX: usize = 253;
 
+/// Returns whether the other end of a Unix stream socket has not read all that was written here.
+///
+/// # Errors
+/// It is not such a socket.
+pub fn has_unread(socket: impl AsFd) -> io::Result<bool> {
+    use nix::libc;
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the descriptor is borrowed, and the kernel writes one number where `bytes` is (unix(7), SIOCOUTQ).
+    let code = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    if code < 0 { Err(io::Error::last_os_error()) } else { Ok(bytes > 0) }
+}
+
 /// Whether [`take`] has been called: a number may become an owned descriptor only once.
 static TAKEN: AtomicBool = AtomicBool::new(false);
 

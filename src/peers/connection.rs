@@ -1,5 +1,6 @@
 //! The life of one connection: its hello, its messages, its end.
 
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,6 +34,8 @@ enum NotMet {
 pub(super) async fn serve(peers: Arc<Peers>, stream: UnixStream) {
     let Ok(credentials) = stream.peer_cred() else { return };
     let caller = Caller::new(credentials.uid(), credentials.pid());
+    // Where it is looked whether it reads; without one it is not.
+    let socket = stream.as_fd().try_clone_to_owned().ok();
     let (reader, mut writer) = stream.into_split();
     let mut lines = Lines::new(reader);
     let crowded = CancellationToken::new();
@@ -40,7 +43,7 @@ pub(super) async fn serve(peers: Arc<Peers>, stream: UnixStream) {
     let (stopping, _) = peers.ending();
     // Cancel-safe: whichever ends first, the connection ends with it.
     let met = tokio::select! {
-        met = tokio::time::timeout(HELLO_MAX, meet(&peers, &mut lines, &caller)) => met.unwrap_or_else(|_| {
+        met = tokio::time::timeout(HELLO_MAX, meet(&peers, &mut lines, &caller, socket)) => met.unwrap_or_else(|_| {
             Err(NotMet::Ended(format!("no hello within {} s", HELLO_MAX.as_secs())))
         }),
         () = crowded.cancelled() => Err(NotMet::Ended("too many connections without a hello".to_owned())),
@@ -67,6 +70,7 @@ async fn meet(
     peers: &Arc<Peers>,
     lines: &mut Lines<OwnedReadHalf>,
     caller: &Caller,
+    socket: Option<OwnedFd>,
 ) -> Result<(Arc<Peer>, Vec<Listening>), NotMet> {
     let line = match lines.next().await {
         Ok(Line::Whole(line)) => line,
@@ -82,7 +86,7 @@ async fn meet(
     if method != "hello" {
         return Err(NotMet::Refused(id, Box::new(PeerError::HelloFirst { method: shortened(&method) })));
     }
-    match greet(peers, caller, &id, message.params).await {
+    match greet(peers, (caller, socket), &id, message.params).await {
         Ok(met) => Ok(met),
         Err(error) => Err(NotMet::Refused(id, Box::new(error))),
     }
@@ -90,7 +94,7 @@ async fn meet(
 
 async fn greet(
     peers: &Arc<Peers>,
-    caller: &Caller,
+    (caller, socket): (&Caller, Option<OwnedFd>),
     id: &Value,
     params: Value,
 ) -> Result<(Arc<Peer>, Vec<Listening>), PeerError> {
@@ -111,14 +115,14 @@ async fn greet(
     }
     let principal = principal(peers, caller, &hello)?;
     peers.may_come(&principal)?;
-    let listening = verbs::check_all(peers, &hello.channels)?;
+    let listening = verbs::check_all(peers, &principal, &hello.channels)?;
     if let Some(name) = &hello.name {
         let whole =
             principal.component_name().map_or_else(|| format!("@{name}"), |component| format!("{component}/{name}"));
         peers.name_free(&(whole, principal.generation()), caller.pid, NAME_WAIT_MAX).await;
     }
     let who = (caller.pid, caller.uid);
-    let peer = peers.enlist(hello.name.as_deref(), &principal, who, |peer| {
+    let peer = peers.enlist(hello.name.as_deref(), &principal, who, socket, |peer| {
         let channels: Vec<&str> = listening.iter().map(|listening| listening.channel.as_str()).collect();
         let welcome = json!({
             "protocol": PROTOCOL,
@@ -254,6 +258,7 @@ async fn read(peers: &Arc<Peers>, peer: &Arc<Peer>, mut lines: Lines<OwnedReadHa
         if let Err(wait) = bucket.take() {
             tokio::time::sleep(wait).await; // its own buffers fill, nobody else's
         }
+        peer.hear();
         let message = match parse(&line) {
             Ok(message) => message,
             Err(error) => {

@@ -8,17 +8,20 @@
 //! Deliberately absent: a state machine in the peer (it has a replica), messages that outlive a connection (it connects again
 //! and is told where the site stands), and channels that a peer makes up (they are declared in `appliance.toml`).
 //!
-//! The subjects: `line` bytes and queues, `protocol` messages, `peer` one as the bus sees it, `roster` all of them, `generations`
-//! which of them are called while an update overlaps, `verbs` what one asks, `connection` its life, `accept` the socket that they come from.
+//! The subjects: `line` bytes and queues, `protocol` messages, `peer` one of them, `external` as the bus calls it, `roster` all of them, `generations`
+//! which of them are called while an update overlaps, `shares` what those of one component share, `hang` which do not even read, `verbs` what one asks, `connection` its life, `accept` the socket that they come from.
 
 mod accept;
 mod connection;
+mod external;
 mod generations;
+mod hang;
 pub mod limits;
 mod line;
 mod peer;
 mod protocol;
 mod roster;
+mod shares;
 mod verbs;
 
 pub use accept::attach;

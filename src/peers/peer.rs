@@ -1,12 +1,13 @@
-//! [`Peer`]: one connection with a name, as the bus sees it: a listener that is called by message and answers by message.
+//! [`Peer`]: one connection with a name, which is called by message and answers by message.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use refit_base::lock;
-use refit_bus::{self as bus, Call, Failure, Listener, Work};
+use refit_bus::{self as bus, Call, Failure};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::{Semaphore, oneshot};
@@ -16,6 +17,7 @@ use super::limits::{Bucket, CALLS_MAX, LOGS, MISTAKES, REQUESTS, WORK_MAX};
 use super::line::{NotSent, Outgoing};
 use super::protocol::{Broken, notification};
 use crate::access::principal::Principal;
+use crate::handover::fd;
 
 /// What everybody may see of a peer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -82,6 +84,10 @@ pub(super) struct Peer {
     pub(super) uid: u32,
     pub(super) since: String,
     pub(super) out: Outgoing,
+    /// A duplicate of its connection, where it is looked whether it reads.
+    socket: Option<OwnedFd>,
+    /// Counts what was heard of it.
+    heard: AtomicU64,
     /// Whether it is called on its channels, or another generation of its component's processes is.
     pub(super) called: AtomicBool,
     /// Whether its connection has ended: nobody calls it any more.
@@ -89,6 +95,8 @@ pub(super) struct Peer {
     /// Whether its process served before this process image began, and was not started by it yet.
     pub(super) resumes: AtomicBool,
     pub(super) channels: Mutex<BTreeMap<String, Place>>,
+    /// Where it is subscribed, and after which others of its component.
+    pub(super) placed: Mutex<BTreeMap<String, Vec<String>>>,
     pub(super) budget: Mutex<Budget>,
     /// Cancelled when the connection is to end.
     pub(super) ending: CancellationToken,
@@ -100,8 +108,17 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    pub(super) fn new(name: String, principal: Principal, (pid, uid): (Option<i32>, u32), called: bool) -> Self {
+    pub(super) fn new(
+        name: String,
+        principal: Principal,
+        (pid, uid): (Option<i32>, u32),
+        socket: Option<OwnedFd>,
+        called: bool,
+    ) -> Self {
         Self {
+            socket,
+            heard: AtomicU64::new(0),
+            placed: Mutex::default(),
             called: AtomicBool::new(called),
             has_left: AtomicBool::new(false),
             resumes: AtomicBool::new(false),
@@ -147,6 +164,22 @@ impl Peer {
     /// Returns whether it is called on its channels.
     pub(super) fn is_called(&self) -> bool {
         self.called.load(Ordering::Relaxed)
+    }
+
+    /// Counts a message of it.
+    pub(super) fn hear(&self) {
+        self.heard.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Returns how many messages of it there were.
+    pub(super) fn heard(&self) -> u64 {
+        self.heard.load(Ordering::Relaxed)
+    }
+
+    /// Returns whether something was sent that nothing of it has read. One whose connection has ended reads nothing, and need not.
+    pub(super) fn has_unread(&self) -> bool {
+        let is_there = !self.has_left.load(Ordering::Relaxed);
+        is_there && self.socket.as_ref().is_some_and(|socket| fd::has_unread(socket).unwrap_or(false))
     }
 
     /// Ends the connection for this reason; the first one stands.
@@ -213,7 +246,7 @@ impl Peer {
     }
 
     /// Sends a call. Returns what waits for its answer.
-    fn begin(self: &Arc<Self>, call: &Call) -> Result<Waiting, Failure> {
+    pub(super) fn begin(self: &Arc<Self>, call: &Call) -> Result<Waiting, Failure> {
         let in_transition = bus::BUILT_IN.contains(&call.channel.as_str());
         let (answer, receiver) = oneshot::channel();
         let id = {
@@ -247,7 +280,7 @@ impl Peer {
     }
 
     /// Tells an entry of the log, if there is room: it is no call, and waits for nothing.
-    fn send_log(&self, mut entry: Value) {
+    pub(super) fn send_log(&self, mut entry: Value) {
         let mut dropped = lock(&self.log_dropped);
         entry["dropped"] = json!(*dropped);
         match self.out.push_lossy(&notification("log", &entry)) {
@@ -276,7 +309,7 @@ fn message(id: u64, call: &Call) -> Value {
 }
 
 /// Waits for the answer to a call; the peer is told when nobody does any more.
-struct Waiting {
+pub(super) struct Waiting {
     peer: Arc<Peer>,
     id: u64,
     told: bool,
@@ -284,7 +317,7 @@ struct Waiting {
 }
 
 impl Waiting {
-    async fn answer(mut self, cancelled: CancellationToken) -> Result<Value, Failure> {
+    pub(super) async fn answer(mut self, cancelled: CancellationToken) -> Result<Value, Failure> {
         // Cancel-safe: the answer is waited for again below.
         tokio::select! {
             biased;
@@ -316,26 +349,6 @@ impl Drop for Waiting {
         if was_open {
             self.send_cancel("nobody waits any longer");
         }
-    }
-}
-
-/// A peer on one channel.
-pub(super) struct External(pub(super) Arc<Peer>);
-
-impl Listener for External {
-    fn call(self: Arc<Self>, call: Call) -> Work {
-        let peer = Arc::clone(&self.0);
-        Box::pin(async move {
-            if call.channel == bus::LOG {
-                peer.send_log(call.argument);
-                return Ok(Value::Null);
-            }
-            if call.channel == bus::START && peer.resumes.swap(false, Ordering::Relaxed) {
-                return Ok(Value::Null); // it serves already, since before this image
-            }
-            let cancelled = call.cancelled.clone();
-            peer.begin(&call)?.answer(cancelled).await
-        })
     }
 }
 

@@ -172,6 +172,8 @@ pub(crate) enum PeerError {
     UnknownChannel { channel: String },
     #[error("nobody listens on {channel:?} from outside: it is over before a peer can connect")]
     TooLate { channel: String },
+    #[error("{reason}")]
+    NotPermitted { reason: String },
     #[error("nobody publishes on {channel:?} from outside")]
     BuiltIn { channel: String },
     #[error("the priority {priority} is beyond {}", limits::PRIORITY_MAX)]
@@ -221,6 +223,7 @@ impl PeerError {
             Self::NotPublished { .. } => (-32011, "not_published"),
             Self::Request(error) => (-32012, error.code()),
             Self::LongAnswer => (-32013, "long_answer"),
+            Self::NotPermitted { .. } => (-32014, "not_permitted"),
         }
     }
 
@@ -241,6 +244,9 @@ impl PeerError {
             Self::NameTaken { .. } => "use another name or none, or try again when the other connection has ended",
             Self::UnknownChannel { .. } => "declare it below [bus] in appliance.toml",
             Self::TooLate { .. } => "listen to another channel",
+            Self::NotPermitted { .. } => {
+                "add the channel to `listen` of the component in appliance.toml, or do not listen to it"
+            }
             Self::BuiltIn { .. } => "make a request instead, or use the method log",
             Self::TooMany { .. } | Self::TooFast { .. } => "wait, then try again",
             Self::Inside => "answer the call first",

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -19,6 +20,7 @@ use super::limits::{
 };
 use super::peer::{Key, Peer, PeerView};
 use super::protocol::{PeerError, notification, shortened};
+use super::shares::Shares;
 use super::{DOWN, UP};
 use crate::access::principal::Principal;
 use crate::carry::Registry;
@@ -59,6 +61,10 @@ pub struct Peers {
     changes: watch::Sender<u64>,
     /// The accepting, the connections, and what they began that must be finished without them.
     tasks: Mutex<JoinSet<()>>,
+    /// Which place each component has in the order: those of one place depend on nothing of each other.
+    places: BTreeMap<String, usize>,
+    /// What is used of each component's time in a transition.
+    pub(super) shares: Shares,
     publications: Arc<Semaphore>,
     stopping: CancellationToken,
     why: Mutex<&'static str>,
@@ -72,12 +78,16 @@ impl Peers {
         for channel in parts.config.channels.iter().map(String::as_str).chain([UP, DOWN]) {
             parts.bus.declare(channel);
         }
+        let waves = crate::component::waves(&parts.config);
+        let of_wave = |(place, wave): (usize, Vec<String>)| wave.into_iter().map(move |name| (name, place));
         Self {
+            places: waves.into_iter().enumerate().flat_map(of_wave).collect(),
             parts,
             known: Mutex::default(),
             deciding: Mutex::default(),
             changes: watch::channel(0).0,
             tasks: Mutex::default(),
+            shares: Shares::default(),
             publications: Arc::new(Semaphore::new(PUBLICATIONS_MAX)),
             stopping: CancellationToken::new(),
             why: Mutex::new("exit"),
@@ -201,6 +211,15 @@ impl Peers {
         known.named.values().filter(own).map(Arc::clone).collect()
     }
 
+    /// Returns the connections of the processes of all components that have the place of `component` in the order.
+    pub(super) fn connections_beside(&self, component: &str) -> Vec<Arc<Peer>> {
+        let place = self.places.get(component);
+        let is_beside = |peer: &&Arc<Peer>| {
+            peer.principal.component_name().is_some_and(|name| name == component || self.places.get(name) == place)
+        };
+        lock(&self.known).named.values().filter(is_beside).map(Arc::clone).collect()
+    }
+
     /// Gives a connection its name; `welcome` is what it is told first. While an update overlaps, two generations of a component's
     /// processes may have one name; within a generation it is unique.
     pub(super) fn enlist(
@@ -208,6 +227,7 @@ impl Peers {
         wanted: Option<&str>,
         principal: &Principal,
         who: (Option<i32>, u32),
+        socket: Option<OwnedFd>,
         welcome: impl FnOnce(&Peer) -> Value,
     ) -> Result<Arc<Peer>, PeerError> {
         let _deciding = lock(&self.deciding);
@@ -228,7 +248,7 @@ impl Peers {
         if known.named.contains_key(&key) {
             return Err(PeerError::NameTaken { name });
         }
-        let peer = Arc::new(Peer::new(name, principal.clone(), who, self.is_called(principal)));
+        let peer = Arc::new(Peer::new(name, principal.clone(), who, socket, self.is_called(principal)));
         let resumes = principal.serves() && self.parts.registry.generation() > 1 && !self.parts.bus.ran();
         peer.resumes.store(resumes, Ordering::Relaxed);
         // Before anybody else can tell it anything: states that change from here on come after it.

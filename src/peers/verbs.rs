@@ -15,7 +15,8 @@ use super::line::NotSent;
 use super::peer::{Peer, Place};
 use super::protocol::{LogLine, PeerError, Publish, Subscribe, Verb, Wait, answer, notification, shortened};
 use super::roster::Peers;
-use crate::access::permission::is_reserved;
+use crate::access::permission::{forbids_listening, is_reserved};
+use crate::access::principal::Principal;
 use crate::requests::{self, RequestBody};
 use crate::tickets::TicketView;
 
@@ -57,7 +58,7 @@ pub(super) fn act(peers: &Arc<Peers>, peer: &Arc<Peer>, id: Option<&Value>, verb
             if there.len() >= SUBSCRIPTIONS_MAX && !there.contains_key(&wanted.channel) {
                 return Err(PeerError::TooMany { what: "subscriptions", max: SUBSCRIPTIONS_MAX });
             }
-            peers.listen(peer, check(peers, &wanted)?);
+            peers.listen(peer, check(peers, &peer.principal, &wanted)?);
             Ok(Done::Now(Value::Null))
         }
         Verb::Unsubscribe(unwanted) => Ok(Done::Now(json!(peers.unlisten(peer, &unwanted.channel)))),
@@ -74,20 +75,27 @@ pub(super) fn act(peers: &Arc<Peers>, peer: &Arc<Peer>, id: Option<&Value>, verb
 }
 
 /// Returns all subscriptions of a hello, if every one of them is good.
-pub(super) fn check_all(peers: &Peers, wanted: &[Subscribe]) -> Result<Vec<Listening>, PeerError> {
+pub(super) fn check_all(
+    peers: &Peers,
+    principal: &Principal,
+    wanted: &[Subscribe],
+) -> Result<Vec<Listening>, PeerError> {
     if wanted.len() > SUBSCRIPTIONS_MAX {
         return Err(PeerError::TooMany { what: "subscriptions", max: SUBSCRIPTIONS_MAX });
     }
-    wanted.iter().map(|subscribe| check(peers, subscribe)).collect()
+    wanted.iter().map(|subscribe| check(peers, principal, subscribe)).collect()
 }
 
-fn check(peers: &Peers, wanted: &Subscribe) -> Result<Listening, PeerError> {
+fn check(peers: &Peers, principal: &Principal, wanted: &Subscribe) -> Result<Listening, PeerError> {
     let channel = &wanted.channel;
     if channel == bus::ENTER {
         return Err(PeerError::TooLate { channel: channel.clone() });
     }
     if !peers.parts.bus.knows(channel) {
         return Err(PeerError::UnknownChannel { channel: shortened(channel) });
+    }
+    if let Some(reason) = forbids_listening(principal, channel, &peers.parts.config) {
+        return Err(PeerError::NotPermitted { reason });
     }
     let priority = wanted.priority.unwrap_or(PRIORITY_DEFAULT);
     if !(-PRIORITY_MAX..=PRIORITY_MAX).contains(&priority) {

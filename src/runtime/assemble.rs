@@ -7,7 +7,6 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use refit_base::{Chain, clock};
 use refit_bus::{Bus, Engine, Options};
@@ -25,6 +24,7 @@ use super::error::{RuntimeError, io_error};
 use super::guard_link::{self, store_with_guard};
 use super::hand_over::{Sockets, unpark};
 use super::observer::trace;
+use super::transition;
 use crate::auth::Sessions;
 use crate::carry::{self, CarriedInstance, Carry, Registry, RegistryParts};
 use crate::component::{self, CarriedParts, Process, RunContext, fingerprint};
@@ -41,9 +41,6 @@ use crate::process::resources::Resources;
 use crate::process::strays;
 use crate::tickets::Tickets;
 use crate::update::{Manager, Parts, Times};
-
-/// A database that migrates may ask for hours; every component has a deadline of its own.
-const TRANSITION_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// How much of a configuration that cannot be read is named in the log at a start; `refit status` names all of it.
 const UNREAD_SAID_MAX: usize = 20;
@@ -143,7 +140,7 @@ pub(super) fn assemble(given: &Given, mut inherited: Inheritance, begun_ns: u64)
         clear_away(&given.home, &before.instances);
     }
     let (reaped_sender, reaped) = watch::channel(BTreeMap::new());
-    let (bus, engine) = Bus::new(Options { transition: TRANSITION_MAX, ..Options::default() });
+    let (bus, engine) = Bus::new(Options { transition: transition::longest(&disk.config), ..Options::default() });
     trace(&bus);
     let context = Arc::new(RunContext {
         home: given.home.clone(),

@@ -17,6 +17,7 @@ mod settings;
 mod signals;
 mod sockets;
 mod stderr;
+mod transition;
 mod watch;
 mod wish;
 

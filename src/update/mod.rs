@@ -266,12 +266,14 @@ impl Manager {
         }
         let parts = &self.parts;
         let is_process =
-            |fault: &Fault| parts.components.iter().any(|process| process.definition().name == fault.component);
+            |fault: &&Fault| parts.components.iter().any(|process| process.definition().name == fault.component);
+        // What listens from outside, of a component or of the operator, is named so as nothing else is. It serves nobody itself.
+        let is_peer = |fault: &Fault| fault.component.contains(['/', '@']);
         let ran = parts.is_successor || parts.bus.ran();
-        if is_trial || !ran || !faults.iter().all(is_process) {
+        if is_trial || !ran || !faults.iter().all(|fault| is_process(&fault) || is_peer(fault)) {
             return AfterFailure::Exit;
         }
-        let failed = faults.iter().map(|fault| fault.component.clone()).collect();
+        let failed = faults.iter().filter(is_process).map(|fault| fault.component.clone()).collect();
         self.spawn(revive::revive(parts.bus.clone(), parts.components.clone(), failed));
         AfterFailure::Run
     }

@@ -38,7 +38,7 @@ const ROOMS: &[(&str, &str)] = &[
     ("access", "process config carry"),
     ("update", "home tickets awake handover process probe config carry http component"),
     ("requests", "tickets config carry update"),
-    ("peers", "tickets process config carry component access requests"),
+    ("peers", "awake handover tickets process config carry component access requests"),
     ("web", ""),
     ("api", "events tickets process config auth logs carry http component access update requests peers web"),
     ("guard", "home handover process logs"),

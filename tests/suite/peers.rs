@@ -4,6 +4,7 @@
 mod client;
 mod raw;
 mod sections;
+mod shares;
 mod takeover;
 
 use std::fs;

@@ -215,10 +215,14 @@ impl Release {
         self
     }
 
-    /// Adds a component that runs `peers/member.py` with these arguments, and with these further keys.
+    /// Adds a component that runs `peers/member.py` with these arguments, and with these further keys. It may listen where the arguments say
+    /// that it does, unless a key says where.
     pub(crate) fn member(self, name: &str, arguments: &[&str], keys: &str) -> Self {
         let words: String = arguments.iter().map(|word| format!(", \"{word}\"")).collect();
-        let command = format!("command = [\"python3\", \"lib/member.py\"{words}]\nready = \"notify\"\n{keys}");
+        let listens = |channel: &&&str| arguments.iter().any(|word| word.starts_with(&format!("{channel}=")));
+        let channels: Vec<&&str> = ["start", "stop", "exit", "reload"].iter().filter(listens).collect();
+        let listen = if keys.contains("listen = ") { String::new() } else { format!("listen = {channels:?}\n") };
+        let command = format!("command = [\"python3\", \"lib/member.py\"{words}]\nready = \"notify\"\n{listen}{keys}");
         self.component(name, &command).file("lib/member.py", MEMBER).file("lib/refit_bus.py", REFIT_BUS)
     }
 

@@ -92,7 +92,7 @@ impl Actor {
     }
 
     /// Ends a process that hangs; the restart policy applies.
-    fn give_up(&mut self, why: String) {
+    pub(super) fn give_up(&mut self, why: String) {
         if let (Some(instance), None) = (&mut self.current, &self.doomed) {
             tracing::warn!(component.name = self.component.name, process.pid = instance.pid(), why, "component ended");
             instance.condemn(ABORT_MAX, Some(&why), &self.context);

@@ -11,7 +11,10 @@ use super::names::{Kind, Reference};
 use super::{At, Checker, Source, at, one_of};
 use crate::config::expand::{Names, Place};
 use crate::config::raw::{RawComponent, RawHealth, RawRestart};
-use crate::config::{Component, Handover, Health, HealthAction, Probe, Ready, Restart, RestartPolicy, value};
+use crate::config::{
+    Component, Handover, Health, HealthAction, Probe, RELOAD_TIMEOUT_DEFAULT, Ready, Restart, RestartPolicy,
+    TRANSITIONS, value,
+};
 
 const STOP_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
 const HEALTH_INTERVAL_DEFAULT: Duration = Duration::from_secs(5);
@@ -39,6 +42,7 @@ impl Checker<'_> {
         over: Vec<Spanned<RawComponent>>,
         listeners: &BTreeSet<String>,
         start_timeout: Duration,
+        channels: &[String],
     ) -> Vec<Component> {
         let mut over = self.named(over, Source::Local);
         let mut components: Vec<Component> = Vec::new();
@@ -65,7 +69,7 @@ impl Checker<'_> {
             let lost = commands.iter().any(|(source, index)| {
                 index.is_some_and(|index| self.is_taken_out(*source, &format!("component.{index}.command")))
             });
-            let component = self.component(&name, raw, local, start_timeout, lost);
+            let component = self.component(&name, raw, local, start_timeout, (lost, channels));
             self.shared_data(&mut given, &name, component.user.as_ref(), &component.data);
             components.push(component);
         }
@@ -118,7 +122,7 @@ impl Checker<'_> {
         raw: RawComponent,
         local: RawComponent,
         start_timeout: Duration,
-        command_lost: bool,
+        (command_lost, channels): (bool, &[String]),
     ) -> Component {
         let words = |list: Option<Vec<Spanned<String>>>| -> Vec<String> {
             list.into_iter().flatten().map(Spanned::into_inner).collect()
@@ -150,6 +154,7 @@ impl Checker<'_> {
         let ready_at = ready.as_ref().map(|ready| (ready.source, ready.span.clone()));
         let start = self.pick(raw.start_timeout, local.start_timeout);
         let stop = self.pick(raw.stop_timeout, local.stop_timeout);
+        let reload = self.pick(raw.reload_timeout, local.reload_timeout);
         let user = self.pick(raw.user, local.user);
         let path = env.get("PATH").map(String::as_str);
         self.command(&command, path, &names, Place::Command);
@@ -170,12 +175,14 @@ impl Checker<'_> {
             restart: self.restart(raw.restart.unwrap_or_default(), local.restart.unwrap_or_default()),
             start_timeout: self.text_value(start, kind.start_timeout(start_timeout), value::duration),
             stop_timeout: self.text_value(stop, STOP_TIMEOUT_DEFAULT, value::duration),
+            reload_timeout: self.text_value(reload, RELOAD_TIMEOUT_DEFAULT, value::duration),
             data,
             user: user.map(|user| user.value),
             env: env.clone(),
             spawn,
             files: local.files.or(raw.files).map(|list| words(Some(list))),
             allow: self.allow(raw.allow, local.allow),
+            listen: self.listen(raw.listen, local.listen, channels),
             migrates: local.migrates.or(raw.migrates).unwrap_or(true),
         };
         if let Some((source, span)) = ready_at
@@ -302,6 +309,30 @@ impl Checker<'_> {
             }
         }
         allowed
+    }
+
+    /// Returns where a component may listen, if it says so.
+    fn listen(
+        &mut self,
+        raw: Option<Vec<Spanned<String>>>,
+        local: Option<Vec<Spanned<String>>>,
+        channels: &[String],
+    ) -> Option<Vec<String>> {
+        let source = if local.is_some() { Source::Local } else { Source::Release };
+        let mut listened = Vec::new();
+        for word in local.or(raw)? {
+            let word = at(word, source);
+            let is_open =
+                word.value == bus::LOG || word.value.starts_with("component.") || channels.contains(&word.value);
+            if TRANSITIONS.contains(&word.value.as_str()) || is_open {
+                listened.push(word.value);
+            } else {
+                let names = TRANSITIONS.join(", ");
+                let what = format!("{:?} is not a channel to listen on: use some of {names}", word.value);
+                self.wrong(source, &word.span, what);
+            }
+        }
+        Some(listened)
     }
 }
 
