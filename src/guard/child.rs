@@ -3,7 +3,6 @@
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -13,7 +12,6 @@ use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
 use refit_base::{Cause, Exit};
 use refit_updater::decided::{self, Decided};
-use refit_updater::mount;
 use semver::Version;
 
 use crate::handover::Named;
@@ -23,6 +21,7 @@ use crate::handover::inherit::VARIABLES;
 use crate::home::Home;
 use crate::logs::journal::VARIABLE as JOURNAL;
 use crate::process::launch::Begin;
+use crate::process::program::{self, Unfit};
 use crate::process::resources::Resources;
 
 /// The program that is the runtime of a release.
@@ -30,14 +29,14 @@ use crate::process::resources::Resources;
 pub(super) struct Program {
     /// Its file.
     pub(super) path: PathBuf,
-    /// The file that the release names, if that cannot be executed.
-    pub(super) unusable: Option<PathBuf>,
+    /// The file that the release names, and why it is not executed, if it is not.
+    pub(super) unusable: Option<(PathBuf, String)>,
 }
 
 /// Returns the program that is the runtime of `version`: what its `[runtime] binary` names, or else `installed`.
 ///
 /// An unreadable `appliance.toml` also means the installed program: it says what is wrong better than the guard could. So does a file
-/// that is missing, empty or not executable, or lies where nothing may be executed.
+/// that is missing or not a program, or lies where nothing may be executed.
 ///
 /// # Errors
 /// The system cannot say now, and may be able to later.
@@ -52,17 +51,10 @@ pub(super) fn program(home: &Home, version: &Version, installed: &Path) -> io::R
         .and_then(|table| Some(table.get("runtime")?.get("binary")?.as_str()?.to_owned()));
     let Some(named) = named else { return Ok(Program { path: installed.to_owned(), unusable: None }) };
     let path = release.join(named);
-    match fs::metadata(&path) {
-        Ok(found)
-            if found.is_file()
-                && found.len() > 0
-                && found.permissions().mode() & 0o111 != 0
-                && !mount::is_noexec(&path) =>
-        {
-            Ok(Program { path, unusable: None })
-        }
-        Err(error) if passes(&error) => Err(error),
-        Ok(_) | Err(_) => Ok(Program { path: installed.to_owned(), unusable: Some(path) }),
+    match program::look(&path) {
+        Ok(()) => Ok(Program { path, unusable: None }),
+        Err(Unfit::Unknown(error)) if passes(&error) => Err(error),
+        Err(unfit) => Ok(Program { path: installed.to_owned(), unusable: Some((path, unfit.to_string())) }),
     }
 }
 
@@ -106,7 +98,7 @@ pub(super) fn start(start: Start<'_>) -> io::Result<u32> {
     // The launcher is this very program, even when its file was replaced: it puts the child's own PID into LISTEN_PID.
     let mut command = Command::new("/proc/self/exe");
     command
-        .args(["launch", "--keep-blocked", "--listen-fds"])
+        .args(["launch", "--keep-blocked", "--no-shell", "--listen-fds"])
         .arg(names.len().to_string())
         // The runtime may be an older program, whose components would keep what is the guard's.
         .args(Begin::with(start.found).arguments())

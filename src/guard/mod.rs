@@ -15,6 +15,7 @@ mod damage;
 mod deadlines;
 mod decisions;
 mod inbox;
+mod installed;
 mod manager;
 mod orphans;
 mod output;

@@ -30,6 +30,7 @@ use super::child;
 use super::deadlines::Deadlines;
 use super::decisions::Decisions;
 use super::inbox::Inbox;
+use super::installed::Installed;
 use super::manager::ServiceManager;
 use super::output::Output;
 use super::say::{Complaints, say};
@@ -38,6 +39,7 @@ use super::{Given, GuardError, system};
 use crate::handover::channel::ToRuntime;
 use crate::handover::{names, notify};
 use crate::home::{Home, HomeLock};
+use crate::process::installed;
 use crate::process::resources::Resources;
 
 /// How often a runtime that never became ready is started when it is ended by a signal. An exit status ends the guard at
@@ -106,7 +108,7 @@ pub(super) struct Guard {
     /// Descriptors of no use but for the end, when there may be no others: so many are needed to find the children.
     reserve: Vec<File>,
     home: Home,
-    installed: PathBuf,
+    installed: Installed,
     journal: Option<PathBuf>,
     found: Resources,
     pub(super) manager: ServiceManager,
@@ -163,7 +165,7 @@ impl Guard {
         Ok(Self {
             reserve,
             home: given.home,
-            installed: given.installed,
+            installed: Installed::new(given.installed),
             journal: given.journal,
             found: given.found,
             manager,
@@ -412,6 +414,14 @@ impl Guard {
         };
         ending.output = self.output.take_lines();
         if self.decisions.is_trial() {
+            return Next::StartNow;
+        }
+        let is_answer = ending.cause == Cause::Machine || code.is_some_and(installed::is_answer);
+        if self.image == Image::Silent && !is_answer && self.installed.has_failed() {
+            say(&format!(
+                "the runtime {how} and said nothing; the program {} is not used until it is another one",
+                self.installed.path().display()
+            ));
             return Next::StartNow;
         }
         if self.image != Image::Ready && self.leave_damaged() {

@@ -4,7 +4,7 @@ use std::ffi::{CString, OsString};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 
@@ -73,8 +73,12 @@ pub fn unblock_signals() -> io::Result<()> {
     Ok(sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?)
 }
 
-fn execute(
-    program: &std::path::Path,
+/// Executes the file `program` in this process, as execve(2) does: no shell interprets one that the kernel does not take.
+///
+/// # Errors
+/// Why it does not. This process goes on.
+pub(crate) fn execute(
+    program: &Path,
     arguments: &[OsString],
     environment: &[(OsString, OsString)],
 ) -> io::Result<std::convert::Infallible> {

@@ -2,8 +2,12 @@
 //! version may be put there while this one runs; and what the guard was started from, once it is not.
 
 use std::ffi::OsStr;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+use refit_base::Exit;
+
+use super::program;
 
 /// Returns the path by which this process was started: the one in `argument`, its first, which may lead over links, and is looked for in the
 /// working directory `cwd` or in `search`, a `PATH`; or where its file lies, if that is not the same file.
@@ -24,16 +28,29 @@ pub fn path(argument: &OsStr, cwd: &Path, search: Option<&OsStr>) -> PathBuf {
 /// Returns what to execute as the program at `path`: that file, or what the process `guard` was started from where it is none.
 #[must_use]
 pub fn program(path: &Path, guard: u32) -> PathBuf {
-    let is_program = path
-        .metadata()
-        .is_ok_and(|found| found.is_file() && found.len() > 0 && found.permissions().mode() & 0o111 != 0);
-    if is_program { path.to_owned() } else { PathBuf::from(format!("/proc/{guard}/exe")) }
+    if program::is_program(path) { path.to_owned() } else { held(guard) }
+}
+
+/// Returns what the process `guard` was started from, which the kernel keeps as long as that runs.
+#[must_use]
+pub fn held(guard: u32) -> PathBuf {
+    PathBuf::from(format!("/proc/{guard}/exe"))
+}
+
+/// Returns whether a `refit` that ended with this status has understood what was asked of it, and says what is wrong. Any other program, or
+/// one of which a part is missing, ends by a signal or with a status of its own.
+#[must_use]
+pub const fn is_answer(status: Exit) -> bool {
+    match status {
+        Exit::Disk | Exit::TryLater | Exit::Config => true,
+        Exit::Done | Exit::Usage | Exit::Refused | Exit::Unavailable | Exit::Failed => false,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{PermissionsExt, symlink};
 
     use super::*;
 

@@ -4,6 +4,7 @@
 //! calls, which [`spawn`](crate::handover::spawn) makes in the child; looking up an account is not, and needs this program between fork and exec. The order is the
 //! same: what needs the rights of the runtime comes before the account is changed, what must not limit this program itself comes last.
 
+use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr, OsString};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -40,6 +41,9 @@ pub struct Launch {
     /// Leave signals as they are: the program keeps them blocked until it has handlers.
     #[arg(long)]
     pub keep_blocked: bool,
+    /// The program is named by its path, and executed as it is: a text without an interpreter is not given to the shell.
+    #[arg(long)]
+    pub no_shell: bool,
     /// What a component's program begins with.
     #[command(flatten)]
     pub state: Begin,
@@ -220,8 +224,27 @@ fn become_program(launch: &Launch, sockets: Vec<OwnedFd>) -> io::Result<std::con
         fd::default_signals(Signals::All)?;
         exec::unblock_signals()?;
     }
-    let error = command.exec();
+    let error = if launch.no_shell {
+        match exec::execute(Path::new(program), &launch.command, &environment_of(&command)) {
+            Err(error) => error,
+            Ok(never) => match never {},
+        }
+    } else {
+        command.exec()
+    };
     Err(io::Error::new(error.kind(), format!("cannot execute {}: {error}", program.display())))
+}
+
+/// Returns what `command` would give its program of the environment.
+fn environment_of(command: &Command) -> Vec<(OsString, OsString)> {
+    let mut all: BTreeMap<OsString, OsString> = std::env::vars_os().collect();
+    for (key, value) in command.get_envs() {
+        match value {
+            Some(value) => drop(all.insert(key.to_owned(), value.to_owned())),
+            None => drop(all.remove(key)),
+        }
+    }
+    all.into_iter().collect()
 }
 
 /// Brings this process into the state that the program begins in.

@@ -16,6 +16,7 @@ use semver::Version;
 
 use crate::config::{ConfigError, LOCAL_FILE, Mistake};
 use crate::handover::listener::BindError;
+use crate::process::program::Unfit;
 
 /// What the update manager refuses or fails at.
 #[derive(Debug, thiserror::Error)]
@@ -136,6 +137,16 @@ pub enum UpdateError {
         /// The version.
         version: Version,
     },
+    /// The runtime that the next release brings is not a program.
+    #[error("cannot execute {program}, the runtime of release {version}: {unfit}")]
+    NotAProgram {
+        /// The program.
+        program: String,
+        /// The version.
+        version: Version,
+        /// Why it is not.
+        unfit: Unfit,
+    },
     /// A component's account does not reach what its process needs of the next release.
     #[error("release {version} cannot run: {what}{}", others(*count))]
     NotReached {
@@ -206,7 +217,9 @@ impl UpdateError {
     /// Returns whose trouble it is that an attempt ended with this.
     pub fn cause(&self) -> Cause {
         match self {
-            Self::Misnamed { .. } | Self::NotExecutable { .. } => Cause::Release,
+            Self::NotAProgram { unfit: Unfit::Unknown(error), .. } => Cause::of(error),
+            Self::NotAProgram { unfit: Unfit::NoExec, .. } => Cause::Machine,
+            Self::Misnamed { .. } | Self::NotExecutable { .. } | Self::NotAProgram { .. } => Cause::Release,
             Self::DryRun { cause, .. } | Self::NotReached { cause, .. } => *cause,
             // What only this machine says is no mistake of the release.
             Self::Config { source: ConfigError::Mistakes { mistakes }, .. } => {
@@ -301,7 +314,9 @@ impl Reported for UpdateError {
             Self::Config { .. } | Self::Misnamed { .. } => {
                 Report::new("configuration_refused", Exit::Config, CORRECTED_PACKAGE)
             }
-            Self::NotExecutable { .. } => Report::new("program_missing", Exit::Failed, CORRECTED_PACKAGE),
+            Self::NotExecutable { .. } | Self::NotAProgram { .. } => {
+                Report::new("program_missing", Exit::Failed, CORRECTED_PACKAGE)
+            }
             Self::NotReached { .. } => Report::new(
                 "program_not_reached",
                 Exit::Failed,

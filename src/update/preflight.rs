@@ -12,7 +12,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use nix::libc::{SIGHUP, SIGINT, SIGKILL, SIGTERM};
-use refit_base::{Cause, Exit, lock};
+use refit_base::{Cause, Chain, Exit, lock};
 use refit_updater::Store;
 use refit_updater::config::{Existing, MergeReport, merge_config};
 use refit_updater::mount;
@@ -28,6 +28,7 @@ use crate::handover::listener::Listeners;
 use crate::home::Home;
 use crate::process::launch::Begin;
 use crate::process::resources::Resources;
+use crate::process::{installed, program};
 
 /// How long a dry run may take: it reads a few files.
 const DRY_RUN_MAX: Duration = Duration::from_secs(30);
@@ -84,8 +85,8 @@ pub(super) async fn examine(
     }
     lock(listeners).try_all(&config.listeners)?;
     let config = examine_accounts(home, &release, config, search).await?;
-    let program = config.runtime.as_ref().map_or_else(|| installed.to_owned(), |program| release.dir.join(program));
-    examine_runtime(home, &program, &version, found).await?;
+    let program = config.runtime.as_ref().map(|program| release.dir.join(program));
+    let program = examine_runtime(home, program, installed, &version, found).await?;
     Ok(Examined { release, config, program })
 }
 
@@ -121,31 +122,65 @@ async fn examine_accounts(
     }
 }
 
-/// Finds out whether `program` can be the runtime of the release `version`.
+/// Finds out what can be the runtime of the release `version`: the `program` that it brings, or the one at `installed` for one that brings
+/// none. Where that ends like something that is not `refit` at all, it is what the guard was started from.
 ///
 /// # Errors
 /// It is not there, cannot be executed, or does not understand what it will need.
 pub(super) async fn examine_runtime(
     home: &Home,
-    program: &Path,
+    program: Option<PathBuf>,
+    installed: &Path,
     version: &Version,
     found: Resources,
-) -> Result<(), UpdateError> {
-    if !is_executable(program) {
-        return Err(UpdateError::NotExecutable { program: program.display().to_string(), version: version.clone() });
+) -> Result<PathBuf, UpdateError> {
+    if let Some(program) = program {
+        if let Err(unfit) = program::look(&program) {
+            let (program, version) = (program.display().to_string(), version.clone());
+            return Err(UpdateError::NotAProgram { program, version, unfit });
+        }
+        return match dry_run(home, &program, found, version).await {
+            Ok(()) => Ok(program),
+            Err(failed) => Err(failed.error),
+        };
     }
-    dry_run(home, program, version, found).await
+    let guard = std::os::unix::process::parent_id();
+    let held = installed::held(guard);
+    let program = installed::program(installed, guard);
+    let failed = match dry_run(home, &program, found, version).await {
+        Ok(()) => return Ok(program),
+        Err(failed) if failed.is_answer || program == held => return Err(failed.error),
+        Err(failed) => failed,
+    };
+    // If the other does no better, the release may be to blame.
+    dry_run(home, &held, found, version).await.map_err(|failed| failed.error)?;
+    tracing::warn!(
+        program = %program.display(),
+        error = %Chain(&failed.error),
+        "the installed refit cannot be used; the one that the guard was started from is"
+    );
+    Ok(held)
 }
 
 fn is_executable(path: &Path) -> bool {
     path.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
 }
 
-/// Has the release's runtime read everything that it will need.
-async fn dry_run(home: &Home, program: &Path, version: &Version, found: Resources) -> Result<(), UpdateError> {
-    let failed = |how: String, cause, output| UpdateError::DryRun { version: version.clone(), how, cause, output };
+/// A dry run that failed.
+struct Failed {
+    error: UpdateError,
+    /// Whether `refit` itself said so, or the system.
+    is_answer: bool,
+}
+
+/// Has the program read everything that it will need as the runtime of `version`.
+async fn dry_run(home: &Home, program: &Path, found: Resources, version: &Version) -> Result<(), Failed> {
+    let failed = |how: String, cause, output, is_answer| Failed {
+        error: UpdateError::DryRun { version: version.clone(), how, cause, output },
+        is_answer,
+    };
     let run = Command::new("/proc/self/exe")
-        .arg("launch")
+        .args(["launch", "--no-shell"])
         .args(Begin::with(found).arguments())
         .arg("--")
         .arg(program)
@@ -160,11 +195,11 @@ async fn dry_run(home: &Home, program: &Path, version: &Version, found: Resource
     let output = match awake::timeout(DRY_RUN_MAX, run).await {
         Some(Ok(output)) => output,
         Some(Err(error)) => {
-            return Err(failed(format!("it cannot be executed: {error}"), Cause::of(&error), Vec::new()));
+            return Err(failed(format!("it cannot be executed: {error}"), Cause::of(&error), Vec::new(), true));
         }
         None => {
             let how = format!("it did not end within {} s", DRY_RUN_MAX.as_secs());
-            return Err(failed(how, Cause::Release, Vec::new()));
+            return Err(failed(how, Cause::Release, Vec::new(), false));
         }
     };
     if output.status.success() {
@@ -180,7 +215,9 @@ async fn dry_run(home: &Home, program: &Path, version: &Version, found: Resource
     };
     // Elsewhere its programs could be executed.
     let cause = if mount::is_noexec(&home.release(version)) { Cause::Machine } else { cause_of(output.status) };
-    Err(failed(how, cause, last))
+    let is_answer =
+        cause == Cause::Machine || output.status.code().map(Exit::from_code).is_some_and(installed::is_answer);
+    Err(failed(how, cause, last, is_answer))
 }
 
 /// Returns whose trouble it was that a dry run ended so: it says itself if a disk failed it, or passing trouble, and a kill came from

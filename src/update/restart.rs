@@ -19,11 +19,9 @@ use crate::config::{self, Config};
 /// The program cannot take over; nothing was asked.
 pub(super) async fn restart_in_place(parts: &Parts, bus: &Bus, origin: Origin) -> Result<Ticket, UpdateError> {
     let config = &parts.config;
-    let program = match &config.runtime {
-        Some(program) => parts.context.release_dir.join(program),
-        None => parts.installed(),
-    };
-    preflight::examine_runtime(&parts.context.home, &program, &config.version, parts.context.found).await?;
+    let program = config.runtime.as_ref().map(|program| parts.context.release_dir.join(program));
+    let (home, found) = (&parts.context.home, parts.context.found);
+    let program = preflight::examine_runtime(home, program, &parts.installed, &config.version, found).await?;
     // The settings may be others by now.
     let version = config.version.clone();
     let wrong = |source| UpdateError::Config { version, source };

@@ -252,7 +252,7 @@ impl Transaction {
         let (home, listeners) = (&self.parts.context.home, &self.parts.context.listeners);
         let search = self.parts.context.environment.get(OsStr::new("PATH")).map(OsString::as_os_str);
         let (name, found) = (&self.parts.config.name, self.parts.context.found);
-        preflight::examine(home, release, name, listeners, &self.parts.installed(), search, found).await
+        preflight::examine(home, release, name, listeners, &self.parts.installed, search, found).await
     }
 
     /// Returns when this image journaled a trial, on the monotonic clock.

@@ -130,7 +130,7 @@ const TROUBLES: &[Trouble] = &[
             put_program(&program(appliance), "no program at all");
         },
         end: |appliance| put_back(&program(appliance)),
-        said: "ended with status 127; starting it again",
+        said: "the installed refit runs it instead",
     },
     Trouble {
         name: "the runtime's program ends at once",

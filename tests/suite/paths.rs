@@ -1,10 +1,11 @@
 //! Other ways to the same file: the installed program behind links that change, and the home by another spelling.
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use nix::sys::signal::Signal;
+use refit_fixtures::tools::put_program;
 
 use crate::appliance::{Appliance, Ran, refit};
 use crate::process;
@@ -53,6 +54,56 @@ fn the_installed_program_may_be_replaced_and_removed_while_it_runs() {
         fs::write(version("two"), "").expect("written");
     }
     assert_eq!(appliance.component_pid("idle"), pid, "it was kept all the time");
+}
+
+/// Something that an interrupted or mistaken upgrade leaves in the place of the program: an executable file.
+fn spoil(what: &str, file: &Path, mark: &Path) {
+    drop(fs::remove_file(file)); // the first time it is a link to nothing
+    let cut = |length| {
+        fs::copy(REFIT, file).expect("copied");
+        File::options().write(true).open(file).expect("opened").set_len(length).expect("cut");
+    };
+    match what {
+        "a text" => put_program(file, &format!("echo >{}\n", mark.display())),
+        "64 bytes" => cut(64),
+        "a part" => cut(5 << 20),
+        "a missing interpreter" => put_program(file, "#!/nonexistent\n"),
+        "another program" => put_program(file, "#!/bin/sh\nexit 3\n"),
+        "one that is ended by a signal" => put_program(file, "#!/bin/sh\nkill -SEGV $$\n"),
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn what_is_installed_may_be_executable_and_no_refit() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (file, mark) = (dir.path().join("refit"), dir.path().join("mark"));
+    fs::copy(REFIT, &file).expect("copied");
+    let mut appliance = Appliance::new(&idle("1.0.0"));
+    run_by(&mut appliance, &file);
+    let pid = appliance.component_pid("idle");
+    for what in
+        ["a text", "64 bytes", "a part", "a missing interpreter", "another program", "one that is ended by a signal"]
+    {
+        spoil(what, &file, &mark);
+        // The same words as for one that is gone, and the release is not blamed: neither by a preflight nor by the guard.
+        appliance.install(&idle("1.1.0"), &["--allow-downgrade"]).ends_with(0);
+        appliance.kill_runtime();
+        let installed = fs::canonicalize(&file).expect("a path").display().to_string();
+        assert!(appliance.log().contains(&format!("cannot use {installed}, the installed refit: ")), "{what}");
+        appliance.refit(&["rollback"]).ends_with(0);
+        appliance.refit(&["bus", "request", "restart"]).ends_with(0);
+        appliance.settled("1.0.0");
+    }
+    assert!(!mark.exists(), "no shell runs it");
+    assert_eq!(appliance.component_pid("idle"), pid, "it was kept all the time");
+    assert!(appliance.history().iter().all(|entry| entry["outcome"] != "failed"), "{:?}", appliance.history());
+    // The next one that is one is used.
+    drop(fs::remove_file(&file));
+    fs::copy(REFIT, &file).expect("copied");
+    appliance.kill_runtime();
+    let runs = fs::read_link(format!("/proc/{}/exe", appliance.runtime_pid())).expect("a link");
+    assert_eq!(runs, fs::canonicalize(&file).expect("a path"));
 }
 
 #[test]

@@ -15,7 +15,6 @@ use crate::guard::decisions::Decision;
 use crate::guard::say::say;
 use crate::guard::{GuardError, system};
 use crate::handover::{Named, names};
-use crate::process::installed;
 use crate::process::resources::Resources;
 
 impl Guard {
@@ -42,12 +41,19 @@ impl Guard {
             program = self.program(&decision.version)?;
         }
         let version = &decision.version;
-        if let Some(path) = program.unusable {
-            let text = format!(
-                "cannot execute {}, the runtime of release {version}; the installed refit runs it instead",
-                path.display()
-            );
-            self.complaints.say("program", &text);
+        match program.unusable {
+            Some((path, why)) => {
+                let text = format!(
+                    "cannot execute {}, the runtime of release {version}: {why}; the installed refit runs it instead",
+                    path.display()
+                );
+                self.complaints.say("program", &text);
+            }
+            None => self.complaints.forget("program"),
+        }
+        match self.installed.trouble(&program.path) {
+            Some(trouble) => self.complaints.say("installed", &trouble),
+            None => self.complaints.forget("installed"),
         }
         self.inbox.restore(&self.home).map_err(system("bind the guard socket again"))?;
         let mut descriptors = self.store.duplicate().map_err(system("duplicate the stored descriptors"))?;
@@ -61,7 +67,7 @@ impl Guard {
         let pid = child::start(Start {
             program: &program.path,
             home: &self.home,
-            installed: &self.installed,
+            installed: self.installed.path(),
             found: self.found,
             descriptors,
             output: &self.pipe,
@@ -69,6 +75,7 @@ impl Guard {
             decided: decision.unwritten,
         })
         .map_err(system("start the runtime"))?;
+        self.installed.has_started(&program.path);
         self.starts = self.starts.saturating_add(1);
         self.complaints.forget("start");
         let pid = Pid::from_raw(i32::try_from(pid).unwrap_or(0));
@@ -92,7 +99,7 @@ impl Guard {
 
     /// Returns the program that is the runtime of `version`. One that lacks its permissions is given them.
     fn program(&self, version: &Version) -> Result<Program, GuardError> {
-        let installed = installed::program(&self.installed, std::process::id());
+        let installed = self.installed.program();
         let look = || child::program(&self.home, version, &installed);
         let mut program = look();
         if program.as_ref().is_ok_and(|program| program.unusable.is_some())

@@ -54,7 +54,7 @@ fn b085_a_restart_that_cannot_work_is_refused_before_anything_stops() {
     };
     fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).expect("opened");
     fs::rename(&program, &aside).expect("moved aside");
-    refused("is not an executable file");
+    refused("the runtime of release 1.0.0: No such file or directory");
     put_program(&program, "#!/bin/sh\necho the library libmast.so is missing\nexit 1\n");
     refused("libmast.so is missing");
     fs::rename(&aside, &program).expect("moved back");
