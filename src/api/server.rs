@@ -90,9 +90,9 @@ impl bus::Listener for ApiServer {
                     self.http.begin().map_err(|error| Failure::new(format!("cannot serve the API: {error}")))?;
                     self.publish_handover();
                 }
-                Some(StopReason::Replace(_)) => self.http.drain(true, &call.cancelled).await,
+                Some(StopReason::Replace(_)) => self.http.drain(true, &call.cancelled()).await,
                 Some(StopReason::Stop | StopReason::Exit | StopReason::Undo) => {
-                    self.http.drain(false, &call.cancelled).await;
+                    self.http.drain(false, &call.cancelled()).await;
                 }
             }
             Ok(Value::Null)

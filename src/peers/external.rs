@@ -27,7 +27,7 @@ impl External {
         let shared = format!("all that listens of {of_whom} shares {} s", all.as_secs_f32());
         let own = call.limit;
         call.limit = own.min(left);
-        let cancelled = call.cancelled.clone();
+        let cancelled = call.cancelled();
         let waiting = peer.begin(&call)?;
         let answered = CancellationToken::new();
         peers.watch_for_hang(peer, answered.clone());
@@ -51,17 +51,17 @@ impl Listener for External {
     fn call(self: Arc<Self>, call: Call) -> Work {
         let peer = Arc::clone(&self.peer);
         Box::pin(async move {
-            if call.channel == bus::LOG {
-                peer.send_log(call.argument);
+            if *call.channel == *bus::LOG {
+                peer.send_log(call.argument.clone());
                 return Ok(Value::Null);
             }
-            if call.channel == bus::START && peer.resumes.swap(false, Ordering::Relaxed) {
+            if *call.channel == *bus::START && peer.resumes.swap(false, Ordering::Relaxed) {
                 return Ok(Value::Null); // it serves already, since before this image
             }
-            if TRANSITIONS.contains(&call.channel.as_str()) {
+            if TRANSITIONS.contains(&&*call.channel) {
                 return self.call_in_transition(call).await;
             }
-            let cancelled = call.cancelled.clone();
+            let cancelled = call.cancelled();
             peer.begin(&call)?.answer(cancelled).await
         })
     }

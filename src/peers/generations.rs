@@ -153,8 +153,10 @@ impl Peers {
         }
         let is_up = matches!(self.parts.bus.state(), State::Starting | State::Running);
         let listener = Arc::new(External { peer: Arc::clone(peer), peers: Arc::clone(self) });
-        let mut subscription =
-            Subscription::new(channel, &peer.name, listener).order(order).shown_priority(place.priority).joined(is_up);
+        let mut subscription = Subscription::new(channel, peer.name.as_str(), listener)
+            .order(order)
+            .shown_priority(place.priority)
+            .joined(is_up);
         if let Some(component) = component {
             subscription = subscription.group(component);
         }

@@ -247,7 +247,7 @@ impl Peer {
 
     /// Sends a call. Returns what waits for its answer.
     pub(super) fn begin(self: &Arc<Self>, call: &Call) -> Result<Waiting, Failure> {
-        let in_transition = bus::BUILT_IN.contains(&call.channel.as_str());
+        let in_transition = bus::BUILT_IN.contains(&&*call.channel);
         let (answer, receiver) = oneshot::channel();
         let id = {
             let mut calls = lock(&self.calls);
@@ -292,7 +292,7 @@ impl Peer {
 
 fn message(id: u64, call: &Call) -> Value {
     let mut params = json!({
-        "channel": call.channel,
+        "channel": &*call.channel,
         "publication": call.publication,
         "state": call.state,
         "argument": call.argument,

@@ -216,7 +216,7 @@ fn wait_for(peers: &Arc<Peers>, peer: &Arc<Peer>, id: Option<&Value>, wait: Wait
                 waited = bus.wait_within(&states, limit) => match waited {
                     Ok(state) => Ok(json!({ "state": state })),
                     Err(WaitError::Timeout(state)) => Err(PeerError::Timeout { state }),
-                    Err(WaitError::Ended) => Err(PeerError::Ended),
+                    Err(WaitError::Ended | WaitError::Ending) => Err(PeerError::Ended),
                     Err(WaitError::Inside) => Err(PeerError::Inside),
                 },
                 () = peer.ending.cancelled() => Err(PeerError::Ended),

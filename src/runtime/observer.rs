@@ -5,6 +5,7 @@ use std::sync::Arc;
 use refit_bus::{
     self as bus, AfterFailure, Bus, BusEvent, Decision, Fault, Level, LogEntry, Observer, RequestKind, Subscription,
 };
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::carry::{Registry, SiteWish};
@@ -77,7 +78,7 @@ fn wish(kind: RequestKind) -> Option<SiteWish> {
 /// Has what the bus says go where everything of the runtime goes: to standard error.
 pub(super) fn trace(bus: &Bus) {
     let write = bus::listener(|call| async move {
-        if let Ok(LogEntry { level, text, .. }) = serde_json::from_value(call.argument) {
+        if let Ok(LogEntry { level, text, .. }) = LogEntry::deserialize(&call.argument) {
             match level {
                 Level::Debug => tracing::debug!(target: "refit::bus", "{text}"),
                 Level::Info => tracing::info!(target: "refit::bus", "{text}"),

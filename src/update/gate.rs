@@ -29,10 +29,11 @@ pub(super) fn attach(bus: &Bus, receiving: &Arc<Receiving>) {
 
 impl Listener for Gate {
     fn call(self: Arc<Self>, call: Call) -> Work {
+        let cancelled = call.cancelled();
         Box::pin(async move {
             // Cancel-safe: levels are waited for.
             tokio::select! {
-                () = call.cancelled.cancelled() => {}
+                () = cancelled.cancelled() => {}
                 waited = tokio::time::timeout(TIDY_WAITED_MAX, self.receiving.until_tidy()) => {
                     if waited.is_err() {
                         tracing::warn!("the disk takes long; no update is taken until the home is tidy");

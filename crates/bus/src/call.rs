@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
+use crate::calls::Calls;
 use crate::failure::Failure;
 use crate::phase::Phase;
 use crate::request::StopReason;
@@ -16,11 +17,11 @@ use crate::state::State;
 /// What a listener gives to the bus when it is called: its answer, some time later.
 pub type Work = Pin<Box<dyn Future<Output = Result<Value, Failure>> + Send>>;
 
-/// What a listener is told.
+/// What all listeners of a publication are told.
 #[derive(Debug, Clone)]
-pub struct Call {
+pub struct CallInfo {
     /// The channel.
-    pub channel: String,
+    pub channel: Arc<str>,
     /// The number of the publication.
     pub publication: u64,
     /// The state of the site.
@@ -33,14 +34,58 @@ pub struct Call {
     pub generation: u64,
     /// Of a stop: why.
     pub reason: Option<StopReason>,
-    /// How long the bus waits.
-    pub limit: Duration,
-    /// Cancelled when nobody waits any longer: the time is over, or the answer is not wanted any more.
-    pub cancelled: CancellationToken,
     /// How many publications inside listeners of others led to this one.
     pub depth: u32,
     /// Whether the site itself calls, and not somebody who publishes on the same channel.
     pub(crate) by_the_site: bool,
+}
+
+impl CallInfo {
+    /// Returns what is told by a publication that is no transition.
+    pub(crate) const fn plain(channel: Arc<str>, publication: u64, state: State, argument: Value, depth: u32) -> Self {
+        Self {
+            channel,
+            publication,
+            state,
+            argument,
+            phase: None,
+            generation: 0,
+            reason: None,
+            depth,
+            by_the_site: false,
+        }
+    }
+}
+
+/// What a listener is told.
+#[derive(Clone)]
+pub struct Call {
+    pub(crate) calls: Arc<Calls>,
+    pub(crate) place: usize,
+    /// How long the bus waits.
+    pub limit: Duration,
+}
+
+impl Call {
+    /// Returns what is cancelled when nobody waits any longer: the time is over, or the answer is not wanted any more. It is made
+    /// when it is asked for: most listeners never do.
+    pub fn cancelled(&self) -> CancellationToken {
+        self.calls.token(self.place)
+    }
+}
+
+impl std::ops::Deref for Call {
+    type Target = CallInfo;
+
+    fn deref(&self) -> &CallInfo {
+        self.calls.info()
+    }
+}
+
+impl std::fmt::Debug for Call {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Call").field("info", self.calls.info()).field("limit", &self.limit).finish_non_exhaustive()
+    }
 }
 
 /// Whoever can be called.

@@ -73,10 +73,10 @@ impl Listener for Life {
             return Box::pin(async { Err(Failure::new(reason)) });
         }
         let component = Arc::clone(&self.0);
-        let act = match (call.phase, call.reason) {
+        let act = match (call.phase, &call.reason) {
             (Some(phase), _) => component.reload(phase, call.generation),
-            (None, Some(reason)) => component.stop(reason, call.cancelled),
-            (None, None) => component.start(call.cancelled),
+            (None, Some(reason)) => component.stop(reason.clone(), call.cancelled()),
+            (None, None) => component.start(call.cancelled()),
         };
         Box::pin(async move { act.await.map(|()| Value::Null) })
     }

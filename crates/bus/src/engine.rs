@@ -4,32 +4,31 @@
 //! way. So a stop during a start is never lost, an exit absorbs what is weaker, and no listener is ever nested in another.
 
 mod reload;
+mod start;
+mod stop;
+mod transition;
 
-use std::collections::{BTreeSet, HashSet};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use refit_base::Exit;
-use serde_json::Value;
 use tokio::sync::{mpsc, watch};
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::call::Call;
-use crate::context::Purpose;
+use crate::call::CallInfo;
 use crate::failure::Failure;
 use crate::handle::Bus;
 use crate::log::Level;
-use crate::order::{Order, Row, waves_of_any};
 use crate::panics;
-use crate::publication::{Round, call_for, in_waves, plain_call};
-use crate::registry::{ENTER, EXIT, Entry, START, STOP};
+use crate::registry::{ComponentId, ENTER, EXIT, Entry};
 use crate::request::StopReason;
 use crate::request::{Origin, Replacement, Request};
 use crate::shared::{Fault, Observer, Options, Shared};
 use crate::state::{Goal, State};
 use crate::tasks::{TaskRunner, TaskSet};
+
+use transition::{Time, Transition, fault_of, told};
 
 /// How long the log's listeners have for what still waits when everything else is done.
 const LAST_WORDS_MAX: Duration = Duration::from_secs(1);
@@ -52,21 +51,16 @@ impl Ended {
     }
 }
 
-/// The time of one transition: the deadline of each listener lies inside it.
-#[derive(Clone, Copy)]
-struct Time {
-    until: Instant,
-    grace: Duration,
+/// Somebody who started: a listener of that name, or that component and no other that bears its name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Started {
+    name: Arc<str>,
+    component: Option<ComponentId>,
 }
 
-impl Time {
-    /// Returns how long a listener may take that would have `wanted`. Who stops gets at least the grace, however late it is.
-    fn limit(&self, wanted: Duration) -> Duration {
-        wanted.min(self.until.saturating_duration_since(Instant::now()).max(self.grace))
-    }
-
-    fn is_over(&self) -> bool {
-        Instant::now() >= self.until
+impl Started {
+    fn of(entry: &Entry) -> Self {
+        Self { name: Arc::clone(&entry.name), component: entry.component }
     }
 }
 
@@ -78,8 +72,10 @@ pub struct Engine {
     handles: mpsc::Receiver<std::convert::Infallible>,
     tasks: Option<TaskRunner>,
     log_tasks: Option<TaskRunner>,
-    /// The names of what started, in waves, in the order in which it did.
-    started: Vec<Vec<String>>,
+    /// Who started, in waves, in the order in which it did.
+    started: Vec<Vec<Started>>,
+    /// The time of the whole way to the end, once it has begun.
+    descent: Option<Time>,
     generation: u64,
 }
 
@@ -98,6 +94,7 @@ impl Bus {
             tasks: Some(tasks),
             log_tasks: Some(log_tasks),
             started: Vec::new(),
+            descent: None,
             generation: 0,
         };
         (Self { shared, alive: Some(alive) }, engine)
@@ -141,7 +138,7 @@ impl Engine {
             match status.state.next_step(status.goal) {
                 Some(State::Exited) => {
                     self.exit_tasks(&mut runners, &closing_tasks).await;
-                    self.shared.enter(State::Exited);
+                    self.shared.enter(State::Exited).await;
                 }
                 Some(next) => self.step(status.state, next).await,
                 None if status.state == State::Exited => break,
@@ -213,9 +210,12 @@ impl Engine {
     async fn step(&mut self, state: State, next: State) {
         match next {
             State::Starting => {
-                self.shared.enter(State::Starting);
+                self.descent = None;
+                self.shared.enter(State::Starting).await;
                 if self.start().await {
-                    self.undo().await;
+                    // What started of a start that was cancelled is stopped, whatever is wanted by now.
+                    let reason = self.shared.replacement().map_or(StopReason::Undo, StopReason::Replace);
+                    self.go_down(&reason).await;
                 }
             }
             State::Stopping => {
@@ -225,210 +225,57 @@ impl Engine {
                     (None, Goal::Idle) if state == State::Running => StopReason::Stop,
                     (None, Goal::Idle | Goal::Running | Goal::Exited) => StopReason::Undo,
                 };
-                self.shared.enter(State::Stopping);
-                self.stop(&reason).await;
-                self.shared.enter(State::Idle);
+                self.go_down(&reason).await;
             }
             State::Entering => {
-                self.shared.enter(State::Entering);
-                if !self.all(ENTER, None).await {
+                self.shared.enter(State::Entering).await;
+                if !self.all(ENTER, None, Time::of(&self.shared)).await {
                     self.shared.give_up();
                 }
-                self.shared.enter(State::Idle);
+                self.shared.enter(State::Idle).await;
             }
             State::Exiting => {
-                self.shared.enter(State::Exiting);
+                self.shared.enter(State::Exiting).await;
                 let reason = self.shared.replacement().map_or(StopReason::Exit, StopReason::Replace);
-                self.all(EXIT, Some(reason)).await;
+                let time = self.time_of_descent();
+                self.all(EXIT, Some(reason), time).await;
             }
-            State::Initial | State::Idle | State::Running | State::Exited => self.shared.enter(next),
+            State::Initial | State::Idle | State::Running | State::Exited => self.shared.enter(next).await,
         }
     }
 
-    fn time(&self) -> Time {
-        let options = &self.shared.options;
-        Time { until: Instant::now() + options.transition, grace: options.grace }
+    /// Stops what runs, and is idle.
+    async fn go_down(&mut self, reason: &StopReason) {
+        self.shared.enter(State::Stopping).await;
+        let time = self.time_of_descent();
+        self.stop(reason, time).await;
+        self.shared.enter(State::Idle).await;
     }
 
-    /// Stops what started of a start that was cancelled, whatever is wanted by now.
-    async fn undo(&mut self) {
-        let reason = self.shared.replacement().map_or(StopReason::Undo, StopReason::Replace);
-        self.shared.enter(State::Stopping);
-        self.stop(&reason).await;
-        self.shared.enter(State::Idle);
-    }
-
-    fn template(&self, channel: &str) -> Call {
-        let number = self.shared.publications.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
-        Call { by_the_site: true, ..plain_call(channel, number, self.shared.status().state, Value::Null, 1) }
-    }
-
-    /// Calls every listener of `channel` in order. Returns whether none failed; failures are faults.
-    async fn all(&self, channel: &str, reason: Option<StopReason>) -> bool {
-        let mut template = self.template(channel);
-        if reason.is_some() {
-            template.cancelled = self.shared.hurry.child_token();
+    /// Returns the time of a stop. On the way to the end the exit listeners have what it left.
+    fn time_of_descent(&mut self) -> Time {
+        match (self.descent, self.shared.status().goal) {
+            (Some(time), _) => time,
+            (None, Goal::Exited) => *self.descent.insert(Time::of(&self.shared)),
+            (None, Goal::Idle | Goal::Running) => Time::of(&self.shared),
         }
-        template.reason = reason;
-        let time = self.time();
+    }
+
+    /// Calls every listener of `channel` in order, within `time`. Returns whether none failed; failures are faults.
+    async fn all(&self, channel: &str, reason: Option<StopReason>, time: Time) -> bool {
+        let snapshot = self.shared.registry.snapshot(channel);
+        let cancelled = reason.is_some().then(|| self.shared.hurry.clone());
+        let info = CallInfo { reason, ..told(&self.shared, snapshot.channel) };
+        let transition = Transition::new(&self.shared, info, time, self.shared.options.listener, cancelled);
         let mut good = true;
-        for wave in in_waves(&self.shared.registry.snapshot(channel).entries) {
-            let mut round = Round::new(self.shared.options.grace);
-            for (place, entry) in wave.iter().enumerate() {
-                let limit = time.limit(entry.limit.unwrap_or(self.shared.options.listener));
-                round.begin(place, Arc::clone(entry), call_for(&template, limit), Purpose::Transition);
-            }
-            while let Some((place, outcome, _)) = round.next().await {
-                if let Some(failure) = outcome.failure() {
-                    self.shared.fault_of(&wave[place], channel, failure);
+        transition
+            .run(&snapshot.waves, |end| {
+                if let Some(failure) = fault_of(end) {
+                    self.shared.fault_of(&end.entry, channel, failure);
                     good = false;
                 }
-            }
-        }
+            })
+            .await;
         good
     }
-
-    /// Starts wave after wave. Ends in `Running`, or leaves a goal that is elsewhere. Returns whether it was cancelled: then it
-    /// has to be undone even if the site is to run again by now, for not all that belongs to it was started.
-    async fn start(&mut self) -> bool {
-        let template = self.template(START);
-        let time = self.time();
-        let mut failed: HashSet<String> = HashSet::new();
-        let (mut faults, mut wanted) = (Vec::new(), Vec::new());
-        for wave in in_waves(&self.shared.registry.snapshot(START).entries) {
-            wanted.push(wave.iter().map(|entry| entry.name.clone()).collect());
-            let mut round = Round::new(self.shared.options.grace);
-            for (place, entry) in wave.iter().enumerate() {
-                entry.is_to_start();
-                if self.shared.status().goal != Goal::Running {
-                    template.cancelled.cancel();
-                }
-                if template.cancelled.is_cancelled() {
-                    break; // nothing more starts
-                }
-                if let Some(missing) = entry.order.needs.iter().find(|name| failed.contains(*name)) {
-                    failed.extend(names_of(entry));
-                    self.shared.log.write(Level::Warning, format!("{} not started: {missing} failed", entry.name));
-                    continue;
-                }
-                if time.is_over() {
-                    let limit = self.shared.options.transition.as_secs_f32();
-                    let failure = Failure::new(format!("not called: the start as a whole took longer than {limit} s"));
-                    failed.extend(names_of(entry));
-                    faults.push(self.shared.fault_of(entry, START, failure));
-                    continue;
-                }
-                let limit = time.limit(entry.limit.unwrap_or(self.shared.options.start));
-                round.begin(place, Arc::clone(entry), call_for(&template, limit), Purpose::Transition);
-            }
-            let (mut up, mut down) = (Vec::new(), Vec::new());
-            while !round.is_over() {
-                // Cancel-safe: a result is taken only when it is returned; the other waits for a level.
-                let ended = tokio::select! {
-                    ended = round.next() => ended,
-                    _ = self.changes.changed() => {
-                        if self.shared.status().goal != Goal::Running {
-                            template.cancelled.cancel();
-                        }
-                        continue;
-                    }
-                };
-                let Some((place, outcome, _)) = ended else { break };
-                let entry = &wave[place];
-                match outcome.failure() {
-                    None if outcome.is_ok() => up.push((place, entry.name.clone())),
-                    None => {}
-                    Some(failure) => {
-                        failed.extend(names_of(entry));
-                        // It is up, although nobody counts on it any more: it has to be stopped.
-                        if round.was_late(place) {
-                            up.push((place, entry.name.clone()));
-                        }
-                        // A start that nobody wants any more has not failed.
-                        let wanted = self.shared.status().goal == Goal::Running;
-                        if wanted && !template.cancelled.is_cancelled() {
-                            down.push((place, self.shared.fault_of(entry, START, failure)));
-                        }
-                    }
-                }
-            }
-            up.sort();
-            down.sort_by_key(|(place, _)| *place);
-            faults.extend(down.into_iter().map(|(_, fault)| fault));
-            self.started.push(up.into_iter().map(|(_, name)| name).collect());
-        }
-        if template.cancelled.is_cancelled() {
-            return true;
-        }
-        if self.shared.status().goal == Goal::Running {
-            if faults.is_empty() {
-                self.shared.enter(State::Running);
-            } else if self.shared.start_failed(&faults) {
-                // What is missing may come up later: whoever stops the site stops that, too.
-                self.started = wanted;
-                self.shared.enter(State::Running);
-            }
-        }
-        false
-    }
-
-    /// Stops what started, in exact reverse. Nothing is skipped because something fails.
-    async fn stop(&mut self, reason: &StopReason) {
-        let mut template = self.template(STOP);
-        template.cancelled = self.shared.hurry.child_token();
-        template.reason = Some(reason.clone());
-        let time = self.time();
-        for wave in self.stop_waves(reason) {
-            let mut round = Round::new(self.shared.options.grace);
-            for (place, entry) in wave.iter().enumerate() {
-                let limit = time.limit(entry.limit.unwrap_or(self.shared.options.stop));
-                round.begin(place, Arc::clone(entry), call_for(&template, limit), Purpose::Transition);
-            }
-            while let Some((place, outcome, _)) = round.next().await {
-                if let Some(failure) = outcome.failure() {
-                    self.shared.fault_of(&wave[place], STOP, failure);
-                }
-            }
-        }
-    }
-
-    /// Returns who is to be stopped, in waves: the reverse of how they started. Who only listens to the stop stands where it
-    /// would have started; who was to start and did not is left out.
-    fn stop_waves(&mut self, reason: &StopReason) -> Vec<Vec<Arc<Entry>>> {
-        let started = std::mem::take(&mut self.started);
-        let starters = self.shared.registry.snapshot(START).entries;
-        let starts: BTreeSet<String> =
-            starters.iter().filter(|entry| !entry.has_joined()).map(|entry| entry.name.clone()).collect();
-        let stops = self.shared.registry.snapshot(STOP).entries;
-        // A wave of which nobody hears of the stop orders nothing: those after it come after the one before it.
-        let is_told = |wave: &&Vec<String>| wave.iter().any(|name| stops.iter().any(|entry| entry.name == *name));
-        let mut rows: Vec<(Arc<Entry>, Order)> = Vec::new();
-        for entry in stops.iter().map(Arc::clone) {
-            let order = match started.iter().position(|wave| wave.contains(&entry.name)) {
-                Some(place) => {
-                    let before = started[..place].iter().rev().find(is_told);
-                    let after = before.cloned().unwrap_or_default();
-                    Order { needs: Vec::new(), after, priority: entry.order.priority }
-                }
-                None if starts.contains(&entry.name) => continue,
-                None if entry.group.as_ref().is_some_and(|group| reason.keeps_running(group)) => continue,
-                None => entry.order.clone(),
-            };
-            rows.push((entry, order));
-        }
-        let waves = {
-            let borrowed: Vec<Row<'_>> = rows
-                .iter()
-                .map(|(entry, order)| Row { name: &entry.name, group: entry.group.as_deref(), order })
-                .collect();
-            waves_of_any(&borrowed)
-        };
-        let stopping = |index: &usize| Arc::clone(&rows[*index].0);
-        waves.iter().rev().map(|wave| wave.iter().rev().map(stopping).collect()).collect()
-    }
-}
-
-/// Returns the names under which others may need the one that `entry` belongs to.
-fn names_of(entry: &Entry) -> impl Iterator<Item = String> {
-    [Some(entry.name.clone()), entry.group.clone()].into_iter().flatten()
 }

@@ -9,14 +9,16 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::call::CallInfo;
+use crate::calls::{Calls, Rules};
 use crate::component::{Component, Life};
 use crate::context::{self, Purpose};
 use crate::failure::Failure;
 use crate::log::{Level, LogCounts};
-use crate::publication::{self, DEPTH_MAX, Report, plain_call};
+use crate::publication::{DEPTH_MAX, Report};
 use crate::registry::{self, AttachError, Subscription};
 use crate::request::{Origin, Request, Ticket};
-use crate::shared::{BusEvent, Fault, Shared};
+use crate::shared::{Fault, Shared};
 use crate::state::State;
 use crate::tasks::NotTaken;
 
@@ -37,6 +39,9 @@ pub enum WaitError {
     /// The site has ended, and will never be there again.
     #[error("the site has ended")]
     Ended,
+    /// The site is about to end, and will not be there before.
+    #[error("the site is ending")]
+    Ending,
     /// The caller is a listener of a transition.
     #[error("{}", context::INSIDE)]
     Inside,
@@ -73,7 +78,7 @@ impl Bus {
     /// Waits until the site is in one of `states`, however short it is there. Returns which.
     ///
     /// # Errors
-    /// The site has ended without getting there, or the caller is a listener that a transition waits for.
+    /// The site has ended without getting there, or will, or the caller is a listener that a transition waits for.
     pub async fn wait(&self, states: &[State]) -> Result<State, WaitError> {
         if let Some(state) = self.shared.is_in(states) {
             return Ok(state);
@@ -81,7 +86,16 @@ impl Bus {
         if context::is_inside(Purpose::Transition) {
             return Err(WaitError::Inside);
         }
-        self.shared.waiter(states).await.map_err(|_: oneshot::error::RecvError| WaitError::Ended)
+        self.shared.waiter(states).await.map_err(|_: oneshot::error::RecvError| match self.state() {
+            State::Exited => WaitError::Ended,
+            State::Initial
+            | State::Entering
+            | State::Idle
+            | State::Starting
+            | State::Running
+            | State::Stopping
+            | State::Exiting => WaitError::Ending,
+        })
     }
 
     /// Waits as [`Bus::wait`] does, at most for `limit`.
@@ -105,8 +119,7 @@ impl Bus {
         let log = (subscription.channel == registry::LOG).then(|| subscription.name.clone());
         self.shared.registry.add(subscription);
         if let Some(name) = log {
-            let options = &self.shared.options;
-            self.shared.log.add(&name, &self.shared.registry, options.listener, options.grace);
+            self.shared.log.add(name, &self.shared);
         }
     }
 
@@ -167,8 +180,12 @@ impl Bus {
         if snapshot.first {
             self.log(Level::Warning, format!("unknown channel {channel:?}: nobody ever declared or subscribed to it"));
         }
-        let mut report =
-            Report { channel: channel.to_owned(), known: snapshot.known, refused: None, answers: Vec::new() };
+        let mut report = Report {
+            channel: Arc::clone(&snapshot.channel),
+            known: snapshot.known,
+            refused: None,
+            answers: Vec::new(),
+        };
         if depth >= DEPTH_MAX {
             let reason =
                 format!("{DEPTH_MAX} publications lead to one another, each inside a listener of the one before");
@@ -176,22 +193,36 @@ impl Bus {
             report.refused = Some(reason);
             return report;
         }
-        let number = shared.publications.fetch_add(1, Ordering::Relaxed) + 1;
-        let call = plain_call(channel, number, self.state(), argument, depth + 1);
-        report.answers =
-            publication::publish(snapshot.entries, &call, shared.options.listener, shared.options.grace).await;
-        for (name, failure) in report.failures() {
-            self.log(Level::Error, format!("the listener {name} on {channel} failed: {failure}"));
+        if snapshot.waves.is_empty() {
+            shared.is_published(&report);
+            return report;
         }
-        if shared.observer.get().is_some() {
-            shared.observe(&BusEvent::Publication(report.clone()));
+        let publication = shared.publications.fetch_add(1, Ordering::Relaxed) + 1;
+        let rules = Rules {
+            info: CallInfo::plain(snapshot.channel, publication, self.state(), argument, depth + 1),
+            purpose: context::purpose(),
+            grace: shared.options.grace,
+            cancelled: None,
+            until: None,
+        };
+        let (done, published) = oneshot::channel();
+        let own = Arc::clone(shared);
+        let done = move |answers| {
+            report.answers = answers;
+            own.is_published(&report);
+            drop(done.send(report)); // who published may have given up waiting
+        };
+        Calls::publish(rules, snapshot.waves, shared.options.listener, &shared.monitor, done);
+        match published.await {
+            Ok(report) => report,
+            // The async runtime ends, and every task with it.
+            Err(_) => Report::refused(channel, "the process ends"),
         }
-        report
     }
 
     /// Says what happens. Never waits.
     pub fn log(&self, level: Level, text: impl Into<String>) {
-        self.shared.log.write(level, text.into());
+        self.shared.say(level, text.into());
     }
 
     /// Says that something failed, with all its causes.

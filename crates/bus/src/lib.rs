@@ -8,8 +8,8 @@
 //! decide the exit status. The bus never ends its host process.
 //!
 //! The subjects: `state` and `machine` are the pure part; `shared` is what handles (`handle`) and `engine` share; `request` has
-//! requests and tickets; `registry` says who listens where, `order` in which order, `publication` how they are called, `call` and
-//! `context` what a call is and where it must not wait; `component` and `service` start and stop with the site; `failure` is what
+//! requests and tickets; `registry` says who listens where, `gate` until when, `order` in which order; `calls` calls them, `call` is
+//! what each is told, `publication` what came of it, and `context` where a call must not wait; `component` and `service` start and stop with the site; `failure` is what
 //! a failure says, `panics` where a panic came from; `log` is the lossy channel for people; `tasks` are those that the bus owns.
 //!
 //! The crate knows no HTTP, no TLS and no package: it is for any daemon that wants to start, reload and stop in order.
@@ -18,14 +18,17 @@
 
 mod asked;
 mod call;
+mod calls;
 mod component;
 mod context;
 mod engine;
 mod failure;
+mod gate;
 mod handle;
 mod log;
 mod machine;
 mod order;
+mod outbox;
 mod panics;
 mod phase;
 mod publication;
@@ -37,7 +40,7 @@ mod state;
 mod tasks;
 
 pub use asked::{Asked, Reply};
-pub use call::{Call, Listener, Work, listener};
+pub use call::{Call, CallInfo, Listener, Work, listener};
 pub use component::{Act, Component, Limits};
 pub use engine::{Ended, Engine};
 pub use failure::{Failure, combined};

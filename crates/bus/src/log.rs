@@ -5,7 +5,7 @@
 //! that nobody listens to.
 
 use std::io::Write;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -14,9 +14,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::sync::mpsc;
 
+use crate::call::CallInfo;
+use crate::calls::{Calls, Monitor, Planned, Rules, Terms, Until};
 use crate::context::{self, Purpose};
-use crate::publication::{Round, call_for, plain_call};
-use crate::registry::{self, Registry};
+use crate::failure::Failure;
+use crate::registry::{self, Entry, Registry};
+use crate::shared::Shared;
 use crate::state::State;
 use crate::tasks::TaskSet;
 
@@ -94,8 +97,10 @@ impl Drop for Waiting {
 }
 
 struct Sink {
-    name: String,
+    name: Arc<str>,
     queue: mpsc::Sender<LogEntry>,
+    /// Whether somebody listens under that name without a break.
+    there: Arc<AtomicBool>,
 }
 
 /// All listeners of the `log` channel.
@@ -105,65 +110,60 @@ pub(crate) struct Log {
     log_tasks: TaskSet,
 }
 
+/// Returns what is to be said of `text`; `None` if a log listener says it, which goes to standard error: each entry would make the next.
+pub(crate) fn entry(level: Level, text: String) -> Option<LogEntry> {
+    let entry = LogEntry { at: clock::stamp(), level, text };
+    if context::is_inside(Purpose::Log) {
+        last_resort(&entry, " (said by a log listener)");
+        return None;
+    }
+    Some(entry)
+}
+
 impl Log {
     /// Returns a log without listeners; their tasks will be among `log_tasks`.
     pub(crate) fn new(log_tasks: TaskSet) -> Self {
         Self { sinks: Mutex::new(Vec::new()), counters: Arc::new(Counters::default()), log_tasks }
     }
 
-    /// Begins to deliver to the listener `name` of the channel.
-    pub(crate) fn add(&self, name: &str, registry: &Arc<Registry>, limit: Duration, grace: Duration) {
+    /// Begins to deliver to the listener `name` of the channel. Whoever takes the place of another one goes on with what waits.
+    pub(crate) fn add(&self, name: Arc<str>, shared: &Shared) {
         let (queue, entries) = mpsc::channel::<LogEntry>(QUEUE_MAX);
-        let mut waiting = Waiting { entries, in_hand: false, counters: Arc::clone(&self.counters) };
+        let there = Arc::new(AtomicBool::new(true));
         {
             let mut sinks = lock(&self.sinks);
-            sinks.retain(|sink| sink.name != name);
-            sinks.push(Sink { name: name.to_owned(), queue });
-        }
-        let (registry, counters, own) = (Arc::clone(registry), Arc::clone(&self.counters), name.to_owned());
-        let deliver = async move {
-            while let Some(entry) = waiting.entries.recv().await {
-                waiting.in_hand = true;
-                let there = registry.snapshot(registry::LOG).entries.into_iter().find(|there| there.name == own);
-                let Some(listener) = there else { break };
-                let call = plain_call(registry::LOG, 0, State::Initial, json!(entry), 0);
-                let mut round = Round::new(grace);
-                let limit = listener.limit.unwrap_or(limit);
-                round.begin(0, listener, call_for(&call, limit), Purpose::Log);
-                let failure = match round.next().await {
-                    Some((_, outcome, _)) => outcome.failure(),
-                    None => None,
-                };
-                waiting.in_hand = false;
-                match failure {
-                    None => drop(counters.delivered.fetch_add(1, Ordering::Relaxed)),
-                    Some(failure) => {
-                        counters.failed.fetch_add(1, Ordering::Relaxed);
-                        last_resort(&entry, &format!(" (the log listener {own} failed: {failure})"));
-                    }
-                }
+            if sinks.iter().any(|sink| sink.name == name) {
+                return;
             }
-            Ok(())
+            sinks.push(Sink { name: Arc::clone(&name), queue, there: Arc::clone(&there) });
+        }
+        let delivery = Delivery {
+            waiting: Waiting { entries, in_hand: false, counters: Arc::clone(&self.counters) },
+            there,
+            registry: Arc::clone(&shared.registry),
+            monitor: Arc::clone(&shared.monitor),
+            limit: shared.options.listener,
+            grace: shared.options.grace,
+            name,
         };
+        let task = format!("the log listener {}", delivery.name);
         // A bus that has ended delivers nothing any more.
-        drop(self.log_tasks.take(format!("the log listener {name}"), Box::pin(deliver)));
+        drop(self.log_tasks.take(task, Box::pin(delivery.run())));
     }
 
     /// Ends delivering to the listener `name`.
     pub(crate) fn remove(&self, name: &str) {
-        lock(&self.sinks).retain(|sink| sink.name != name);
+        for sink in lock(&self.sinks).extract_if(.., |sink| *sink.name == *name) {
+            sink.there.store(false, Ordering::Release);
+        }
     }
 
-    /// Hands `text` to every listener that has room for it.
-    pub(crate) fn write(&self, level: Level, text: String) {
-        let entry = LogEntry { at: clock::stamp(), level, text };
-        if context::is_inside(Purpose::Log) {
-            return last_resort(&entry, " (said by a log listener)"); // or each entry would make the next
-        }
+    /// Hands `entry` to every listener that has room for it.
+    pub(crate) fn hand(&self, entry: &LogEntry) {
         let sinks = lock(&self.sinks);
         if sinks.is_empty() {
-            if level >= Level::Warning {
-                last_resort(&entry, "");
+            if entry.level >= Level::Warning {
+                last_resort(entry, "");
             }
             return;
         }
@@ -186,6 +186,51 @@ impl Log {
             dropped: read(&self.counters.dropped),
             failed: read(&self.counters.failed),
         }
+    }
+}
+
+/// What delivers to one listener.
+struct Delivery {
+    waiting: Waiting,
+    there: Arc<AtomicBool>,
+    registry: Arc<Registry>,
+    monitor: Arc<Monitor>,
+    limit: Duration,
+    grace: Duration,
+    name: Arc<str>,
+}
+
+impl Delivery {
+    async fn run(mut self) -> Result<(), Failure> {
+        while let Some(entry) = self.waiting.entries.recv().await {
+            self.waiting.in_hand = true;
+            if !self.there.load(Ordering::Acquire) {
+                break;
+            }
+            let Some(listener) = self.registry.find(registry::LOG, &self.name) else { break };
+            let failure = self.deliver(listener, &entry).await;
+            self.waiting.in_hand = false;
+            let counters = &self.waiting.counters;
+            match failure {
+                None => drop(counters.delivered.fetch_add(1, Ordering::Relaxed)),
+                Some(failure) => {
+                    counters.failed.fetch_add(1, Ordering::Relaxed);
+                    last_resort(&entry, &format!(" (the log listener {} failed: {failure})", self.name));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn deliver(&self, entry: Arc<Entry>, text: &LogEntry) -> Option<Failure> {
+        let info = CallInfo::plain(registry::LOG.into(), 0, State::Initial, json!(text), 0);
+        let rules = Rules { info, purpose: Purpose::Log, grace: self.grace, cancelled: None, until: None };
+        let calls = Calls::new(rules);
+        let limit = entry.limit.unwrap_or(self.limit);
+        calls.begin([Planned { entry, limit, wave: 0, terms: Terms::Usual }], &self.monitor);
+        let end = calls.next(Until::All).await;
+        calls.let_go();
+        end?.outcome.failure()
     }
 }
 

@@ -3,7 +3,7 @@
 //! Dependencies come first, then priority (lower is earlier), then registration. What is equal is one wave: it is called at the
 //! same time. A row may belong to a group (the listeners of one component): who depends on the group waits for all of it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// The priority of a listener that says nothing: lower is earlier.
 pub const PRIORITY_DEFAULT: i32 = 50;
@@ -80,41 +80,50 @@ fn sort(rows: &[Row<'_>]) -> (Vec<Vec<usize>>, Vec<usize>) {
     if rows.iter().all(|row| row.order.is_free()) {
         return (by_priority(rows, (0..rows.len()).collect()), Vec::new());
     }
-    // How many rows of each name or group are not in a wave yet.
-    let mut names: HashMap<&str, usize> = HashMap::new();
-    let mut groups: HashMap<&str, usize> = HashMap::new();
-    for row in rows {
-        *names.entry(row.name).or_default() += 1;
-        if let Some(group) = row.group {
-            *groups.entry(group).or_default() += 1;
-        }
+    let (mut waits, followers) = dependencies(rows);
+    let mut ready: BTreeMap<i32, Vec<usize>> = BTreeMap::new();
+    for (index, row) in rows.iter().enumerate().filter(|(index, _)| waits[*index] == 0) {
+        ready.entry(row.order.priority).or_default().push(index);
     }
-    let mut left: Vec<usize> = (0..rows.len()).collect();
     let mut waves = Vec::new();
-    while !left.is_empty() {
-        let waits = |row: &Row<'_>| {
-            row.order.needs.iter().chain(&row.order.after).any(|on| {
-                let own_group = row.group == Some(on.as_str());
-                names.get(on.as_str()).is_some_and(|count| *count > 0)
-                    || (!own_group && groups.get(on.as_str()).is_some_and(|count| *count > 0))
-            })
-        };
-        let ready: Vec<usize> = left.iter().copied().filter(|index| !waits(&rows[*index])).collect();
-        let Some(first) = ready.iter().map(|index| rows[*index].order.priority).min() else {
-            return (waves, left);
-        };
-        let wave: Vec<usize> = ready.into_iter().filter(|index| rows[*index].order.priority == first).collect();
-        left.retain(|index| !wave.contains(index));
-        for index in &wave {
-            let row = &rows[*index];
-            let taken = [names.get_mut(row.name), row.group.and_then(|group| groups.get_mut(group))];
-            for count in taken.into_iter().flatten() {
-                *count -= 1;
+    while let Some((_, mut wave)) = ready.pop_first() {
+        wave.sort_unstable(); // registration decides among equals
+        for follower in wave.iter().flat_map(|index| &followers[*index]) {
+            waits[*follower] -= 1;
+            if waits[*follower] == 0 {
+                ready.entry(rows[*follower].order.priority).or_default().push(*follower);
             }
         }
         waves.push(wave);
     }
-    (waves, Vec::new())
+    (waves, (0..rows.len()).filter(|index| waits[*index] > 0).collect())
+}
+
+/// Returns how many rows each row waits for, and which rows wait for each.
+fn dependencies(rows: &[Row<'_>]) -> (Vec<usize>, Vec<Vec<usize>>) {
+    let mut names: HashMap<&str, Vec<usize>> = HashMap::new();
+    let mut groups: HashMap<&str, Vec<usize>> = HashMap::new();
+    for (index, row) in rows.iter().enumerate() {
+        names.entry(row.name).or_default().push(index);
+        if let Some(group) = row.group {
+            groups.entry(group).or_default().push(index);
+        }
+    }
+    let mut waits = vec![0; rows.len()];
+    let mut followers = vec![Vec::new(); rows.len()];
+    for (index, row) in rows.iter().enumerate() {
+        for on in row.order.needs.iter().chain(&row.order.after).map(String::as_str) {
+            let own_group = row.group == Some(on);
+            let named = names.get(on).into_iter().flatten();
+            // What belongs to a component does not wait for the rest of it.
+            let grouped = groups.get(on).into_iter().flatten().filter(|_| !own_group);
+            for before in named.chain(grouped) {
+                waits[index] += 1;
+                followers[*before].push(index);
+            }
+        }
+    }
+    (waits, followers)
 }
 
 #[cfg(test)]

@@ -3,16 +3,17 @@
 //! A publication calls those who listen when it begins. Whoever is removed meanwhile is not called: once `remove` returns, no
 //! call of that listener begins any more.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
-use std::thread::{self, ThreadId};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use refit_base::lock;
+use tokio::sync::Notify;
 
 use crate::call::Listener;
-use crate::order::{Cycle, Order, Row, waves};
+use crate::gate::{Closed, Gate};
+use crate::order::{Cycle, Order, Row, waves, waves_of_any};
 
 /// The channels of the site's own life, in the order of a life, and the one of what happens.
 pub const BUILT_IN: [&str; 6] = [ENTER, START, STOP, EXIT, RELOAD, LOG];
@@ -31,27 +32,25 @@ pub const LOG: &str = "log";
 
 /// How many names of unknown channels are remembered, so that each is reported once: a loop of typos must not fill the memory.
 const UNKNOWN_MAX: usize = 1000;
-/// How long a removal waits for a call that is just beginning on another thread. Two listeners that remove each other while
-/// both begin would wait for ever.
-const BEGIN_WAIT_MAX: Duration = Duration::from_secs(1);
-
 /// A listener on a channel.
 #[derive(Clone)]
 pub struct Subscription {
     pub(crate) channel: String,
-    pub(crate) name: String,
-    pub(crate) group: Option<String>,
+    pub(crate) name: Arc<str>,
+    pub(crate) group: Option<Arc<str>>,
     pub(crate) order: Order,
     pub(crate) limit: Option<Duration>,
     pub(crate) listener: Arc<dyn Listener>,
     shown_priority: Option<i32>,
     joined: bool,
     only_checks: bool,
+    component: Option<ComponentId>,
+    hold: Arc<Hold>,
 }
 
 impl Subscription {
     /// Returns a subscription to `channel` under a `name` that is unique on it.
-    pub fn new(channel: impl Into<String>, name: impl Into<String>, listener: Arc<dyn Listener>) -> Self {
+    pub fn new(channel: impl Into<String>, name: impl Into<Arc<str>>, listener: Arc<dyn Listener>) -> Self {
         Self {
             channel: channel.into(),
             name: name.into(),
@@ -62,6 +61,8 @@ impl Subscription {
             shown_priority: None,
             joined: false,
             only_checks: false,
+            component: None,
+            hold: Arc::default(),
         }
     }
 
@@ -89,7 +90,7 @@ impl Subscription {
 
     /// Makes it one of the listeners of the component `group`: who depends on that component waits for them all.
     #[must_use]
-    pub fn group(mut self, group: impl Into<String>) -> Self {
+    pub fn group(mut self, group: impl Into<Arc<str>>) -> Self {
         self.group = Some(group.into());
         self
     }
@@ -131,10 +132,62 @@ pub enum AttachError {
     Cycle(#[from] Cycle),
 }
 
+/// A component that is attached: whoever takes its name after it is another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ComponentId(u64);
+
+/// How many calls of a listener hold their threads. While there is one it is not called: each call would take one more thread.
+#[derive(Debug, Default)]
+pub(crate) struct Hold {
+    taken: AtomicU32,
+    /// How many of them have had their time.
+    given_up: AtomicU32,
+    released: Notify,
+}
+
+impl Hold {
+    pub(crate) fn take(&self) {
+        self.taken.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(crate) fn give_up(&self) {
+        self.given_up.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(crate) fn release(&self, given_up: bool) {
+        if given_up {
+            self.given_up.fetch_sub(1, Ordering::AcqRel);
+        }
+        self.taken.fetch_sub(1, Ordering::AcqRel);
+        self.released.notify_waiters();
+    }
+
+    pub(crate) fn is_taken(&self) -> bool {
+        self.taken.load(Ordering::Acquire) > 0
+    }
+
+    /// Returns whether one that holds its thread has had its time: when it comes back nobody knows.
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.given_up.load(Ordering::Acquire) > 0
+    }
+
+    /// Waits until no call holds its thread.
+    pub(crate) async fn free(&self) {
+        loop {
+            let mut released = std::pin::pin!(self.released.notified());
+            released.as_mut().enable(); // before the look: a release between the two is not missed
+            if !self.is_taken() {
+                return;
+            }
+            released.await;
+        }
+    }
+}
+
 /// A listener with its place.
 pub(crate) struct Entry {
-    pub(crate) name: String,
-    pub(crate) group: Option<String>,
+    pub(crate) name: Arc<str>,
+    pub(crate) group: Option<Arc<str>>,
     pub(crate) order: Order,
     pub(crate) limit: Option<Duration>,
     pub(crate) listener: Arc<dyn Listener>,
@@ -144,12 +197,21 @@ pub(crate) struct Entry {
     joined: AtomicBool,
     /// Whether it may refuse a reload and has nothing to reload itself.
     pub(crate) only_checks: bool,
+    /// The component whose life it is part of.
+    pub(crate) component: Option<ComponentId>,
+    pub(crate) hold: Arc<Hold>,
     gate: Gate,
 }
 
 impl Entry {
     pub(crate) fn row(&self) -> Row<'_> {
         Row { name: &self.name, group: self.group.as_deref(), order: &self.order }
+    }
+
+    /// Returns whether it stands behind `other`, or behind the component that it belongs to.
+    pub(crate) fn depends_on(&self, other: &Self) -> bool {
+        let is_other = |on: &String| **on == *other.name || other.group.as_deref() == Some(on);
+        self.order.needs.iter().chain(&self.order.after).any(is_other)
     }
 
     /// Returns whether it counts as started without having been called.
@@ -180,77 +242,144 @@ impl Entry {
     }
 }
 
-/// Why nobody may pass a gate any more.
-#[derive(Clone)]
-enum Closed {
-    Removed,
-    Replaced(Arc<Entry>),
-}
-
-#[derive(Default)]
-struct Passing {
-    closed: Option<Closed>,
-    threads: Vec<ThreadId>,
-}
-
-/// Where every call of a listener begins: closed by its removal.
-#[derive(Default)]
-struct Gate {
-    inner: Mutex<Passing>,
-    left: Condvar,
-}
-
-/// Who is in a gate; leaves it when dropped, also by a panic.
-struct Inside<'a>(&'a Gate);
-
-impl Drop for Inside<'_> {
-    fn drop(&mut self) {
-        let own = thread::current().id();
-        let mut passing = lock(&self.0.inner);
-        if let Some(place) = passing.threads.iter().position(|thread| *thread == own) {
-            passing.threads.swap_remove(place);
-        }
-        self.0.left.notify_all();
-    }
-}
-
-impl Gate {
-    fn enter(&self) -> Result<Inside<'_>, Closed> {
-        let mut passing = lock(&self.inner);
-        if let Some(closed) = &passing.closed {
-            return Err(closed.clone());
-        }
-        passing.threads.push(thread::current().id());
-        drop(passing);
-        Ok(Inside(self))
-    }
-
-    /// Closes the gate and waits for who is in it; a listener may close its own.
-    fn close(&self, why: Closed) {
-        let own = thread::current().id();
-        let mut passing = lock(&self.inner);
-        passing.closed = Some(why);
-        let others = |passing: &mut Passing| passing.threads.iter().any(|thread| *thread != own);
-        let waited = self.left.wait_timeout_while(passing, BEGIN_WAIT_MAX, others);
-        drop(waited);
-    }
-}
+/// Listeners in the order of their calls: wave after wave.
+pub(crate) type Waves = Vec<Vec<Arc<Entry>>>;
 
 /// The listeners of a channel when a publication begins.
 pub(crate) struct Snapshot {
-    pub(crate) entries: Vec<Arc<Entry>>,
+    pub(crate) channel: Arc<str>,
+    pub(crate) waves: Arc<Waves>,
     /// Whether the channel was declared, or somebody ever listened there.
     pub(crate) known: bool,
     /// Whether this is the first time that an unknown name is seen.
     pub(crate) first: bool,
 }
 
+/// One channel that is known.
+struct Channel {
+    name: Arc<str>,
+    /// By the number of their registration.
+    entries: BTreeMap<u64, Arc<Entry>>,
+    numbers: HashMap<Arc<str>, u64>,
+    /// How many listeners stand behind each name.
+    wanted: HashMap<String, usize>,
+    /// In the order of their calls, until somebody comes or goes.
+    waves: Option<Arc<Waves>>,
+}
+
+impl Channel {
+    fn new(name: &str) -> Self {
+        let (entries, numbers, wanted) = (BTreeMap::new(), HashMap::new(), HashMap::new());
+        Self { name: name.into(), entries, numbers, wanted, waves: None }
+    }
+
+    fn waves(&mut self) -> Arc<Waves> {
+        let entries = &self.entries;
+        let waves = self.waves.get_or_insert_with(|| {
+            let entries: Vec<&Arc<Entry>> = entries.values().collect();
+            let rows: Vec<_> = entries.iter().map(|entry| entry.row()).collect();
+            let in_order = |wave: Vec<usize>| wave.into_iter().map(|index| Arc::clone(entries[index])).collect();
+            Arc::new(waves_of_any(&rows).into_iter().map(in_order).collect())
+        });
+        Arc::clone(waves)
+    }
+
+    /// Puts `entry` where one of its name stands, or at the end. Returns the one that it replaces.
+    fn put(&mut self, entry: Arc<Entry>, next: &mut u64) -> Option<Arc<Entry>> {
+        self.waves = None;
+        for on in entry.order.needs.iter().chain(&entry.order.after) {
+            *self.wanted.entry(on.clone()).or_default() += 1;
+        }
+        let number = *self.numbers.entry(Arc::clone(&entry.name)).or_insert_with(|| {
+            *next += 1;
+            *next
+        });
+        let replaced = self.entries.insert(number, entry);
+        if let Some(replaced) = &replaced {
+            self.forget_wanted(&replaced.order);
+        }
+        replaced
+    }
+
+    fn take(&mut self, name: &str) -> Option<Arc<Entry>> {
+        let entry = self.entries.remove(&self.numbers.remove(name)?)?;
+        self.waves = None;
+        self.forget_wanted(&entry.order);
+        Some(entry)
+    }
+
+    fn forget_wanted(&mut self, order: &Order) {
+        for on in order.needs.iter().chain(&order.after) {
+            if let Some(count) = self.wanted.get_mut(on) {
+                *count -= 1;
+                if *count == 0 {
+                    self.wanted.remove(on);
+                }
+            }
+        }
+    }
+
+    /// Checks that a listener `name` of this `order` would not wait for itself.
+    fn check(&self, name: &str, order: &Order) -> Result<(), Cycle> {
+        let waits_for_itself = order.needs.iter().chain(&order.after).any(|on| on == name);
+        // Who stands behind nobody, or before nobody, is in no circle.
+        if !waits_for_itself && (order.is_free() || !self.wanted.contains_key(name)) {
+            return Ok(());
+        }
+        let others = self.entries.values().filter(|entry| *entry.name != *name).map(|entry| entry.row());
+        let rows: Vec<Row<'_>> = others.chain([Row { name, group: None, order }]).collect();
+        waves(&rows).map(drop)
+    }
+}
+
 #[derive(Default)]
 struct Channels {
-    declared: BTreeSet<String>,
+    known: BTreeMap<String, Channel>,
     unknown: BTreeSet<String>,
-    entries: BTreeMap<String, Vec<Arc<Entry>>>,
+    /// The names of the components.
     components: BTreeSet<String>,
+    /// The number of the last registration.
+    last: u64,
+}
+
+impl Channels {
+    fn channel(&mut self, name: &str) -> &mut Channel {
+        self.known.entry(name.to_owned()).or_insert_with(|| Channel::new(name))
+    }
+
+    /// Adds a listener. Returns the one that it replaces.
+    fn add(&mut self, subscription: Subscription) -> Option<(Arc<Entry>, Arc<Entry>)> {
+        let Subscription { channel, name, group, order, limit, listener, component, hold, only_checks, .. } =
+            subscription;
+        let (joined, shown) = (subscription.joined, subscription.shown_priority);
+        let priority = shown.unwrap_or(order.priority);
+        let (joined, gate) = (AtomicBool::new(joined), Gate::default());
+        let entry = Arc::new(Entry {
+            name,
+            group,
+            order,
+            limit,
+            listener,
+            priority,
+            joined,
+            only_checks,
+            component,
+            hold,
+            gate,
+        });
+        let mut last = self.last;
+        let replaced = self.channel(&channel).put(Arc::clone(&entry), &mut last);
+        self.last = last;
+        replaced.map(|replaced| (replaced, entry))
+    }
+}
+
+/// Closes the gates of those who were replaced.
+fn close_replaced(replaced: impl IntoIterator<Item = (Arc<Entry>, Arc<Entry>)>) {
+    for (replaced, by) in replaced {
+        replaced.gate.close(Closed::Replaced(by));
+        replaced.gate.wait(&replaced.hold);
+    }
 }
 
 /// All channels.
@@ -258,113 +387,122 @@ pub(crate) struct Registry(Mutex<Channels>);
 
 impl Registry {
     pub(crate) fn new() -> Self {
-        let declared = BUILT_IN.into_iter().map(str::to_owned).collect();
-        Self(Mutex::new(Channels { declared, ..Channels::default() }))
+        let mut channels = Channels::default();
+        for name in BUILT_IN {
+            channels.channel(name);
+        }
+        Self(Mutex::new(channels))
     }
 
     pub(crate) fn declare(&self, channel: &str) {
-        lock(&self.0).declared.insert(channel.to_owned());
+        lock(&self.0).channel(channel);
     }
 
     /// Returns every known channel with the names of its listeners.
     pub(crate) fn channels(&self) -> BTreeMap<String, Vec<String>> {
         let channels = lock(&self.0);
-        let mut all: BTreeMap<String, Vec<String>> =
-            channels.declared.iter().map(|name| (name.clone(), Vec::new())).collect();
-        for (channel, entries) in &channels.entries {
-            all.insert(channel.clone(), entries.iter().map(|entry| entry.name.clone()).collect());
-        }
-        all
+        let names = |channel: &Channel| channel.entries.values().map(|entry| (*entry.name).to_owned()).collect();
+        channels.known.iter().map(|(name, channel)| (name.clone(), names(channel))).collect()
     }
 
     /// Returns whether anybody ever declared `channel` or subscribed to it.
     pub(crate) fn knows(&self, channel: &str) -> bool {
-        let channels = lock(&self.0);
-        channels.declared.contains(channel) || channels.entries.contains_key(channel)
+        lock(&self.0).known.contains_key(channel)
     }
 
     /// Adds a listener. One of the same name on the same channel is replaced, and takes its new place in the order.
     pub(crate) fn add(&self, subscription: Subscription) {
-        let Subscription { channel, name, group, order, limit, listener, shown_priority, joined, only_checks } =
-            subscription;
-        let priority = shown_priority.unwrap_or(order.priority);
-        let joined = AtomicBool::new(joined);
-        let gate = Gate::default();
-        let entry = Arc::new(Entry { name, group, order, limit, listener, priority, joined, only_checks, gate });
-        let replaced = {
-            let mut channels = lock(&self.0);
-            let entries = channels.entries.entry(channel).or_default();
-            match entries.iter().position(|other| other.name == entry.name) {
-                Some(place) => Some((std::mem::replace(&mut entries[place], Arc::clone(&entry)), entry)),
-                None => {
-                    entries.push(entry);
-                    None
-                }
-            }
-        };
-        if let Some((replaced, by)) = replaced {
-            replaced.gate.close(Closed::Replaced(by));
-        }
+        let replaced = lock(&self.0).add(subscription);
+        close_replaced(replaced);
     }
 
     /// Removes a listener; one that is not there is no error. No call of it begins after the return.
     pub(crate) fn remove(&self, channel: &str, name: &str) -> bool {
-        let removed = {
-            let mut channels = lock(&self.0);
-            let Some(entries) = channels.entries.get_mut(channel) else { return false };
-            let Some(place) = entries.iter().position(|entry| entry.name == name) else { return false };
-            entries.remove(place)
-        };
+        let removed = lock(&self.0).known.get_mut(channel).and_then(|channel| channel.take(name));
+        let Some(removed) = removed else { return false };
         removed.gate.close(Closed::Removed);
+        removed.gate.wait(&removed.hold);
         true
     }
 
     /// Adds the listeners of a component, or none of them.
     pub(crate) fn attach(&self, name: &str, subscriptions: Vec<Subscription>) -> Result<(), AttachError> {
-        {
+        let replaced: Vec<_> = {
             let mut channels = lock(&self.0);
             if channels.components.contains(name) {
                 return Err(AttachError::Taken { name: name.to_owned() });
             }
             for subscription in &subscriptions {
-                let there = channels.entries.get(&subscription.channel).map(Vec::as_slice).unwrap_or_default();
-                let own = Row { name, group: None, order: &subscription.order };
-                let rows: Vec<Row<'_>> = there.iter().map(|entry| entry.row()).chain([own]).collect();
-                waves(&rows)?;
+                if let Some(channel) = channels.known.get(&subscription.channel) {
+                    channel.check(name, &subscription.order)?;
+                }
             }
             channels.components.insert(name.to_owned());
-        }
-        for subscription in subscriptions {
-            self.add(subscription);
-        }
+            channels.last += 1;
+            let (component, hold) = (Some(ComponentId(channels.last)), Arc::<Hold>::default());
+            let own = |one: Subscription| Subscription { component, hold: Arc::clone(&hold), ..one };
+            subscriptions.into_iter().filter_map(|one| channels.add(own(one))).collect()
+        };
+        close_replaced(replaced);
         Ok(())
     }
 
     /// Removes every listener of this name, on every channel.
     pub(crate) fn detach(&self, name: &str) {
-        let names: Vec<String> = {
+        let removed: Vec<Arc<Entry>> = {
             let mut channels = lock(&self.0);
             channels.components.remove(name);
-            channels.entries.keys().cloned().collect()
+            channels.known.values_mut().filter_map(|channel| channel.take(name)).collect()
         };
-        for channel in names {
-            self.remove(&channel, name);
+        for entry in &removed {
+            entry.gate.close(Closed::Removed);
+        }
+        for entry in removed {
+            entry.gate.wait(&entry.hold);
         }
     }
 
-    /// Removes every listener.
+    /// Removes every listener. Nobody is waited for: the bus has ended, and calls nobody any more.
     pub(crate) fn clear(&self) {
-        let entries = std::mem::take(&mut lock(&self.0).entries);
-        for entry in entries.into_values().flatten() {
+        let entries: Vec<Arc<Entry>> = {
+            let mut channels = lock(&self.0);
+            let names: Vec<(String, Vec<Arc<str>>)> = channels
+                .known
+                .iter()
+                .map(|(name, channel)| (name.clone(), channel.numbers.keys().cloned().collect()))
+                .collect();
+            let mut take = |channel: &str, name: &str| channels.known.get_mut(channel)?.take(name);
+            names
+                .iter()
+                .flat_map(|(channel, names)| names.iter().map(move |name| (channel, name)))
+                .filter_map(|(channel, name)| take(channel, name))
+                .collect()
+        };
+        for entry in entries {
             entry.gate.close(Closed::Removed);
         }
     }
 
+    /// Returns the listener `name` of `channel`.
+    pub(crate) fn find(&self, channel: &str, name: &str) -> Option<Arc<Entry>> {
+        let channels = lock(&self.0);
+        let channel = channels.known.get(channel)?;
+        channel.entries.get(channel.numbers.get(name)?).cloned()
+    }
+
+    /// Returns the listeners of `channel` in the order of their registration.
+    pub(crate) fn listeners(&self, channel: &str) -> Vec<Arc<Entry>> {
+        lock(&self.0).known.get(channel).map(|channel| channel.entries.values().cloned().collect()).unwrap_or_default()
+    }
+
+    /// Returns the listeners of `channel` in the order of their calls.
     pub(crate) fn snapshot(&self, channel: &str) -> Snapshot {
         let mut channels = lock(&self.0);
-        let entries = channels.entries.get(channel).cloned();
-        let known = entries.is_some() || channels.declared.contains(channel);
-        let first = !known && channels.unknown.len() < UNKNOWN_MAX && channels.unknown.insert(channel.to_owned());
-        Snapshot { entries: entries.unwrap_or_default(), known, first }
+        if let Some(known) = channels.known.get_mut(channel) {
+            let (channel, waves) = (Arc::clone(&known.name), known.waves());
+            return Snapshot { channel, waves, known: true, first: false };
+        }
+        let first = channels.unknown.len() < UNKNOWN_MAX && channels.unknown.insert(channel.to_owned());
+        Snapshot { channel: channel.into(), waves: Arc::default(), known: false, first }
     }
 }

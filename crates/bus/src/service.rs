@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use refit_base::lock;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::component::{Act, Component, Limits};
@@ -51,7 +51,7 @@ type Run = dyn Fn(CancellationToken) -> Pin<Box<dyn Future<Output = Result<(), F
 
 struct Alive {
     stop: CancellationToken,
-    ended: oneshot::Receiver<()>,
+    ended: CancellationToken,
 }
 
 /// A component that is a task.
@@ -79,7 +79,14 @@ impl Service {
             order: Order::default(),
             limits: Limits::default(),
             on_end,
-            run: Arc::new(move |stop| Box::pin(run(stop))),
+            // Called inside the future: a panic before there is one is a panic of the service as well.
+            run: {
+                let run = Arc::new(run);
+                Arc::new(move |stop| {
+                    let run = Arc::clone(&run);
+                    Box::pin(async move { run(stop).await })
+                })
+            },
             state: watch::channel(ServiceState::Stopped).0,
             alive: Mutex::new(None),
         }
@@ -128,6 +135,19 @@ impl Service {
     /// Returns a receiver of how it does.
     pub fn watch(&self) -> watch::Receiver<ServiceState> {
         self.state.subscribe()
+    }
+
+    /// Waits until the task of an earlier start has ended: a stop may have been given up.
+    async fn wait_for_the_last(&self, cancelled: &CancellationToken) -> Result<(), Failure> {
+        let last = lock(&self.alive).as_ref().map(|alive| alive.ended.clone());
+        let Some(ended) = last else { return Ok(()) };
+        // Cancel-safe: both only wait.
+        tokio::select! {
+            () = ended.cancelled() => Ok(()),
+            () = cancelled.cancelled() => {
+                Err(Failure::new("it still runs: its last stop was given up, and there must not be two of it"))
+            }
+        }
     }
 
     /// Runs it until it is stopped, as often as `on_end` says.
@@ -189,15 +209,15 @@ impl Component for Service {
         self.limits
     }
 
-    fn start(self: Arc<Self>, _cancelled: CancellationToken) -> Act {
+    fn start(self: Arc<Self>, cancelled: CancellationToken) -> Act {
         Box::pin(async move {
-            let (done, ended) = oneshot::channel();
-            let stop = CancellationToken::new();
+            self.wait_for_the_last(&cancelled).await?;
+            let (stop, ended) = (CancellationToken::new(), CancellationToken::new());
             let task = {
-                let (own, stop) = (Arc::clone(&self), stop.clone());
+                let (own, stop, ended) = (Arc::clone(&self), stop.clone(), ended.clone().drop_guard());
                 async move {
+                    let _ended = ended; // also if it is aborted
                     own.supervise(stop).await;
-                    drop(done);
                     Ok(())
                 }
             };
@@ -212,11 +232,15 @@ impl Component for Service {
     }
 
     fn stop(self: Arc<Self>, _reason: StopReason, _hurry: CancellationToken) -> Act {
-        let alive = lock(&self.alive).take();
+        let ended = lock(&self.alive).as_ref().map(|alive| {
+            alive.stop.cancel();
+            alive.ended.clone()
+        });
         Box::pin(async move {
-            if let Some(Alive { stop, ended }) = alive {
-                stop.cancel();
-                drop(ended.await); // its sender is only ever dropped
+            if let Some(ended) = ended {
+                ended.cancelled().await;
+                // Whoever gives up waiting leaves it there: until it has ended there is no second one.
+                drop(lock(&self.alive).take());
             }
             Ok(())
         })

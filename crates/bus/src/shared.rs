@@ -10,9 +10,12 @@ use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::asked::Asked;
+use crate::calls::Monitor;
 use crate::failure::{Failure, combined};
-use crate::log::{Level, Log};
+use crate::log::{self, Level, Log};
 use crate::machine::{Decision, RequestKind, SiteStatus, decide};
+use crate::outbox::{Item, Outbox};
+use crate::panics::panic_failure;
 use crate::publication::Report;
 use crate::registry::{Entry, Registry};
 use crate::request::{Origin, Progress, Replacement, Request, Ticket};
@@ -194,6 +197,9 @@ pub(crate) struct Shared {
     pub(crate) observer: OnceLock<Arc<dyn Observer>>,
     pub(crate) hurry: CancellationToken,
     pub(crate) publications: AtomicU64,
+    /// Who looks after calls that hold the thread of whoever begins them.
+    pub(crate) monitor: Arc<Monitor>,
+    outbox: Outbox,
 }
 
 impl Shared {
@@ -218,6 +224,8 @@ impl Shared {
             observer: OnceLock::new(),
             hurry: CancellationToken::new(),
             publications: AtomicU64::new(0),
+            monitor: Arc::default(),
+            outbox: Outbox::default(),
         }
     }
 
@@ -225,9 +233,56 @@ impl Shared {
         lock(&self.core)
     }
 
-    pub(crate) fn observe(&self, event: &BusEvent) {
-        if let Some(observer) = self.observer.get() {
-            observer.observe(event);
+    /// Says what happens, to people.
+    pub(crate) fn say(&self, level: Level, text: String) {
+        if let Some(entry) = log::entry(level, text) {
+            self.outbox.push([Item::Log(entry)]);
+            self.deliver();
+        }
+    }
+
+    /// Says what happens, to the observer. Returns when it has heard.
+    pub(crate) async fn tell(&self, event: BusEvent) {
+        self.outbox.push([Item::Event(event)]);
+        self.all_said().await;
+    }
+
+    /// Says what a publication came to.
+    pub(crate) fn is_published(&self, report: &Report) {
+        let failed = report.failures().into_iter().filter_map(|(name, failure)| {
+            let text = format!("the listener {name} on {} failed: {failure}", report.channel);
+            log::entry(Level::Error, text).map(Item::Log)
+        });
+        let event = self.observer.get().is_some().then(|| Item::Event(BusEvent::Publication(report.clone())));
+        self.outbox.push(failed.chain(event));
+        self.deliver();
+    }
+
+    /// Waits until everything that waits to be said is said.
+    async fn all_said(&self) {
+        let (said, all) = oneshot::channel();
+        self.outbox.push([Item::Said(said)]);
+        self.deliver();
+        drop(all.await); // whoever delivers says it, or panics
+    }
+
+    fn deliver(&self) {
+        self.outbox.deliver(|item| match item {
+            Item::Log(entry) => self.log.hand(&entry),
+            Item::Event(event) => self.observe(&event),
+            Item::Settle(state, faults) => self.core().settle(state, &faults),
+            Item::Said(said) => drop(said.send(())), // it may be waited for no more
+        });
+    }
+
+    /// An observer that panics has missed something, and nobody else.
+    fn observe(&self, event: &BusEvent) {
+        let Some(observer) = self.observer.get() else { return };
+        let observe = std::panic::AssertUnwindSafe(|| observer.observe(event));
+        if let Err(panic) = std::panic::catch_unwind(observe)
+            && let Some(entry) = log::entry(Level::Error, format!("the observer failed: {}", panic_failure(&*panic)))
+        {
+            self.outbox.push([Item::Log(entry)]);
         }
     }
 
@@ -255,7 +310,7 @@ impl Shared {
     /// Takes a request: decides what it means, and lets the engine know.
     pub(crate) fn request(&self, request: Request, origin: Origin) -> Ticket {
         let kind = request.kind();
-        let (ticket, decision) = {
+        let ticket = {
             let mut core = self.core();
             core.requests += 1;
             let number = core.requests;
@@ -275,16 +330,18 @@ impl Shared {
                 }
                 Decision::Accept => core.accept(number, kind, request.into_replacement(), &origin),
             };
-            (ticket, decision)
+            let outcome = match decision {
+                Decision::Accept => "accepted".to_owned(),
+                Decision::Merge => format!("merged with {}", ticket.merged_with().unwrap_or_default()),
+                Decision::Already => "already so".to_owned(),
+                Decision::Refuse(refusal) => format!("refused: {refusal}"),
+            };
+            let entry = log::entry(Level::Info, format!("request {} of {origin}: {outcome}", kind.name()));
+            let event = Item::Event(BusEvent::Request { number, kind, origin, decision });
+            self.outbox.push(entry.map(Item::Log).into_iter().chain([event]));
+            ticket
         };
-        let outcome = match decision {
-            Decision::Accept => "accepted".to_owned(),
-            Decision::Merge => format!("merged with {}", ticket.merged_with().unwrap_or_default()),
-            Decision::Already => "already so".to_owned(),
-            Decision::Refuse(refusal) => format!("refused: {refusal}"),
-        };
-        self.log.write(Level::Info, format!("request {} of {origin}: {outcome}", kind.name()));
-        self.observe(&BusEvent::Request { number: ticket.number(), kind, origin, decision });
+        self.deliver();
         self.changes.send_modify(|count| *count += 1);
         ticket
     }
@@ -302,17 +359,16 @@ impl Shared {
         let state = core.status.state;
         if states.contains(&state) {
             reached.send(state).ok(); // it has just got there
-        } else if state != State::Exited {
+        } else if core.status.leaving.is_none() || states.iter().any(|wanted| state.leads_to(*wanted)) {
             core.waiters.retain(|waiter| !waiter.reached.is_closed());
             core.waiters.push(Waiter { states: states.to_vec(), reached });
         }
         receiver
     }
 
-    /// Makes `state` visible, and resolves what was promised for it.
-    pub(crate) fn enter(&self, state: State) {
-        self.log.write(Level::Info, format!("bus: {}", state.name()));
-        let faults = {
+    /// Makes `state` visible, and resolves what was promised for it. Returns when everybody has heard of it.
+    pub(crate) async fn enter(&self, state: State) {
+        {
             let mut core = self.core();
             core.status.state = state;
             core.ran |= state == State::Running;
@@ -323,11 +379,12 @@ impl Shared {
             for waiter in there {
                 waiter.reached.send(state).ok(); // whoever waited may have given up
             }
-            core.faults.clone()
-        };
-        // Before the tickets: whoever waits for one finds everything that belongs to it done.
-        self.observe(&BusEvent::State(state));
-        self.core().settle(state, &faults);
+            let entry = log::entry(Level::Info, format!("bus: {}", state.name())).map(Item::Log);
+            // The tickets come last: whoever waits for one finds everything that belongs to it done.
+            let rest = [Item::Event(BusEvent::State(state)), Item::Settle(state, core.faults.clone())];
+            self.outbox.push(entry.into_iter().chain(rest));
+        }
+        self.all_said().await;
     }
 
     /// Resolves the tickets that ask for what is so, because another request took the site back there before it left.
@@ -365,10 +422,12 @@ impl Shared {
             if core.faults.len() < FAULTS_MAX {
                 core.faults.push(fault.clone());
             }
+            let place = priority.map_or_else(String::new, |priority| format!(" (priority {priority})"));
+            let text = format!("{component} failed to {phase}: {}{place}", fault.cause);
+            let entry = log::entry(Level::Error, text);
+            self.outbox.push(entry.map(Item::Log).into_iter().chain([Item::Event(BusEvent::Fault(fault.clone()))]));
         }
-        let place = priority.map_or_else(String::new, |priority| format!(" (priority {priority})"));
-        self.log.write(Level::Error, format!("{component} failed to {phase}: {}{place}", fault.cause));
-        self.observe(&BusEvent::Fault(fault.clone()));
+        self.deliver();
         fault
     }
 
@@ -429,6 +488,9 @@ impl Core {
         self.status.leaving = Some(kind);
         self.status.reload_waits = false;
         self.replacement = replacement;
+        // Whoever waits for what will not be any more is told now.
+        let state = self.status.state;
+        self.waiters.retain(|waiter| waiter.states.iter().any(|wanted| state.leads_to(*wanted)));
     }
 
     fn accept(

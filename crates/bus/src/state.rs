@@ -86,6 +86,12 @@ impl State {
         }
     }
 
+    /// Returns whether the site gets to `state` on its way from here to the end.
+    pub(crate) fn leads_to(self, state: Self) -> bool {
+        std::iter::successors(self.next_step(Goal::Exited), |next| next.next_step(Goal::Exited))
+            .any(|next| next == state)
+    }
+
     /// Returns the name that logs, API and pages show.
     pub const fn name(self) -> &'static str {
         match self {

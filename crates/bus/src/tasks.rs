@@ -74,19 +74,24 @@ impl TaskRunner {
                 failed(&name, failure);
             }
         };
+        let start = |NamedTask { name, job }, tasks: &mut JoinSet<_>, names: &mut HashMap<Id, String>| {
+            let task = tasks.spawn(job);
+            names.insert(task.id(), name);
+        };
         loop {
-            // Cancel-safe: both take from queues, or wait.
+            // Cancel-safe: both take from queues, or wait. However many tasks come, the end is seen first, and ends before beginnings.
             tokio::select! {
                 biased;
-                Some(NamedTask { name, job }) = self.waiting.recv() => {
-                    let task = tasks.spawn(job);
-                    names.insert(task.id(), name);
-                }
-                Some(joined) = tasks.join_next_with_id() => ended(joined, &mut names),
                 () = self.closing.cancelled() => break,
+                Some(joined) = tasks.join_next_with_id() => ended(joined, &mut names),
+                Some(task) = self.waiting.recv() => start(task, &mut tasks, &mut names),
             }
         }
         self.waiting.close();
+        // These were taken: they are begun as any other.
+        while let Ok(task) = self.waiting.try_recv() {
+            start(task, &mut tasks, &mut names);
+        }
         let all = async {
             while let Some(joined) = tasks.join_next_with_id().await {
                 ended(joined, &mut names);

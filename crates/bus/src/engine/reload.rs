@@ -6,14 +6,15 @@ use std::sync::Arc;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use super::{Engine, Time};
+use super::Engine;
+use super::transition::{Time, Transition, told};
 use crate::asked::{Asked, Reply, failures, nobody};
-use crate::call::Call;
-use crate::context::Purpose;
+use crate::call::CallInfo;
+use crate::calls::{End, Until};
 use crate::log::Level;
 use crate::phase::Phase;
-use crate::publication::{Answer, Outcome, Round, answer, call_for, in_waves};
-use crate::registry::{Entry, RELOAD};
+use crate::publication::{Answer, Outcome, answer};
+use crate::registry::{Entry, RELOAD, Waves};
 use crate::request::Progress;
 use crate::shared::BusEvent;
 use crate::state::Goal;
@@ -38,20 +39,18 @@ impl Engine {
             Some(reason) => format!("reload: {reason}"),
         };
         for line in text.lines() {
-            self.shared.log.write(level, line.to_owned());
+            self.shared.say(level, line.to_owned());
         }
-        self.shared.observe(&BusEvent::Reloaded { generation, reason: reason.clone(), asked: asked.clone() });
+        let event = BusEvent::Reloaded { generation, reason: reason.clone(), asked: asked.clone() };
+        self.shared.tell(event).await;
         reloads.resolve(&reason.map_or(Progress::Done, Progress::Failed), &asked);
     }
 
     async fn reach(&mut self, generation: u64) -> Reached {
-        let mut template = self.template(RELOAD);
-        template.generation = generation;
-        template.phase = Some(Phase::Prepare);
-        let waves = in_waves(&self.shared.registry.snapshot(RELOAD).entries);
-        let (waves, mut asked) = without_exempt(waves);
-        let time = self.time();
-        let (prepared, late) = self.reload_phase(&waves, &template, time, true).await;
+        let info = CallInfo { generation, ..told(&self.shared, RELOAD.into()) };
+        let (waves, mut asked) = without_exempt(&self.shared.registry.snapshot(RELOAD).waves);
+        let time = Time::of(&self.shared);
+        let (prepared, late) = self.prepare(&waves, &info, time).await;
         take(&mut asked, Phase::Prepare, &prepared);
         let refused = failures(&asked);
         let overtaken = self.shared.status().goal != Goal::Running;
@@ -59,11 +58,9 @@ impl Engine {
         let has_prepared = |entry: &&Arc<Entry>| is_ok(&prepared, &entry.name) || late.contains(&entry.name);
         let ready: Vec<Vec<Arc<Entry>>> =
             waves.iter().map(|wave| wave.iter().filter(has_prepared).cloned().collect()).collect();
-        template.cancelled = CancellationToken::new();
         if refused.is_some() || overtaken {
-            template.phase = Some(Phase::Abort);
             let back: Vec<_> = ready.into_iter().rev().collect();
-            let (aborted, _) = self.reload_phase(&back, &template, time, false).await;
+            let aborted = self.finish(Phase::Abort, &back, &info, time).await;
             self.record(&aborted, "abort a reload");
             // Of one that was late, that is what counts.
             let agreed: Vec<Answer> = aborted.into_iter().filter(|answer| !late.contains(&answer.listener)).collect();
@@ -77,8 +74,7 @@ impl Engine {
             );
             return Reached { asked, reason: Some(reason), level: Level::Error };
         }
-        template.phase = Some(Phase::Commit);
-        let (committed, _) = self.reload_phase(&ready, &template, time, false).await;
+        let committed = self.finish(Phase::Commit, &ready, &info, time).await;
         self.record(&committed, "commit a reload");
         take(&mut asked, Phase::Commit, &committed);
         let failed = failures(&asked).map(|why| {
@@ -92,40 +88,45 @@ impl Engine {
         }
     }
 
-    /// Calls `waves` for one phase. With `may_end`, a request that ends the running cancels what is not done. Returns what each
+    /// Has `waves` prepare the new generation. A request that ends the running cancels what is not done. Returns what each
     /// answered, and who was done too late.
-    async fn reload_phase(
-        &mut self,
-        waves: &[Vec<Arc<Entry>>],
-        template: &Call,
-        time: Time,
-        may_end: bool,
-    ) -> (Vec<Answer>, HashSet<String>) {
-        let (mut answers, mut late) = (Vec::new(), HashSet::new());
-        for wave in waves {
-            let mut round = Round::new(self.shared.options.grace);
-            for (place, entry) in wave.iter().enumerate() {
-                let limit = time.limit(entry.limit.unwrap_or(self.shared.options.listener));
-                round.begin(place, Arc::clone(entry), call_for(template, limit), Purpose::Transition);
-            }
-            while !round.is_over() {
-                // Cancel-safe: as in `start`.
+    async fn prepare(&mut self, waves: &Waves, info: &CallInfo, time: Time) -> (Vec<Answer>, HashSet<Arc<str>>) {
+        let cancelled = CancellationToken::new();
+        let mut transition = self.phase(Phase::Prepare, info, time, Some(cancelled.clone()));
+        let mut ends: Vec<End> = Vec::new();
+        let untils = waves.iter().map(|wave| Until::MayBegin(wave)).chain([Until::All]);
+        for (number, until) in untils.enumerate() {
+            loop {
+                // Cancel-safe: as in a start.
                 tokio::select! {
-                    Some((place, outcome, elapsed)) = round.next() => {
-                        if round.was_late(place) {
-                            late.insert(wave[place].name.clone());
-                        }
-                        answers.push(answer(&wave[place], outcome, elapsed));
-                    }
-                    _ = self.changes.changed(), if may_end => {
+                    end = transition.next(until) => match end {
+                        Some(end) => ends.push(end),
+                        None => break,
+                    },
+                    _ = self.changes.changed() => {
                         if self.shared.status().goal != Goal::Running {
-                            template.cancelled.cancel();
+                            cancelled.cancel();
                         }
                     }
                 }
             }
+            if let Some(wave) = waves.get(number) {
+                transition.begin(wave);
+            }
         }
-        (answers, late)
+        transition.let_go();
+        let late = ends.iter().filter(|end| end.late).map(|end| Arc::clone(&end.entry.name)).collect();
+        (answers(ends), late)
+    }
+
+    /// Calls `waves` for the phase that ends a reload. Returns what each answered.
+    async fn finish(&self, phase: Phase, waves: &Waves, info: &CallInfo, time: Time) -> Vec<Answer> {
+        answers(self.phase(phase, info, time, None).run(waves, |_| {}).await)
+    }
+
+    fn phase(&self, phase: Phase, info: &CallInfo, time: Time, cancelled: Option<CancellationToken>) -> Transition {
+        let info = CallInfo { phase: Some(phase), ..info.clone() };
+        Transition::new(&self.shared, info, time, self.shared.options.listener, cancelled)
     }
 
     /// Records what failed in a phase that has to succeed.
@@ -139,13 +140,13 @@ impl Engine {
 }
 
 /// Returns `waves` without those who have no part in it, and what is known of everybody before anybody was asked.
-fn without_exempt(waves: Vec<Vec<Arc<Entry>>>) -> (Vec<Vec<Arc<Entry>>>, Vec<Asked>) {
+fn without_exempt(waves: &Waves) -> (Waves, Vec<Asked>) {
     let mut asked = Vec::new();
     let mut part = |entry: &Arc<Entry>| {
-        let exempt = entry.listener.exempt();
+        let exempt = exempt(entry);
         asked.push(Asked {
-            listener: entry.name.clone(),
-            component: entry.group.clone(),
+            listener: (*entry.name).to_owned(),
+            component: entry.group.as_ref().map(|group| (**group).to_owned()),
             priority: entry.priority,
             only_checks: entry.only_checks,
             phase: Phase::Prepare,
@@ -155,14 +156,26 @@ fn without_exempt(waves: Vec<Vec<Arc<Entry>>>) -> (Vec<Vec<Arc<Entry>>>, Vec<Ask
         });
         exempt.is_none()
     };
-    let waves = waves.into_iter().map(|wave| wave.into_iter().filter(&mut part).collect()).collect();
+    let waves = waves.iter().map(|wave| wave.iter().filter(|entry| part(entry)).cloned().collect()).collect();
     (waves, asked)
+}
+
+/// Returns why a listener has no part in a reload. One that cannot say is asked.
+fn exempt(entry: &Entry) -> Option<String> {
+    let exempt = std::panic::AssertUnwindSafe(|| entry.listener.exempt());
+    std::panic::catch_unwind(exempt).unwrap_or_default()
+}
+
+/// Returns what each answered.
+fn answers(mut ends: Vec<End>) -> Vec<Answer> {
+    ends.sort_by_key(|end| end.place);
+    ends.into_iter().map(|end| answer(&end.entry, end.outcome, end.elapsed)).collect()
 }
 
 /// Puts the answers of a phase to those who gave them.
 fn take(asked: &mut [Asked], phase: Phase, answers: &[Answer]) {
     for answer in answers {
-        if let Some(one) = asked.iter_mut().find(|one| one.listener == answer.listener) {
+        if let Some(one) = asked.iter_mut().find(|one| *one.listener == *answer.listener) {
             one.phase = phase;
             (one.answer, one.reason) = reply(phase, &answer.outcome);
             if let Outcome::Ok { value } = &answer.outcome {
@@ -194,5 +207,5 @@ fn reply(phase: Phase, outcome: &Outcome) -> (Reply, Option<String>) {
 }
 
 fn is_ok(answers: &[Answer], name: &str) -> bool {
-    answers.iter().any(|answer| answer.listener == name && answer.outcome.is_ok())
+    answers.iter().any(|answer| *answer.listener == *name && answer.outcome.is_ok())
 }

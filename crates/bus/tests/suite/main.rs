@@ -11,7 +11,10 @@
     reason = "a test that cannot go on has failed"
 )]
 
+mod edges;
+mod held;
 mod host;
+mod limits;
 mod log;
 mod model;
 mod order;

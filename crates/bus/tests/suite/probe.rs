@@ -169,6 +169,8 @@ pub(crate) enum Deed {
     Block,
     /// Waits until somebody opens.
     Gate(CancellationToken),
+    /// Holds its thread until somebody opens.
+    BlockUntil(Arc<AtomicBool>),
 }
 
 /// Returns what a probe answers that has nothing to say.
@@ -196,6 +198,12 @@ impl Deed {
             Self::Block => loop {
                 std::thread::park();
             },
+            Self::BlockUntil(open) => {
+                while !open.load(Ordering::SeqCst) {
+                    std::thread::park_timeout(Duration::from_millis(1));
+                }
+                Ok(Value::Null)
+            }
             Self::Gate(open) => {
                 open.cancelled().await;
                 Ok(Value::Null)
@@ -211,7 +219,7 @@ pub(crate) fn probe(journal: &Arc<Journal>, name: &str, deed: Deed) -> Arc<dyn L
         let (journal, name, deed) = (Arc::clone(&journal), name.clone(), deed.clone());
         journal.note(&call.channel, &name, call.state, &call.argument);
         async move {
-            let result = deed.done(call.cancelled).await;
+            let result = deed.done(call.cancelled()).await;
             journal.note(&format!("{} done", call.channel), &name, call.state, &json!(result.is_ok()));
             result
         }
@@ -236,6 +244,15 @@ impl Seen {
             }
         };
         lock(&self.events).iter().filter_map(state).collect()
+    }
+
+    /// Returns the numbers of the requests, in the order in which the owner heard of them.
+    pub(crate) fn requests(&self) -> Vec<u64> {
+        let number = |event: &BusEvent| match event {
+            BusEvent::Request { number, .. } => Some(*number),
+            BusEvent::State(_) | BusEvent::Fault(_) | BusEvent::Publication(_) | BusEvent::Reloaded { .. } => None,
+        };
+        lock(&self.events).iter().filter_map(number).collect()
     }
 
     /// Forgets what was seen.
@@ -272,7 +289,12 @@ pub(crate) struct Site {
 impl Site {
     /// Returns a site whose engine does not run yet.
     pub(crate) fn at_rest() -> Self {
-        let (bus, engine) = Bus::new(OPTIONS);
+        Self::of(OPTIONS)
+    }
+
+    /// Returns a site of these limits whose engine does not run yet.
+    pub(crate) fn of(options: Options) -> Self {
+        let (bus, engine) = Bus::new(options);
         let seen = Arc::new(Seen::default());
         let engine = engine.with_observer(Arc::clone(&seen) as _);
         Self { bus, journal: Arc::default(), seen, engine: Mutex::new(Some(engine)), running: Mutex::new(None) }
@@ -280,7 +302,12 @@ impl Site {
 
     /// Returns a site that is idle.
     pub(crate) async fn idle() -> Self {
-        let site = Self::at_rest();
+        Self::idle_of(OPTIONS).await
+    }
+
+    /// Returns a site of these limits that is idle.
+    pub(crate) async fn idle_of(options: Options) -> Self {
+        let site = Self::of(options);
         site.run();
         site.bus.wait(&[State::Idle]).await.expect("it gets there");
         // Who waits for a state is told before the owner of the bus.

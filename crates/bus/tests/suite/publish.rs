@@ -29,7 +29,7 @@ fn b001_listeners_of_every_built_in_channel_are_called_by_priority_with_the_argu
                         .filter(|line| line.what == channel)
                         .all(|line| line.argument == argument)
                 );
-                let called: Vec<&str> = report.answers.iter().map(|answer| answer.listener.as_str()).collect();
+                let called: Vec<&str> = report.answers.iter().map(|answer| &*answer.listener).collect();
                 assert_eq!((called.as_slice(), report.summary()), (["0", "50", "51", "100"].as_slice(), None));
             }
         }
@@ -120,11 +120,10 @@ fn b006_good_results_survive_a_failing_listener() {
         site.probe("x", "20", 20, Deed::Fail("broken"));
         site.probe("x", "30", 30, Deed::Ok(json!(3)));
         let report = site.bus.publish("x", Value::Null).await;
-        let outcomes: Vec<_> =
-            report.answers.iter().map(|answer| (answer.listener.as_str(), &answer.outcome)).collect();
+        let outcomes: Vec<_> = report.answers.iter().map(|answer| (&*answer.listener, &answer.outcome)).collect();
         let expected = [
             ("10", &Outcome::Ok { value: json!(1) }),
-            ("20", &Outcome::Failed { failure: Failure::new("broken") }),
+            ("20", &Outcome::Failed { failure: Box::new(Failure::new("broken")) }),
             ("30", &Outcome::Ok { value: json!(3) }),
         ];
         assert_eq!(outcomes, expected);

@@ -220,7 +220,7 @@ fn b072_who_prepared_too_late_aborts_as_well() {
                 let phase = call.phase.expect("a reload has phases");
                 journal.note(phase.name(), "late", call.state, &Value::Null);
                 if phase == Phase::Prepare {
-                    call.cancelled.cancelled().await;
+                    call.cancelled().cancelled().await;
                 }
                 Ok(Value::Null)
             }
