@@ -2,9 +2,11 @@
 //!
 //! Beside it, in the same run and in turns, the Python ancestor does what it can do: `cherrypy` in a virtual environment below the
 //! target directory. Without Python or a network it is left out, and the output says so. Figures only: nothing here passes or
-//! fails. The last figure in a line of the ancestor is how many times as much as ours it is.
+//! fails. The last figure in a line of the ancestor is how many times as much as ours it is; in a line of the floor, how many times as much
+//! as that ours is.
 //!
-//! `cargo bench --bench bus`, and `-- --json` behind it for one JSON object instead of the tables.
+//! `cargo bench --bench bus`, and `-- --json` behind it for one JSON object instead of the tables; the names of subjects (`publications`,
+//! `external`, `waits`, `lives`, `processes`, `idle`) for those alone.
 
 #[allow(dead_code, reason = "the benches share it; each uses a part")]
 mod support;
@@ -63,9 +65,20 @@ fn run(json: bool) -> Result<(), BenchError> {
         Err(error) => (None, Some(Chain(&error).to_string())),
     };
     type Measure = fn(Option<&Path>) -> Result<Table, BenchError>;
-    let subjects: [Measure; 6] = [publications, external_publications, waits, lives, processes, idle];
+    let subjects: [(&str, Measure); 6] = [
+        ("publications", publications),
+        ("external", external_publications),
+        ("waits", waits),
+        ("lives", lives),
+        ("processes", processes),
+        ("idle", idle),
+    ];
+    let named: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
     let mut tables = Vec::new();
-    for measure in subjects {
+    for (name, measure) in subjects {
+        if !named.is_empty() && !named.iter().any(|word| word == name) {
+            continue;
+        }
         let table = measure(python.as_deref())?;
         if !json {
             // Each as soon as it is there: all of them take minutes.
@@ -172,8 +185,8 @@ fn processes(python: Option<&Path>) -> Result<Table, BenchError> {
     }
     for _ in 0..ROUNDS {
         let [start, stop] = program.alone(COMPONENTS)?;
-        table.add("start, the programs alone, summed", Who::Floor, [start]);
-        table.add("stop, the programs alone, summed", Who::Floor, [stop]);
+        table.add("start in one chain", Who::Floor, [start]);
+        table.add("stop in one chain", Who::Floor, [stop]);
         for (shape, crowd) in &crowds {
             table.add(&format!("stop {shape}"), Who::Refit, [crowd.request("stop")?]);
             table.add(&format!("start {shape}"), Who::Refit, [crowd.request("start")?]);

@@ -116,7 +116,8 @@ impl Table {
         json!({ "title": self.title, "unit": self.unit.name(), "rate": self.rate, "lines": lines })
     }
 
-    /// Returns how many times as long as ours a line of the ancestor's is; for rates, how many times as high.
+    /// Returns how many times as long as ours a line of the ancestor's is, for rates how many times as high; and how many times as long as
+    /// the floor ours is.
     fn ratio(&self, line: &Line) -> Option<f64> {
         let ours = self.lines.iter().find(|other| other.what == line.what && other.who == Who::Refit)?;
         let ratio = if line.durations.is_empty() {
@@ -124,7 +125,12 @@ impl Table {
         } else {
             line.figures().median.as_secs_f64() / ours.figures().median.as_secs_f64()
         };
-        (line.who == Who::Ancestor && ratio.is_finite()).then_some(ratio)
+        let ratio = match line.who {
+            Who::Refit => return None,
+            Who::Ancestor => ratio,
+            Who::Floor => ratio.recip(),
+        };
+        ratio.is_finite().then_some(ratio)
     }
 }
 

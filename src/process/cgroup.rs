@@ -203,6 +203,11 @@ impl Group {
         found
     }
 
+    /// Returns whether nothing is in it or below it, as far as the kernel says.
+    pub(crate) fn is_empty(&self) -> bool {
+        populated(&self.path) == Some(false)
+    }
+
     /// Ends everything in it and below it; done when nothing is left, or the kernel takes too long.
     ///
     /// # Errors
@@ -350,13 +355,16 @@ fn children(group: &Path) -> Vec<String> {
         .collect()
 }
 
+/// Returns whether anything is in the group at `path` or below it; `None` if the kernel does not say.
+fn populated(path: &Path) -> Option<bool> {
+    let text = fs::read_to_string(path.join("cgroup.events")).ok()?;
+    text.lines().find_map(|line| line.strip_prefix("populated ")).map(|value| value == "1")
+}
+
 /// Ends everything in the group at `path` and waits until it is empty.
 fn kill(path: &Path) -> io::Result<()> {
-    let populated = || {
-        fs::read_to_string(path.join("cgroup.events")).is_ok_and(|text| text.lines().any(|line| line == "populated 1"))
-    };
     let deadline = Instant::now() + EMPTY_MAX;
-    while populated() {
+    while populated(path) == Some(true) {
         if Instant::now() >= deadline {
             let text = format!("{} is not empty {} s after its end", path.display(), EMPTY_MAX.as_secs());
             return Err(io::Error::new(io::ErrorKind::TimedOut, text));
@@ -387,6 +395,10 @@ fn kill_one_by_one(path: &Path) {
 
 /// Ends everything in the group at `path` and removes it with all below it. One that is not there is no error.
 fn destroy(path: &Path) -> io::Result<()> {
+    // The kernel removes one that is empty and has nothing below it, and no other.
+    if fs::remove_dir(path).is_ok() {
+        return Ok(());
+    }
     if !path.is_dir() {
         return Ok(());
     }

@@ -71,6 +71,10 @@ impl Descendants {
 
     /// Ends all of it, the process itself included. Returns how many others there were.
     pub(crate) async fn end(&self) -> usize {
+        // Usually nothing is left of one that has ended, and its group says so at once.
+        if self.group.as_ref().is_some_and(Group::is_empty) {
+            return 0;
+        }
         let descendants = self.clone();
         // Files of the kernel, and pauses: not for an async worker.
         match tokio::task::spawn_blocking(move || descendants.end_now()).await {
