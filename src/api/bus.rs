@@ -63,7 +63,7 @@ pub(super) async fn show(State(app): State<Shared>) -> Json<Value> {
         "state": app.bus.state(),
         "channels": channels,
         "peers": app.peers.all(),
-        "faults": app.bus.faults(),
+        "faults": app.faults(),
         "log": app.bus.log_counts(),
     }))
 }

@@ -25,7 +25,7 @@ use axum::extract::{Request, State};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
-use refit_bus::Bus;
+use refit_bus::{Bus, Fault};
 use tokio_util::sync::CancellationToken;
 
 use crate::component::{Process, RunContext};
@@ -57,10 +57,19 @@ pub struct App {
     pub components: BTreeMap<String, Arc<Process>>,
     /// The guard's PID.
     pub guard_pid: u32,
+    /// The runtimes before this one that died one after the other, as a fault.
+    pub deaths: Option<Fault>,
     /// When this process image started, RFC 3339.
     pub started_at: String,
     /// Cancelled when the server stops: streams end.
     pub stopping: CancellationToken,
+}
+
+impl App {
+    /// Returns everything that failed so far.
+    fn faults(&self) -> Vec<Fault> {
+        self.deaths.iter().cloned().chain(self.bus.faults()).collect()
+    }
 }
 
 /// The state that handlers share.

@@ -58,7 +58,7 @@ pub(super) async fn status(State(app): State<Shared>) -> Json<Value> {
         "trust": trust,
         "config": { "unmerged": unmerged, "unread": unread },
         "read_only": app.context.home.is_read_only(),
-        "faults": app.bus.faults(),
+        "faults": app.faults(),
         "time": clock::stamp(),
     }))
 }

@@ -9,7 +9,7 @@ use nix::unistd::{User, geteuid};
 use refit_base::{Chain, Exit, Report, Reported, clock};
 use refit_updater::attempt::{Ending, Outcome};
 use refit_updater::config::ConfigError as MergeError;
-use refit_updater::history::{self, Entry};
+use refit_updater::history::{self, Entry, EntryKind};
 use refit_updater::journal::{self, Journal, JournalError, State};
 use refit_updater::receive::ReceiveError;
 use refit_updater::release::{Damage, StoreError};
@@ -203,8 +203,11 @@ impl Files {
         let entries = self.history().unwrap_or_default();
         let mut versions = self.store.versions()?;
         versions.retain(|version| {
-            let tried: Vec<Outcome> =
-                entries.iter().filter(|entry| entry.to == *version).map(|entry| entry.outcome).collect();
+            let tried: Vec<Outcome> = entries
+                .iter()
+                .filter(|entry| entry.to == *version && entry.kind != EntryKind::Crash)
+                .map(|entry| entry.outcome)
+                .collect();
             tried.is_empty() || tried.contains(&Outcome::Done)
         });
         versions.reverse();

@@ -94,7 +94,7 @@ pub(super) async fn find_update(client: &Client, begun: &str, to: Option<&str>) 
         return Ok(name(update));
     }
     let history = client.get("/api/v1/history").await?;
-    let mut entries = list(&history["history"]);
+    let mut entries = list(&history["history"]).filter(|entry| entry["kind"] != "crash");
     Ok(entries.find(|entry| fits(entry) && entry["at"].as_str().is_some_and(|at| at >= begun)).and_then(name))
 }
 

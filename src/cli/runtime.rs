@@ -40,6 +40,7 @@ fn run_image(context: Context) -> Exit {
         announcement: process.announcement.clone(),
         notify: process.path("NOTIFY_SOCKET"),
         installed,
+        called: process.arguments.first().cloned().unwrap_or_else(|| "refit".into()),
         environment: process.environment,
         found: Resources::improve(),
     })

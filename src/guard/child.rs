@@ -15,7 +15,7 @@ use refit_updater::decided::{self, Decided};
 use semver::Version;
 
 use crate::handover::Named;
-use crate::handover::channel;
+use crate::handover::channel::{self, Deaths};
 use crate::handover::fd::FIRST;
 use crate::handover::inherit::VARIABLES;
 use crate::home::Home;
@@ -81,6 +81,8 @@ pub(super) struct Start<'a> {
     pub(super) journal: Option<&'a Path>,
     /// What the journal does not say.
     pub(super) decided: Option<Decided>,
+    /// The runtimes before it that died.
+    pub(super) deaths: Option<&'a Deaths>,
 }
 
 /// Starts a runtime. Returns its PID.
@@ -109,7 +111,7 @@ pub(super) fn start(start: Start<'_>) -> io::Result<u32> {
         .stdin(Stdio::null())
         .stdout(start.output.try_clone()?)
         .stderr(start.output.try_clone()?);
-    for variable in VARIABLES.into_iter().chain([JOURNAL, decided::VARIABLE]) {
+    for variable in VARIABLES.into_iter().chain([JOURNAL, decided::VARIABLE, channel::DEATHS]) {
         command.env_remove(variable);
     }
     command
@@ -123,6 +125,9 @@ pub(super) fn start(start: Start<'_>) -> io::Result<u32> {
     }
     if let Some(decided) = start.decided {
         command.env(decided::VARIABLE, decided.to_text());
+    }
+    if let Some(deaths) = start.deaths.and_then(|deaths| serde_json::to_string(deaths).ok()) {
+        command.env(channel::DEATHS, deaths);
     }
     // Its own group: Ctrl-C on the terminal is for the guard, which passes it on once.
     std::os::unix::process::CommandExt::process_group(&mut command, 0);

@@ -102,6 +102,11 @@ impl Decisions {
         !self.is_foreign && matches!(self.known.state, State::Trial { .. })
     }
 
+    /// Returns the release that is on trial.
+    pub(super) fn on_trial(&self) -> Option<&Version> {
+        self.is_trial().then(|| self.known.state.wanted())
+    }
+
     /// Returns the journal if it says which release runs, and no attempt is under way.
     pub(super) fn settled(&self) -> Option<&Journal> {
         (!self.is_foreign && matches!(self.known.state, State::Idle { .. })).then_some(&self.known)

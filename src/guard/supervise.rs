@@ -25,7 +25,7 @@ use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
 use rustix::pipe::PipeFlags;
 use semver::Version;
 
-use super::backoff::Backoff;
+use super::backoff::{self, Backoff};
 use super::child;
 use super::deadlines::Deadlines;
 use super::decisions::Decisions;
@@ -36,7 +36,7 @@ use super::output::Output;
 use super::say::{Complaints, say};
 use super::store::Store;
 use super::{Given, GuardError, system};
-use crate::handover::channel::ToRuntime;
+use crate::handover::channel::{DEATH_LINE_CHARS_MAX, DEATH_LINES_MAX, Deaths, ToRuntime};
 use crate::handover::{names, notify};
 use crate::home::{Home, HomeLock};
 use crate::process::installed;
@@ -122,6 +122,10 @@ pub(super) struct Guard {
     decisions: Decisions,
     complaints: Complaints,
     backoff: Backoff,
+    /// The runtimes of a good release that died one after the other.
+    deaths: Option<Deaths>,
+    /// The release that the runtime tries, or tried last.
+    tried: Option<Version>,
     /// Whether any runtime of this guard ever became ready.
     was_ready: bool,
     /// How far the image that runs has come.
@@ -178,6 +182,8 @@ impl Guard {
             decisions,
             complaints: Complaints::default(),
             backoff: Backoff::default(),
+            deaths: None,
+            tried: None,
             was_ready: false,
             image: Image::Unknown,
             ends_as_asked: false,
@@ -228,7 +234,7 @@ impl Guard {
             self.manager.flush();
             self.output.copy();
             self.read_reports(&mut phase);
-            self.decisions.refresh();
+            self.refresh();
             while let Some(signal) = self.next_signal() {
                 if let Some(exit) = self.on_signal(signal, &mut phase) {
                     return Ok(exit);
@@ -238,7 +244,7 @@ impl Guard {
                 self.output.copy();
                 // What it said before its end may have come after the last look.
                 self.read_reports(&mut phase);
-                self.decisions.refresh();
+                self.refresh();
                 match self.on_runtime_end(ended, &phase, &mut ending) {
                     Next::End(exit) => return Ok(exit),
                     Next::StartNow => phase = self.start_or_pause(&ending),
@@ -262,6 +268,14 @@ impl Guard {
                     }
                 }
             }
+        }
+    }
+
+    /// Looks at the journal, and remembers which release it tries.
+    fn refresh(&mut self) {
+        self.decisions.refresh();
+        if let Some(tried) = self.decisions.on_trial() {
+            self.tried = Some(tried.clone());
         }
     }
 
@@ -437,9 +451,31 @@ impl Guard {
                 None => {}
             }
         }
-        let pause = self.backoff.after_end(lived);
+        self.note_death(&how, lived, ending);
+        let pause = self.backoff.after_end(lived, self.image == Image::Ready);
         say(&format!("the runtime {how}; starting it again in {} ms", pause.as_millis()));
         Next::StartAt(Instant::now() + pause)
+    }
+
+    /// Notes the death of a runtime of a good release, which `lived` so long. One whose trial has failed has only made way.
+    fn note_death(&mut self, how: &str, lived: Duration, ending: &Ending) {
+        let Some(release) = self.decisions.settled().map(|journal| journal.state.wanted().clone()) else { return };
+        if self.tried.take().is_some_and(|tried| tried != release) {
+            self.deaths = None;
+            return;
+        }
+        let before = self.deaths.take().filter(|deaths| deaths.release == release && lived < backoff::FORGET);
+        let at = refit_base::clock::rfc3339(ending.at);
+        let lines = &ending.output[ending.output.len().saturating_sub(DEATH_LINES_MAX)..];
+        self.deaths = Some(Deaths {
+            count: before.as_ref().map_or(0, |deaths| deaths.count).saturating_add(1),
+            release,
+            how: how.to_owned(),
+            cause: ending.cause,
+            since: before.map_or_else(|| at.clone(), |deaths| deaths.since),
+            at,
+            output: lines.iter().map(|line| line.chars().take(DEATH_LINE_CHARS_MAX).collect()).collect(),
+        });
     }
 
     /// Sees to it that no component hangs because nobody reads what it prints.

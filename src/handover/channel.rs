@@ -4,6 +4,8 @@
 //! [reports](super::notify) there: a channel has no name that can be removed, and room for hundreds of reports. An older guard reads
 //! them on the socket of `NOTIFY_SOCKET` only, and an older runtime sends them only there.
 
+use refit_base::Cause;
+use semver::Version;
 use serde::{Deserialize, Serialize};
 
 /// Set in the environment of a runtime whose guard reads its reports on the channel, too.
@@ -43,4 +45,47 @@ pub enum ToRuntime {
         /// Its name.
         missing: String,
     },
+}
+
+/// Set in the environment of a runtime that follows others which died one after the other: [`Deaths`], as JSON.
+pub const DEATHS: &str = "REFIT_DEATHS";
+
+/// How many lines of its last output are told of a runtime that died.
+pub const DEATH_LINES_MAX: usize = 20;
+/// The longest of them, in characters: all of it is in one variable.
+pub const DEATH_LINE_CHARS_MAX: usize = 400;
+
+/// Runtimes of a good release that died one after the other, none of which had stayed up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deaths {
+    /// How many.
+    pub count: u32,
+    /// Their release.
+    pub release: Version,
+    /// What happened to the last one, for people: what follows "the runtime".
+    pub how: String,
+    /// Whose trouble that was.
+    pub cause: Cause,
+    /// When the first one died, RFC 3339.
+    pub since: String,
+    /// When the last one did.
+    pub at: String,
+    /// The last that it printed.
+    pub output: Vec<String>,
+}
+
+impl Deaths {
+    /// Returns what to say of them.
+    pub fn describe(&self) -> String {
+        let Self { count, how, since, .. } = self;
+        format!("the runtime {how}, {count} times in a row since {since}; each start waits longer, up to 10 s")
+    }
+
+    /// Returns whether the history has an entry for the last of them: it has one for each of the first, and then fewer and fewer, so
+    /// that one that dies for ever leaves room for what else happened.
+    pub fn is_recorded(&self) -> bool {
+        /// So many deaths have an entry each.
+        const EACH_MAX: u32 = 8;
+        self.count <= EACH_MAX || self.count.is_power_of_two()
+    }
 }

@@ -20,6 +20,7 @@ use refit_updater::trust::Trust;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use super::deaths;
 use super::error::{RuntimeError, io_error};
 use super::guard_link::{self, store_with_guard};
 use super::hand_over::{Sockets, unpark};
@@ -30,6 +31,7 @@ use crate::carry::{self, CarriedInstance, Carry, Registry, RegistryParts};
 use crate::component::{self, CarriedParts, Process, RunContext, fingerprint};
 use crate::config::{self, Config, Programs};
 use crate::events::Events;
+use crate::handover::channel::Deaths;
 use crate::handover::inherit::{Announcement, Inheritance};
 use crate::handover::listener::Listeners;
 use crate::handover::{Named, channel, names};
@@ -56,6 +58,8 @@ pub struct Given {
     pub environment: BTreeMap<OsString, OsString>,
     /// The installed `refit`.
     pub installed: PathBuf,
+    /// What this process is called: the first word of its command line, which every image of it keeps.
+    pub called: OsString,
     /// The guard's `NOTIFY_SOCKET`.
     pub notify: Option<PathBuf>,
     /// What this process had before it was given more: what its children and the next image get.
@@ -69,6 +73,8 @@ pub(super) struct Site {
     pub(super) components: Vec<Arc<Process>>,
     pub(super) context: Arc<RunContext>,
     pub(super) config: Arc<Config>,
+    /// The runtimes before this one that died one after the other.
+    pub(super) deaths: Option<Deaths>,
 }
 
 /// What one image is made of.
@@ -178,7 +184,7 @@ pub(super) fn assemble(given: &Given, mut inherited: Inheritance, begun_ns: u64)
         times: Times { trial_ns: before.trial_ns, exec_ns: before.exec_ns, begun_ns },
     }));
     Ok(Assembled {
-        site: Site { bus, manager, components, context, config: disk.config },
+        site: Site { bus, manager, components, context, config: disk.config, deaths: deaths::told(&given.environment) },
         engine,
         sockets,
         tasks,

@@ -21,7 +21,7 @@ use super::missing::listen_when_possible;
 use super::observer::SiteObserver;
 use super::sockets::SocketNames;
 use super::watch::Watch;
-use super::{guard_link, settings, signals, wish};
+use super::{deaths, guard_link, settings, signals, wish};
 use crate::api::{ApiServer, App};
 use crate::carry::{Carry, SiteWish};
 use crate::config::{self, Watched};
@@ -123,7 +123,7 @@ impl Site {
         before: &Carry,
         parked: Vec<Parked>,
     ) -> Result<(Arc<ApiServer>, Arc<SiteObserver>), RuntimeError> {
-        let Self { bus, manager, components, context, config } = self;
+        let Self { bus, manager, components, context, config, deaths: _ } = self;
         let registry = &context.registry;
         let requests = Arc::new(RequestDispatcher {
             bus: bus.clone(),
@@ -156,6 +156,7 @@ impl Site {
             context: Arc::clone(context),
             components: components.iter().map(|part| (part.definition().name.clone(), Arc::clone(part))).collect(),
             guard_pid: std::os::unix::process::parent_id(),
+            deaths: self.deaths.as_ref().map(deaths::fault),
             started_at: clock::stamp(),
             stopping: CancellationToken::new(),
         });
@@ -187,8 +188,14 @@ impl Site {
 
     /// Starts what watches and announces while the bus runs.
     fn spawn_tasks(&self, tasks: &mut JoinSet<()>, by_exec: bool) {
-        let Self { bus, manager, components, context, config } = self;
+        let Self { bus, manager, components, context, config, deaths } = self;
         let registry = &context.registry;
+        if let Some(deaths) = deaths.clone() {
+            tracing::error!("{}", deaths.describe());
+            let home = context.home.path().to_owned();
+            let recorded = tokio::task::spawn_blocking(move || deaths::record(&deaths, &home));
+            tasks.spawn(async move { drop(recorded.await) }); // it has said itself what was in the way
+        }
         if !config.watch.watched.is_empty() {
             let below_home = |watched: &Watched| Watched { path: context.home.path().join(&watched.path), ..*watched };
             let watch = Watch {

@@ -5,6 +5,7 @@
 
 mod announce;
 mod assemble;
+mod deaths;
 mod error;
 mod explain;
 mod forward;
@@ -37,6 +38,7 @@ use self::error::say;
 use self::image::End;
 use crate::component::fingerprint;
 use crate::config::{self, Config, Programs};
+use crate::handover::channel::DEATHS;
 use crate::handover::exec::{self, EXECUTING, Plan};
 use crate::handover::inherit::Inheritance;
 use crate::handover::{names, notify};
@@ -89,7 +91,7 @@ pub fn main(given: &Given) -> Exit {
         say(&format!("{EXECUTING}{}", program.display()), Exit::Done);
         let plan = Plan {
             program: program.clone(),
-            arguments: vec!["refit".into(), "runtime".into(), "--home".into(), given.home.path().into()],
+            arguments: vec![given.called.clone(), "runtime".into(), "--home".into(), given.home.path().into()],
             environment: environment(given),
             descriptors,
         };
@@ -137,7 +139,9 @@ fn environment(given: &Given) -> Vec<(OsString, OsString)> {
     let journal = journal::load(given.home.path()).ok().flatten();
     let is_missing = decided.zip(journal).is_some_and(|(decided, journal)| decided.applied_to(&journal).is_some());
     let environment = given.environment.clone().into_iter();
-    environment.filter(|(name, _)| is_missing || name != decided::VARIABLE).collect()
+    // The deaths are those of the process image that the guard started: with it they are told.
+    let goes_on = |name: &OsString| (is_missing || name != decided::VARIABLE) && name != DEATHS;
+    environment.filter(|(name, _)| goes_on(name)).collect()
 }
 
 /// Ends the trial of a release whose runtime cannot be executed; without a trial nothing is to be done.

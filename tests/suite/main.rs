@@ -28,6 +28,7 @@ mod crash;
 mod damage;
 mod demo;
 mod descriptors;
+mod dies;
 mod docs;
 mod early;
 mod embed;

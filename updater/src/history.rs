@@ -31,7 +31,39 @@ pub const HISTORY_TAIL_BYTES_MAX: u64 = 2 * HISTORY_BYTES_MAX;
 /// How many lines of output an entry keeps.
 pub const OUTPUT_LINES_MAX: usize = 40;
 
-/// One finished attempt.
+/// What an entry is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EntryKind {
+    /// An attempt to go to a release that arrived in a package.
+    Update,
+    /// An attempt to go back to a release that ran here before.
+    Rollback,
+    /// The runtime of a good release died again, and was started again. An older program passes such a line over.
+    Crash,
+}
+
+impl EntryKind {
+    /// Returns the name that tickets and messages use.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Update => "update",
+            Self::Rollback => "rollback",
+            Self::Crash => "crash",
+        }
+    }
+}
+
+impl From<Kind> for EntryKind {
+    fn from(kind: Kind) -> Self {
+        match kind {
+            Kind::Update => Self::Update,
+            Kind::Rollback => Self::Rollback,
+        }
+    }
+}
+
+/// One finished attempt, or death of a runtime.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     /// The ticket's name.
@@ -40,8 +72,8 @@ pub struct Entry {
     pub at: String,
     /// Who asked.
     pub who: String,
-    /// To a new release, or back.
-    pub kind: Kind,
+    /// To a new release, or back, or neither.
+    pub kind: EntryKind,
     /// The release before.
     pub from: Version,
     /// The release it went to.
@@ -77,7 +109,7 @@ impl Entry {
             id: attempt.id,
             at: clock::rfc3339(ending.at),
             who: attempt.who,
-            kind: attempt.kind,
+            kind: attempt.kind.into(),
             from: attempt.from,
             to: attempt.to,
             outcome,

@@ -251,7 +251,7 @@ impl Journal {
             id: format!("back-{:x}", ending.at.as_millisecond()),
             at: clock::rfc3339(ending.at),
             who: who.to_owned(),
-            kind: Kind::Rollback,
+            kind: Kind::Rollback.into(),
             from: current.clone(),
             to: to.clone(),
             outcome: Outcome::Done,

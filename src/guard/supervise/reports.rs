@@ -79,6 +79,9 @@ impl Guard {
             self.was_ready = true;
             self.backoff.ready();
             self.image = Image::Ready;
+            if !self.decisions.is_trial() {
+                self.tried = None;
+            }
             self.examined = None; // what is damaged from now on is another matter
         }
         if report.get("RELOADING") == Some("1") {

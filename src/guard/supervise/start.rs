@@ -73,6 +73,7 @@ impl Guard {
             output: &self.pipe,
             journal: self.journal.as_deref(),
             decided: decision.unwritten,
+            deaths: self.deaths.as_ref().filter(|deaths| deaths.count > 1),
         })
         .map_err(system("start the runtime"))?;
         self.installed.has_started(&program.path);

@@ -155,8 +155,9 @@ function historyRow(line) {
 
 function fillHistory([, who, versions, outcome, reason, duration], line) {
   text(who, line.who);
-  text(versions, `${line.from ?? "–"} → ${line.to}`);
-  const note = line.kind === "rollback" ? "rollback asked for" : null;
+  const crash = line.kind === "crash";
+  text(versions, crash ? line.to : `${line.from ?? "–"} → ${line.to}`);
+  const note = line.kind === "rollback" ? "rollback asked for" : crash ? "the runtime died" : null;
   tone(outcome, OUTCOME_WORDS[line.outcome] ?? line.outcome, OUTCOME_TONE, note);
   text(reason, line.reason);
   text(duration, span(line.duration_ms));
