@@ -5,7 +5,11 @@
 //! session and outlives its parent at once is not found so; it ends with the appliance, whose guard inherits every orphan.
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+
+use rustix::process::{getpid, getppid};
 
 use super::caller::PARENTS_MAX;
 use super::cgroup::{Group, LOOK_AGAIN};
@@ -15,6 +19,21 @@ use super::stat::{Stat, all_processes};
 
 /// How long the kernel may take to remove what was killed, and what goes on forking may go on.
 const END_MAX: Duration = Duration::from_secs(5);
+
+/// Whether this process's parent is the guard, which inherits every orphan.
+static PARENT_IS_GUARD: AtomicBool = AtomicBool::new(false);
+
+/// Remembers that the guard is this process's parent. What a process leaves behind is among its children then, or below one.
+pub(crate) fn note_guard() {
+    PARENT_IS_GUARD.store(true, Ordering::Relaxed);
+}
+
+/// Returns whether this process is the only child of its parent. A kernel that does not say it is taken to have others.
+fn is_only_child() -> bool {
+    let Some(parent) = getppid() else { return false };
+    let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children", parent = parent.as_raw_pid()));
+    children.is_ok_and(|children| children.trim() == getpid().as_raw_pid().to_string())
+}
 
 /// What one process started.
 #[derive(Debug, Clone)]
@@ -71,8 +90,7 @@ impl Descendants {
 
     /// Ends all of it, the process itself included. Returns how many others there were.
     pub(crate) async fn end(&self) -> usize {
-        // Usually nothing is left of one that has ended, and its group says so at once.
-        if self.group.as_ref().is_some_and(Group::is_empty) {
+        if self.are_gone() {
             return 0;
         }
         let descendants = self.clone();
@@ -83,6 +101,15 @@ impl Descendants {
                 tracing::warn!(process.pid = self.leader, %error, "cannot end what a process left behind");
                 0
             }
+        }
+    }
+
+    /// Returns whether nothing is left for sure: usually so of one that has ended, and known without a look at each process.
+    fn are_gone(&self) -> bool {
+        let has_ended = || Stat::of(self.leader).map_or(true, |stat| !stat.lives || stat.began != self.began);
+        match &self.group {
+            Some(group) => group.is_empty(),
+            None => PARENT_IS_GUARD.load(Ordering::Relaxed) && has_ended() && is_only_child(),
         }
     }
 

@@ -41,8 +41,9 @@ use crate::config::{self, Config, Programs};
 use crate::handover::channel::DEATHS;
 use crate::handover::exec::{self, EXECUTING, Plan};
 use crate::handover::inherit::Inheritance;
-use crate::handover::{names, notify};
+use crate::handover::{channel, names, notify};
 use crate::home::Home;
+use crate::process::descendants;
 use crate::process::resources::Resources;
 
 pub use assemble::Given;
@@ -62,6 +63,9 @@ pub fn main(given: &Given) -> Exit {
         Err(error) => return say(&format!("cannot take the descriptors that were handed over: {error}"), Exit::Failed),
     };
     let mut inherited = Inheritance::new(inherited);
+    if given.environment.contains_key(OsStr::new(channel::VARIABLE)) {
+        descendants::note_guard();
+    }
     loop {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(std::thread::available_parallelism().map_or(WORKERS_MIN, |n| n.get().max(WORKERS_MIN)))
