@@ -68,7 +68,9 @@ async fn run(assembled: Assembled) -> Result<End, RuntimeError> {
     let registry = Arc::clone(&site.context.registry);
     let wished = registry.site();
     let (server, observer) = site.attach(&sockets, &before, parked)?;
-    let engine = engine.with_observer(observer);
+    let running = site.components.iter().filter(|component| component.view().borrow().pid.is_some());
+    let running: Vec<String> = running.map(|component| component.definition().name.clone()).collect();
+    let engine = engine.with_observer(observer).with_running(running);
 
     let now = CancellationToken::new();
     site.listen_to_signals(&now, &mut tasks)?;

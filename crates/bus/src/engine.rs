@@ -8,6 +8,7 @@ mod start;
 mod stop;
 mod transition;
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -74,6 +75,8 @@ pub struct Engine {
     log_tasks: Option<TaskRunner>,
     /// Who started, in waves, in the order in which it did.
     started: Vec<Vec<Started>>,
+    /// The components that no stop of this image has ended: left running for the next one, or begun by the one before.
+    left_running: BTreeSet<String>,
     /// The time of the whole way to the end, once it has begun.
     descent: Option<Time>,
     generation: u64,
@@ -94,6 +97,7 @@ impl Bus {
             tasks: Some(tasks),
             log_tasks: Some(log_tasks),
             started: Vec::new(),
+            left_running: BTreeSet::new(),
             descent: None,
             generation: 0,
         };
@@ -106,6 +110,14 @@ impl Engine {
     #[must_use = "a bus does nothing until its engine runs"]
     pub fn with_observer(self, observer: Arc<dyn Observer>) -> Self {
         drop(self.shared.observer.set(observer));
+        self
+    }
+
+    /// Says that the components `names` run already. If the site ends before a start has taken them over, they are stopped all the
+    /// same.
+    #[must_use = "a bus does nothing until its engine runs"]
+    pub fn with_running(mut self, names: impl IntoIterator<Item = String>) -> Self {
+        self.left_running.extend(names);
         self
     }
 
@@ -137,8 +149,12 @@ impl Engine {
             let status = self.shared.status();
             match status.state.next_step(status.goal) {
                 Some(State::Exited) => {
+                    self.stop_what_was_left().await;
                     self.exit_tasks(&mut runners, &closing_tasks).await;
-                    self.shared.enter(State::Exited).await;
+                    // Until here an exit may still take the place of a replacement.
+                    while !self.shared.end(self.left_running.is_empty()).await {
+                        self.stop_what_was_left().await;
+                    }
                 }
                 Some(next) => self.step(status.state, next).await,
                 None if status.state == State::Exited => break,
@@ -238,6 +254,7 @@ impl Engine {
                 self.shared.enter(State::Exiting).await;
                 let reason = self.shared.replacement().map_or(StopReason::Exit, StopReason::Replace);
                 let time = self.time_of_descent();
+                self.stop_what_was_left().await;
                 self.all(EXIT, Some(reason), time).await;
             }
             State::Initial | State::Idle | State::Running | State::Exited => self.shared.enter(next).await,

@@ -368,8 +368,20 @@ impl Shared {
 
     /// Makes `state` visible, and resolves what was promised for it. Returns when everybody has heard of it.
     pub(crate) async fn enter(&self, state: State) {
+        self.enter_if(state, |_| true).await;
+    }
+
+    /// Ends, unless an exit has taken the place of a replacement and `nothing_left` is not so. Returns whether it has ended.
+    pub(crate) async fn end(&self, nothing_left: bool) -> bool {
+        self.enter_if(State::Exited, |core| nothing_left || core.replacement.is_some()).await
+    }
+
+    async fn enter_if(&self, state: State, may_enter: impl FnOnce(&Core) -> bool) -> bool {
         {
             let mut core = self.core();
+            if !may_enter(&core) {
+                return false;
+            }
             core.status.state = state;
             core.ran |= state == State::Running;
             self.state.send_replace(state);
@@ -385,6 +397,7 @@ impl Shared {
             self.outbox.push(entry.into_iter().chain(rest));
         }
         self.all_said().await;
+        true
     }
 
     /// Resolves the tickets that ask for what is so, because another request took the site back there before it left.

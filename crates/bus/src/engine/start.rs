@@ -10,6 +10,7 @@ use super::{Engine, Started};
 use crate::calls::{End, Until};
 use crate::failure::Failure;
 use crate::log::Level;
+use crate::publication::Outcome;
 use crate::registry::{Entry, START};
 use crate::shared::Fault;
 use crate::state::{Goal, State};
@@ -105,12 +106,15 @@ impl Engine {
     }
 
     fn take_end(
-        &self,
+        &mut self,
         End { entry, place, wave, outcome, late, .. }: &End,
         cancelled: &CancellationToken,
         tally: &mut Tally,
     ) {
         let failure = outcome.failure();
+        if !matches!(outcome, Outcome::Skipped { .. }) {
+            self.left_running.remove(&*entry.name);
+        }
         // One that was too late is up, although nobody counts on it any more: it has to be stopped.
         if outcome.is_ok() || *late {
             tally.up.push((*wave, *place, Started::of(entry)));

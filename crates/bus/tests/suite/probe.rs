@@ -329,7 +329,13 @@ impl Site {
 
     /// Runs the engine.
     pub(crate) fn run(&self) {
+        self.run_with_running(&[]);
+    }
+
+    /// Runs the engine of a site where these components run already.
+    pub(crate) fn run_with_running(&self, names: &[&str]) {
         let engine = lock(&self.engine).take().expect("it runs once");
+        let engine = engine.with_running(names.iter().map(|name| (*name).to_owned()));
         *lock(&self.running) = Some(tokio::spawn(engine.run()));
     }
 

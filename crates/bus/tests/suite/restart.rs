@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use refit_bus::{EXIT, Progress, Replacement, STOP, State};
+use refit_bus::{CancellationToken, EXIT, Options, Progress, Replacement, STOP, State};
 use refit_bus::{Origin, Request};
 
-use crate::probe::{OK, Site, both, paused};
+use crate::probe::{Deed, FAST, OK, OPTIONS, Site, both, paused};
 
 fn replacement() -> Arc<Replacement> {
     Arc::new(Replacement { label: "next".to_owned(), program: "/bin/next".into(), keep_running: BTreeSet::new() })
@@ -48,5 +48,64 @@ fn b079_an_exit_is_stronger_than_a_restart_under_way() {
         assert!(matches!(&outcome, Progress::Failed(why) if why.contains("cancelled by exit of test")), "{outcome:?}");
         assert_eq!(exit.outcome().await, Progress::Done);
         assert_eq!(site.ended().await.replacement, None);
+    });
+}
+
+#[test]
+fn an_exit_that_takes_the_place_of_a_restart_stops_what_was_to_run_on_before_the_end() {
+    both(|| async {
+        for asked_in in ["stop other", "exit last"] {
+            let options = Options { listener: FAST, stop: FAST, ..OPTIONS };
+            let site = Site::idle_of(options).await;
+            let (stop, last) = (CancellationToken::new(), CancellationToken::new());
+            site.part("base").attach();
+            site.part("kept").needs(&["base"]).on("stop", Deed::Fail("it would not")).attach();
+            site.part("other").on("stop", Deed::Gate(stop.clone())).attach();
+            site.probe(EXIT, "last", 50, Deed::Gate(last.clone()));
+            site.done(Request::Start).await;
+            let keep_running = ["base".to_owned(), "kept".to_owned()].into();
+            let replacement = Replacement { label: "next".to_owned(), program: "/next".into(), keep_running };
+            let restart = site.ask(Request::Restart(Arc::new(replacement)));
+            if asked_in == "exit last" {
+                stop.cancel();
+            }
+            site.journal.happened(asked_in).await;
+            let exit = site.ask(Request::Exit);
+            stop.cancel();
+            last.cancel();
+            assert_eq!(exit.outcome().await, Progress::Done);
+            assert!(matches!(restart.outcome().await, Progress::Failed(_)));
+            let ended = site.ended().await;
+            let reasons = |name: &str| {
+                let lines = site.journal.lines();
+                let of = lines.iter().filter(|line| line.what == "stop" && line.name == name);
+                of.map(|line| line.argument.as_str().unwrap_or_default().to_owned()).collect::<Vec<_>>()
+            };
+            assert_eq!(reasons("kept").last().map(String::as_str), Some("exit"), "{asked_in}");
+            assert_eq!(reasons("base").last().map(String::as_str), Some("exit"), "{asked_in}");
+            assert_eq!(reasons("other"), ["replace"], "{asked_in}");
+            let calls = site.journal.calls();
+            let latest = |words: &str| calls.iter().rposition(|call| call == words);
+            assert!(latest("stop kept") < latest("stop base"), "{calls:?}");
+            assert!(
+                ended.replacement.is_none() && ended.faults.iter().any(|fault| fault.component == "kept"),
+                "{ended:?}"
+            );
+        }
+    });
+}
+
+#[test]
+fn what_runs_since_the_image_before_is_stopped_although_nothing_was_started() {
+    both(|| async {
+        let site = Site::at_rest();
+        for name in ["base", "top", "down"] {
+            let needs: &[&str] = if name == "top" { &["base"] } else { &[] };
+            site.part(name).needs(needs).attach();
+        }
+        site.run_with_running(&["base", "top"]);
+        site.bus.wait(&[State::Idle]).await.expect("it gets there");
+        site.exit().await;
+        assert_eq!(site.journal.calls(), ["stop top", "stop base"]);
     });
 }
