@@ -69,12 +69,15 @@ fn try_verify(context: &Context, verify: &Verify) -> Result<(), VerifyError> {
     for problem in &report.problems {
         context.print_text(&problem.to_string());
     }
-    match report.problems.first() {
-        Some(first) => Err(VerifyError::Damaged { version, problems: report.problems.len(), first: first.to_string() }),
-        None => {
-            context
-                .print_text(&format!("release {version} is as signed: {} files, {} bytes", report.files, report.bytes));
-            Ok(())
-        }
+    let (own, beside): (Vec<_>, Vec<_>) = report.problems.iter().partition(|problem| problem.is_of_the_release());
+    if let Some(first) = own.first() {
+        return Err(VerifyError::Damaged { version, problems: own.len(), first: first.to_string() });
     }
+    let more = match beside.len() {
+        0 => String::new(),
+        count => format!("; {count} more in its directory, not part of it, are left alone"),
+    };
+    context
+        .print_text(&format!("release {version} is as signed: {} files, {} bytes{more}", report.files, report.bytes));
+    Ok(())
 }

@@ -216,9 +216,9 @@ impl Transaction {
                 for failure in store.repair_modes(&store.release(&attempt.to)?).failures {
                     tracing::warn!("{}", Chain(&failure));
                 }
-                let report = store.verify(&attempt.to, &mut |_| {})?;
-                if let Some(problem) = report.problems.first() {
-                    return Err(UpdateError::Damaged { version: attempt.to.clone(), what: problem.to_string() });
+                if let Some(damage) = store.find_damage(&attempt.to, &mut || {})? {
+                    let what = Chain(&damage).to_string();
+                    return Err(UpdateError::Damaged { version: attempt.to.clone(), what });
                 }
                 store.release(&attempt.to)?
             };

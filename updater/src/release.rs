@@ -310,7 +310,8 @@ impl Store {
             let installed = read_manifest(&dir).map(|(digest, _)| digest);
             let same = installed.as_ref().is_ok_and(|digest| *digest == received.digest);
             if same {
-                let Some(problem) = self.verify(&version, &mut |_| {})?.problems.into_iter().next() else {
+                let problems = self.verify(&version, &mut |_| {})?.problems;
+                let Some(problem) = problems.into_iter().find(Problem::is_of_the_release) else {
                     self.discard(&received.dir)?;
                     return self.release(&version);
                 };

@@ -44,6 +44,23 @@ pub struct Problem {
     pub what: FileProblem,
 }
 
+impl Problem {
+    /// Returns whether something of the release is not as it was signed. A file that is no part of it, such as what a program caches
+    /// beside its sources, takes nothing away.
+    pub const fn is_of_the_release(&self) -> bool {
+        match self.what {
+            FileProblem::Unexpected => false,
+            FileProblem::Missing
+            | FileProblem::Type
+            | FileProblem::Mode
+            | FileProblem::Size
+            | FileProblem::Content
+            | FileProblem::Target
+            | FileProblem::Unreadable => true,
+        }
+    }
+}
+
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.path, self.what)
