@@ -7,12 +7,12 @@ use std::path::PathBuf;
 
 use nix::unistd::{User, geteuid};
 use refit_base::{Chain, Exit, Report, Reported, clock};
-use refit_updater::attempt::{Ending, Outcome};
-use refit_updater::config::ConfigError as MergeError;
+use refit_updater::attempt::{Attempt, Ending, Kind, Outcome};
+use refit_updater::config::{ConfigError as MergeError, Existing, merge_config};
 use refit_updater::history::{self, Entry, EntryKind};
-use refit_updater::journal::{self, Journal, JournalError, State};
+use refit_updater::journal::{self, Journal, JournalError, State, TRIAL_STARTS};
 use refit_updater::receive::ReceiveError;
-use refit_updater::release::{Damage, StoreError};
+use refit_updater::release::{Damage, Release, StoreError};
 use refit_updater::removal::RemovalError;
 use refit_updater::{Digest, Store};
 use semver::Version;
@@ -215,6 +215,22 @@ impl Files {
     }
 }
 
+/// Which release runs next.
+pub(super) struct Chosen {
+    /// The one that was to run before, if that is known.
+    pub(super) before: Option<Version>,
+    pub(super) to: Version,
+    /// Whether it has to prove itself at the next start.
+    pub(super) on_trial: bool,
+}
+
+impl std::fmt::Display for Chosen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let next = if self.on_trial { "is tried next" } else { "runs next" };
+        write!(f, "release {} is whole and {next}; start it with `refit run`", self.to)
+    }
+}
+
 /// A home that is held: no guard starts as long as this lives.
 pub(super) struct AtRest {
     pub(super) files: Files,
@@ -242,16 +258,12 @@ impl AtRest {
         Ok(Self { files, home, _lock: lock })
     }
 
-    /// Has release `version`, the last good one that is whole if none is named, run from the next start on. Returns the release that was to
-    /// run before, if that is known, and the one that runs next.
+    /// Has release `version`, the last good one that is whole if none is named, run from the next start on. One that never proved good
+    /// here, or failed since, is on trial then, if there is a release to go back to.
     ///
     /// # Errors
     /// It is not there, or damaged; nothing was changed.
-    pub(super) fn go_to(
-        &self,
-        version: Option<&Version>,
-        reason: &str,
-    ) -> Result<(Option<Version>, Version), AtRestError> {
+    pub(super) fn go_to(&self, version: Option<&Version>, kind: Kind, reason: &str) -> Result<Chosen, AtRestError> {
         let Files { store, journal } = &self.files;
         let before = journal.as_ref().map(|journal| journal.state.wanted().clone());
         let to = match version {
@@ -276,9 +288,32 @@ impl AtRest {
                 Journal { good, ..Journal::first(to.clone()) }
             }
         };
-        let next = journal.clone().gone_back(&to, &who(), &ending).unwrap_or(journal);
+        let proved = journal.good.contains(&to) && !journal.failed.contains_key(&to);
+        let previous = if proved || *journal.state.wanted() == to { None } else { self.way_back(&journal, &to)? };
+        let on_trial = previous.is_some();
+        let next = match previous {
+            Some(previous) => {
+                // A rollback finds the configuration that it left; where there is none yet it is made in either case.
+                let existing = if kind == Kind::Rollback { Existing::Keep } else { Existing::Replace };
+                merge_config(store, Some(&previous), &to, existing)?;
+                tried_next(journal, kind, previous, &store.release(&to)?)
+            }
+            None => journal.clone().gone_back(&to, &who(), &ending).unwrap_or(journal),
+        };
         self.store(&next)?;
-        Ok((before, to))
+        Ok(Chosen { before, to, on_trial })
+    }
+
+    /// Returns the release to go back to if `to` fails: the current one, or the last other good one that is whole.
+    fn way_back(&self, journal: &Journal, to: &Version) -> Result<Option<Version>, AtRestError> {
+        let current = journal.state.wanted();
+        let others = journal.good.iter().rev().filter(|good| *good != current && !journal.failed.contains_key(good));
+        for version in [current].into_iter().chain(others).filter(|version| *version != to) {
+            if self.files.store.find_damage(version, &mut || {})?.is_none() {
+                return Ok(Some(version.clone()));
+            }
+        }
+        Ok(None)
     }
 
     /// Returns the last good release that is whole, but for `current`.
@@ -313,6 +348,14 @@ pub(super) fn idle(journal: Journal, ending: &Ending) -> Journal {
             journal.clone().failed(&ending).unwrap_or(journal)
         }
     }
+}
+
+/// Returns the journal with which the next start tries `release`, as if power had failed at the right moment of an update.
+pub(super) fn tried_next(journal: Journal, kind: Kind, previous: Version, release: &Release) -> Journal {
+    let (id, next) = (format!("rest-{:x}", clock::now().as_millisecond()), release.manifest.version().clone());
+    let attempt = Attempt::begin(&id, kind, &who(), previous.clone(), next.clone(), release.digest, clock::now());
+    let state = State::Trial { previous, next, starts_left: TRIAL_STARTS };
+    Journal { state, attempt: Some(attempt), ..journal }
 }
 
 /// Returns who works with the files, as the history shows it.

@@ -1,10 +1,11 @@
 //! `refit recover`: which releases are whole, and having one of them run, where nothing starts by itself.
 
 use refit_base::{Chain, Exit};
+use refit_updater::attempt::Kind;
 use semver::Version;
 use serde_json::json;
 
-use super::at_rest::{AtRest, AtRestError, Files};
+use super::at_rest::{AtRest, AtRestError, Chosen, Files};
 use super::client::ClientError;
 use super::context::Context;
 use super::table::print_table;
@@ -86,10 +87,11 @@ fn pick(context: &Context, version: &Version) -> Result<(), AtRestError> {
         );
         AtRestError::Running { home: home.clone(), pid: *pid, remedy }
     })?;
-    let (before, to) = rest.go_to(Some(version), "chosen by `refit recover`")?;
+    let chosen = rest.go_to(Some(version), Kind::Rollback, "chosen by `refit recover`")?;
     if context.json {
-        context.print(&json!({ "from": before, "version": to }).to_string());
+        let Chosen { before, to, on_trial } = &chosen;
+        context.print(&json!({ "from": before, "version": to, "trial": on_trial }).to_string());
     }
-    context.print_text(&format!("release {to} is whole and runs next; start it with `refit run`"));
+    context.print_text(&chosen.to_string());
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! `refit rollback`: goes back to a release that was good.
 
 use refit_base::Exit;
+use refit_updater::attempt::Kind;
 use semver::Version;
 use serde_json::json;
 
@@ -30,8 +31,9 @@ pub(super) async fn run(context: &Context, rollback: &Rollback) -> Result<Exit, 
 
 /// Has the release run from the next start on.
 fn roll_back_at_rest(context: &Context, rollback: &Rollback) -> Result<(), AtRestError> {
-    let (_, to) = AtRest::take(context)?.go_to(rollback.version.as_ref(), "asked for by `refit rollback`")?;
-    context.print_text(&format!("release {to} is whole and runs next; start it with `refit run`"));
+    let rest = AtRest::take(context)?;
+    let chosen = rest.go_to(rollback.version.as_ref(), Kind::Rollback, "asked for by `refit rollback`")?;
+    context.print_text(&chosen.to_string());
     if context.json {
         context.print(&at_rest::ticket("rollback", "done").to_string());
     }

@@ -1,6 +1,7 @@
 //! An appliance at rest: the commands that work with its files, and every remedy that a damaged home is given, carried out.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use nix::sys::signal::Signal;
@@ -122,6 +123,58 @@ fn an_update_at_rest_is_tried_at_the_next_start() {
     starts(&mut appliance, "1.2.0");
     let newest = &appliance.history()[0];
     assert_eq!((&newest["to"], &newest["outcome"]), (&"1.2.0".into(), &"done".into()), "{newest}");
+}
+
+#[test]
+fn one_that_failed_here_is_tried_again_and_is_not_good_for_having_been_chosen() {
+    let mut appliance = Appliance::new(&Release::shop("1.0.0")).start();
+    appliance.install(&Release::shop("1.1.0"), &[]).ends_with(0);
+    appliance.install(&Release::crashing("1.3.0"), &[]).ends_with(70);
+    appliance.settled("1.1.0");
+    appliance.stop();
+    for command in ["install", "rollback", "recover"] {
+        let said = appliance.refit(&[command, "1.3.0"]).ends_with(0).stdout;
+        assert!(said.contains("1.3.0") && said.contains("is tried next"), "{command}: {said}");
+        starts(&mut appliance, "1.1.0");
+        let newest = &appliance.history()[0];
+        assert_eq!((&newest["to"], &newest["outcome"]), (&"1.3.0".into(), &"rolled-back".into()), "{newest}");
+        let list = appliance.refit(&["recover", "--json"]).ends_with(0).objects().remove(0);
+        let mut releases = list["releases"].as_array().expect("a list").iter();
+        let failed = releases.find(|release| release["version"] == "1.3.0").expect("it is there");
+        assert_eq!(failed["good"], false, "{command}: {failed}");
+        appliance.stop();
+    }
+    // One that was good is gone back to at once, as before.
+    let said = appliance.refit(&["recover", "1.0.0", "--json"]).ends_with(0).objects().remove(0);
+    assert_eq!((&said["version"], &said["trial"]), (&"1.0.0".into(), &false.into()), "{said}");
+    starts(&mut appliance, "1.0.0");
+}
+
+#[test]
+fn files_that_a_program_left_in_its_release_refuse_nothing() {
+    let mut appliance = Appliance::new(&Release::shop("1.0.0")).start();
+    appliance.install(&Release::shop("1.1.0"), &[]).ends_with(0);
+    appliance.settled("1.1.0");
+    for version in ["1.0.0", "1.1.0"] {
+        // As root or as an account that its directory is writable to, a program leaves what it likes beside itself.
+        let lib = appliance.home().join("releases").join(version).join("lib");
+        let mode = fs::metadata(&lib).expect("it is there").permissions();
+        fs::set_permissions(&lib, fs::Permissions::from_mode(0o755)).expect("made writable");
+        fs::create_dir(lib.join("__pycache__")).expect("made");
+        fs::write(lib.join("__pycache__/helper.pyc"), "cached").expect("written");
+        fs::set_permissions(&lib, mode).expect("as it was");
+        let said = appliance.refit(&["verify", version]).ends_with(0).stdout;
+        assert!(said.contains("__pycache__") && said.contains("is as signed"), "{said}");
+    }
+    appliance.refit(&["rollback"]).ends_with(0);
+    appliance.settled("1.0.0");
+    appliance.refit(&["install", "1.1.0"]).ends_with(0);
+    appliance.settled("1.1.0");
+    appliance.refit(&["bus", "request", "rollback"]).ends_with(0);
+    appliance.settled("1.0.0");
+    appliance.stop();
+    appliance.refit(&["rollback", "1.1.0"]).ends_with(0);
+    starts(&mut appliance, "1.1.0");
 }
 
 #[test]

@@ -6,9 +6,9 @@
 use std::sync::atomic::AtomicBool;
 
 use refit_base::{clock, file_error};
-use refit_updater::attempt::{Attempt, Ending, Kind};
+use refit_updater::attempt::{Ending, Kind};
 use refit_updater::config::{Existing, merge_config};
-use refit_updater::journal::{Journal, State, TRIAL_STARTS};
+use refit_updater::journal::Journal;
 use refit_updater::manifest::Manifest;
 use refit_updater::receive::{Policy, ReceiveError, Receiver};
 use refit_updater::release::Received;
@@ -17,7 +17,7 @@ use semver::Version;
 use serde_json::json;
 
 use super::Install;
-use crate::cli::at_rest::{AtRest, AtRestError, idle, ticket, who};
+use crate::cli::at_rest::{AtRest, AtRestError, idle, ticket, tried_next, who};
 use crate::cli::context::Context;
 use crate::cli::input::Input;
 use crate::config::{self, Config, Programs};
@@ -34,13 +34,10 @@ pub(super) fn install(context: &Context, install: &Install, input: &Input) -> Re
     let rest = AtRest::take(context)?;
     let journal = rest.files.journal(context)?;
     let done = match Version::parse(&install.what).ok().filter(|_| !input.path().exists()) {
-        Some(version) => {
-            let (_, to) = rest.go_to(Some(&version), "chosen by `refit install`")?;
-            format!("release {to} is whole and runs next")
-        }
-        None => install_package(context, install, &rest, journal, input)?,
+        Some(version) => rest.go_to(Some(&version), Kind::Update, "chosen by `refit install`")?.to_string(),
+        None => format!("{}; start it with `refit run`", install_package(context, install, &rest, journal, input)?),
     };
-    context.print_text(&format!("{done}; start it with `refit run`"));
+    context.print_text(&done);
     if context.json {
         context.print(&ticket("update", "done").to_string());
     }
@@ -92,10 +89,7 @@ fn install_package(
         rest.store(&next)?;
         return Ok(format!("release {version} is complete on disk and runs next"));
     };
-    let id = format!("rest-{:x}", clock::now().as_millisecond());
-    let attempt = Attempt::begin(&id, Kind::Update, &who(), previous.clone(), version.clone(), digest, clock::now());
-    let state = State::Trial { previous, next: version.clone(), starts_left: TRIAL_STARTS };
-    rest.store(&Journal { state, attempt: Some(attempt), ..journal })?;
+    rest.store(&tried_next(journal, Kind::Update, previous, &store.release(&version)?))?;
     Ok(format!("release {version} is complete on disk and is tried next"))
 }
 
