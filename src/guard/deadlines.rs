@@ -8,8 +8,10 @@ use std::time::{Duration, Instant};
 
 /// A runtime that says nothing for so long after its start, before it named a time of its own, hangs.
 const FIRST_WORD_MAX: Duration = Duration::from_secs(60);
-/// After the first request to end, the runtime has so long: its own deadlines are far shorter.
-const END_MAX: Duration = Duration::from_secs(120);
+/// After the first request to end, the runtime has so long, or longer if it says that its components may take longer.
+const END_MIN: Duration = Duration::from_secs(120);
+/// However long that is: what is added to a moment must be one.
+const END_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 /// While the runtime is asked to end, a pause that is longer than half of this is seen.
 const END_INTERVAL: Duration = Duration::from_secs(10);
 /// How often a runtime that was killed is looked at: one that waits for a device takes its time to be gone.
@@ -25,8 +27,8 @@ pub(super) enum Overdue {
     Mute,
     /// It has not reported for so long.
     Silent(Duration),
-    /// It was asked to end.
-    NotEnded,
+    /// It was asked to end, and has not for so long.
+    NotEnded(Duration),
 }
 
 impl Overdue {
@@ -37,7 +39,7 @@ impl Overdue {
             Self::Silent(limit) => {
                 format!("did not report within its watchdog time of {} s, and was killed", limit.as_secs_f32())
             }
-            Self::NotEnded => format!("did not end within {} s, and was killed", END_MAX.as_secs()),
+            Self::NotEnded(limit) => format!("did not end within {} s, and was killed", limit.as_secs()),
         }
     }
 }
@@ -50,6 +52,8 @@ pub(super) struct Deadlines {
     /// Whether it named that time itself.
     named: bool,
     alive_until: Option<Instant>,
+    /// How long it may take to end.
+    end: Duration,
     end_by: Option<Instant>,
     /// When the guard wanted to look.
     look_at: Option<Instant>,
@@ -63,6 +67,7 @@ impl Deadlines {
             limit: Some(FIRST_WORD_MAX),
             named: false,
             alive_until: Some(now + FIRST_WORD_MAX),
+            end: END_MIN,
             end_by: None,
             look_at: None,
             killed: None,
@@ -80,9 +85,14 @@ impl Deadlines {
         self.alive_until = self.limit.map(|limit| now + limit);
     }
 
+    /// Takes how long the runtime says that it may take to end.
+    pub(super) fn set_end(&mut self, end: Duration) {
+        self.end = end.clamp(END_MIN, END_MAX);
+    }
+
     /// Takes a request to end; only the first one counts.
     pub(super) fn asked_to_end(&mut self, now: Instant) {
-        self.end_by.get_or_insert(now + END_MAX);
+        self.end_by.get_or_insert(now + self.end);
     }
 
     /// Returns why the runtime was killed, if the guard did that.
@@ -120,7 +130,7 @@ impl Deadlines {
                 Some(_) | None => Overdue::Mute,
             }
         } else if self.end_by.is_some_and(|at| now >= at) {
-            Overdue::NotEnded
+            Overdue::NotEnded(self.end)
         } else {
             return None;
         };
@@ -222,7 +232,17 @@ mod tests {
         assert_eq!(deadlines.look(resumed), None);
         deadlines.asked_to_end(resumed);
         let (at, overdue) = until_killed(&mut deadlines, resumed);
-        assert_eq!(overdue, Overdue::NotEnded);
-        assert!(at - resumed <= END_MAX && at - resumed >= END_MAX - END_INTERVAL, "{:?}", at - resumed);
+        assert_eq!(overdue, Overdue::NotEnded(END_MIN));
+        assert!(at - resumed <= END_MIN && at - resumed >= END_MIN - END_INTERVAL, "{:?}", at - resumed);
+
+        // Its components may take longer, one after the other.
+        let mut deadlines = Deadlines::new(begun);
+        deadlines.set_limit(Duration::ZERO);
+        deadlines.reported(begun);
+        deadlines.set_end(Duration::from_secs(1000));
+        deadlines.asked_to_end(begun);
+        let ended = (begun + Duration::from_secs(1000), Overdue::NotEnded(Duration::from_secs(1000)));
+        assert_eq!(until_killed(&mut deadlines, begun), ended);
+        deadlines.set_end(Duration::MAX);
     }
 }

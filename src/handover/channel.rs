@@ -26,8 +26,12 @@ pub const PROCESS: &str = "X_REFIT_PROCESS";
 /// older runtime, which tells of none, does not say it.
 pub const REPLACES: &str = "X_REFIT_REPLACES";
 
+/// The report of how long the runtime may take to end once it was asked to, in microseconds: as long as its components may, one after the
+/// other.
+pub const END: &str = "X_REFIT_END_USEC";
+
 /// The reports that are between the guard and its runtime.
-pub const OURS: [&str; 3] = [ATTEMPT, PROCESS, REPLACES];
+pub const OURS: [&str; 4] = [ATTEMPT, PROCESS, REPLACES, END];
 
 /// What the guard says. An older runtime passes over what it does not know.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -140,7 +140,8 @@ pub(super) fn assemble(given: &Given, mut inherited: Inheritance, begun_ns: u64)
     }
     store_with_guard(&registry, &listeners, &had, &sockets)?;
     let micros = disk.config.update.watchdog.as_micros();
-    registry.tell_guard(&format!("WATCHDOG_USEC={micros}\nWATCHDOG=1"));
+    let end = transition::ending(&disk.config).as_micros();
+    registry.tell_guard(&format!("WATCHDOG_USEC={micros}\nWATCHDOG=1\n{}={end}", channel::END));
 
     if before.exec_ns.is_none() {
         clear_away(&given.home, &before.instances);

@@ -20,6 +20,19 @@ pub(super) fn longest(config: &Config) -> Duration {
     chain.saturating_add(CALL_LIMIT_MAX).saturating_add(OWN_MAX)
 }
 
+/// Returns the longest time that the appliance `config` may take to end, unless a component asks for more.
+pub(super) fn ending(config: &Config) -> Duration {
+    let grace = Options::default().grace;
+    let of = |wave: &Vec<String>| -> Duration {
+        let components = || wave.iter().filter_map(|name| config.component(name));
+        let own = components().map(|component| component.stop_timeout.saturating_add(grace)).max();
+        let listening = components().map(|component| component.time_on(bus::STOP).saturating_add(grace));
+        own.unwrap_or_default().saturating_add(listening.sum())
+    };
+    let chain: Duration = component::waves(config).iter().map(of).sum();
+    chain.saturating_add(CALL_LIMIT_MAX).saturating_add(OWN_MAX)
+}
+
 /// Returns how long components that stand beside each other may take on a channel: themselves at the same time, then what listens of them,
 /// by its priorities; and who is given up has its grace.
 fn time_of(wave: &[String], config: &Config, channel: &str) -> Duration {
@@ -70,6 +83,8 @@ mod tests {
         let chain =
             config(&[component("a", ""), component("b", "after = [\"a\"]"), component("c", "priority = 60")].concat());
         assert_eq!(longest(&chain) - base, one * 3, "a priority is a place in the chain, too");
+        let end = ending(&chain) - base;
+        assert!(end >= Duration::from_secs(6000) && end < Duration::from_secs(6030), "{end:?}");
         // One that may ask for more time has hours.
         let reports = config("[[component]]\nname = \"a\"\ncommand = [\"bin/x\"]\n");
         assert!(longest(&reports) > Duration::from_secs(24 * 3600));

@@ -100,6 +100,9 @@ impl Guard {
             if let Some(limit) = limit {
                 deadlines.set_limit(limit);
             }
+            if let Some(micros) = report.get(channel::END).and_then(|text| text.parse().ok()) {
+                deadlines.set_end(Duration::from_micros(micros));
+            }
             if limit.is_some() || report.get("WATCHDOG") == Some("1") {
                 deadlines.reported(Instant::now());
             }
