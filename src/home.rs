@@ -7,6 +7,8 @@
 pub mod acl;
 pub mod names;
 mod run;
+pub mod trouble;
+pub mod turn;
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};

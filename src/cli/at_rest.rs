@@ -1,4 +1,4 @@
-//! The commands on an appliance at rest: what can be done with the files while no guard runs.
+//! The commands on an appliance at rest: what can be done with the files while no guard runs, or one whose runtime does not start.
 //!
 //! [`AtRest`] holds the home, so that no guard starts meanwhile; [`Files`] only looks. Nothing is started here: which release runs next is
 //! journaled, and `refit run` starts it.
@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 use super::client::ClientError;
 use super::context::Context;
 use crate::config::ConfigError;
+use crate::home::turn::Held;
 use crate::home::{Home, HomeError, HomeLock};
 
 /// Why something is not done on an appliance at rest.
@@ -227,15 +228,23 @@ pub(super) struct Chosen {
 impl std::fmt::Display for Chosen {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let next = if self.on_trial { "is tried next" } else { "runs next" };
-        write!(f, "release {} is whole and {next}; start it with `refit run`", self.to)
+        write!(f, "release {} is whole and {next}", self.to)
     }
 }
 
-/// A home that is held: no guard starts as long as this lives.
+/// A home that is held: no guard starts, and one that runs starts no runtime, as long as this lives.
 pub(super) struct AtRest {
     pub(super) files: Files,
     home: Home,
-    _lock: HomeLock,
+    lock: Lock,
+}
+
+/// What keeps a guard from starting a runtime.
+enum Lock {
+    /// None runs.
+    Home(#[expect(dead_code, reason = "held as long as the files are worked with")] HomeLock),
+    /// One runs, whose runtime does not start, and waits.
+    Turn(Held),
 }
 
 impl AtRest {
@@ -252,10 +261,24 @@ impl AtRest {
             return Err(home.without_journal().into());
         }
         home.check_owner()?;
-        let lock = HomeLock::acquire(&home, std::process::id(), || {})?;
+        let lock = match HomeLock::acquire(&home, std::process::id(), || {}) {
+            Ok(lock) => Lock::Home(lock),
+            Err(HomeError::InUse { home: path, pid }) => {
+                Lock::Turn(Held::wait(&home, pid).ok_or(HomeError::InUse { home: path, pid })?)
+            }
+            Err(error) => return Err(error.into()),
+        };
         Store::make_missing(home.path()).map_err(HomeError::File)?;
         let files = Files::look(context)?;
-        Ok(Self { files, home, _lock: lock })
+        Ok(Self { files, home, lock })
+    }
+
+    /// Returns what follows, for people.
+    pub(super) fn then(&self) -> String {
+        match &self.lock {
+            Lock::Home(_) => "start it with `refit run`".to_owned(),
+            Lock::Turn(held) => format!("the guard, process {}, starts it now", held.guard),
+        }
     }
 
     /// Has release `version`, the last good one that is whole if none is named, run from the next start on. One that never proved good

@@ -14,6 +14,7 @@ use serde_json::Value;
 use super::context::Context;
 use crate::api::Problem;
 use crate::home::Home;
+use crate::home::trouble::{self, Trouble};
 
 /// How long an appliance may take to accept a connection: it does so even while it replaces itself.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
@@ -28,6 +29,11 @@ const HEARTBEATS_MISSED_MAX: u32 = 2;
 /// The pause before a question is asked again whose connection broke.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
 
+/// How often a command without an answer looks whether the guard says why.
+const TROUBLE_EVERY: Duration = Duration::from_millis(200);
+/// After so long without an answer a single start that failed says enough.
+const TROUBLE_ONCE: Duration = Duration::from_secs(2);
+
 /// Why a command got no answer, or not the one it wanted.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ClientError {
@@ -41,12 +47,14 @@ pub(super) enum ClientError {
         source: std::io::Error,
     },
     /// A guard runs, and its runtime does not start.
-    #[error("no runtime answers in {}, although its guard, process {pid}, runs", home.display())]
+    #[error("{}", describe_guard(home, *pid, why.as_deref()))]
     NoRuntime {
         /// The home.
         home: PathBuf,
         /// The guard.
         pid: i32,
+        /// Why not, if the guard has said.
+        why: Option<String>,
         /// What to do.
         remedy: String,
     },
@@ -190,12 +198,27 @@ impl ClientError {
             "its log says why, and it tries again; or end `refit run` (`kill {pid}`; the components end, too): `refit recover`, `rollback` \
              and `install` then work with the files"
         );
-        Self::NoRuntime { home: home.to_owned(), pid, remedy }
+        Self::NoRuntime { home: home.to_owned(), pid, why: None, remedy }
+    }
+
+    /// Returns that no runtime of a guard starts, and it has said why.
+    fn in_trouble(home: &Home, trouble: Trouble) -> Self {
+        let Trouble { guard: pid, reason, .. } = trouble;
+        let remedy = format!(
+            "what keeps it from starting is over when that is put right, and the guard goes on by itself (`kill -HUP {pid}`: at once); \
+             `refit rollback`, and `refit install PACKAGE` of a file, have it start another release, or this one whole"
+        );
+        Self::NoRuntime { home: home.path().to_owned(), pid, why: Some(reason), remedy }
     }
 
     /// Returns whether it is about the way to the appliance, which may be there again in a moment.
     pub(super) const fn is_silence(&self) -> bool {
-        matches!(self, Self::Unavailable { .. } | Self::Broken { .. } | Self::Silent { .. })
+        self.is_at_rest() || matches!(self, Self::Broken { .. } | Self::Silent { .. })
+    }
+
+    /// Returns whether nobody will answer, so that the files say what there is to be said.
+    pub(super) const fn is_at_rest(&self) -> bool {
+        matches!(self, Self::Unavailable { .. } | Self::NoRuntime { .. })
     }
 
     /// Returns whether the appliance answered that there is no such thing.
@@ -207,6 +230,7 @@ impl ClientError {
 /// A client of one appliance.
 pub(super) struct Client {
     http: reqwest::Client,
+    home: Home,
     socket: PathBuf,
     /// Held so that the short way to a socket in a deep home stays open.
     _dir: Option<std::fs::File>,
@@ -224,7 +248,7 @@ impl Client {
             .connect_timeout(CONNECT_MAX)
             .build()
             .map_err(|source| ClientError::Client { source })?;
-        Ok(Self { http, socket, _dir: dir })
+        Ok(Self { http, home: home.clone(), socket, _dir: dir })
     }
 
     /// Returns a request for `path`.
@@ -263,6 +287,15 @@ impl Client {
                 Err(ClientError::Broken { .. }) if begun.elapsed() + ASK_AGAIN < limit => {
                     tokio::time::sleep(ASK_AGAIN).await;
                 }
+                // The socket is made again by the next runtime, or the guard says why there is none.
+                Err(ClientError::Unavailable { .. })
+                    if self.home.guard().is_some() && begun.elapsed() < TROUBLE_ONCE =>
+                {
+                    if let Some(trouble) = self.trouble(begun) {
+                        return Err(trouble);
+                    }
+                    tokio::time::sleep(ASK_AGAIN).await;
+                }
                 Err(ClientError::Silent { socket, .. }) => return Err(ClientError::Silent { socket, after: limit }),
                 answer => return answer,
             }
@@ -287,6 +320,7 @@ impl Client {
             biased;
             answer = self.exchange_json(request) => answer,
             silence = self.miss_heartbeats() => Err(silence),
+            trouble = self.find_trouble() => Err(trouble),
         }
     }
 
@@ -314,7 +348,31 @@ impl Client {
         work: impl Future<Output = Result<T, ClientError>>,
     ) -> Result<T, ClientError> {
         let silent = |_elapsed| Err(ClientError::Silent { socket: self.socket.clone(), after: limit });
-        tokio::time::timeout(limit, work).await.unwrap_or_else(silent)
+        // Cancel-safe: what is dropped is not wanted any more.
+        tokio::select! {
+            biased;
+            answer = tokio::time::timeout(limit, work) => answer.unwrap_or_else(silent),
+            trouble = self.find_trouble() => Err(trouble),
+        }
+    }
+
+    /// Looks again and again whether the guard has said that no runtime starts. Ends when that is clear.
+    async fn find_trouble(&self) -> ClientError {
+        let begun = Instant::now();
+        loop {
+            tokio::time::sleep(TROUBLE_EVERY).await;
+            if let Some(trouble) = self.trouble(begun) {
+                return trouble;
+            }
+        }
+    }
+
+    /// Returns what the guard has said of starts that lead to nothing, to a question that was asked at `begun`.
+    fn trouble(&self, begun: Instant) -> Option<ClientError> {
+        let found = trouble::read(&self.home, self.home.guard()?)?;
+        // One start may have failed for a reason that is over at the next.
+        let is_clear = found.failures > 1 || begun.elapsed() > TROUBLE_ONCE;
+        is_clear.then(|| ClientError::in_trouble(&self.home, found))
     }
 
     /// Sends a request. Returns the answer if it is good.
@@ -360,10 +418,22 @@ pub(super) fn run_online(context: &Context, work: impl Future<Output = Result<Ex
     match ended {
         Ok(exit) => exit,
         Err(error @ ClientError::Unavailable { .. }) => match context.home.guard() {
-            Some(pid) => context.fail(&ClientError::no_runtime(context.home.path(), pid)),
+            Some(pid) => context.fail(&match trouble::read(&context.home, pid) {
+                Some(trouble) => ClientError::in_trouble(&context.home, trouble),
+                None => ClientError::no_runtime(context.home.path(), pid),
+            }),
             None => context.fail(&error),
         },
         Err(error) => context.fail(&error),
+    }
+}
+
+/// Says that the guard `pid` has no runtime, and why, if that is known.
+fn describe_guard(home: &Path, pid: i32, why: Option<&str>) -> String {
+    let home = home.display();
+    match why {
+        Some(why) => format!("no runtime starts in {home}; its guard, process {pid}, tries again and again: {why}"),
+        None => format!("no runtime answers in {home}, although its guard, process {pid}, runs"),
     }
 }
 

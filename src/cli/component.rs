@@ -3,10 +3,11 @@
 mod act;
 mod logs;
 
+use refit_base::Exit;
+
 use super::client::{Client, ClientError};
 use super::component_table::print_components;
 use super::context::Context;
-use refit_base::Exit;
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Component {

@@ -41,7 +41,7 @@ pub(super) async fn ask_and_follow(
     let begun = clock::stamp();
     match client.post(path, body).await {
         Ok(answer) => follow(context, client, answer["ticket"]["id"].as_str().unwrap_or_default()).await,
-        Err(ClientError::Broken { .. } | ClientError::Silent { .. }) => {
+        Err(ClientError::Broken { .. } | ClientError::Silent { .. } | ClientError::NoRuntime { .. }) => {
             // Whether it was taken, the appliance knows when it answers again.
             let (mut silence, hidden) = (Silence::default(), ProgressBar::hidden());
             let found = loop {

@@ -10,7 +10,7 @@ use super::table::{cell, list, print_table};
 
 pub(super) async fn run(context: &Context) -> Result<Exit, ClientError> {
     match Client::new(&context.home)?.get("/api/v1/history").await {
-        Err(unavailable @ ClientError::Unavailable { .. }) => {
+        Err(unavailable) if unavailable.is_at_rest() => {
             at_rest::instead(context, unavailable, || print_at_rest(context))
         }
         history => Ok(print(context, &history?)),

@@ -56,7 +56,7 @@ pub(super) async fn run(context: &Context, install: &Install) -> Result<Exit, Cl
     let staged = install.what.parse::<Digest>().ok().filter(|_| !path.exists());
     // Asked before anything is sent: an upload into nowhere helps nobody.
     let status = match client.get("/api/v1/status").await {
-        Err(unavailable @ ClientError::Unavailable { .. }) if staged.is_none() && !is_url(&install.what) => {
+        Err(unavailable) if unavailable.is_at_rest() && staged.is_none() && !is_url(&install.what) => {
             return crate::cli::at_rest::instead(context, unavailable, || at_rest::install(context, install, &input));
         }
         status => status?,

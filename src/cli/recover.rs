@@ -92,6 +92,6 @@ fn pick(context: &Context, version: &Version) -> Result<(), AtRestError> {
         let Chosen { before, to, on_trial } = &chosen;
         context.print(&json!({ "from": before, "version": to, "trial": on_trial }).to_string());
     }
-    context.print_text(&chosen.to_string());
+    context.print_text(&format!("{chosen}; {}", rest.then()));
     Ok(())
 }

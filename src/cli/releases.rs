@@ -38,10 +38,15 @@ pub(super) fn run(context: &Context, releases: &Releases) -> Exit {
 /// Asks the running appliance to remove `version`; where none answers, removes it here.
 async fn remove(context: &Context, version: &Version) -> Result<Exit, ClientError> {
     let client = Client::new(&context.home)?;
-    let asked = client.json_long(client.request(Method::DELETE, &format!("/api/v1/releases/{version}"))).await;
+    let path = format!("/api/v1/releases/{version}");
+    // Asked before: what nobody answers to is not left for a runtime that starts later.
+    let asked = match client.get("/api/v1/status").await {
+        Ok(_) => client.json_long(client.request(Method::DELETE, &path)).await,
+        Err(error) => Err(error),
+    };
     let removed = match asked {
         Ok(removed) => removed,
-        Err(unavailable @ ClientError::Unavailable { .. }) => match remove_at_rest(context, version) {
+        Err(unavailable) if unavailable.is_at_rest() => match remove_at_rest(context, version) {
             Ok(bytes) => json!({ "removed": version, "installed_bytes": bytes }),
             Err(AtRestError::Home(HomeError::Missing { .. } | HomeError::Empty { .. })) => return Err(unavailable),
             Err(error) => return Ok(context.fail(&error)),
@@ -73,7 +78,7 @@ fn remove_at_rest(context: &Context, version: &Version) -> Result<Option<u64>, A
 
 async fn list_releases(context: &Context) -> Result<Exit, ClientError> {
     match Client::new(&context.home)?.get("/api/v1/releases").await {
-        Err(unavailable @ ClientError::Unavailable { .. }) => {
+        Err(unavailable) if unavailable.is_at_rest() => {
             at_rest::instead(context, unavailable, || print_at_rest(context))
         }
         releases => Ok(print(context, &releases?)),

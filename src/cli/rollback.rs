@@ -20,7 +20,7 @@ pub(super) async fn run(context: &Context, rollback: &Rollback) -> Result<Exit, 
     let client = Client::new(&context.home)?;
     // Asked before: what nobody answers to is not followed.
     match client.get("/api/v1/status").await {
-        Err(unavailable @ ClientError::Unavailable { .. }) => {
+        Err(unavailable) if unavailable.is_at_rest() => {
             return at_rest::instead(context, unavailable, || roll_back_at_rest(context, rollback));
         }
         status => drop(status?),
@@ -33,7 +33,7 @@ pub(super) async fn run(context: &Context, rollback: &Rollback) -> Result<Exit, 
 fn roll_back_at_rest(context: &Context, rollback: &Rollback) -> Result<(), AtRestError> {
     let rest = AtRest::take(context)?;
     let chosen = rest.go_to(rollback.version.as_ref(), Kind::Rollback, "asked for by `refit rollback`")?;
-    context.print_text(&chosen.to_string());
+    context.print_text(&format!("{chosen}; {}", rest.then()));
     if context.json {
         context.print(&at_rest::ticket("rollback", "done").to_string());
     }

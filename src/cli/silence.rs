@@ -9,6 +9,8 @@ use super::context::say;
 
 /// How long the appliance may be unreachable before it is given up: the guard needs that long in the worst case.
 const UNREACHABLE_MAX: Duration = Duration::from_secs(120);
+/// The same where the guard says that no runtime starts: one that goes back to another release does so in less.
+const TROUBLE_MAX: Duration = Duration::from_secs(10);
 /// A silence that people are told of: replacing the runtime takes less.
 const SILENCE_TOLD: Duration = Duration::from_secs(3);
 
@@ -28,7 +30,8 @@ impl Silence {
         let noticed = if let ClientError::Silent { after, .. } = &error { *after } else { Duration::ZERO };
         let begun = || Instant::now().checked_sub(noticed).unwrap_or_else(Instant::now);
         let lasted = self.since.get_or_insert_with(begun).elapsed();
-        let Some(left) = UNREACHABLE_MAX.checked_sub(lasted).filter(|left| !left.is_zero()) else {
+        let limit = if matches!(error, ClientError::NoRuntime { .. }) { TROUBLE_MAX } else { UNREACHABLE_MAX };
+        let Some(left) = limit.checked_sub(lasted).filter(|left| !left.is_zero()) else {
             bar.finish_and_clear();
             return Err(error);
         };

@@ -134,6 +134,7 @@ pub fn run(given: Given) -> Result<Exit, GuardError> {
         orphans::end_all(guard.home());
     }
     let exit = guard.supervise();
+    guard.trouble_is_over();
     guard.manager.say_last();
     guard.leave_journal();
     guard.give_up_reserve();

@@ -6,6 +6,7 @@
 
 mod reports;
 mod start;
+mod trouble;
 
 use std::fs::File;
 use std::io;
@@ -38,6 +39,7 @@ use super::store::Store;
 use super::{Given, GuardError, system};
 use crate::handover::channel::{DEATH_LINE_CHARS_MAX, DEATH_LINES_MAX, Deaths, ToRuntime};
 use crate::handover::{names, notify};
+use crate::home::turn::Turn;
 use crate::home::{Home, HomeLock};
 use crate::process::installed;
 use crate::process::resources::Resources;
@@ -126,6 +128,10 @@ pub(super) struct Guard {
     deaths: Option<Deaths>,
     /// The release that the runtime tries, or tried last.
     tried: Option<Version>,
+    /// Its turn to start a runtime: not while a command changes what is started.
+    turn: Turn,
+    /// How many runtimes in a row did not become ready.
+    failures: u32,
     /// Whether any runtime of this guard ever became ready.
     was_ready: bool,
     /// How far the image that runs has come.
@@ -168,6 +174,8 @@ impl Guard {
         let manager = ServiceManager::connect(given.manager.as_deref());
         Ok(Self {
             reserve,
+            turn: Turn::new(given.home.clone()),
+            failures: 0,
             home: given.home,
             installed: Installed::new(given.installed),
             journal: given.journal,
@@ -224,6 +232,8 @@ impl Guard {
     pub(super) fn supervise(&mut self) -> Result<Exit, GuardError> {
         let mut ending = self.ending("the appliance ended during the trial (power cut or kill)".to_owned());
         ending.cause = Cause::Machine;
+        self.trouble_is_over(); // that of the guard before
+        self.wait_for_turn();
         let mut phase = match self.start(&ending) {
             Ok(phase) => phase,
             Err(error) if self.starts == 0 && !self.serves() => return Err(error),
@@ -336,7 +346,9 @@ impl Guard {
                 let pid = *pid;
                 self.kill(pid, signal);
             }
-            // SIGCHLD is for the reaping that follows every wait; a runtime that starts needs no word to read its settings.
+            // A command has changed what is started, or somebody what kept it from starting.
+            (Signal::SIGHUP, Phase::Pausing { until }) => *until = Instant::now(),
+            // SIGCHLD is for the reaping that follows every wait; a runtime that starts needs no other word.
             (_, Phase::Up { .. } | Phase::Pausing { .. }) => {}
         }
         None
@@ -452,6 +464,14 @@ impl Guard {
             }
         }
         self.note_death(&how, lived, ending);
+        if self.image != Image::Ready {
+            let said = ending.output.iter().rev().find_map(|line| line.strip_prefix("refit: "));
+            self.note_trouble(match said.or(ending.output.last().map(String::as_str)) {
+                Some(said) => format!("the runtime {how}: {said}"),
+                None => format!("the runtime {how}"),
+            });
+        }
+        self.turn.give();
         let pause = self.backoff.after_end(lived, self.image == Image::Ready);
         say(&format!("the runtime {how}; starting it again in {} ms", pause.as_millis()));
         Next::StartAt(Instant::now() + pause)

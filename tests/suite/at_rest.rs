@@ -299,14 +299,17 @@ fn recover_leaves_a_guard_alone_and_says_what_ends_it() {
     fs::write(&local, "[what").expect("written");
     process::send(appliance.runtime_pid(), Signal::SIGKILL);
     fs::remove_file(appliance.home().join("run/refit.sock")).expect("removed");
-    for words in [["rollback"].as_slice(), &["status"], &["install", "1.1.0"], &["releases", "remove", "1.1.0"]] {
-        let line = appliance.refit(words).complains_with(69);
-        remedied(&line, &format!("kill {guard}"));
-    }
+    let line = appliance.refit(&["status"]).complains_with(69);
+    assert!(line.contains(&format!("process {guard}")) && line.contains("local.toml"), "{line}");
+    remedied(&line, &format!("kill -HUP {guard}"));
     assert!(appliance.refit(&["history"]).ends_with(0).stdout.contains("1.1.0"));
-    remedied(&appliance.refit(&["recover", "1.1.0"]).complains_with(75), &format!("kill {guard}"));
-    appliance.stop();
-    appliance.refit(&["recover", "1.1.0"]).ends_with(0);
+    assert!(
+        appliance.refit(&["recover", "1.1.0"]).ends_with(0).stdout.contains(&format!("process {guard}, starts it"))
+    );
     fs::write(&local, settings).expect("written");
-    starts(&mut appliance, "1.1.0");
+    appliance.settled("1.1.0");
+    assert_eq!(appliance.guard_pid(), guard);
+    appliance.stop();
+    appliance.refit(&["recover", "1.0.0"]).ends_with(0);
+    starts(&mut appliance, "1.0.0");
 }

@@ -73,6 +73,7 @@ mod servers;
 mod sockets;
 mod tidy;
 mod together;
+mod trouble;
 mod trust;
 mod vendor;
 mod voyage;

@@ -127,6 +127,8 @@ pub const PLACES: &[Place] = &[
     passed("run", "components reach their sockets through it"),
     exactly("run/lock", Kind::File, PRIVATE_FILE, "who holds it is the guard"),
     exactly("run/inhibit", Kind::File, PRIVATE_FILE, "who holds it keeps the appliance from restarting"),
+    exactly("run/turn", Kind::File, PRIVATE_FILE, "who holds it says what is started while no runtime starts"),
+    exactly("run/trouble.json", Kind::File, STATE_FILE, "it may quote what the runtime printed"),
     exactly("run/pid", Kind::File, 0o644, "everybody may know the guard's process"),
     exactly("run/guard.sock", Kind::Socket, PRIVATE_FILE, "the runtime reports there, and nobody else"),
     exactly("run/refit.sock", Kind::Socket, 0o660, "the API is for root, this account and its group"),

@@ -35,9 +35,9 @@ pub(super) fn install(context: &Context, install: &Install, input: &Input) -> Re
     let journal = rest.files.journal(context)?;
     let done = match Version::parse(&install.what).ok().filter(|_| !input.path().exists()) {
         Some(version) => rest.go_to(Some(&version), Kind::Update, "chosen by `refit install`")?.to_string(),
-        None => format!("{}; start it with `refit run`", install_package(context, install, &rest, journal, input)?),
+        None => install_package(context, install, &rest, journal, input)?,
     };
-    context.print_text(&done);
+    context.print_text(&format!("{done}; {}", rest.then()));
     if context.json {
         context.print(&ticket("update", "done").to_string());
     }

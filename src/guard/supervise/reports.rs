@@ -78,6 +78,7 @@ impl Guard {
         if report.get("READY") == Some("1") {
             self.was_ready = true;
             self.backoff.ready();
+            self.trouble_is_over();
             self.image = Image::Ready;
             if !self.decisions.is_trial() {
                 self.tried = None;

@@ -1,6 +1,6 @@
 //! One start of a runtime: which release, which program, and what it is given.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::unistd::Pid;
 use refit_base::Chain;
@@ -17,13 +17,23 @@ use crate::guard::{GuardError, system};
 use crate::handover::{Named, names};
 use crate::process::resources::Resources;
 
+/// How often it is looked whether a command that works with the releases has ended.
+const TURN_LOOK: Duration = Duration::from_millis(100);
+
 impl Guard {
     pub(super) fn start_or_pause(&mut self, ending: &Ending) -> Phase {
+        if !self.turn.take() {
+            self.complaints.say("turn", "a command works with the releases; a runtime is started when it has ended");
+            return Phase::Pausing { until: Instant::now() + TURN_LOOK };
+        }
+        self.complaints.forget("turn");
         self.start(ending).unwrap_or_else(|error| self.pause(&error))
     }
 
     /// Waits before the next try, because of an error that may pass.
     pub(super) fn pause(&mut self, error: &GuardError) -> Phase {
+        self.note_trouble(Chain(error).to_string());
+        self.turn.give();
         let pause = self.backoff.after_failure();
         Resources::improve(); // somebody may have lowered a limit that can be raised again
         self.complaints.say("start", &format!("{}; trying again until it works", Chain(error)));
@@ -56,6 +66,8 @@ impl Guard {
             None => self.complaints.forget("installed"),
         }
         self.inbox.restore(&self.home).map_err(system("bind the guard socket again"))?;
+        // Again: the directory of the file may have been made only now. The first start of a guard does not ask.
+        let _mine = self.turn.take();
         let mut descriptors = self.store.duplicate().map_err(system("duplicate the stored descriptors"))?;
         let processes = self.store.processes().map_err(system("keep what was told of the processes"))?;
         descriptors.extend(processes);
@@ -136,7 +148,7 @@ impl Guard {
             }
             Found::Stuck { why } => {
                 say(&format!(
-                    "{why}; no other good release is whole; end `refit run`, then `refit install PACKAGE` with the very package repairs it"
+                    "{why}; no other good release is whole; `refit install PACKAGE` with the very package repairs it"
                 ));
                 false
             }
