@@ -53,6 +53,8 @@ const OUTPUT_LOOK: Duration = Duration::from_millis(250);
 const ALIVE_EVERY: Duration = Duration::from_secs(1);
 /// After so long it is looked again whether the files of a release that does not start are damaged: it takes reading all of them.
 const EXAMINE_AGAIN: Duration = Duration::from_secs(600);
+/// So much of what a runtime said last is in the reason of its end: a line of an error, without what follows.
+const REASON_CHARS_MAX: usize = 400;
 /// How many descriptors are put aside for the end.
 const RESERVE: u32 = 3;
 /// How long the guard rests when it cannot even wait for events.
@@ -439,6 +441,11 @@ impl Guard {
             Ended::Gone => Cause::Machine,
         };
         ending.output = self.output.take_lines();
+        // The last thing that it said before it ended by itself is why.
+        let said = ending.output.iter().rev().find_map(|line| line.strip_prefix("refit: ").map(str::to_owned));
+        if let (Some(said), true) = (&said, code.is_some() && self.image != Image::Ready) {
+            ending.reason = format!("{}: {}", ending.reason, said.chars().take(REASON_CHARS_MAX).collect::<String>());
+        }
         if self.decisions.is_trial() {
             return Next::StartNow;
         }
@@ -465,8 +472,7 @@ impl Guard {
         }
         self.note_death(&how, lived, ending);
         if self.image != Image::Ready {
-            let said = ending.output.iter().rev().find_map(|line| line.strip_prefix("refit: "));
-            self.note_trouble(match said.or(ending.output.last().map(String::as_str)) {
+            self.note_trouble(match said.as_ref().or(ending.output.last()) {
                 Some(said) => format!("the runtime {how}: {said}"),
                 None => format!("the runtime {how}"),
             });

@@ -203,3 +203,22 @@ fn with_address(text: &str, address: SocketAddr) -> String {
     });
     lines.collect()
 }
+
+#[test]
+fn a_trial_at_a_start_that_finds_its_port_taken_names_the_address() {
+    let port = free_port();
+    let release = |version: &str, listeners: &[(&str, SocketAddr)]| {
+        listening(version, listeners).component("idle", "command = [\"sleep\", \"600\"]")
+    };
+    let mut appliance = appliance(&release("1.0.0", &[])).start();
+    appliance.stop();
+    appliance.install(&release("1.1.0", &[("http", at("127.0.0.1", port))]), &[]).ends_with(0);
+    let foreign = TcpListener::bind(at("127.0.0.1", port)).expect("the port is free");
+    appliance.run_guard();
+    appliance.wait_running();
+    appliance.settled("1.0.0");
+    let newest = &appliance.history()[0];
+    let reason = newest["reason"].as_str().expect("a reason");
+    assert!(reason.contains(&format!("cannot listen on 127.0.0.1:{port} for the listener http")), "{newest}");
+    drop(foreign);
+}
