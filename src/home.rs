@@ -19,7 +19,8 @@ use std::time::{Duration, Instant};
 
 use nix::unistd::{Uid, User, geteuid};
 use refit_base::{Chain, Exit, FileError, Report, Reported, file_error};
-use refit_updater::journal::JOURNAL_FILE;
+use refit_updater::history::HISTORY_FILE;
+use refit_updater::journal::{JOURNAL_FILE, Journal};
 use refit_updater::{durable, modes, spare};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, test_kill_process};
@@ -33,6 +34,8 @@ const LOCK_RETRY: Duration = Duration::from_millis(20);
 
 /// Where a journal goes that is none, before another one takes its place.
 const DAMAGED_FILE: &str = "state.json.damaged";
+/// The file that says that the appliance has run.
+const RAN_FILE: &str = ".ran";
 /// The file in `run/` that says which process the guard is.
 const PID_FILE: &str = "pid";
 
@@ -68,9 +71,11 @@ impl Home {
         }
     }
 
-    /// Returns whether the appliance ever ran: since then there is a directory for what its components print.
-    pub fn has_run(&self) -> bool {
-        self.log().is_dir()
+    /// Returns whether the appliance ever ran, as far as it is known from what `journal` says, and what a run leaves: a cleaner may have
+    /// removed some of that.
+    pub fn has_run(&self, journal: &Journal) -> bool {
+        let was_updated = journal.good.len() > 1 || !journal.failed.is_empty() || !journal.finished.is_empty();
+        was_updated || [self.log(), self.0.join(RAN_FILE), self.0.join(HISTORY_FILE)].iter().any(|path| path.exists())
     }
 
     /// Has it be known that the appliance runs.
@@ -78,7 +83,11 @@ impl Home {
     /// # Errors
     /// The disk does not let it: the next start is taken for the first one.
     pub fn note_run(&self) -> io::Result<()> {
-        durable::create_dirs(&self.log(), modes::of("log"))
+        durable::create_dirs(&self.log(), modes::of("log"))?;
+        if self.0.join(RAN_FILE).exists() {
+            return Ok(());
+        }
+        spare::with_room(&self.0, || durable::replace_dispensable(&self.0, RAN_FILE, b"", modes::of(RAN_FILE)))
     }
 
     /// Returns whether its disk is read-only.

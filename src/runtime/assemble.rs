@@ -111,7 +111,7 @@ pub(super) fn assemble(given: &Given, mut inherited: Inheritance, begun_ns: u64)
     let on_trial = matches!(disk.journal.state, journal::State::Trial { .. });
     let mut listeners = Listeners::adopt(&disk.config.listeners, &mut inherited);
     // On trial the release before is better. At the very first start nothing has served yet, and the one who starts it must hear.
-    if (on_trial || !given.home.has_run())
+    if (on_trial || !given.home.has_run(&disk.journal))
         && let Some(missing) = listeners.take_missing()
     {
         return Err(missing.into());
