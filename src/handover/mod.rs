@@ -45,6 +45,8 @@ pub mod names {
     pub const PARKED: &str = "refit.parked.";
     /// The beginning of the names of connections that waited at a listener in whose place another one listens; a number follows.
     pub const WAITED: &str = "refit.waited.";
+    /// The beginning of the names of such connections that a process has accepted by now: number, dot, which end follow.
+    pub const JOINED: &str = "refit.joined.";
     /// The sealed file with what was told of single processes, a line each. A runtime that does not know of it takes it for a descriptor of
     /// a process that is gone.
     pub const PROCESSES: &str = "refit.instance.documents";

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
-use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
@@ -22,6 +21,7 @@ use tokio::task::JoinSet;
 
 use super::deaths;
 use super::error::{RuntimeError, io_error};
+use super::forward::HandedOver;
 use super::guard_link::{self, store_with_guard};
 use super::hand_over::{Sockets, unpark};
 use super::observer::trace;
@@ -95,7 +95,7 @@ pub(super) struct Assembled {
     /// The descriptors of processes that the image before does not tell of: they stay open, for a process may write there.
     pub(super) unclaimed: Vec<Named>,
     /// Connections that waited at a listener in whose place another one listens.
-    pub(super) waited: Vec<TcpStream>,
+    pub(super) waited: HandedOver,
 }
 
 /// Puts together the image that began at `begun_ns` of the monotonic clock.
@@ -119,8 +119,8 @@ pub(super) fn assemble(given: &Given, mut inherited: Inheritance, begun_ns: u64)
     for missing in listeners.missing() {
         tracing::error!(error = %Chain(missing), "a listener cannot be had; the rest is served, and it is tried again");
     }
-    let mut waited: Vec<TcpStream> = still_waiting.into_iter().map(|part| TcpStream::from(part.descriptor)).collect();
-    waited.extend(listeners.stop_covered());
+    let mut waited = still_waiting;
+    waited.unread.extend(listeners.stop_covered());
     if !on_trial {
         listeners.close_aside(); // no release is gone back to from here
     }
@@ -211,7 +211,7 @@ struct Handed {
     bus: Option<UnixListener>,
     parked: Vec<Named>,
     /// Connections that waited for the image before.
-    still_waiting: Vec<Named>,
+    still_waiting: HandedOver,
     /// The newest document.
     before: Carry,
 }
@@ -227,7 +227,7 @@ fn take_handed(inherited: &mut Inheritance) -> Result<Handed, RuntimeError> {
     let api = inherited.take(names::API).map(UnixListener::from);
     let bus = inherited.take(names::BUS).map(UnixListener::from);
     let parked = inherited.take_all(names::PARKED);
-    let still_waiting = inherited.take_all(names::WAITED);
+    let still_waiting = HandedOver::new(inherited.take_all(names::WAITED), inherited.take_all(names::JOINED));
     let before = Carry::newest(&states).and_then(|mut before| {
         processes.map_or(Ok(()), |file| before.add_processes(&file))?;
         Ok(before)

@@ -82,7 +82,7 @@ async fn run(assembled: Assembled) -> Result<End, RuntimeError> {
         tasks.spawn(guard_link::listen_until_lost(channel, reaped, Arc::clone(&registry), site.bus.clone()));
     }
     site.spawn_tasks(&mut tasks, before.exec_ns.is_some());
-    let waited = Waited::new(waited);
+    let waited = Waited::new(waited).map_err(io_error("go on with connections that waited"))?;
     tasks.spawn(Arc::clone(&waited).forward());
 
     wish::ask(&site.bus, wished);

@@ -1,7 +1,8 @@
 //! Listeners that another release, or the machine's settings, move, rename or exchange, while clients come all the time.
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 
 use crate::appliance::{Appliance, component, free_port};
 use crate::load::Load;
@@ -203,6 +204,93 @@ fn with_address(text: &str, address: SocketAddr) -> String {
         [format!("{line}\n"), more.unwrap_or_default()]
     });
     lines.collect()
+}
+
+/// A server that accepts when it may, and answers slowly.
+const SLOW: &str = r#"
+import os, socket, sys, threading, time
+data = os.environ["REFIT_DATA"]
+listener = socket.socket(fileno=3)
+listener.setblocking(True)
+def may(name):
+    return os.path.exists(os.path.join(data, name))
+def serve(connection):
+    asked = connection.recv(100)
+    connection.sendall(b"begun " + asked)
+    while not may("end"):
+        time.sleep(0.1)
+    connection.sendall(b" and ended by " + sys.argv[1].encode())
+    connection.close()
+if sys.argv[2] == "exits":
+    sys.exit(3)
+while sys.argv[2] == "waits" and not may("accept"):
+    time.sleep(0.02)
+while True:
+    threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+"#;
+
+/// Returns a release whose server listens at `address`.
+fn slow(version: &str, address: SocketAddr, how: &str) -> Release {
+    let keys = format!(
+        "command = [\"python3\", \"lib/slow.py\", \"{version}\", \"{how}\"]\nlisteners = [\"http\"]\n\
+         ready = \"started\"\nstop_timeout = \"2s\""
+    );
+    Release::bare(version).file("lib/slow.py", SLOW).listener_at("http", address).component("web", &keys)
+}
+
+/// Returns clients that have asked, and wait.
+fn clients(port: u16, count: usize) -> Vec<TcpStream> {
+    let ask = |number| {
+        let mut client = TcpStream::connect(at("127.0.0.1", port)).expect("connected");
+        client.set_read_timeout(Some(LIMIT)).expect("set");
+        write!(client, "{number}").expect("asked");
+        client
+    };
+    (0..count).map(ask).collect()
+}
+
+/// Allows the servers of `appliance` what they wait for.
+fn allow(appliance: &Appliance, what: &str) {
+    fs::write(appliance.home().join("data").join(what), "").expect("written");
+}
+
+/// Asserts that each was answered whole, by the release `version`.
+fn assert_answered(clients: Vec<TcpStream>, version: &str) {
+    for (number, mut client) in clients.into_iter().enumerate() {
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).unwrap_or_else(|error| panic!("client {number}: {error}, after {answer:?}"));
+        assert_eq!(answer, format!("begun {number} and ended by {version}"), "client {number}");
+    }
+}
+
+#[test]
+fn connections_that_waited_for_a_listener_to_move_outlive_restarts() {
+    let port = free_port();
+    let mut appliance = appliance(&slow("1.0.0", at("127.0.0.1", port), "waits")).start();
+    let clients = clients(port, 20);
+    appliance.install(&slow("1.1.0", at("0.0.0.0", port), "serves"), &[]).ends_with(0);
+    for client in &clients {
+        let mut bytes = [0; 5];
+        eventually(LIMIT, "it is served", || client.peek(&mut bytes).is_ok_and(|count| count == 5));
+    }
+    for _ in 0..3 {
+        appliance.refit(&["bus", "request", "restart"]).ends_with(0);
+    }
+    allow(&appliance, "end");
+    assert_answered(clients, "1.1.0");
+    appliance.stop();
+}
+
+#[test]
+fn as_many_clients_as_a_listener_lets_wait_are_kept_while_it_moves_and_back() {
+    let port = free_port();
+    let mut appliance = appliance(&slow("1.0.0", at("127.0.0.1", port), "waits")).start();
+    let clients = clients(port, 500);
+    appliance.install(&slow("1.1.0", at("0.0.0.0", port), "exits"), &[]).complains_with(70);
+    allow(&appliance, "accept");
+    allow(&appliance, "end");
+    assert_answered(clients, "1.0.0");
+    appliance.stop();
 }
 
 #[test]
