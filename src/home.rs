@@ -34,8 +34,6 @@ const LOCK_RETRY: Duration = Duration::from_millis(20);
 
 /// Where a journal goes that is none, before another one takes its place.
 const DAMAGED_FILE: &str = "state.json.damaged";
-/// The file that says that the appliance has run.
-const RAN_FILE: &str = ".ran";
 /// The file in `run/` that says which process the guard is.
 const PID_FILE: &str = "pid";
 
@@ -75,7 +73,7 @@ impl Home {
     /// removed some of that.
     pub fn has_run(&self, journal: &Journal) -> bool {
         let was_updated = journal.good.len() > 1 || !journal.failed.is_empty() || !journal.finished.is_empty();
-        was_updated || [self.log(), self.0.join(RAN_FILE), self.0.join(HISTORY_FILE)].iter().any(|path| path.exists())
+        was_updated || [self.log(), self.0.join(HISTORY_FILE)].iter().any(|path| path.exists())
     }
 
     /// Has it be known that the appliance runs.
@@ -83,11 +81,7 @@ impl Home {
     /// # Errors
     /// The disk does not let it: the next start is taken for the first one.
     pub fn note_run(&self) -> io::Result<()> {
-        durable::create_dirs(&self.log(), modes::of("log"))?;
-        if self.0.join(RAN_FILE).exists() {
-            return Ok(());
-        }
-        spare::with_room(&self.0, || durable::replace_dispensable(&self.0, RAN_FILE, b"", modes::of(RAN_FILE)))
+        durable::create_dirs(&self.log(), modes::of("log"))
     }
 
     /// Returns whether its disk is read-only.

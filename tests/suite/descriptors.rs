@@ -71,7 +71,7 @@ fn fifty_updates_leave_no_descriptor_behind() {
     let watching = [expected.as_slice(), &["anon_inode:inotify"]].concat(); // the names of its sockets
     assert_kinds(&appliance, "the runtime", runtime, &watching);
     expected.retain(|kind| *kind != LOG);
-    expected.extend(["~/guard-1.log", "~/home"]); // the home is locked, too
+    expected.extend(["~/guard-1.log", "~/home", "~/home/run/turn"]); // the home is locked, and so is the turn to start a runtime
     assert_kinds(&appliance, "the guard", guard, &expected);
     for name in ["shop", "stock"] {
         let pid = appliance.component_pid(name);

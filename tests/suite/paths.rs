@@ -6,6 +6,7 @@ use std::path::Path;
 
 use nix::sys::signal::Signal;
 use refit_fixtures::tools::put_program;
+use serde_json::Value;
 
 use crate::appliance::{Appliance, Ran, refit};
 use crate::process;
@@ -97,7 +98,9 @@ fn what_is_installed_may_be_executable_and_no_refit() {
     }
     assert!(!mark.exists(), "no shell runs it");
     assert_eq!(appliance.component_pid("idle"), pid, "it was kept all the time");
-    assert!(appliance.history().iter().all(|entry| entry["outcome"] != "failed"), "{:?}", appliance.history());
+    // That the runtime was killed again and again is in the history as well.
+    let blames = |entry: &&Value| entry["kind"] != "crash" && entry["outcome"] == "failed";
+    assert!(!appliance.history().iter().any(|entry| blames(&entry)), "{:?}", appliance.history());
     // The next one that is one is used.
     drop(fs::remove_file(&file));
     fs::copy(REFIT, &file).expect("copied");

@@ -152,7 +152,6 @@ pub const PLACES: &[Place] = &[
     exactly("state.json.copy", Kind::File, STATE_FILE, "as the journal"),
     exactly("history.jsonl", Kind::File, STATE_FILE, "it quotes what components printed"),
     exactly("history.jsonl.1", Kind::File, STATE_FILE, "the entries before those"),
-    exactly(".ran", Kind::File, 0o644, "everybody may know that the appliance has run"),
     exactly(".spare", Kind::File, PRIVATE_FILE, "it holds nothing"),
     Place {
         path: SETTINGS,

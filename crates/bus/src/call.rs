@@ -8,7 +8,6 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use crate::calls::Calls;
 use crate::failure::Failure;
 use crate::phase::Phase;
 use crate::request::StopReason;
@@ -57,10 +56,18 @@ impl CallInfo {
     }
 }
 
+/// Where a call belongs: what all of its publication are told, and what cancels each.
+pub(crate) trait Publication: Send + Sync {
+    fn info(&self) -> &CallInfo;
+
+    /// Returns what cancels the call at `place`.
+    fn token(&self, place: usize) -> CancellationToken;
+}
+
 /// What a listener is told.
 #[derive(Clone)]
 pub struct Call {
-    pub(crate) calls: Arc<Calls>,
+    pub(crate) calls: Arc<dyn Publication>,
     pub(crate) place: usize,
     /// How long the bus waits.
     pub limit: Duration,

@@ -19,10 +19,11 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::call::CallInfo;
+use crate::call::{CallInfo, Publication};
 use crate::context::Purpose;
+use crate::hold::Hold;
 use crate::publication::{Answer, Outcome, answer};
-use crate::registry::{Entry, Hold, Waves};
+use crate::registry::{Entry, Waves};
 
 pub(crate) use runner::{Drive, Monitor};
 
@@ -246,16 +247,6 @@ impl Calls {
         })
     }
 
-    pub(crate) const fn info(&self) -> &CallInfo {
-        &self.rules.info
-    }
-
-    /// Returns what cancels the call at `place`.
-    pub(crate) fn token(&self, place: usize) -> CancellationToken {
-        let new = || self.rules.cancelled.as_ref().map_or_else(CancellationToken::new, CancellationToken::child_token);
-        lock(&self.tokens).entry(place).or_insert_with(new).clone()
-    }
-
     fn are_cancelled(&self) -> bool {
         self.rules.cancelled.as_ref().is_some_and(CancellationToken::is_cancelled)
     }
@@ -380,6 +371,17 @@ impl Calls {
             pending.give_up_at = Some(give_up_at);
             pending.report_at = self.rules.until.map(|until| until.max(after(now, LAST_WORD)).min(give_up_at));
         }
+    }
+}
+
+impl Publication for Calls {
+    fn info(&self) -> &CallInfo {
+        &self.rules.info
+    }
+
+    fn token(&self, place: usize) -> CancellationToken {
+        let new = || self.rules.cancelled.as_ref().map_or_else(CancellationToken::new, CancellationToken::child_token);
+        lock(&self.tokens).entry(place).or_insert_with(new).clone()
     }
 }
 

@@ -14,7 +14,7 @@ use crate::calls::{Calls, Rules};
 use crate::component::{Component, Life};
 use crate::context::{self, Purpose};
 use crate::failure::Failure;
-use crate::log::{Level, LogCounts};
+use crate::log::{Level, LogCounts, Means};
 use crate::publication::{DEPTH_MAX, Report};
 use crate::registry::{self, AttachError, Subscription};
 use crate::request::{Origin, Request, Ticket};
@@ -119,7 +119,10 @@ impl Bus {
         let log = (subscription.channel == registry::LOG).then(|| subscription.name.clone());
         self.shared.registry.add(subscription);
         if let Some(name) = log {
-            self.shared.log.add(name, &self.shared);
+            let options = &self.shared.options;
+            let (limit, grace) = (options.listener, options.grace);
+            let (registry, monitor) = (Arc::clone(&self.shared.registry), Arc::clone(&self.shared.monitor));
+            self.shared.log.add(name, Means { registry, monitor, limit, grace });
         }
     }
 

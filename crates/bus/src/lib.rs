@@ -8,7 +8,7 @@
 //! decide the exit status. The bus never ends its host process.
 //!
 //! The subjects: `state` and `machine` are the pure part; `shared` is what handles (`handle`) and `engine` share; `request` has
-//! requests and tickets; `registry` says who listens where, `gate` until when, `order` in which order; `calls` calls them, `call` is
+//! requests and tickets; `registry` says who listens where, `gate` until when, `hold` who must not be called just now, `order` in which order; `calls` calls them, `call` is
 //! what each is told, `publication` what came of it, and `context` where a call must not wait; `component` and `service` start and stop with the site; `failure` is what
 //! a failure says, `panics` where a panic came from; `log` is the lossy channel for people; `tasks` are those that the bus owns.
 //!
@@ -25,6 +25,7 @@ mod engine;
 mod failure;
 mod gate;
 mod handle;
+mod hold;
 mod log;
 mod machine;
 mod order;

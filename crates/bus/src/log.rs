@@ -19,7 +19,6 @@ use crate::calls::{Calls, Monitor, Planned, Rules, Terms, Until};
 use crate::context::{self, Purpose};
 use crate::failure::Failure;
 use crate::registry::{self, Entry, Registry};
-use crate::shared::Shared;
 use crate::state::State;
 use crate::tasks::TaskSet;
 
@@ -127,7 +126,7 @@ impl Log {
     }
 
     /// Begins to deliver to the listener `name` of the channel. Whoever takes the place of another one goes on with what waits.
-    pub(crate) fn add(&self, name: Arc<str>, shared: &Shared) {
+    pub(crate) fn add(&self, name: Arc<str>, means: Means) {
         let (queue, entries) = mpsc::channel::<LogEntry>(QUEUE_MAX);
         let there = Arc::new(AtomicBool::new(true));
         {
@@ -140,10 +139,7 @@ impl Log {
         let delivery = Delivery {
             waiting: Waiting { entries, in_hand: false, counters: Arc::clone(&self.counters) },
             there,
-            registry: Arc::clone(&shared.registry),
-            monitor: Arc::clone(&shared.monitor),
-            limit: shared.options.listener,
-            grace: shared.options.grace,
+            means,
             name,
         };
         let task = format!("the log listener {}", delivery.name);
@@ -193,11 +189,17 @@ impl Log {
 struct Delivery {
     waiting: Waiting,
     there: Arc<AtomicBool>,
-    registry: Arc<Registry>,
-    monitor: Arc<Monitor>,
-    limit: Duration,
-    grace: Duration,
+    means: Means,
     name: Arc<str>,
+}
+
+/// What it takes to call a listener.
+pub(crate) struct Means {
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) monitor: Arc<Monitor>,
+    /// How long a listener has that says nothing itself.
+    pub(crate) limit: Duration,
+    pub(crate) grace: Duration,
 }
 
 impl Delivery {
@@ -207,7 +209,7 @@ impl Delivery {
             if !self.there.load(Ordering::Acquire) {
                 break;
             }
-            let Some(listener) = self.registry.find(registry::LOG, &self.name) else { break };
+            let Some(listener) = self.means.registry.find(registry::LOG, &self.name) else { break };
             let failure = self.deliver(listener, &entry).await;
             self.waiting.in_hand = false;
             let counters = &self.waiting.counters;
@@ -224,10 +226,10 @@ impl Delivery {
 
     async fn deliver(&self, entry: Arc<Entry>, text: &LogEntry) -> Option<Failure> {
         let info = CallInfo::plain(registry::LOG.into(), 0, State::Initial, json!(text), 0);
-        let rules = Rules { info, purpose: Purpose::Log, grace: self.grace, cancelled: None, until: None };
+        let rules = Rules { info, purpose: Purpose::Log, grace: self.means.grace, cancelled: None, until: None };
         let calls = Calls::new(rules);
-        let limit = entry.limit.unwrap_or(self.limit);
-        calls.begin([Planned { entry, limit, wave: 0, terms: Terms::Usual }], &self.monitor);
+        let limit = entry.limit.unwrap_or(self.means.limit);
+        calls.begin([Planned { entry, limit, wave: 0, terms: Terms::Usual }], &self.means.monitor);
         let end = calls.next(Until::All).await;
         calls.let_go();
         end?.outcome.failure()

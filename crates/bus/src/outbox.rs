@@ -8,42 +8,31 @@ use std::collections::VecDeque;
 use std::sync::Mutex;
 
 use refit_base::lock;
-use tokio::sync::oneshot;
 
-use crate::log::LogEntry;
-use crate::shared::{BusEvent, Fault};
-use crate::state::State;
-
-/// Something to be said, or to be done in that order.
-pub(crate) enum Item {
-    Log(LogEntry),
-    Event(BusEvent),
-    /// What was promised for a state is kept once everybody has heard of it.
-    Settle(State, Vec<Fault>),
-    /// All before it was said.
-    Said(oneshot::Sender<()>),
-}
-
-#[derive(Default)]
-struct Inner {
-    items: VecDeque<Item>,
+struct Inner<T> {
+    items: VecDeque<T>,
     delivering: bool,
 }
 
 /// What waits to be said.
-#[derive(Default)]
-pub(crate) struct Outbox(Mutex<Inner>);
+pub(crate) struct Outbox<T>(Mutex<Inner<T>>);
 
-impl Outbox {
-    pub(crate) fn push(&self, items: impl IntoIterator<Item = Item>) {
+impl<T> Default for Outbox<T> {
+    fn default() -> Self {
+        Self(Mutex::new(Inner { items: VecDeque::new(), delivering: false }))
+    }
+}
+
+impl<T> Outbox<T> {
+    pub(crate) fn push(&self, items: impl IntoIterator<Item = T>) {
         lock(&self.0).items.extend(items);
     }
 
     /// Has `say` say what waits, unless another thread is at it.
-    pub(crate) fn deliver(&self, mut say: impl FnMut(Item)) {
+    pub(crate) fn deliver(&self, mut say: impl FnMut(T)) {
         /// Lets others deliver, also after a panic.
-        struct Free<'a>(&'a Outbox, bool);
-        impl Drop for Free<'_> {
+        struct Free<'a, T>(&'a Outbox<T>, bool);
+        impl<T> Drop for Free<'_, T> {
             fn drop(&mut self) {
                 if self.1 {
                     lock(&self.0.0).delivering = false;

@@ -4,15 +4,15 @@
 //! call of that listener begins any more.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use refit_base::lock;
-use tokio::sync::Notify;
 
 use crate::call::Listener;
 use crate::gate::{Closed, Gate};
+use crate::hold::Hold;
 use crate::order::{Cycle, Order, Row, waves, waves_of_any};
 
 /// The channels of the site's own life, in the order of a life, and the one of what happens.
@@ -136,54 +136,6 @@ pub enum AttachError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ComponentId(u64);
 
-/// How many calls of a listener hold their threads. While there is one it is not called: each call would take one more thread.
-#[derive(Debug, Default)]
-pub(crate) struct Hold {
-    taken: AtomicU32,
-    /// How many of them have had their time.
-    given_up: AtomicU32,
-    released: Notify,
-}
-
-impl Hold {
-    pub(crate) fn take(&self) {
-        self.taken.fetch_add(1, Ordering::AcqRel);
-    }
-
-    pub(crate) fn give_up(&self) {
-        self.given_up.fetch_add(1, Ordering::AcqRel);
-    }
-
-    pub(crate) fn release(&self, given_up: bool) {
-        if given_up {
-            self.given_up.fetch_sub(1, Ordering::AcqRel);
-        }
-        self.taken.fetch_sub(1, Ordering::AcqRel);
-        self.released.notify_waiters();
-    }
-
-    pub(crate) fn is_taken(&self) -> bool {
-        self.taken.load(Ordering::Acquire) > 0
-    }
-
-    /// Returns whether one that holds its thread has had its time: when it comes back nobody knows.
-    pub(crate) fn is_given_up(&self) -> bool {
-        self.given_up.load(Ordering::Acquire) > 0
-    }
-
-    /// Waits until no call holds its thread.
-    pub(crate) async fn free(&self) {
-        loop {
-            let mut released = std::pin::pin!(self.released.notified());
-            released.as_mut().enable(); // before the look: a release between the two is not missed
-            if !self.is_taken() {
-                return;
-            }
-            released.await;
-        }
-    }
-}
-
 /// A listener with its place.
 pub(crate) struct Entry {
     pub(crate) name: Arc<str>,
@@ -200,7 +152,7 @@ pub(crate) struct Entry {
     /// The component whose life it is part of.
     pub(crate) component: Option<ComponentId>,
     pub(crate) hold: Arc<Hold>,
-    gate: Gate,
+    gate: Gate<Self>,
 }
 
 impl Entry {

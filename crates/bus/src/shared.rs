@@ -12,9 +12,9 @@ use tokio_util::sync::CancellationToken;
 use crate::asked::Asked;
 use crate::calls::Monitor;
 use crate::failure::{Failure, combined};
-use crate::log::{self, Level, Log};
+use crate::log::{self, Level, Log, LogEntry};
 use crate::machine::{Decision, RequestKind, SiteStatus, decide};
-use crate::outbox::{Item, Outbox};
+use crate::outbox::Outbox;
 use crate::panics::panic_failure;
 use crate::publication::Report;
 use crate::registry::{Entry, Registry};
@@ -138,6 +138,16 @@ pub trait Observer: Send + Sync + 'static {
     }
 }
 
+/// Something to be said, or to be done in that order.
+enum Item {
+    Log(LogEntry),
+    Event(BusEvent),
+    /// What was promised for a state is kept once everybody has heard of it.
+    Settle(State, Vec<Fault>),
+    /// All before it was said.
+    Said(oneshot::Sender<()>),
+}
+
 /// A request that is not done yet.
 struct Pending {
     number: u64,
@@ -199,7 +209,7 @@ pub(crate) struct Shared {
     pub(crate) publications: AtomicU64,
     /// Who looks after calls that hold the thread of whoever begins them.
     pub(crate) monitor: Arc<Monitor>,
-    outbox: Outbox,
+    outbox: Outbox<Item>,
 }
 
 impl Shared {

@@ -180,8 +180,12 @@ impl Calls {
                 }
             };
             drop(way);
-            let polled =
-                self.begin_on(row.terms, row.entry, Call { calls: Arc::clone(self), place, limit: row.limit }, context);
+            let polled = self.begin_on(
+                row.terms,
+                row.entry,
+                Call { calls: Arc::clone(self) as _, place, limit: row.limit },
+                context,
+            );
             let now = Instant::now();
             way = lock(&self.under_way);
             if way.runner != runner {
