@@ -311,12 +311,15 @@ impl Store {
             let same = installed.as_ref().is_ok_and(|digest| *digest == received.digest);
             if same {
                 let problems = self.verify(&version, &mut |_| {})?.problems;
-                let Some(problem) = problems.into_iter().find(Problem::is_of_the_release) else {
+                let is_in_use = self.current()?.as_ref() == Some(&version) && !replaceable.contains(&version);
+                let damage = problems.iter().find(|problem| problem.is_of_the_release());
+                // What lies beside a release that runs is left alone; one that does not run is made as it was signed.
+                if problems.is_empty() || (is_in_use && damage.is_none()) {
                     self.discard(&received.dir)?;
                     return self.release(&version);
-                };
-                if self.current()?.as_ref() == Some(&version) && !replaceable.contains(&version) {
-                    return Err(StoreError::Damaged { version, problem });
+                }
+                if let Some(problem) = damage.filter(|_| is_in_use) {
+                    return Err(StoreError::Damaged { version, problem: problem.clone() });
                 }
             } else if !replaceable.contains(&version) {
                 return Err(StoreError::Occupied { version, installed: installed?, offered: received.digest });
