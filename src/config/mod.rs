@@ -314,13 +314,13 @@ fn is_reload_timeout_default(timeout: &Duration) -> bool {
 pub const TRANSITIONS: [&str; 4] = [bus::START, bus::STOP, bus::EXIT, bus::RELOAD];
 
 impl Component {
-    /// Returns whether its processes may listen on `channel`. Whoever may ask for something may take part in it, unless `listen` says
-    /// otherwise.
+    /// Returns whether its processes may listen on `channel`. Where `listen` says nothing they may hear of what happens to them, within
+    /// the component's own time; only who may ask for a reload may refuse one.
     pub fn may_listen(&self, channel: &str) -> bool {
         !TRANSITIONS.contains(&channel)
             || match &self.listen {
                 Some(channels) => channels.iter().any(|name| name == channel),
-                None => self.allow.iter().any(|request| request.name() == channel),
+                None => channel != bus::RELOAD || self.allow.iter().any(|request| request.name() == channel),
             }
     }
 
