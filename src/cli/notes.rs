@@ -35,7 +35,7 @@ pub(super) fn merged(from: &Value, to: &Value, file: &Value) -> Option<(bool, St
     if let Some(beside) = outcome.get("beside") {
         let earlier = cell(&beside["earlier"]);
         let said = format!(
-            "{dir}/{earlier} is what you had made of {name} when this release ran before; the same lines have been changed since: take from it \
+            "{dir}/{earlier} is what you had made of {name} when this release ran before; it has been changed in another way since: take from it \
              what you need, then remove it"
         );
         return Some((true, said));

@@ -9,6 +9,7 @@
 mod earlier;
 mod merge;
 mod orphan;
+mod rights;
 mod scan;
 mod tree;
 
@@ -204,6 +205,7 @@ pub fn merge_config(
     let unread = ours.unread.iter();
     let lost = unread.map(|unread| MergedFile::lost(unread.clone())).collect::<Vec<_>>();
     merged.files.extend(lost);
+    rights::settle_owners(&mut merged.tree);
     let record = earlier::record(&merged.tree);
     if exists && live.is_dir() {
         earlier::bring_back(&live, &store.config_record(to), &theirs, &mut merged)?;

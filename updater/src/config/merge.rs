@@ -4,6 +4,7 @@
 //! in the result, whole, and where the release's default is not, it lies beside and is reported.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
@@ -190,7 +191,7 @@ impl<'a> Merge<'a> {
     fn take_same(&mut self, path: &Path) {
         for (at, entry) in self.ours.below(path) {
             let kept = self.kept(at, entry);
-            let is_as_before = kept.attributes.mode == entry.attributes.mode;
+            let is_as_before = kept.attributes.same_rights(&entry.attributes);
             self.put(at, kept);
             if !entry.is_dir() {
                 self.report(at, if is_as_before { Outcome::Unchanged } else { Outcome::Updated });
@@ -317,7 +318,7 @@ fn merge_text(base: &Content, ours: &Content, theirs: &Content) -> Option<Vec<u8
 }
 
 /// Returns what belongs to an entry whose content is `ours` (`is_ours`), or else of the release: what the admin changed stays, and the rest
-/// follows the release, which says nothing but the mode.
+/// follows the release. Defaults say nothing but the mode; what an admin made at an earlier time says all of it.
 fn merge_attributes(base: Option<&Entry>, ours: Option<&Entry>, theirs: Option<&Entry>, is_ours: bool) -> Attributes {
     let (ours, theirs) = match (ours, theirs) {
         (Some(ours), Some(theirs)) => (ours, theirs),
@@ -325,14 +326,24 @@ fn merge_attributes(base: Option<&Entry>, ours: Option<&Entry>, theirs: Option<&
         (None, None) => return Attributes::default(),
     };
     let (admins, releases) = (&ours.attributes, &theirs.attributes);
-    let owner = admins.owner.or(releases.owner);
+    let based = base.filter(|base| base.is_dir() == ours.is_dir()).map(|base| &base.attributes);
+    let owner = match (based.and_then(|based| based.owner), releases.owner) {
+        (Some(based), Some(theirs)) if admins.owner == Some(based) => Some(theirs),
+        (Some(_) | None, _) => admins.owner.or(releases.owner),
+    };
     if ours.is_dir() != theirs.is_dir() {
         return Attributes { owner, ..releases.clone() };
     }
     // The access list has the mode's group in it.
-    let base = base.filter(|base| base.is_dir() == ours.is_dir());
-    let is_admins = admins.has_access_list() || base.is_none_or(|base| base.attributes.mode != admins.mode);
-    let extended = releases.extended.clone().into_iter().chain(admins.extended.clone()).collect();
+    let is_admins = based.and_then(Attributes::access_list) != admins.access_list()
+        || based.is_none_or(|based| based.mode != admins.mode);
+    let names: BTreeSet<&OsString> = admins.extended.keys().chain(releases.extended.keys()).collect();
+    let extended = names.into_iter().filter_map(|name| {
+        let (was, is) = (based.and_then(|based| based.extended.get(name)), admins.extended.get(name));
+        let value = if was == is { releases.extended.get(name) } else { is };
+        value.map(|value| (name.clone(), value.clone()))
+    });
+    let extended = extended.collect();
     Attributes {
         mode: if is_admins { admins.mode } else { releases.mode },
         owner,

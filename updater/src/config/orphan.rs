@@ -79,9 +79,15 @@ fn is_edited(dir: &Path, record: &Path, running: &Record) -> bool {
         return true;
     }
     let (recorded, now) = (earlier::load_record(record), earlier::record(&tree));
+    // A record of an older program does not say the rights: only those that the running release's configuration has are known.
+    let has_own_rights = now
+        .rights
+        .iter()
+        .any(|(path, rights)| recorded.rights.get(path) != Some(rights) && running.rights.get(path) != Some(rights));
+    let (recorded, running, now) = (recorded.contents, &running.contents, now.contents);
     let contents = tree.entries.values().filter(|entry| !entry.is_dir()).count();
     let is_as_made =
         now.iter().all(|(path, content)| recorded.get(path) == Some(content) || running.get(path) == Some(content));
     let is_whole = recorded.keys().all(|path| now.contains_key(path));
-    contents != now.len() || !is_as_made || !is_whole
+    contents != now.len() || !is_as_made || !is_whole || has_own_rights
 }

@@ -4,7 +4,7 @@
 //! has no content and is like nothing else.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, FileTimes, Permissions};
 use std::io::{self, Read, Seek};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, fchown, lchown};
@@ -84,8 +84,13 @@ pub(super) struct Attributes {
 }
 
 impl Attributes {
-    pub(super) fn has_access_list(&self) -> bool {
-        self.extended.keys().any(|name| name == ACCESS_LIST)
+    pub(super) fn access_list(&self) -> Option<&Vec<u8>> {
+        self.extended.get(OsStr::new(ACCESS_LIST))
+    }
+
+    /// Whether both let the same accounts do the same, and say the same besides: all but the time.
+    pub(super) fn same_rights(&self, other: &Self) -> bool {
+        (self.mode, self.owner, &self.extended) == (other.mode, other.owner, &other.extended)
     }
 }
 
@@ -288,8 +293,7 @@ fn extended(path: &Path) -> Result<BTreeMap<OsString, Vec<u8>>, Errno> {
     let mut found = BTreeMap::new();
     let mut value = vec![0; ATTRIBUTE_BYTES_MAX];
     for name in names[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
-        // Labels of the machine's policy are its own to give.
-        if name.starts_with(b"security.") || name.starts_with(b"trusted.") {
+        if is_the_machines(name) {
             continue;
         }
         let name = std::ffi::OsStr::from_bytes(name);
@@ -298,6 +302,11 @@ fn extended(path: &Path) -> Result<BTreeMap<OsString, Vec<u8>>, Errno> {
         }
     }
     Ok(found)
+}
+
+/// Whether an extended attribute is the machine's own to give: the labels of its policy, and what its overlays note.
+fn is_the_machines(name: &[u8]) -> bool {
+    name.starts_with(b"security.") && name != b"security.capability" || name.starts_with(b"trusted.overlay.")
 }
 
 /// Gives the file or directory at `path` what belongs to it. Tries all of it, and returns the first failure.

@@ -15,6 +15,7 @@ mod policy;
 mod reading;
 mod repair;
 mod repository;
+mod rights;
 mod roundtrip;
 mod sharing;
 mod space;
