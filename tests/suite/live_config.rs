@@ -1,12 +1,13 @@
 //! The live configuration is the admin's directory and may hold anything: nothing in it stops the appliance, nothing is lost, and what
 //! cannot be read or merged is named.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
+use refit_fixtures::tools::as_root;
 use serde_json::{Value, json};
 
 use crate::appliance::{Appliance, Ran, refit};
@@ -159,4 +160,70 @@ fn edits_come_back_with_the_release_that_they_were_made_in() {
     let both = ["extra.conf", "extra.conf.old"].map(|name| read(&appliance, "2.1.0", name));
     assert_eq!(both, ["made in 1.0.0", "edited in 2.1.0"]);
     assert!(installed.contains("config/2.1.0/extra.conf.old is what you had made of extra.conf"), "{installed}");
+}
+
+#[test]
+fn modes_owners_and_attributes_come_back_as_other_edits_do() {
+    let appliance = Appliance::new(&Release::shop("1.0.0")).start();
+    let next = Release::shop("2.1.0").file("config/secret.conf", "default").file("config/plain.conf", "default");
+    appliance.install(&next, &[]).ends_with(0);
+    appliance.settled("2.1.0");
+    let secret = live(&appliance, "2.1.0").join("secret.conf");
+    fs::set_permissions(&secret, Permissions::from_mode(0o600)).expect("chmod");
+    if as_root() {
+        chown(&secret, Some(1_234), Some(1_234)).expect("chown");
+    }
+    let looks = || {
+        let found = fs::metadata(&secret).expect("it is there");
+        (found.permissions().mode() & 0o7777, found.uid())
+    };
+    let edited = looks();
+    assert_eq!(edited.0, 0o600);
+    for way in ["version", "package"] {
+        appliance.refit(&["rollback"]).ends_with(0);
+        appliance.settled("1.0.0");
+        let installed = match way {
+            "version" => appliance.refit(&["install", "2.1.0"]),
+            _ => appliance.install(&next, &[]),
+        };
+        let text = installed.ends_with(0).stdout;
+        appliance.settled("2.1.0");
+        assert_eq!(looks(), edited, "{way}");
+        assert!(
+            text.contains("config/2.1.0/secret.conf is as you left it when this release ran before"),
+            "{way}: {text}"
+        );
+        assert!(!text.contains("plain.conf"), "{way}: {text}");
+    }
+}
+
+#[test]
+fn a_conflict_that_is_over_is_not_spoken_of() {
+    let release = |version: &str, held: &str| Release::shop(version).file("config/x.conf", held);
+    let appliance = Appliance::new(&release("1.0.0", "x = 1\n")).start();
+    let waits = |version: &str| {
+        let status = appliance.settled(version);
+        let list = status["config"]["unmerged"].as_array().expect("a list");
+        list.iter().map(|file| file["path"].as_str().expect("a path").to_owned()).collect::<Vec<_>>()
+    };
+    let edit = |version: &str, held: &str| fs::write(live(&appliance, version).join("x.conf"), held).expect("edited");
+    let left = |version: &str| live(&appliance, version).join("x.conf.new").exists();
+    edit("1.0.0", "x = 2\n");
+    appliance.install(&release("1.1.0", "x = 3\n"), &[]).ends_with(0);
+    assert_eq!((waits("1.1.0"), left("1.1.0")), (vec!["x.conf".to_owned()], true));
+    // It waits as long as the default stays.
+    appliance.install(&release("1.2.0", "x = 3\n"), &[]).ends_with(0);
+    assert_eq!((waits("1.2.0"), left("1.2.0")), (vec!["x.conf".to_owned()], true));
+    // The release has what the admin has.
+    appliance.install(&release("1.3.0", "x = 2\n"), &[]).ends_with(0);
+    assert_eq!((waits("1.3.0"), left("1.3.0")), (Vec::new(), false));
+    // The admin takes the default.
+    edit("1.3.0", "x = 4\n");
+    appliance.install(&release("1.4.0", "x = 5\n"), &[]).ends_with(0);
+    assert_eq!(waits("1.4.0"), ["x.conf"]);
+    edit("1.4.0", "x = 5\n");
+    assert_eq!((waits("1.4.0"), left("1.4.0")), (Vec::new(), true));
+    appliance.install(&release("1.5.0", "x = 6\n"), &[]).ends_with(0);
+    assert_eq!((waits("1.5.0"), left("1.5.0")), (Vec::new(), false));
+    assert_eq!(read(&appliance, "1.5.0", "x.conf"), "x = 6\n");
 }

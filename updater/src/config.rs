@@ -22,7 +22,7 @@ use serde::Serialize;
 use crate::durable;
 use crate::fault;
 use crate::release::Store;
-use merge::merge_trees;
+use merge::{merge_trees, same_at};
 use scan::Scan;
 use tree::{Side, Tree};
 
@@ -240,7 +240,7 @@ fn whole(dir: &Path, side: Side) -> Result<Tree, ConfigError> {
 }
 
 /// Returns the files of the live configuration of release `version` that wait for the admin: beside each lies the default that could not be
-/// merged, until somebody removes it.
+/// merged, until somebody removes or changes that, or takes it over.
 #[must_use]
 pub fn unmerged(store: &Store, version: &Version) -> Vec<Unmerged> {
     let live = store.config_dir(version);
@@ -261,6 +261,12 @@ pub fn unmerged(store: &Store, version: &Version) -> Vec<Unmerged> {
             Some(_) => Clash::Lines,
         };
         files.push(Unmerged { path: path.to_owned(), new_default: new_default.to_owned(), because });
+    }
+    if !files.is_empty()
+        && let (Ok(live), Ok(defaults)) = (Tree::read(&live, Side::Live), Tree::read(&defaults, Side::Defaults))
+    {
+        let is_default = |at: &str, path: &str| same_at(&live, Path::new(at), &defaults, Path::new(path));
+        files.retain(|file| is_default(&file.new_default, &file.path) && !is_default(&file.path, &file.path));
     }
     files
 }

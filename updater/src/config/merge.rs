@@ -6,10 +6,11 @@
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::tree::{Attributes, Content, Entry, Kind, Tree};
-use super::{Clash, MergedFile, Outcome};
+use super::{Clash, MergedFile, NEW_SUFFIX, Outcome, merged_name};
 
 /// Texts longer than this are not merged line by line: nobody edits them by hand.
 const MERGE_BYTES_MAX: u64 = 1 << 20;
@@ -80,7 +81,9 @@ impl<'a> Merge<'a> {
             return false;
         }
         let [base, ours, theirs] = self.sides(path);
-        match self.decide(path) {
+        let decision = self.decide(path);
+        self.end_conflict(path, &decision);
+        match decision {
             Decision::Gone => return false,
             Decision::Enter => {
                 self.enter(path);
@@ -104,6 +107,42 @@ impl<'a> Merge<'a> {
             }
         }
         true
+    }
+
+    /// Sees to what an earlier conflict about `path` has left and nobody changed: where the conflict is over it goes; where the new default is
+    /// another, and the admin's still stands, that takes its place.
+    fn end_conflict(&mut self, path: &Path, decision: &Decision) {
+        let left = self.left_beside(path);
+        match decision {
+            Decision::Admin if self.theirs.entries.contains_key(path) => return, // it waits as before
+            Decision::Beside(_) => return,                                       // its name is taken for the next
+            Decision::Text(_) => {
+                if let Some(name) = left.first() {
+                    self.beside.push((path.to_owned(), name.clone()));
+                }
+            }
+            Decision::Gone | Decision::Enter | Decision::Same | Decision::Release | Decision::Admin => {
+                for name in &left {
+                    self.report(name, Outcome::Removed);
+                }
+            }
+        }
+        self.replaced.extend(left);
+    }
+
+    /// Returns the names beside `path` at which an earlier merge has put the default of that time, if it still lies there as it was.
+    fn left_beside(&self, path: &Path) -> Vec<PathBuf> {
+        if self.suffix != NEW_SUFFIX || !self.base.entries.contains_key(path) {
+            return Vec::new();
+        }
+        let mut first = path.as_os_str().to_owned();
+        first.push(self.suffix);
+        let named = self.ours.entries.range(PathBuf::from(&first)..).map(|(at, _)| at);
+        let named = named.take_while(|at| at.as_os_str().as_bytes().starts_with(first.as_bytes()));
+        let beside =
+            named.filter(|at| at.to_str().and_then(merged_name).is_some_and(|merged| Path::new(merged) == path));
+        let is_default = |at: &PathBuf| [self.base, self.theirs].iter().any(|tree| tree.entries.contains_key(at));
+        beside.filter(|at| !is_default(at) && same_at(self.ours, at, self.base, path)).cloned().collect()
     }
 
     fn sides(&self, path: &Path) -> [Option<&'a Entry>; 3] {
@@ -280,7 +319,7 @@ fn same(one: &Tree, other: &Tree, path: &Path) -> bool {
     same_at(one, path, other, path)
 }
 
-fn same_at(one: &Tree, here: &Path, other: &Tree, there: &Path) -> bool {
+pub(super) fn same_at(one: &Tree, here: &Path, other: &Tree, there: &Path) -> bool {
     let (mut one, mut other) = (one.below(here), other.below(there));
     loop {
         match (one.next(), other.next()) {

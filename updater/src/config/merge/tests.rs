@@ -216,3 +216,39 @@ fn a_mode_follows_the_release_unless_the_admin_changed_it() {
         assert_eq!(merged.tree.entries[Path::new("a")].attributes.mode, expected, "{base:o} {ours:o} {theirs:o}");
     }
 }
+
+#[test]
+fn what_an_earlier_conflict_left_goes_when_the_conflict_is_over() {
+    let live = |x: &str| tree(&[("x", text(x)), ("x.new", text("old")), ("x.new.1", text("a note"))]);
+    let base = tree(&[("x", text("old"))]);
+    for (theirs, ours, has) in [
+        (Some("mine"), "mine", "mine"), // the release has what the admin has
+        (Some("new"), "old", "new"),    // the admin took the default
+        (None, "mine", "mine"),         // there is no default any more
+    ] {
+        let theirs = theirs.map_or_else(|| tree(&[]), |held| tree(&[("x", text(held))]));
+        let merged = merge_trees(&base, &live(ours), &theirs, SUFFIX);
+        assert_eq!(shown(&merged.tree, "x"), format!("[ {has}]"));
+        assert_eq!((shown(&merged.tree, "x.new"), shown(&merged.tree, "x.new.1")), (String::new(), "[ a note]".into()));
+        assert!(outcomes(&merged).contains(&("x.new", Outcome::Removed)), "{merged:?}");
+    }
+    // The default waits as before, or a newer one does.
+    let merged = merge_trees(&base, &live("mine"), &base, SUFFIX);
+    assert_eq!((shown(&merged.tree, "x"), shown(&merged.tree, "x.new")), ("[ mine]".into(), "[ old]".into()));
+    let lines = |first: &str, last: &str| format!("{first}\nb\nc\nd\n{last}\n");
+    let base = tree(&[("x", text(&lines("default", "e")))]);
+    let ours = tree(&[("x", text(&lines("mine", "e"))), ("x.new", text(&lines("default", "e")))]);
+    let theirs = tree(&[("x", text(&lines("default", "E")))]);
+    let merged = merge_trees(&base, &ours, &theirs, SUFFIX);
+    assert_eq!(shown(&merged.tree, "x"), format!("[ {}]", lines("mine", "E")));
+    assert_eq!(shown(&merged.tree, "x.new"), format!("[ {}]", lines("default", "E")));
+    // Of a kind.
+    let base = tree(&[("x", text("file"))]);
+    let ours = tree(&[("x", entry(Kind::Directory)), ("x/in", text("mine")), ("x.new", text("file"))]);
+    let theirs = tree(&[("x", entry(Kind::Directory)), ("x/default", text("new"))]);
+    let merged = merge_trees(&base, &ours, &theirs, SUFFIX);
+    assert_eq!(
+        (shown(&merged.tree, "x"), shown(&merged.tree, "x.new")),
+        ("[/][default new][in mine]".into(), String::new())
+    );
+}
