@@ -46,6 +46,9 @@ pub(super) enum AtRestError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Removal(#[from] RemovalError),
+    /// A release that waits for its trial, or that the trial would go back to, is not removed.
+    #[error("release {version} is part of the update {from} -> {to}, which the next start tries")]
+    Waits { version: Version, from: Box<Version>, to: Box<Version> },
     #[error(transparent)]
     Receive(#[from] ReceiveError),
     #[error(transparent)]
@@ -96,6 +99,11 @@ impl Reported for AtRestError {
             Self::Store(error @ StoreError::Unknown { .. }) => Report { exit: Exit::Usage, ..error.report() },
             Self::Store(error) => error.report(),
             Self::Removal(error) => error.report(),
+            Self::Waits { .. } => Report::new(
+                "update_waits",
+                Exit::Failed,
+                "`refit run` tries it; `refit recover VERSION` of the release that is to run instead gives it up; nothing was removed",
+            ),
             Self::Receive(error) => Report { code: "package_refused", ..error.report() },
             Self::Config(error) => error.report(),
             Self::Merge(error) => error.report(),

@@ -31,7 +31,12 @@ pub(super) fn run(context: &Context, recover: &Recover) -> Exit {
 fn list(context: &Context) -> Result<(), AtRestError> {
     let files = Files::look(context)?;
     let good = files.good()?;
-    let current = files.journal.as_ref().map(|journal| journal.state.wanted());
+    let is_at_rest = context.home.guard().is_none();
+    let current = files.journal.as_ref().map(|journal| match is_at_rest {
+        true => journal.at_rest().0,
+        false => journal.state.wanted().clone(),
+    });
+    let current = current.as_ref();
     let mut versions = files.store.versions()?;
     versions.extend(good.iter().chain(current).cloned());
     versions.sort();

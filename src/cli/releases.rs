@@ -1,7 +1,7 @@
 //! `refit releases`: the releases on this appliance; `remove` takes one away, also while nothing runs.
 
 use refit_base::Exit;
-use refit_updater::removal;
+use refit_updater::removal::{self, RemovalError};
 use reqwest::Method;
 use semver::Version;
 use serde_json::{Value, json};
@@ -67,10 +67,16 @@ async fn remove(context: &Context, version: &Version) -> Result<Exit, ClientErro
 /// Removes `version` from a home that no guard has. Returns how large it was, as far as that is known.
 fn remove_at_rest(context: &Context, version: &Version) -> Result<Option<u64>, AtRestError> {
     let rest = AtRest::take(context)?;
-    let mut journal = rest.files.journal(context)?;
-    let bytes = removal::remove::<AtRestError>(&rest.files.store, &journal, version, &[])?;
-    if journal.good.contains(version) {
-        journal.good.retain(|good| good != version);
+    let before = rest.files.journal(context)?;
+    // An update that was cut short is over: nothing runs that could end it.
+    let (_, mut journal) = before.at_rest();
+    let removed = removal::remove::<AtRestError>(&rest.files.store, &journal, version, &[]);
+    let bytes = removed.map_err(|error| {
+        let AtRestError::Removal(RemovalError::UnderWay { version, from, to }) = error else { return error };
+        AtRestError::Waits { version, from, to }
+    })?;
+    journal.good.retain(|good| good != version);
+    if journal != before {
         rest.store(&journal)?;
     }
     Ok(bytes)
@@ -88,7 +94,11 @@ async fn list_releases(context: &Context) -> Result<Exit, ClientError> {
 /// Prints what the files say.
 fn print_at_rest(context: &Context) -> Result<(), AtRestError> {
     let files = Files::look(context)?;
-    let releases = describe_releases(&files.journal(context)?, &files.store.releases()?);
+    let mut journal = files.journal(context)?;
+    if context.home.guard().is_none() {
+        journal = journal.at_rest().1;
+    }
+    let releases = describe_releases(&journal, &files.store.releases()?);
     print(context, &json!({ "releases": releases, "staged": [] }));
     Ok(())
 }

@@ -12,7 +12,7 @@ use crate::home::HomeError;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Verify {
-    /// The release; the current one if none is named.
+    /// The release; if none is named, the one that runs, or that runs next.
     version: Option<Version>,
 }
 
@@ -59,7 +59,7 @@ fn try_verify(context: &Context, verify: &Verify) -> Result<(), VerifyError> {
         Some(version) => version.clone(),
         None => {
             let journal = journal::recall(home)?.ok_or_else(|| context.home.without_journal())?;
-            journal.state.wanted().clone()
+            if context.home.guard().is_some() { journal.state.wanted().clone() } else { journal.at_rest().0 }
         }
     };
     let report = store.verify(&version, &mut |_| {})?;

@@ -25,6 +25,7 @@ mod commit;
 mod components;
 mod config;
 mod crash;
+mod cut_short;
 mod damage;
 mod demo;
 mod descriptors;

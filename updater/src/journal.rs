@@ -285,6 +285,22 @@ impl Journal {
     }
 }
 
+impl Journal {
+    /// Returns the release that the next start is of, and the journal as that start makes it, for an appliance at rest: an attempt that was cut
+    /// short is over. A release that waits for its trial still waits.
+    #[must_use]
+    pub fn at_rest(&self) -> (Version, Self) {
+        let ending = Ending::now("trial", "it was cut short; nothing runs".to_owned()).with_cause(Cause::Machine);
+        let (next, changed) = select_release(self, &ending);
+        match &self.state {
+            State::Trial { starts_left, .. } if *starts_left > 0 => (next, self.clone()),
+            State::Idle { .. } | State::Staged { .. } | State::Trial { .. } => {
+                (next, changed.unwrap_or_else(|| self.clone()))
+            }
+        }
+    }
+}
+
 /// Returns the release to start and the journal to write before it is started; `None` if the journal stays as it is.
 ///
 /// `ending` says what was seen of a start that went before, in case that start was a trial.
