@@ -175,6 +175,8 @@ impl Home {
         let kept = match fs::symlink_metadata(&journal) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(error),
+            // What is no file has no second name, and may be a directory with anything in it: no other takes its place.
+            Ok(found) if !found.is_file() || aside.is_dir() => durable::rename(&journal, &free_name(&aside)),
             Ok(_) => durable::remove_file(&aside).and_then(|()| durable::hard_link(&journal, &aside)),
         };
         kept.map_err(file_error("keep the damaged journal as", &aside))
@@ -364,6 +366,13 @@ impl HomeLock {
     pub fn share(&self) -> io::Result<OwnedFd> {
         Ok(self.file.try_clone()?.into())
     }
+}
+
+/// Returns `path`, or, where something is there, the first name with a number after it that nothing has.
+fn free_name(path: &Path) -> PathBuf {
+    let numbered = (1_u32..).map(|number| PathBuf::from(format!("{}.{number}", path.display())));
+    let mut names = std::iter::once(path.to_owned()).chain(numbered);
+    names.find(|name| fs::symlink_metadata(name).is_err()).unwrap_or_else(|| path.to_owned())
 }
 
 /// Opens the lock of the home at `path`: where nothing can be written as it is, or in memory.

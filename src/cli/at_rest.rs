@@ -366,6 +366,9 @@ impl AtRest {
     /// # Errors
     /// It cannot be written, and is what it was.
     pub(super) fn store(&self, journal: &Journal) -> Result<(), AtRestError> {
+        if journal::is_no_file(self.home.path()) {
+            self.home.keep_journal_aside().map_err(HomeError::File)?;
+        }
         Ok(journal::store(self.home.path(), journal)?)
     }
 }

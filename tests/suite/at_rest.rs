@@ -5,6 +5,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 use refit_updater::durable;
 use serde_json::Value;
 
@@ -312,4 +314,41 @@ fn recover_leaves_a_guard_alone_and_says_what_ends_it() {
     appliance.stop();
     appliance.refit(&["recover", "1.0.0"]).ends_with(0);
     starts(&mut appliance, "1.0.0");
+}
+
+#[test]
+fn a_journal_that_is_no_file_is_replaced_by_its_copy() {
+    let mut appliance = at_rest();
+    let journal = appliance.home().join("state.json");
+    for (name, version) in [("directory", "1.0.0"), ("pipe", "1.1.0")] {
+        fs::remove_file(&journal).expect("removed");
+        match name {
+            "directory" => {
+                fs::create_dir(&journal).and_then(|()| fs::write(journal.join("mine"), "mine")).expect("made")
+            }
+            _pipe => mkfifo(&journal, Mode::S_IRWXU).expect("made"),
+        }
+        for words in [["recover"].as_slice(), &["verify"], &["releases"], &["history"]] {
+            appliance.refit(words).ends_with(0);
+        }
+        appliance.refit(&["rollback", version]).ends_with(0);
+        assert!(journal.is_file(), "{name}");
+        starts(&mut appliance, version);
+        appliance.stop();
+        // A guard alone puts it right, too.
+        fs::remove_file(&journal).expect("removed");
+        fs::create_dir(&journal).expect("made");
+        starts(&mut appliance, version);
+        assert!(appliance.log().contains("it was replaced by its copy"), "{}", appliance.log());
+        assert!(journal.is_file(), "{name}");
+        appliance.stop();
+    }
+    // With its copy, it is lost.
+    fs::remove_file(&journal).expect("removed");
+    fs::create_dir(&journal).expect("made");
+    fs::remove_file(appliance.home().join("state.json.copy")).expect("removed");
+    remedied(&appliance.refit(&["verify"]).complains_with(78), "refit recover");
+    remedied(&fails(&mut appliance), "refit recover VERSION");
+    appliance.refit(&["recover", "1.1.0"]).ends_with(0);
+    starts(&mut appliance, "1.1.0");
 }

@@ -368,7 +368,11 @@ pub enum JournalError {
 impl Reported for JournalError {
     fn report(&self) -> Report<'_> {
         let (exit, remedy) = match self {
-            Self::Read { .. } => (Exit::Disk, "check the disk and the permissions of the home"),
+            Self::Read { .. } => (
+                Exit::Disk,
+                "check the disk, and run the command as the account of the home; where the file is lost, `mv state.json state.json.lost` in the \
+                 home has its copy used",
+            ),
             Self::Damaged { .. } => (
                 Exit::Config,
                 "`refit recover` lists the releases that are whole, and `refit recover VERSION` has one of them run; nothing was changed",
@@ -426,7 +430,12 @@ pub fn load(home: &Path) -> Result<Option<Journal>, JournalError> {
     read(&home.join(JOURNAL_FILE))
 }
 
-/// Returns the same, or, where the file is gone or damaged, what its copy says: that may be older by the last step.
+/// Whether what lies at the place of the journal of the home `home` is no file at all, but a directory, a pipe, or the like.
+pub fn is_no_file(home: &Path) -> bool {
+    fs::metadata(home.join(JOURNAL_FILE)).is_ok_and(|found| !found.is_file())
+}
+
+/// Returns the same, or, where the file is gone, damaged or no file, what its copy says: that may be older by the last step.
 ///
 /// # Errors
 /// As [`load`], and the copy does not help.
@@ -436,6 +445,7 @@ pub fn recall(home: &Path) -> Result<Option<Journal>, JournalError> {
             Ok(Some(copy)) => Ok(Some(copy)),
             Ok(None) | Err(_) => trouble,
         },
+        Err(JournalError::Read { .. }) if is_no_file(home) => Ok(read(&home.join(COPY_FILE)).ok().flatten()),
         loaded => loaded,
     }
 }
