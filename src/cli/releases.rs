@@ -1,6 +1,9 @@
 //! `refit releases`: the releases on this appliance; `remove` takes one away, also while nothing runs.
 
+use std::str::FromStr;
+
 use refit_base::Exit;
+use refit_updater::Digest;
 use refit_updater::removal::{self, RemovalError};
 use reqwest::Method;
 use semver::Version;
@@ -21,17 +24,34 @@ pub(super) struct Releases {
 
 #[derive(Debug, clap::Subcommand)]
 enum Action {
-    /// Remove a release and its configuration: not the running one, the last good one, or one on trial.
+    /// Remove a release and its configuration: not the running one, the last good one, or one on trial. Or a package that is staged.
     Remove {
-        /// The release.
-        version: Version,
+        /// The release; or the version or the digest of a package that is staged.
+        #[arg(value_name = "VERSION|DIGEST")]
+        what: What,
     },
+}
+
+/// What is removed.
+#[derive(Debug, Clone)]
+enum What {
+    Version(Version),
+    Package(Digest),
+}
+
+impl FromStr for What {
+    type Err = semver::Error;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse().map(Self::Package).or_else(|_no_digest| text.parse().map(Self::Version))
+    }
 }
 
 pub(super) fn run(context: &Context, releases: &Releases) -> Exit {
     match &releases.action {
         None => run_online(context, list_releases(context)),
-        Some(Action::Remove { version }) => run_online(context, remove(context, version)),
+        Some(Action::Remove { what: What::Version(version) }) => run_online(context, remove(context, version)),
+        Some(Action::Remove { what: What::Package(digest) }) => run_online(context, discard(context, &[*digest])),
     }
 }
 
@@ -51,6 +71,10 @@ async fn remove(context: &Context, version: &Version) -> Result<Exit, ClientErro
             Err(AtRestError::Home(HomeError::Missing { .. } | HomeError::Empty { .. })) => return Err(unavailable),
             Err(error) => return Ok(context.fail(&error)),
         },
+        Err(unknown) if unknown.is_missing() => {
+            let staged = staged(&client, version).await?;
+            return if staged.is_empty() { Err(unknown) } else { discard(context, &staged).await };
+        }
         Err(error) => return Err(error),
     };
     if context.json {
@@ -60,6 +84,28 @@ async fn remove(context: &Context, version: &Version) -> Result<Exit, ClientErro
             None => format!("release {version} is removed"),
             Some(bytes) => format!("release {version} is removed; it had {bytes} bytes, those that it shared included"),
         });
+    }
+    Ok(Exit::Done)
+}
+
+/// Returns the digests of the packages of release `version` that are staged.
+async fn staged(client: &Client, version: &Version) -> Result<Vec<Digest>, ClientError> {
+    let releases = client.get("/api/v1/releases").await?;
+    let version = version.to_string();
+    let packages = list(&releases["staged"]).filter(|package| package["version"] == version.as_str());
+    Ok(packages.filter_map(|package| package["digest"].as_str()?.parse().ok()).collect())
+}
+
+/// Removes packages that are staged.
+async fn discard(context: &Context, digests: &[Digest]) -> Result<Exit, ClientError> {
+    let client = Client::new(&context.home)?;
+    for digest in digests {
+        client.send(client.request(Method::DELETE, &format!("/api/v1/packages/{digest}"))).await?;
+        if context.json {
+            context.print(&json!({ "removed": digest }).to_string());
+        } else {
+            context.print(&format!("the staged package {digest} is removed"));
+        }
     }
     Ok(Exit::Done)
 }

@@ -208,3 +208,27 @@ fn child_makes_room_for_a_good_update() {
 fn failed_releases_make_room_for_a_good_update() {
     assert_passes_where_it_may_mount("tidy::child_makes_room_for_a_good_update");
 }
+
+#[test]
+fn a_package_that_is_staged_can_be_removed() {
+    let appliance = Appliance::new(&Release::shop("1.0.0")).start();
+    let staged = || {
+        let list = appliance.refit(&["releases", "--json"]).ends_with(0).objects().remove(0);
+        let packages = list["staged"].as_array().expect("a list");
+        packages.iter().map(|package| package["digest"].as_str().expect("a digest").to_owned()).collect::<Vec<_>>()
+    };
+    for version in ["1.1.0", "1.2.0"] {
+        appliance.install(&Release::shop(version), &["--stage-only"]).ends_with(0);
+    }
+    appliance.refit(&["releases", "remove", "1.1.0"]).ends_with(0);
+    let left = staged();
+    assert_eq!(left.len(), 1);
+    appliance.refit(&["releases", "remove", &left[0]]).ends_with(0);
+    assert!(staged().is_empty());
+    for gone in ["1.1.0", &left[0]] {
+        appliance.refit(&["releases", "remove", gone]).complains_with(64);
+    }
+    appliance.refit(&["releases", "remove", "1.0.0"]).complains_with(70);
+    appliance.install(&Release::shop("1.1.0"), &[]).ends_with(0);
+    appliance.settled("1.1.0");
+}

@@ -103,6 +103,8 @@ fn receive(
     damaged: bool,
 ) -> Result<Received, AtRestError> {
     let store = &rest.files.store;
+    // What lies there is a promise to nobody, and may fill the disk.
+    store.empty_staging()?;
     let file = input.open().map_err(file_error("read", input.path())).map_err(HomeError::File)?;
     let mut versions = store.versions()?;
     versions.extend(journal.good.iter().cloned());

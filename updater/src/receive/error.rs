@@ -198,7 +198,8 @@ impl Reported for ReceiveError {
             Self::NoSpace { .. } | Self::NoInodes { .. } => Report::new(
                 "no-space",
                 Exit::Disk,
-                "free space, for example with `refit releases remove VERSION` or a smaller `keep` below [update]; nothing was changed",
+                "free space, for example with `refit releases remove VERSION`, of a release or of a package that is staged (`refit releases` lists both), or a \
+                 smaller `keep` below [update]; nothing was changed",
             ),
             Self::OtherAppliance { .. } => refused("other-appliance", CHOOSE_ANOTHER),
             Self::OtherArch { .. } => refused("other-arch", CHOOSE_ANOTHER),
