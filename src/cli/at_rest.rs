@@ -229,14 +229,38 @@ pub(super) struct Chosen {
     /// The one that was to run before, if that is known.
     pub(super) before: Option<Version>,
     pub(super) to: Version,
+    start: Start,
+}
+
+/// How a release that was chosen is started.
+enum Start {
+    /// It was good here.
+    Proven,
+    /// It has to prove itself; `previous` runs again if it fails.
+    OnTrial { previous: Version },
+    /// It never proved good, and nothing is left to go back to: it is started as the first release of a home is.
+    NoWayBack,
+}
+
+impl Chosen {
     /// Whether it has to prove itself at the next start.
-    pub(super) on_trial: bool,
+    pub(super) const fn is_on_trial(&self) -> bool {
+        matches!(self.start, Start::OnTrial { .. })
+    }
 }
 
 impl std::fmt::Display for Chosen {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let next = if self.on_trial { "is tried next" } else { "runs next" };
-        write!(f, "release {} is whole and {next}", self.to)
+        let to = &self.to;
+        match &self.start {
+            Start::Proven => write!(f, "release {to} is whole and runs next"),
+            Start::OnTrial { previous } => {
+                write!(f, "release {to} is whole and is tried next; if it fails, release {previous} runs again")
+            }
+            Start::NoWayBack => {
+                write!(f, "release {to} is whole and runs next, without a trial, for no other good release is whole")
+            }
+        }
     }
 }
 
@@ -312,16 +336,16 @@ impl AtRest {
             Some(journal) => idle(journal, &ending),
             None => {
                 self.home.keep_journal_aside().map_err(HomeError::File)?;
-                let mut good = self.files.good()?;
-                good.reverse();
-                good.retain(|version| *version != to);
-                good.push(to.clone());
-                Journal { good, ..Journal::first(to.clone()) }
+                self.begin_anew(&to)?
             }
         };
         let proved = journal.good.contains(&to) && !journal.failed.contains_key(&to);
         let previous = if proved || *journal.state.wanted() == to { None } else { self.way_back(&journal, &to)? };
-        let on_trial = previous.is_some();
+        let start = match &previous {
+            Some(previous) => Start::OnTrial { previous: previous.clone() },
+            None if proved || *journal.state.wanted() == to => Start::Proven,
+            None => Start::NoWayBack,
+        };
         let next = match previous {
             Some(previous) => {
                 // A rollback finds the configuration that it left; where there is none yet it is made in either case.
@@ -332,7 +356,23 @@ impl AtRest {
             None => journal.clone().gone_back(&to, &who(), &ending).unwrap_or(journal),
         };
         self.store(&next)?;
-        Ok(Chosen { before, to, on_trial })
+        Ok(Chosen { before, to, start })
+    }
+
+    /// Returns a journal in the place of one that is lost with its copy, for an appliance that is to run `to`: that is the current release, or, where
+    /// the history knows that it never ended well, the last other one that is whole.
+    fn begin_anew(&self, to: &Version) -> Result<Journal, AtRestError> {
+        let mut good = self.files.good()?;
+        let proved = good.contains(to);
+        good.reverse();
+        good.retain(|version| version != to);
+        let mut others = good.iter().rev();
+        let other = others.find(|version| matches!(self.files.store.find_damage(version, &mut || {}), Ok(None)));
+        let current = other.filter(|_| !proved).unwrap_or(to).clone();
+        if current == *to {
+            good.push(to.clone());
+        }
+        Ok(Journal { good, ..Journal::first(current) })
     }
 
     /// Returns the release to go back to if `to` fails: the current one, or the last other good one that is whole.

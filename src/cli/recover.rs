@@ -94,8 +94,8 @@ fn pick(context: &Context, version: &Version) -> Result<(), AtRestError> {
     })?;
     let chosen = rest.go_to(Some(version), Kind::Rollback, "chosen by `refit recover`")?;
     if context.json {
-        let Chosen { before, to, on_trial } = &chosen;
-        context.print(&json!({ "from": before, "version": to, "trial": on_trial }).to_string());
+        let Chosen { before, to, .. } = &chosen;
+        context.print(&json!({ "from": before, "version": to, "trial": chosen.is_on_trial() }).to_string());
     }
     context.print_text(&format!("{chosen}; {}", rest.then()));
     Ok(())

@@ -76,6 +76,7 @@ mod tidy;
 mod together;
 mod trouble;
 mod trust;
+mod untried;
 mod vendor;
 mod voyage;
 mod wait;
