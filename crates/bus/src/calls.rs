@@ -356,20 +356,20 @@ impl Calls {
 
     /// Cancels a call whose time is over, or that nobody wants any more.
     fn cancel_in_time(&self, pending: &mut Pending, all_cancelled: bool, now: Instant) {
-        if pending.give_up_at.is_some() {
+        let late = pending.limit_at <= now;
+        if pending.give_up_at.is_some() || !(late || all_cancelled) {
             return;
         }
-        let give_up_at = after(now, self.rules.grace);
-        if pending.limit_at <= now {
+        let (give_up_at, last_word) = (after(now, self.rules.grace), after(now, LAST_WORD));
+        let whole = self.rules.until.map(|until| until.max(last_word));
+        let report_at = if late { whole.or(Some(last_word)) } else { whole };
+        pending.report_at = report_at.map(|at| at.min(give_up_at));
+        pending.give_up_at = Some(give_up_at);
+        if late {
             pending.late = true;
-            pending.give_up_at = Some(give_up_at);
-            let last_word = after(now, LAST_WORD);
-            pending.report_at = Some(self.rules.until.map_or(last_word, |until| last_word.max(until)).min(give_up_at));
             self.token(pending.place).cancel();
-        } else if all_cancelled {
+        } else {
             pending.unwanted = true;
-            pending.give_up_at = Some(give_up_at);
-            pending.report_at = self.rules.until.map(|until| until.max(after(now, LAST_WORD)).min(give_up_at));
         }
     }
 }
@@ -394,8 +394,13 @@ fn spawn(task: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
     tokio::spawn(task).abort_handle()
 }
 
+/// Returns what is said of a call that took longer than `limit`.
+fn waited(limit: Duration) -> String {
+    format!("not done within {} s", limit.as_secs_f32())
+}
+
 /// Returns `limit` after `now`; a limit beyond the end of all clocks is a century.
-fn after(now: Instant, limit: Duration) -> Instant {
+pub(crate) fn after(now: Instant, limit: Duration) -> Instant {
     const CENTURY: Duration = Duration::from_secs(100 * 365 * 86_400);
     now.checked_add(limit).unwrap_or_else(|| now + CENTURY)
 }
@@ -403,7 +408,7 @@ fn after(now: Instant, limit: Duration) -> Instant {
 impl Pending {
     /// Returns what it becomes without having ended.
     fn outcome_without_end(&self, limit: Duration) -> Outcome {
-        let waited = format!("not done within {} s", limit.as_secs_f32());
+        let waited = waited(limit);
         let reason = match (self.abandoned, self.held) {
             (_, true) => format!("{waited}, and it holds its thread"),
             (true, false) if self.unwanted => "did not end when it was cancelled, abandoned".to_owned(),
@@ -444,7 +449,7 @@ impl Pending {
 
     /// Returns whether nobody has to wait for it any more, except for order.
     const fn has_had_its_time(&self) -> bool {
-        self.late || self.unwanted || self.reported
+        self.late || self.unwanted
     }
 }
 
@@ -503,14 +508,14 @@ impl UnderWay {
             abandoned: false,
             task: None,
         };
-        let reason = "called after the deadline of all: cancelled from the start, and not waited for".to_owned();
-        let outcome = Outcome::Skipped { reason };
         if let Ends::Answers(answers) = &mut self.ends {
-            answers.push(answer(entry, outcome.clone(), Duration::ZERO)); // until it has ended
+            let nothing_yet = Outcome::Skipped { reason: String::new() };
+            answers.push(answer(entry, nothing_yet, Duration::ZERO)); // its place, until it has ended
         }
         if overdue {
             pending.give_up_at = Some(after(Instant::now(), grace));
-            self.finish(place, outcome, Duration::ZERO, false);
+            let reason = "called after the deadline of all: cancelled from the start, and not waited for".to_owned();
+            self.finish(place, Outcome::Skipped { reason }, Duration::ZERO, false);
         }
         self.pending.push(pending);
     }
@@ -524,16 +529,15 @@ impl UnderWay {
         if pending.reported {
             return;
         }
-        let waited = || format!("not done within {} s", limit.as_secs_f32());
         let (outcome, late) = match outcome {
             outcome if !pending.late => (outcome, false),
             // It ended as it was told to; what it says of itself is more than that its time was over.
             Outcome::Failed { mut failure } => {
-                failure.reason = format!("{}: {}", waited(), failure.reason);
+                failure.reason = format!("{}: {}", waited(limit), failure.reason);
                 (Outcome::Failed { failure }, false)
             }
-            Outcome::Ok { .. } => (Outcome::Timeout { reason: waited() }, true),
-            Outcome::Timeout { .. } | Outcome::Skipped { .. } => (Outcome::Timeout { reason: waited() }, false),
+            Outcome::Ok { .. } => (Outcome::Timeout { reason: waited(limit) }, true),
+            Outcome::Timeout { .. } | Outcome::Skipped { .. } => (Outcome::Timeout { reason: waited(limit) }, false),
         };
         self.finish(place, outcome, pending.begun.elapsed(), late);
     }

@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::call::CallInfo;
+use crate::calls::{End, Until};
 use crate::failure::Failure;
 use crate::handle::Bus;
 use crate::log::Level;
@@ -275,6 +276,28 @@ impl Engine {
             (Some(time), _) => time,
             (None, Goal::Exited) => *self.descent.insert(Time::of(&self.shared)),
             (None, Goal::Idle | Goal::Running) => Time::of(&self.shared),
+        }
+    }
+
+    fn cancel_unless_wanted(&self, cancelled: &CancellationToken) {
+        if self.shared.status().goal != Goal::Running {
+            cancelled.cancel();
+        }
+    }
+
+    /// Waits for the next end of `transition`, and cancels all of it when the site is wanted elsewhere.
+    async fn next_while_wanted(
+        &mut self,
+        transition: &Transition,
+        until: Until<'_>,
+        cancelled: &CancellationToken,
+    ) -> Option<End> {
+        loop {
+            // Cancel-safe: an end is taken only when it is returned; the other waits for a level.
+            tokio::select! {
+                end = transition.next(until) => return end,
+                _ = self.changes.changed() => self.cancel_unless_wanted(cancelled),
+            }
         }
     }
 

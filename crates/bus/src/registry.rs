@@ -260,6 +260,11 @@ impl Channel {
         Some(entry)
     }
 
+    fn take_all(&mut self) -> Vec<Arc<Entry>> {
+        let empty = Self::new(&self.name);
+        std::mem::replace(self, empty).entries.into_values().collect()
+    }
+
     fn forget_wanted(&mut self, order: &Order) {
         for on in order.needs.iter().chain(&order.after) {
             if let Some(count) = self.wanted.get_mut(on) {
@@ -416,20 +421,7 @@ impl Registry {
 
     /// Removes every listener. Nobody is waited for: the bus has ended, and calls nobody any more.
     pub(crate) fn clear(&self) {
-        let entries: Vec<Arc<Entry>> = {
-            let mut channels = lock(&self.0);
-            let names: Vec<(String, Vec<Arc<str>>)> = channels
-                .known
-                .iter()
-                .map(|(name, channel)| (name.clone(), channel.numbers.keys().cloned().collect()))
-                .collect();
-            let mut take = |channel: &str, name: &str| channels.known.get_mut(channel)?.take(name);
-            names
-                .iter()
-                .flat_map(|(channel, names)| names.iter().map(move |name| (channel, name)))
-                .filter_map(|(channel, name)| take(channel, name))
-                .collect()
-        };
+        let entries: Vec<Arc<Entry>> = lock(&self.0).known.values_mut().flat_map(Channel::take_all).collect();
         for entry in entries {
             entry.gate.close(Closed::Removed);
         }

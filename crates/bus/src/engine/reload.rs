@@ -96,19 +96,8 @@ impl Engine {
         let mut ends: Vec<End> = Vec::new();
         let untils = waves.iter().map(|wave| Until::MayBegin(wave)).chain([Until::All]);
         for (number, until) in untils.enumerate() {
-            loop {
-                // Cancel-safe: as in a start.
-                tokio::select! {
-                    end = transition.next(until) => match end {
-                        Some(end) => ends.push(end),
-                        None => break,
-                    },
-                    _ = self.changes.changed() => {
-                        if self.shared.status().goal != Goal::Running {
-                            cancelled.cancel();
-                        }
-                    }
-                }
+            while let Some(end) = self.next_while_wanted(&transition, until, &cancelled).await {
+                ends.push(end);
             }
             if let Some(wave) = waves.get(number) {
                 transition.begin(wave);

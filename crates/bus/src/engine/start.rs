@@ -77,13 +77,7 @@ impl Engine {
         false
     }
 
-    fn cancel_unless_wanted(&self, cancelled: &CancellationToken) {
-        if self.shared.status().goal != Goal::Running {
-            cancelled.cancel();
-        }
-    }
-
-    /// Takes the ends of calls until what is waited for is so, and cancels them all when the site is wanted elsewhere.
+    /// Takes the ends of calls until what is waited for is so.
     async fn follow(
         &mut self,
         transition: &Transition,
@@ -91,16 +85,7 @@ impl Engine {
         cancelled: &CancellationToken,
         tally: &mut Tally,
     ) {
-        loop {
-            // Cancel-safe: an end is taken only when it is returned; the other waits for a level.
-            let end = tokio::select! {
-                end = transition.next(until) => end,
-                _ = self.changes.changed() => {
-                    self.cancel_unless_wanted(cancelled);
-                    continue;
-                }
-            };
-            let Some(end) = end else { return };
+        while let Some(end) = self.next_while_wanted(transition, until, cancelled).await {
             self.take_end(&end, cancelled, tally);
         }
     }

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::call::CallInfo;
-use crate::calls::{Calls, End, Planned, Rules, Terms, Until};
+use crate::calls::{Calls, End, Planned, Rules, Terms, Until, after};
 use crate::context::Purpose;
 use crate::failure::Failure;
 use crate::publication::Outcome;
@@ -24,10 +24,7 @@ pub(super) struct Time {
 impl Time {
     /// Returns the time of a transition that begins now.
     pub(super) fn of(shared: &Shared) -> Self {
-        let now = Instant::now();
-        // A limit beyond the end of all clocks is a century.
-        let century = Duration::from_secs(100 * 365 * 86_400);
-        Self { until: now.checked_add(shared.options.transition).unwrap_or_else(|| now + century) }
+        Self { until: after(Instant::now(), shared.options.transition) }
     }
 
     /// Returns how long a listener may take that would have `wanted`.
