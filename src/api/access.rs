@@ -1,9 +1,9 @@
-//! Who asks, and whether they may: on the Unix socket whoever runs the appliance, and components within their rights; on the
-//! admin listener who has the password.
+//! Who asks, and whether they may: on the Unix socket the operators of the machine and components, on the admin listener who has logged
+//! in. The table of routes says what that one has to be allowed.
 
 use std::sync::Arc;
 
-use axum::extract::{Request, State};
+use axum::extract::Request;
 use axum::http::{Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -12,17 +12,14 @@ use refit_base::{Exit, Reported};
 use refit_bus::RequestKind;
 
 use super::{Problem, Shared};
-use crate::access::principal::{IdentityError, Principal};
+use crate::access::permission::{Forbidden, Permission};
+use crate::access::principal::{Door, IdentityError, Principal};
 use crate::auth::LoginError;
 use crate::process::caller::Caller;
 use crate::requests;
 
 /// The cookie that holds a session's token.
 pub(super) const COOKIE: &str = "refit_session";
-
-/// Who asks, as log and history show it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Who(pub(super) String);
 
 /// Marks a request that came over the Unix socket, where no browser is.
 #[derive(Debug, Clone, Copy)]
@@ -74,53 +71,47 @@ pub(super) fn token(request: &axum::http::HeaderMap) -> Option<&str> {
         .map(|(_, value)| value)
 }
 
-/// Lets through what needs no account, and whoever has one.
-pub(super) async fn require_account(State(app): State<Shared>, mut request: Request, next: Next) -> Response {
+/// Before every route of the admin listener: a browser changes nothing from another site's page.
+pub(super) async fn come_from_page(request: Request, next: Next) -> Response {
     if is_foreign(&request) {
         let detail = "the request comes from another site's page";
         return Problem::new(StatusCode::FORBIDDEN, "cross_site", Exit::Usage, detail, "use the appliance's own page")
             .into_response();
     }
-    if is_open(&request) {
-        request.extensions_mut().insert(Who("nobody (web)".to_owned()));
-        request.extensions_mut().insert(Principal::Operator { account: "nobody".to_owned() });
-        return next.run(request).await;
-    }
-    let headers = request.headers().clone();
-    match account(&app, &headers).await {
-        Ok(user) => {
-            request.extensions_mut().insert(Who(format!("{user} (web)")));
-            request.extensions_mut().insert(Principal::Operator { account: user });
-            next.run(request).await
-        }
-        Err(error) => unknown(error).into_response(),
-    }
+    next.run(request).await
 }
 
-/// Whoever runs the appliance may ask everything on the Unix socket; a component only what `appliance.toml` allows it.
-pub(super) async fn trust_socket(State(app): State<Shared>, mut request: Request, next: Next) -> Response {
+/// Before every route of the Unix socket.
+pub(super) async fn come_from_socket(mut request: Request, next: Next) -> Response {
+    request.extensions_mut().insert(Local);
+    next.run(request).await
+}
+
+/// Returns who asks. On the admin listener who has a session or the password is that account, everybody else nobody; on the Unix socket it
+/// is an operator of this machine or a component's process.
+///
+/// # Errors
+/// The answer to somebody whose password or token is wrong, or whom the Unix socket is not for.
+pub(super) async fn identify(app: &Shared, request: &mut Request) -> Result<Principal, Problem> {
+    if request.extensions().get::<Local>().is_none() {
+        let headers = request.headers().clone();
+        return match account(app, &headers).await {
+            Ok(Some(account)) => Ok(Principal::Operator { account, door: Door::Web }),
+            Ok(None) => Ok(Principal::Anonymous),
+            Err(error) => Err(unknown(error)),
+        };
+    }
     let Some(caller) = request.extensions_mut().remove::<Arc<Caller>>() else {
-        return not_known(&IdentityError::Gone).into_response();
+        return Err(not_known(&IdentityError::Gone));
     };
     let token =
         request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
+    let registry = &app.context.registry;
     let principal = match token {
-        Some(token) => Principal::by_token(token.trim(), &caller, &app.config, &app.context.registry),
-        None => Principal::without_token(&caller, &app.config, &app.context.registry),
+        Some(token) => Principal::by_token(token.trim(), &caller, &app.config, registry),
+        None => Principal::without_token(&caller, &app.config, registry, &app.operators),
     };
-    let principal = match principal {
-        Ok(principal) => principal,
-        // The socket's permissions have let it in: an account of the runtime's group.
-        Err(IdentityError::Stranger { .. }) => Principal::Operator { account: caller.account() },
-        Err(error) => return not_known(&error).into_response(),
-    };
-    if let Some(problem) = forbidden(&app, &principal, request.method(), request.uri().path()) {
-        return problem.into_response();
-    }
-    request.extensions_mut().insert(Local);
-    request.extensions_mut().insert(Who(principal.origin()));
-    request.extensions_mut().insert(principal);
-    next.run(request).await
+    principal.map_err(|error| not_known(&error))
 }
 
 fn not_known(error: &IdentityError) -> Problem {
@@ -128,30 +119,39 @@ fn not_known(error: &IdentityError) -> Problem {
     Problem::new(StatusCode::FORBIDDEN, error.code(), error.exit(), detail, error.remedy())
 }
 
-/// Returns why a component may not change this; what it asks of the bus is looked at where it is asked.
-fn forbidden(app: &Shared, principal: &Principal, method: &Method, path: &str) -> Option<Problem> {
-    let component = principal.component_name()?;
-    if only_reads(method) {
-        return None;
-    }
-    if let Err(error) = app.peers.may_ask(component) {
+/// Returns the answer to `principal` if it may not do what a route takes; `None` if it may.
+pub(super) fn authorize(
+    app: &Shared,
+    principal: &Principal,
+    permission: Permission,
+    reads: bool,
+    request: &Request,
+) -> Option<Problem> {
+    if !reads
+        && let Some(component) = principal.component_name()
+        && let Err(error) = app.peers.may_ask(component)
+    {
         let (_, code) = error.code();
         let detail = error.to_string();
         return Some(Problem::new(StatusCode::TOO_MANY_REQUESTS, code, Exit::TryLater, detail, error.remedy()));
     }
-    let path = path.strip_prefix("/api/v1/").unwrap_or(path);
-    let needs = match path {
-        "bus/requests" | "bus/publications" => return None,
-        "rollback" => RequestKind::Rollback,
-        "updates" | "packages" => RequestKind::Update,
-        _ if path.starts_with("packages/") || path.starts_with("releases/") => RequestKind::Update,
-        _ => {
-            let what = format!("{method} {path}");
-            let reason = format!("the component {component} may only ask for what appliance.toml allows it");
-            return Some(refuse(app, principal, &what, &reason));
+    match principal.may(permission).err()? {
+        Forbidden::Unknown => Some(not_logged_in()),
+        Forbidden::Look(reason) => Some(not_permitted(&reason, None)),
+        Forbidden::Change(reason) => {
+            let asked = if let Permission::Request(kind) = permission {
+                kind.name().to_owned()
+            } else {
+                format!("{} {}", request.method(), request.uri().path())
+            };
+            Some(refuse(app, principal, &asked, &reason))
         }
-    };
-    forbidden_request(app, principal, needs)
+    }
+}
+
+/// Returns the answer to somebody who has to log in first.
+pub(super) fn not_logged_in() -> Problem {
+    unknown(LoginError::Wrong)
 }
 
 /// Returns why `principal` may not make a request; `None` if it may.
@@ -159,45 +159,45 @@ pub(super) fn forbidden_request(app: &Shared, principal: &Principal, kind: Reque
     principal.forbids(kind).map(|reason| refuse(app, principal, kind.name(), &reason))
 }
 
+/// Refuses a change: there is a ticket that says so.
 fn refuse(app: &Shared, principal: &Principal, what: &str, reason: &str) -> Problem {
     let ticket = requests::refuse(&app.context.registry, &app.bus, what, &principal.origin(), reason);
-    let detail = format!("not permitted: {reason} (ticket {})", ticket.id);
+    not_permitted(reason, Some(&ticket.id))
+}
+
+/// Returns the answer to somebody who is known, and may not do this.
+pub(super) fn not_permitted(reason: &str, ticket: Option<&str>) -> Problem {
+    let ticket = ticket.map(|id| format!(" (ticket {id})")).unwrap_or_default();
+    let detail = format!("not permitted: {reason}{ticket}");
     let remedy = "allow it in appliance.toml, or have the operator ask";
     Problem::new(StatusCode::FORBIDDEN, "not_permitted", Exit::Usage, detail, remedy)
 }
 
-/// HEAD is GET without the body (RFC 9110, 9.3.2).
-fn only_reads(method: &Method) -> bool {
-    method == Method::GET || method == Method::HEAD
-}
-
 /// A browser says where a request comes from; one that changes something must come from our own page.
 fn is_foreign(request: &Request) -> bool {
-    !only_reads(request.method())
-        && request.headers().get("sec-fetch-site").is_some_and(|site| site != "same-origin" && site != "none")
+    let reads = request.method() == Method::GET || request.method() == Method::HEAD;
+    !reads && request.headers().get("sec-fetch-site").is_some_and(|site| site != "same-origin" && site != "none")
 }
 
-fn is_open(request: &Request) -> bool {
-    let path = request.uri().path();
-    if path == "/api/v1/session" {
-        return request.method() == Method::POST;
-    }
-    only_reads(request.method()) && !path.starts_with("/api/") && path != "/metrics"
-}
-
-async fn account(app: &Shared, headers: &axum::http::HeaderMap) -> Result<String, LoginError> {
+/// Returns the account of a session or of a password; `None` if the request has neither, or a session that has ended.
+///
+/// # Errors
+/// The password is wrong, or there were too many wrong ones.
+async fn account(app: &Shared, headers: &axum::http::HeaderMap) -> Result<Option<String>, LoginError> {
     let sessions = &app.context.registry.sessions;
     if let Some(user) = token(headers).and_then(|token| sessions.user(token)) {
-        return Ok(user);
+        return Ok(Some(user));
     }
-    let (user, password) = headers
-        .get(header::AUTHORIZATION)
-        .and_then(|value| value.to_str().ok()?.strip_prefix("Basic "))
+    let Some(given) = headers.get(header::AUTHORIZATION) else { return Ok(None) };
+    let (user, password) = given
+        .to_str()
+        .ok()
+        .and_then(|text| text.strip_prefix("Basic "))
         .and_then(|text| base64::engine::general_purpose::STANDARD.decode(text.trim()).ok())
         .and_then(|bytes| String::from_utf8(bytes).ok())
         .and_then(|text| text.split_once(':').map(|(user, password)| (user.to_owned(), password.to_owned())))
         .ok_or(LoginError::Wrong)?;
-    check(app, user, password).await
+    check(app, user, password).await.map(Some)
 }
 
 /// Checks a password where its hashing holds nobody up.

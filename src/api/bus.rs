@@ -12,7 +12,7 @@ use semver::Version;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::access::{self, Who};
+use super::access;
 use super::extract::JsonBody;
 use super::{Problem, Shared};
 use crate::access::permission::is_reserved;
@@ -34,7 +34,6 @@ pub(super) struct Posted {
 
 pub(super) async fn request(
     State(app): State<Shared>,
-    Extension(who): Extension<Who>,
     Extension(principal): Extension<Principal>,
     JsonBody(Posted { request, digest, version }): JsonBody<Posted>,
 ) -> Result<TicketAnswer, Problem> {
@@ -44,7 +43,7 @@ pub(super) async fn request(
     if let Some(problem) = forbidden {
         return Err(problem);
     }
-    let taken = app.requests.submit(body, &who.0).map_err(|error| Problem::asking(&error))?;
+    let taken = app.requests.submit(body, &principal.origin()).map_err(|error| Problem::asking(&error))?;
     Ok(accepted(&taken.ticket))
 }
 
@@ -130,6 +129,7 @@ pub(super) struct Wait {
 /// Returns a ticket; with `wait_ms` only when it has an outcome, or that time is over.
 pub(super) async fn ticket(
     State(app): State<Shared>,
+    Extension(principal): Extension<Principal>,
     Path(id): Path<String>,
     Query(wait): Query<Wait>,
 ) -> Result<Json<Value>, Problem> {
@@ -160,6 +160,10 @@ pub(super) async fn ticket(
         }
     };
     match found {
+        Some(ticket) if !principal.sees_ticket_of(&ticket.origin) => {
+            let reason = "a component without `read` sees the tickets of its own requests only";
+            Err(access::not_permitted(reason, None))
+        }
         Some(ticket) => Ok(Json(json!({ "ticket": ticket }))),
         None => Err(Problem::missing(format!("there is no ticket {id:?}, or it is too old"))),
     }

@@ -81,6 +81,13 @@ impl Problem {
         Self::new(StatusCode::BAD_REQUEST, "bad_request", Exit::Usage, detail, remedy)
     }
 
+    /// Returns the answer to a method that does not fit the address: `asked`.
+    pub(super) fn not_allowed(asked: &str) -> Self {
+        let detail = format!("{asked}: this method is not possible here");
+        let remedy = "use one that the header Allow names";
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", Exit::Usage, detail, remedy)
+    }
+
     /// Returns the answer to a request for something that is not there.
     pub fn missing(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, "not_found", Exit::Usage, detail, "check the name")

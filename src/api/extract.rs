@@ -1,11 +1,10 @@
-//! What handlers take from a request. What is not understood of it is a problem like every other: a method, a query, a body.
+//! What handlers take from a request. What is not understood of it is a problem like every other: a query, a body.
 
 use axum::body::{Bytes, to_bytes};
 use axum::extract::{FromRequest, Request};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use refit_base::Exit;
 use serde::de::DeserializeOwned;
 
 use super::access::Local;
@@ -50,20 +49,14 @@ impl<T: DeserializeOwned + Default> FromRequest<Shared> for OptionalJsonBody<T> 
 
 /// Turns what the HTTP library itself refuses, in plain text or without a word, into a problem; its headers stay.
 pub(super) async fn or_problem(request: Request, next: Next) -> Response {
-    let asked = format!("{} {}", request.method(), request.uri().path());
     let answer = next.run(request).await;
     let is_problem = answer.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind == PROBLEM);
     if !answer.status().is_client_error() || is_problem {
         return answer;
     }
     let (mut head, body) = answer.into_parts();
-    let problem = if head.status == StatusCode::METHOD_NOT_ALLOWED {
-        let detail = format!("{asked}: this method is not possible here");
-        Problem::new(head.status, "method_not_allowed", Exit::Usage, detail, "use one that the header Allow names")
-    } else {
-        let said = to_bytes(body, SENTENCE_BYTES_MAX).await.unwrap_or_default();
-        Problem { status: head.status.as_u16(), ..Problem::usage(String::from_utf8_lossy(&said)) }
-    };
+    let said = to_bytes(body, SENTENCE_BYTES_MAX).await.unwrap_or_default();
+    let problem = Problem { status: head.status.as_u16(), ..Problem::usage(String::from_utf8_lossy(&said)) };
     head.headers.remove(header::CONTENT_TYPE);
     head.headers.remove(header::CONTENT_LENGTH);
     let mut described = problem.into_response();

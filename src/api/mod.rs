@@ -1,6 +1,7 @@
 //! The HTTP API and the page: the same on the Unix socket and, behind the password, on the admin listener.
 //!
-//! One file per resource. Handlers read what others own and ask the bus and the update manager; they decide nothing.
+//! One file per resource, and one table of all routes, with what each takes (`routes`). Handlers read what others own and ask the bus and
+//! the update manager; they decide nothing.
 
 mod access;
 mod bus;
@@ -12,6 +13,7 @@ mod logs;
 mod metrics;
 mod packages;
 mod releases;
+mod routes;
 mod server;
 mod session;
 mod status;
@@ -20,14 +22,10 @@ mod updates;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use axum::Router;
-use axum::extract::{Request, State};
-use axum::middleware::{Next, from_fn, from_fn_with_state};
-use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post};
 use refit_bus::{Bus, Fault};
 use tokio_util::sync::CancellationToken;
 
+use crate::access::operators::Operators;
 use crate::component::{Process, RunContext};
 use crate::config::Config;
 use crate::peers::Peers;
@@ -37,6 +35,7 @@ use crate::update::Manager;
 pub use error::Problem;
 pub use logs::CURSOR;
 pub use releases::describe as describe_releases;
+pub use routes::routes_with_permissions;
 pub use server::{ApiServer, SOCKET_MODE};
 
 /// Everything that the handlers read.
@@ -51,6 +50,8 @@ pub struct App {
     pub bus: Bus,
     /// The running release's configuration.
     pub config: Arc<Config>,
+    /// Which accounts of the machine run the appliance.
+    pub(crate) operators: Arc<Operators>,
     /// Where components run.
     pub context: Arc<RunContext>,
     /// The components by name.
@@ -74,44 +75,3 @@ impl App {
 
 /// The state that handlers share.
 type Shared = Arc<App>;
-
-/// Refuses what needs the home while that is not where it was: what its files are said to lack would be wrong.
-async fn require_home(State(app): State<Shared>, request: Request, next: Next) -> Response {
-    match app.context.home.require() {
-        Ok(()) => next.run(request).await,
-        Err(moved) => Problem::of(&moved).into_response(),
-    }
-}
-
-fn routes(app: Shared) -> Router {
-    let of_releases = Router::new()
-        .route("/releases", get(releases::list))
-        .route("/releases/{version}", delete(releases::remove))
-        .route("/packages", get(packages::list).put(packages::receive).post(packages::fetch))
-        .route("/packages/{digest}", delete(packages::discard))
-        .route("/repository", get(packages::check))
-        .route("/updates", post(updates::update))
-        .route("/rollback", post(updates::rollback))
-        .route_layer(from_fn_with_state(Arc::clone(&app), require_home));
-    let api = Router::new()
-        .route("/status", get(status::status))
-        .route("/history", get(status::history))
-        .route("/components", get(components::list))
-        .route("/components/{name}/logs", get(logs::logs))
-        .route("/components/{name}/{action}", post(components::act))
-        .route("/events", get(events::stream))
-        .route("/bus", get(bus::show))
-        .route("/bus/publications", post(bus::publish))
-        .route("/bus/requests", post(bus::request))
-        .route("/bus/requests/{id}", get(bus::ticket))
-        .route("/session", post(session::begin).delete(session::end))
-        .merge(of_releases);
-    Router::new()
-        .nest("/api/v1", api)
-        .route("/healthz", get(status::healthz))
-        .route("/metrics", get(metrics::metrics))
-        .merge(crate::web::routes())
-        .fallback(|| async { Problem::missing("there is nothing at this address") })
-        .layer(from_fn(extract::or_problem))
-        .with_state(app)
-}

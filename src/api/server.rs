@@ -5,12 +5,13 @@ use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::middleware::from_fn_with_state;
+use axum::middleware::from_fn;
 use refit_base::clock::monotonic_ns;
 use refit_bus::{self as bus, Bus, Call, Failure, StopReason, Subscription, Work};
 use serde_json::{Value, json};
 
-use super::{App, access, routes};
+use super::routes::routes;
+use super::{App, access};
 use crate::carry::Carry;
 use crate::http::{Endpoint, Parked, Server, Socket};
 
@@ -45,9 +46,9 @@ impl ApiServer {
         let local = Endpoint {
             name: LOCAL,
             socket: Socket::Unix(socket),
-            router: resources.clone().layer(from_fn_with_state(Arc::clone(&app), access::trust_socket)),
+            router: resources.clone().layer(from_fn(access::come_from_socket)),
         };
-        let behind = resources.layer(from_fn_with_state(Arc::clone(&app), access::require_account));
+        let behind = resources.layer(from_fn(access::come_from_page));
         let admin =
             admin.map(|admin| Endpoint { name: crate::config::ADMIN, socket: Socket::Tcp(admin), router: behind });
         let endpoints = std::iter::once(local).chain(admin).collect();

@@ -7,10 +7,10 @@ use refit_updater::Digest;
 use semver::Version;
 use serde::Deserialize;
 
-use super::access::Who;
 use super::bus::{TicketAnswer, accepted};
 use super::extract::{JsonBody, OptionalJsonBody};
 use super::{Problem, Shared};
+use crate::access::principal::Principal;
 use crate::requests::{RequestBody, RequestError, Requests};
 
 type Answer = Result<TicketAnswer, Problem>;
@@ -25,28 +25,28 @@ pub(super) struct Destination {
 
 pub(super) async fn update(
     State(app): State<Shared>,
-    Extension(who): Extension<Who>,
+    Extension(principal): Extension<Principal>,
     JsonBody(destination): JsonBody<Destination>,
 ) -> Answer {
-    begin(&app, destination, RequestKind::Update, &who).map_err(|error| Problem::asking(&error))
+    begin(&app, destination, RequestKind::Update, &principal).map_err(|error| Problem::asking(&error))
 }
 
 /// A body is optional: no body is the previous release.
 pub(super) async fn rollback(
     State(app): State<Shared>,
-    Extension(who): Extension<Who>,
+    Extension(principal): Extension<Principal>,
     OptionalJsonBody(destination): OptionalJsonBody<Destination>,
 ) -> Answer {
-    begin(&app, destination, RequestKind::Rollback, &who).map_err(|error| Problem::asking(&error))
+    begin(&app, destination, RequestKind::Rollback, &principal).map_err(|error| Problem::asking(&error))
 }
 
-/// Makes a request of this `kind` for `who`.
+/// Makes a request of this `kind` for `principal`.
 fn begin(
     app: &Shared,
     Destination { digest, version }: Destination,
     kind: RequestKind,
-    who: &Who,
+    principal: &Principal,
 ) -> Result<TicketAnswer, RequestError> {
     let body = RequestBody { request: kind.name().to_owned(), digest, version };
-    app.requests.submit(body, &who.0).map(|taken| accepted(&taken.ticket))
+    app.requests.submit(body, &principal.origin()).map(|taken| accepted(&taken.ticket))
 }

@@ -16,7 +16,7 @@ use super::client::Client;
 use super::context::Context;
 use super::table::list;
 use crate::component::{Obstacle, Places, find_obstacles, find_obstacles_in_tree};
-use crate::config::{self, ConfigError, Programs};
+use crate::config::{self, ConfigError, OperatorsError, Programs};
 use crate::handover::beside::clash;
 use crate::handover::bind::bind;
 use crate::handover::listener::BindError;
@@ -45,6 +45,8 @@ enum CheckError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Config(#[from] ConfigError),
+    #[error(transparent)]
+    Operators(#[from] OperatorsError),
     #[error("there is no directory {}", path.display())]
     NoDirectory { path: PathBuf },
     #[error("components do not reach {}", counted(obstacles.len(), "thing that they need", "things that they need"))]
@@ -60,6 +62,7 @@ impl Reported for CheckError {
             Self::Journal(error) => error.report(),
             Self::Store(error) => error.report(),
             Self::Config(error) => error.report(),
+            Self::Operators(error) => error.report(),
             Self::NoDirectory { .. } => Report::new(
                 "file_unreadable",
                 Exit::Usage,
@@ -92,6 +95,7 @@ pub(super) fn run(context: &Context, config: &Config) -> Exit {
             | CheckError::Store(_)
             | CheckError::Config(_)
             | CheckError::NoDirectory { .. }
+            | CheckError::Operators(_)
             | CheckError::Bind(_)),
         ) => return context.fail(error),
     };
@@ -152,6 +156,7 @@ fn check(
     let search = context.process.environment.get(OsStr::new("PATH")).map(OsString::as_os_str);
     let programs = Programs::here(&release.dir, search);
     let config = config::Config::load_with_programs(&programs, &home.join(config::LOCAL_FILE))?;
+    config.operators_group()?;
     try_listeners(&context.home, &config)?;
     let places = Places {
         home: context.home.clone(),

@@ -189,6 +189,13 @@ impl Checker<'_> {
         let (listeners, listener_names) = self.listeners(base.listeners, over.listeners);
         let update = self.update(base.update, over.update);
         let channels = self.channels(base.bus.channels, over.bus.channels);
+        let operators = self.pick(base.api.operators, over.api.operators);
+        let operators = self.text_value(operators, None, |group| {
+            if group.is_empty() || group.contains(['\0', ':', '\n']) {
+                return Err(format!("{group:?} is not the name of a group"));
+            }
+            Ok(Some(group.to_owned()))
+        });
         let log = self.log(base.log, over.log, base.component.len());
         let components =
             self.components(base.component, over.component, &listener_names, update.start_timeout, &channels);
@@ -201,6 +208,7 @@ impl Checker<'_> {
             listeners: listeners.into_iter().map(|(name, at)| (name, at.value)).collect(),
             update,
             log,
+            operators,
             channels,
             components,
         })

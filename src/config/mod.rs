@@ -6,6 +6,7 @@ mod check;
 mod cycle;
 mod expand;
 mod kind;
+mod operators;
 mod programs;
 mod raw;
 mod read;
@@ -26,6 +27,7 @@ use serde::{Deserialize, Serialize};
 
 pub use expand::{Reference, VARIABLES, Variable, expand, expand_release, packed_program};
 pub use kind::Kind;
+pub use operators::OperatorsError;
 pub use programs::Programs;
 pub use signal::Signal;
 pub use spawn::{Limits, NotifyAccess, Spawn};
@@ -59,6 +61,8 @@ pub struct Config {
     pub update: Update,
     /// How much of what the components print is kept.
     pub log: LogLimits,
+    /// The group whose members run the appliance, besides root and the runtime's own account.
+    pub operators: Option<String>,
     /// The appliance's own channels.
     pub channels: Vec<String>,
     /// The components, in the order of the file.
@@ -294,14 +298,29 @@ pub struct Component {
     /// In which state its process begins, and how it is watched and limited.
     #[serde(flatten)]
     pub spawn: Spawn,
-    /// What it may request.
-    pub allow: Vec<RequestKind>,
+    /// What it may request, and look at.
+    #[serde(flatten)]
+    pub allow: Allowed,
     /// On which channels of the site's own life its processes may listen, beyond those that harm nobody; what it may request if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub listen: Option<Vec<String>>,
     /// Whether it must be stopped for a migration of the data.
     pub migrates: bool,
 }
+
+/// What a component may do.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Allowed {
+    /// What it may request.
+    #[serde(rename = "allow")]
+    pub requests: Vec<RequestKind>,
+    /// Whether it may look at more than the status.
+    #[serde(rename = "allow_read", skip_serializing_if = "std::ops::Not::not")]
+    pub read: bool,
+}
+
+/// The word in `allow` for [`Allowed::read`].
+pub const ALLOW_READ: &str = "read";
 
 /// How long a component may take for each phase of a reload that says nothing about it.
 pub const RELOAD_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
@@ -320,7 +339,7 @@ impl Component {
         !TRANSITIONS.contains(&channel)
             || match &self.listen {
                 Some(channels) => channels.iter().any(|name| name == channel),
-                None => channel != bus::RELOAD || self.allow.iter().any(|request| request.name() == channel),
+                None => channel != bus::RELOAD || self.allow.requests.iter().any(|request| request.name() == channel),
             }
     }
 

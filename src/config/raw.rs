@@ -18,6 +18,7 @@ pub(super) struct Raw {
     pub(super) listeners: BTreeMap<Spanned<String>, Spanned<String>>,
     pub(super) update: RawUpdate,
     pub(super) bus: RawBus,
+    pub(super) api: RawApi,
     pub(super) log: RawLog,
     pub(super) component: Vec<Spanned<RawComponent>>,
 }
@@ -101,6 +102,12 @@ pub(super) struct RawLog {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawBus {
     pub(super) channels: Option<Vec<Spanned<String>>>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawApi {
+    pub(super) operators: Option<Spanned<String>>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]

@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
@@ -54,18 +54,22 @@ pub struct SocketError {
 }
 
 /// Returns the listener on `path`, and whether it is the one handed over: a new one, that `mode` says who may use, is made where
-/// there is none or its name is gone.
+/// there is none or its name is gone. It belongs to `group`, if there is one that it can be given to.
 ///
 /// # Errors
 /// The socket cannot be bound.
 pub fn listener(
     path: PathBuf,
     mode: u32,
+    group: Option<u32>,
     inherited: Option<UnixListener>,
 ) -> Result<(UnixListener, bool), SocketError> {
     if let Some(listener) = inherited
-        && path.exists()
+        && let Ok(there) = path.symlink_metadata()
     {
+        if group.is_some_and(|group| there.gid() != group) {
+            give(&path, group).map_err(|source| SocketError { path, source })?;
+        }
         return Ok((listener, true));
     }
     let bind = || {
@@ -78,8 +82,20 @@ pub fn listener(
         with_short_path(&path, |path| Ok(rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?))?;
         // Before anybody can connect: until it listens nobody can.
         fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
+        give(&path, group)?;
         rustix::net::listen(&socket, BACKLOG_MAX)?;
         Ok((UnixListener::from(socket), false))
     };
     bind().map_err(|source| SocketError { path, source })
+}
+
+/// Gives the file to `group`. An account that is not root's gives to its own groups only; what cannot be given stays as it is.
+fn give(path: &Path, group: Option<u32>) -> io::Result<()> {
+    match lchown(path, None, group) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            tracing::warn!(path = %path.display(), ?group, "cannot give the socket to the group: this account is not a member");
+            Ok(())
+        }
+        result => result,
+    }
 }

@@ -143,7 +143,7 @@ fn principal(peers: &Peers, caller: &Caller, hello: &Hello) -> Result<Principal,
     if let Some(token) = &hello.token {
         return Ok(Principal::by_token(token, caller, config, registry)?);
     }
-    let principal = Principal::without_token(caller, config, registry)?;
+    let principal = Principal::without_token(caller, config, registry, &peers.operators)?;
     match principal.component_name() {
         Some(name) => Err(PeerError::TokenMissing { component: name.to_owned(), pid: caller.pid.unwrap_or(0) }),
         None => Ok(principal),

@@ -22,6 +22,7 @@ use super::peer::{Key, Peer, PeerView};
 use super::protocol::{PeerError, notification, shortened};
 use super::shares::Shares;
 use super::{DOWN, UP};
+use crate::access::operators::Operators;
 use crate::access::principal::Principal;
 use crate::carry::Registry;
 use crate::config::Config;
@@ -54,6 +55,8 @@ struct Known {
 /// All peers.
 pub struct Peers {
     pub(super) parts: Parts,
+    /// Which accounts of the machine run the appliance.
+    pub(super) operators: Arc<Operators>,
     known: Mutex<Known>,
     /// Held while it is decided who is called, and the bus is told.
     pub(super) deciding: Mutex<()>,
@@ -73,8 +76,13 @@ pub struct Peers {
 }
 
 impl Peers {
-    /// Returns the peers, none yet; the channels of the appliance are declared.
+    /// Returns the peers, none yet; the channels of the appliance are declared. Root and this process's account are the operators.
     pub fn new(parts: Parts) -> Self {
+        Self::with_operators(parts, Arc::default())
+    }
+
+    /// Returns the peers of an appliance that has these `operators`.
+    pub(crate) fn with_operators(parts: Parts, operators: Arc<Operators>) -> Self {
         for channel in parts.config.channels.iter().map(String::as_str).chain([UP, DOWN]) {
             parts.bus.declare(channel);
         }
@@ -83,6 +91,7 @@ impl Peers {
         Self {
             places: waves.into_iter().enumerate().flat_map(of_wave).collect(),
             parts,
+            operators,
             known: Mutex::default(),
             deciding: Mutex::default(),
             changes: watch::channel(0).0,

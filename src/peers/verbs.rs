@@ -68,10 +68,20 @@ pub(super) fn act(peers: &Arc<Peers>, peer: &Arc<Peer>, id: Option<&Value>, verb
         Verb::Ticket(ticket) => {
             let found = peers.parts.registry.tickets.get(&ticket.id);
             let found = found.ok_or_else(|| PeerError::UnknownTicket { id: shortened(&ticket.id) })?;
+            check_ticket(peer, &found)?;
             Ok(Done::Now(json!({ "ticket": found })))
         }
         Verb::Log(line) => log(peers, peer, &line).map(|()| Done::Now(Value::Null)),
     }
+}
+
+/// Finds out whether a peer may see a ticket.
+fn check_ticket(peer: &Peer, ticket: &TicketView) -> Result<(), PeerError> {
+    if peer.principal.sees_ticket_of(&ticket.origin) {
+        return Ok(());
+    }
+    let reason = "a component without `read` sees the tickets of its own requests only".to_owned();
+    Err(PeerError::NotPermitted { reason })
 }
 
 /// Returns all subscriptions of a hello, if every one of them is good.
@@ -194,7 +204,11 @@ fn wait_for(peers: &Arc<Peers>, peer: &Arc<Peer>, id: Option<&Value>, wait: Wait
         .as_deref()
         .map(|ticket| tickets.get(ticket).ok_or_else(|| PeerError::UnknownTicket { id: shortened(ticket) }));
     let is_so = match there {
-        Some(ticket) => ticket?.is_final(),
+        Some(ticket) => {
+            let ticket = ticket?;
+            check_ticket(peer, &ticket)?;
+            ticket.is_final()
+        }
         None => states.contains(&peers.parts.bus.state()),
     };
     if !is_so && !outside && peer.inside().1 {

@@ -1,9 +1,13 @@
 //! The process at the other end of a Unix socket, as the kernel says it when the connection is made.
 
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
 use nix::unistd::{Uid, User};
 
+use super::cgroup;
 use super::environ::{Environment, TOKEN};
-use super::stat::Stat;
+use super::stat::{Stat, groups_of};
 
 /// How many parents of a process are looked at: deeper than any shell is nested.
 pub(super) const PARENTS_MAX: usize = 64;
@@ -32,6 +36,10 @@ pub(crate) struct Caller {
     pub(crate) line: Vec<Ancestor>,
     /// The token in its environment, if that can be read.
     pub(crate) token: Option<String>,
+    /// The directory of its control group, where there is one.
+    pub(crate) control_group: Option<PathBuf>,
+    /// The groups that it is a member of, by number.
+    pub(crate) groups: BTreeSet<u32>,
 }
 
 impl Caller {
@@ -46,13 +54,20 @@ impl Caller {
         }
         let environment = pid.and_then(|pid| Environment::of(pid).ok()).unwrap_or_default();
         let token = environment.values(TOKEN).find_map(|token| std::str::from_utf8(token).ok()).map(str::to_owned);
-        Self { uid, pid, line, token }
+        let control_group = pid.and_then(cgroup::dir_of);
+        let groups = pid.map(groups_of).unwrap_or_default();
+        Self { uid, pid, line, token, control_group, groups }
     }
 
     /// Returns the name of its account, or the number if it has none.
     pub(crate) fn account(&self) -> String {
         let user = User::from_uid(Uid::from_raw(self.uid)).ok().flatten();
         user.map_or_else(|| format!("uid {}", self.uid), |user| user.name)
+    }
+
+    /// Returns whether one of the processes `above` is above it.
+    pub(crate) fn is_below(&self, above: &[i32]) -> bool {
+        self.line.iter().skip(1).any(|process| above.contains(&process.pid))
     }
 
     /// Returns whether it was gone when it was looked at. One that cannot be seen from here is not.
@@ -76,5 +91,8 @@ mod tests {
         assert!(caller.line.len() > 1 && !caller.is_gone() && !is_ending(pid));
         assert!(Caller::new(0, Some(i32::MAX)).is_gone() && is_ending(i32::MAX));
         assert!(!Caller::new(0, None).is_gone());
+        let parent = i32::try_from(std::os::unix::process::parent_id()).expect("fits");
+        assert!(caller.is_below(&[parent]) && !caller.is_below(&[pid]));
+        assert!(caller.groups.contains(&nix::unistd::getegid().as_raw()));
     }
 }

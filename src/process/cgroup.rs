@@ -250,18 +250,33 @@ fn name_of(home: &Path) -> String {
 /// # Errors
 /// There is none: why, for people.
 fn base() -> Result<PathBuf, String> {
+    let (mount, own) = group_of("self")?;
+    let base = if own.ends_with(SELF) { own.parent().unwrap_or(&mount).to_owned() } else { own };
+    let ours = base == mount || is_delegated(&base);
+    if ours { Ok(base) } else { Err(format!("the control group {} is not delegated to us", base.display())) }
+}
+
+/// Returns the directory of the group that the process `pid` is in; `None` if it is gone, or there are no groups here.
+pub(crate) fn dir_of(pid: i32) -> Option<PathBuf> {
+    group_of(&pid.to_string()).ok().map(|(_, group)| group)
+}
+
+/// Returns where the groups are mounted, and the directory of the group that a `process` of `/proc` is in.
+///
+/// # Errors
+/// It is in none that can be seen from here: why, for people.
+fn group_of(process: &str) -> Result<(PathBuf, PathBuf), String> {
     let read = |path: &str| fs::read_to_string(path).map_err(|error| format!("cannot read {path}: {error}"));
     let (root, mount) =
         mount_of(&read("/proc/self/mountinfo")?).ok_or("control groups of version 2 are not mounted")?;
-    let own = own_group(&read("/proc/self/cgroup")?).ok_or("this process is in no control group of version 2")?;
-    let own = own.strip_suffix(SELF).map_or(own.as_str(), |parent| parent.trim_end_matches('/')).to_owned();
+    let own = own_group(&read(&format!("/proc/{process}/cgroup"))?)
+        .ok_or("this process is in no control group of version 2")?;
     let inside = if root == "/" { own.as_str() } else { own.strip_prefix(&root).ok_or("our group is not mounted")? };
     if inside.split('/').any(|part| part == "..") {
         return Err("our own control group is outside of what we see".to_owned());
     }
-    let base = mount.join(inside.trim_start_matches('/'));
-    let ours = inside.trim_start_matches('/').is_empty() || is_delegated(&base);
-    if ours { Ok(base) } else { Err(format!("the control group {} is not delegated to us", base.display())) }
+    let dir = mount.join(inside.trim_start_matches('/'));
+    Ok((mount, dir))
 }
 
 /// Returns root and place of the first mount of version 2 in the text of `mountinfo`: proc_pid_mountinfo(5).

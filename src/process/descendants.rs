@@ -28,6 +28,11 @@ pub(crate) fn note_guard() {
     PARENT_IS_GUARD.store(true, Ordering::Relaxed);
 }
 
+/// Returns the guard, if it is this process's parent.
+pub(crate) fn guard() -> Option<u32> {
+    PARENT_IS_GUARD.load(Ordering::Relaxed).then(std::os::unix::process::parent_id)
+}
+
 /// Returns whether this process is the only child of its parent. A kernel that does not say it is taken to have others.
 fn is_only_child() -> bool {
     let Some(parent) = getppid() else { return false };

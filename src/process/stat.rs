@@ -1,6 +1,6 @@
 //! What the kernel's table says of a process: the only place that reads `/proc/PID/stat`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::time::Duration;
@@ -59,6 +59,13 @@ pub(crate) fn account_of(pid: i32) -> io::Result<u32> {
     let numbers = status.lines().find_map(|line| line.strip_prefix("Uid:"));
     let real = numbers.and_then(|numbers| numbers.split_whitespace().next()?.parse().ok());
     real.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
+}
+
+/// Returns the groups of the process `pid`, by number: its own and the further ones; none if it is gone.
+pub(crate) fn groups_of(pid: i32) -> BTreeSet<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let lines = status.lines().filter_map(|line| line.strip_prefix("Gid:").or_else(|| line.strip_prefix("Groups:")));
+    lines.flat_map(str::split_whitespace).filter_map(|number| number.parse().ok()).collect()
 }
 
 /// Returns how long ago a process began whose beginning the kernel's table gives as `began`.

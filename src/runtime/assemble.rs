@@ -26,6 +26,7 @@ use super::guard_link::{self, store_with_guard};
 use super::hand_over::{Sockets, unpark};
 use super::observer::trace;
 use super::transition;
+use crate::access::operators::Operators;
 use crate::auth::Sessions;
 use crate::carry::{self, CarriedInstance, Carry, Registry, RegistryParts};
 use crate::component::{self, CarriedParts, Process, RunContext, fingerprint};
@@ -39,6 +40,7 @@ use crate::home::{Home, HomeError};
 use crate::http::Parked;
 use crate::logs::{self, Logs};
 use crate::process::cgroup::Cgroups;
+use crate::process::descendants;
 use crate::process::resources::Resources;
 use crate::process::strays;
 use crate::tickets::Tickets;
@@ -73,6 +75,7 @@ pub(super) struct Site {
     pub(super) components: Vec<Arc<Process>>,
     pub(super) context: Arc<RunContext>,
     pub(super) config: Arc<Config>,
+    pub(super) operators: Arc<Operators>,
     /// The runtimes before this one that died one after the other.
     pub(super) deaths: Option<Deaths>,
 }
@@ -127,7 +130,13 @@ pub(super) fn assemble(given: &Given, mut inherited: Inheritance, begun_ns: u64)
     if disk.config.listeners.get(config::ADMIN).is_some_and(|address| !address.ip().is_loopback()) {
         tracing::warn!("the admin listener speaks plain HTTP and is not bound to the loopback address");
     }
-    let sockets = Sockets::adopt(&given.home, api, bus)?;
+    let (operators, refused) = Operators::of(&disk.config, above());
+    match refused {
+        Some(error) if on_trial || !given.home.has_run(&disk.journal) => return Err(error.into()),
+        Some(error) => tracing::error!(error = %Chain(&error), "only root and the runtime's own account are operators"),
+        None => {}
+    }
+    let sockets = Sockets::adopt(&given.home, operators.group(), api, bus)?;
 
     let guard = guard_link::connect(&given.environment, given.notify.as_deref(), guard_channel.as_ref());
     let guard = guard.map_err(RuntimeError::Guard)?;
@@ -185,7 +194,15 @@ pub(super) fn assemble(given: &Given, mut inherited: Inheritance, begun_ns: u64)
         times: Times { trial_ns: before.trial_ns, exec_ns: before.exec_ns, begun_ns },
     }));
     Ok(Assembled {
-        site: Site { bus, manager, components, context, config: disk.config, deaths: deaths::told(&given.environment) },
+        site: Site {
+            bus,
+            manager,
+            components,
+            context,
+            config: disk.config,
+            operators: Arc::new(operators),
+            deaths: deaths::told(&given.environment),
+        },
         engine,
         sockets,
         tasks,
@@ -197,6 +214,15 @@ pub(super) fn assemble(given: &Given, mut inherited: Inheritance, begun_ns: u64)
         unclaimed: instance_parts,
         waited,
     })
+}
+
+/// Returns the processes that start the components: this one, and the guard, whose children their orphans become.
+fn above() -> Vec<i32> {
+    [Some(std::process::id()), descendants::guard()]
+        .into_iter()
+        .flatten()
+        .filter_map(|pid| i32::try_from(pid).ok())
+        .collect()
 }
 
 /// What the image before handed over, but for the listeners.

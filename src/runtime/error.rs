@@ -9,7 +9,7 @@ use refit_updater::release::StoreError;
 use refit_updater::trust::TrustError;
 
 use super::stderr::Stderr;
-use crate::config::ConfigError;
+use crate::config::{ConfigError, OperatorsError};
 use crate::handover::listener::BindError;
 use crate::handover::unix::SocketError;
 use crate::home::HomeError;
@@ -33,6 +33,9 @@ pub enum RuntimeError {
     /// The configuration is wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The group of the operators cannot be it.
+    #[error(transparent)]
+    Operators(#[from] OperatorsError),
     /// A listener cannot be had.
     #[error(transparent)]
     Bind(#[from] BindError),
@@ -71,6 +74,7 @@ impl Reported for RuntimeError {
             Self::Store(error) => error.report(),
             Self::Trust(error) => Report { code: "trust_unusable", exit: Exit::Config, ..error.report() },
             Self::Config(error) => error.report(),
+            Self::Operators(error) => error.report(),
             Self::Bind(_) => Report::new(
                 "address_in_use",
                 Exit::Failed,

@@ -29,17 +29,18 @@ pub(super) struct Sockets {
 }
 
 impl Sockets {
-    /// Returns those of the image before, or binds those that it did not have.
+    /// Returns those of the image before, or binds those that it did not have. The group `operators` may use the API's.
     ///
     /// # Errors
     /// One cannot be bound.
     pub(super) fn adopt(
         home: &Home,
+        operators: Option<u32>,
         api: Option<UnixListener>,
         bus: Option<UnixListener>,
     ) -> Result<Self, SocketError> {
-        let (api, api_inherited) = unix::listener(home.socket(), api::SOCKET_MODE, api)?;
-        let (bus, bus_inherited) = unix::listener(home.bus_socket(), peers::SOCKET_MODE, bus)?;
+        let (api, api_inherited) = unix::listener(home.socket(), api::SOCKET_MODE, operators, api)?;
+        let (bus, bus_inherited) = unix::listener(home.bus_socket(), peers::SOCKET_MODE, None, bus)?;
         Ok(Self { api, bus, api_inherited, bus_inherited })
     }
 }

@@ -125,7 +125,7 @@ impl Site {
         before: &Carry,
         parked: Vec<Parked>,
     ) -> Result<(Arc<ApiServer>, Arc<SiteObserver>), RuntimeError> {
-        let Self { bus, manager, components, context, config, deaths: _ } = self;
+        let Self { bus, manager, components, context, config, operators, deaths: _ } = self;
         let registry = &context.registry;
         let requests = Arc::new(RequestDispatcher {
             bus: bus.clone(),
@@ -140,7 +140,7 @@ impl Site {
             config: Arc::clone(config),
             requests: Arc::clone(&requests) as Arc<dyn Requests>,
         };
-        let peers = Arc::new(Peers::new(parts));
+        let peers = Arc::new(Peers::with_operators(parts, Arc::clone(operators)));
         peers::attach(&peers, socket);
         let observer = Arc::new(SiteObserver {
             manager: Arc::clone(manager),
@@ -155,6 +155,7 @@ impl Site {
             manager: Arc::clone(manager),
             bus: bus.clone(),
             config: Arc::clone(config),
+            operators: Arc::clone(operators),
             context: Arc::clone(context),
             components: components.iter().map(|part| (part.definition().name.clone(), Arc::clone(part))).collect(),
             guard_pid: std::os::unix::process::parent_id(),
@@ -190,7 +191,7 @@ impl Site {
 
     /// Starts what watches and announces while the bus runs.
     fn spawn_tasks(&self, tasks: &mut JoinSet<()>, by_exec: bool) {
-        let Self { bus, manager, components, context, config, deaths } = self;
+        let Self { bus, manager, components, context, config, operators: _, deaths } = self;
         let registry = &context.registry;
         if let Some(deaths) = deaths.clone() {
             tracing::error!("{}", deaths.describe());

@@ -14,6 +14,7 @@ use refit_updater::trust::TrustError;
 use rustix::io::Errno;
 use semver::Version;
 
+use crate::config::OperatorsError;
 use crate::config::{ConfigError, LOCAL_FILE, Mistake};
 use crate::handover::listener::BindError;
 use crate::process::program::Unfit;
@@ -159,6 +160,9 @@ pub enum UpdateError {
         /// Whether the release was packed so.
         cause: Cause,
     },
+    /// The group of the operators cannot be it.
+    #[error(transparent)]
+    Operators(#[from] OperatorsError),
     /// The next release wants an address that cannot be had.
     #[error(transparent)]
     Bind(#[from] BindError),
@@ -245,6 +249,7 @@ impl UpdateError {
             | Self::NoPrevious
             | Self::Damaged { .. }
             | Self::Merge(_)
+            | Self::Operators(_)
             | Self::Bind(_)
             | Self::Io { .. }
             | Self::Bus { .. }
@@ -323,6 +328,7 @@ impl Reported for UpdateError {
                 "open the way, then install it again; the running release is untouched",
             ),
             Self::DryRun { .. } => Report::new("dry_run_failed", Exit::Failed, CORRECTED_PACKAGE),
+            Self::Operators(error) => error.report(),
             Self::Bind(_) => Report::new(
                 "address_in_use",
                 Exit::Failed,

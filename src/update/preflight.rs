@@ -83,6 +83,7 @@ pub(super) async fn examine(
             return Err(UpdateError::NotExecutable { program: program.clone(), version });
         }
     }
+    config.operators_group()?;
     lock(listeners).try_all(&config.listeners)?;
     let config = examine_accounts(home, &release, config, search).await?;
     let program = config.runtime.as_ref().map(|program| release.dir.join(program));

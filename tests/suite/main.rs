@@ -10,6 +10,7 @@
     reason = "a test that cannot go on has failed"
 )]
 
+mod access;
 mod adoption;
 mod api;
 mod appliance;

@@ -131,7 +131,7 @@ pub const PLACES: &[Place] = &[
     exactly("run/trouble.json", Kind::File, STATE_FILE, "it may quote what the runtime printed"),
     exactly("run/pid", Kind::File, 0o644, "everybody may know the guard's process"),
     exactly("run/guard.sock", Kind::Socket, PRIVATE_FILE, "the runtime reports there, and nobody else"),
-    exactly("run/refit.sock", Kind::Socket, 0o660, "the API is for root, this account and its group"),
+    exactly("run/refit.sock", Kind::Socket, 0o660, "the API is for root, this account and the operators' group"),
     exactly("run/bus.sock", Kind::Socket, 0o666, "every account may connect; who asks is known by process and token"),
     exactly(
         "run/.sockets",

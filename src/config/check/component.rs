@@ -12,8 +12,8 @@ use super::{At, Checker, Source, at, one_of};
 use crate::config::expand::{Names, Place};
 use crate::config::raw::{RawComponent, RawHealth, RawRestart};
 use crate::config::{
-    Component, Handover, Health, HealthAction, Probe, RELOAD_TIMEOUT_DEFAULT, Ready, Restart, RestartPolicy,
-    TRANSITIONS, value,
+    ALLOW_READ, Allowed, Component, Handover, Health, HealthAction, Probe, RELOAD_TIMEOUT_DEFAULT, Ready, Restart,
+    RestartPolicy, TRANSITIONS, value,
 };
 
 const STOP_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
@@ -289,20 +289,18 @@ impl Checker<'_> {
         }
     }
 
-    /// Returns what a component may request.
-    fn allow(
-        &mut self,
-        raw: Option<Vec<Spanned<String>>>,
-        local: Option<Vec<Spanned<String>>>,
-    ) -> Vec<bus::RequestKind> {
+    /// Returns what a component may request, and look at.
+    fn allow(&mut self, raw: Option<Vec<Spanned<String>>>, local: Option<Vec<Spanned<String>>>) -> Allowed {
         let source = if local.is_some() { Source::Local } else { Source::Release };
-        let mut allowed = Vec::new();
+        let mut allowed = Allowed::default();
         for word in local.or(raw).unwrap_or_default() {
             let word = at(word, source);
             match bus::RequestKind::from_name(&word.value) {
-                Some(ask) => allowed.push(ask),
+                Some(ask) => allowed.requests.push(ask),
+                None if word.value == ALLOW_READ => allowed.read = true,
                 None => {
-                    let names: Vec<&str> = bus::RequestKind::ALL.into_iter().map(bus::RequestKind::name).collect();
+                    let names = bus::RequestKind::ALL.into_iter().map(bus::RequestKind::name);
+                    let names: Vec<&str> = names.chain([ALLOW_READ]).collect();
                     let what = format!("{:?} is no request: use some of {}", word.value, names.join(", "));
                     self.wrong(source, &word.span, what);
                 }
