@@ -19,6 +19,7 @@
 //! - [`config`]: `appliance.toml` and `local.toml`;
 //! - [`process`]: processes started, found, signalled and ended, and their control groups;
 //! - [`probe`]: listeners tried from outside;
+//! - [`wire`]: what the API says and is told, as types;
 //! - [`handover`]: how descriptors and state get from one process image to the next;
 //! - [`tickets`], [`events`], [`home`], `awake`: what the others share.
 //!
@@ -49,6 +50,7 @@ pub mod runtime;
 pub mod tickets;
 pub mod update;
 pub mod web;
+pub mod wire;
 
 pub use refit_bus as bus;
 pub use refit_bus::{Bus, Component, Failure, Fault, Origin, Progress, Request, State, Ticket};

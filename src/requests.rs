@@ -6,29 +6,15 @@ use std::sync::Arc;
 
 use refit_base::{Chain, Exit, Report, Reported};
 use refit_bus::{Bus, Level, Origin, Progress, Request, RequestKind, Ticket};
-use refit_updater::Digest;
 use refit_updater::attempt::Kind;
 use semver::Version;
-use serde::Deserialize;
-use serde_json::json;
 
 use crate::carry::Registry;
 use crate::config::Config;
-use crate::tickets::TicketView;
 use crate::update::{Manager, Target, UpdateError};
-
-/// What somebody asks, as it is written in JSON.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename = "Wanted")] // what a client reads that sends something else
-pub struct RequestBody {
-    /// Which request.
-    #[serde(default)]
-    pub request: String,
-    /// Of an update: the digest of the manifest of a received package.
-    pub digest: Option<Digest>,
-    /// Of an update or rollback: the version of a release that is installed; of an update, of the repository, too.
-    pub version: Option<Version>,
-}
+use crate::wire;
+use crate::wire::event::{RequestOutcome, Requested};
+use crate::wire::{Event, RequestBody, RequestName, TicketState};
 
 /// Why there is no ticket.
 #[derive(Debug, thiserror::Error)]
@@ -67,7 +53,7 @@ impl Reported for RequestError {
 #[derive(Debug, Clone)]
 pub struct Accepted {
     /// The ticket, with its outcome if that is known already.
-    pub ticket: TicketView,
+    pub ticket: wire::Ticket,
     /// The number of the request in this process image; none for an update that is being prepared.
     pub number: Option<u64>,
     /// The number of the request that it was merged with.
@@ -109,7 +95,7 @@ impl Requests for RequestDispatcher {
             RequestKind::Update => return self.begin(body, Kind::Update, origin),
             RequestKind::Rollback => return self.begin(body, Kind::Rollback, origin),
         };
-        let opened = self.registry.tickets.open(request.name(), origin);
+        let opened = self.registry.tickets.open(request.kind().into(), origin);
         let id = opened.id.clone();
         let ticket = self.bus.request(request, Origin(origin.to_owned()));
         let (number, merged_with) = (Some(ticket.number()), ticket.merged_with());
@@ -134,7 +120,7 @@ impl RequestDispatcher {
     /// Asks for a restart in place once the program is known to be good. The ticket says if it is not; otherwise the next image
     /// ends it when the site runs again, and knows what does not.
     fn restart(&self, origin: &str) -> Accepted {
-        let opened = self.registry.tickets.open(RequestKind::Restart.name(), origin);
+        let opened = self.registry.tickets.open(RequestName::Restart, origin);
         self.registry.save();
         let (manager, bus, registry) = (Arc::clone(&self.manager), self.bus.clone(), Arc::clone(&self.registry));
         let (id, origin) = (opened.id.clone(), Origin(origin.to_owned()));
@@ -150,7 +136,7 @@ impl RequestDispatcher {
                 },
                 Err(error) => {
                     let reason = format!("{}; nothing was stopped", Chain(&error));
-                    report_refused(&registry, &bus, RequestKind::Restart.name(), &origin.0, &reason);
+                    report_refused(&registry, &bus, RequestName::Restart, &origin.0, &reason);
                     resolve(&registry, &id, Progress::Refused(reason));
                 }
             }
@@ -167,7 +153,7 @@ impl RequestDispatcher {
     /// Fetches a release of the repository, the newest if none is named, and begins the update to it. The ticket is that of both.
     fn fetch(&self, version: Option<Version>, origin: &str) -> Result<Accepted, RequestError> {
         self.manager.check_free()?;
-        let opened = self.registry.tickets.open(RequestKind::Update.name(), origin);
+        let opened = self.registry.tickets.open(RequestName::Update, origin);
         self.registry.save();
         let (manager, bus, registry) = (Arc::clone(&self.manager), self.bus.clone(), Arc::clone(&self.registry));
         let (ticket, origin) = (opened.clone(), origin.to_owned());
@@ -177,7 +163,7 @@ impl RequestDispatcher {
                 Ok(false) => resolve(&registry, &ticket.id, Progress::Already),
                 Err(error) => {
                     let reason = refit_base::message(&error);
-                    report_refused(&registry, &bus, RequestKind::Update.name(), &origin, &reason);
+                    report_refused(&registry, &bus, RequestName::Update, &origin, &reason);
                     registry.tickets.fail(&ticket.id, reason, error.exit());
                     registry.save();
                 }
@@ -209,28 +195,32 @@ async fn follow(registry: Arc<Registry>, config: Arc<Config>, id: String, ticket
 /// Puts an outcome into the ticket `id`.
 pub(crate) fn resolve(registry: &Registry, id: &str, progress: Progress) {
     let (state, reason) = match progress {
-        Progress::Done | Progress::Accepted => ("done", None),
-        Progress::Already => ("already", None),
-        Progress::Failed(reason) => ("failed", Some(reason)),
-        Progress::Refused(reason) => ("refused", Some(reason)),
+        Progress::Done | Progress::Accepted => (TicketState::Done, None),
+        Progress::Already => (TicketState::Already, None),
+        Progress::Failed(reason) => (TicketState::Failed, Some(reason)),
+        Progress::Refused(reason) => (TicketState::Refused, Some(reason)),
     };
     registry.tickets.resolve(id, state, reason);
     registry.save();
 }
 
 /// Refuses a request for `reason`: there is a ticket that says so, an event for the audit, and a line on the log.
-pub(crate) fn refuse(registry: &Registry, bus: &Bus, request: &str, origin: &str, reason: &str) -> TicketView {
-    let ticket = registry.tickets.open(request, origin);
+pub(crate) fn refuse(registry: &Registry, bus: &Bus, request: &str, origin: &str, reason: &str) -> wire::Ticket {
+    let request = RequestName::from(request);
+    let ticket = registry.tickets.open(request.clone(), origin);
     resolve(registry, &ticket.id, Progress::Refused(reason.to_owned()));
     report_refused(registry, bus, request, origin, reason);
     registry.tickets.get(&ticket.id).unwrap_or(ticket)
 }
 
 /// Tells everybody that a request was refused before the bus heard of it.
-fn report_refused(registry: &Registry, bus: &Bus, request: &str, origin: &str, reason: &str) {
-    registry.events.publish(
-        "bus.request",
-        json!({ "number": null, "request": request, "origin": origin, "outcome": "refused", "reason": reason }),
-    );
+fn report_refused(registry: &Registry, bus: &Bus, request: RequestName, origin: &str, reason: &str) {
     bus.log(Level::Warning, format!("request {request} of {origin}: refused: {reason}"));
+    registry.events.publish(Event::BusRequest(Requested {
+        number: None,
+        request,
+        origin: origin.to_owned(),
+        outcome: RequestOutcome::Refused,
+        reason: Some(reason.to_owned()),
+    }));
 }

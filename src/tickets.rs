@@ -4,72 +4,17 @@ use std::collections::VecDeque;
 use std::sync::Mutex;
 
 use refit_base::{Exit, lock};
-use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
+
+use crate::wire::{Asked, RequestName, Ticket, TicketState};
 
 /// How many tickets are kept: the last hundred requests.
 pub const TICKETS_MAX: usize = 100;
 
-/// A ticket as the API shows it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TicketView {
-    /// Its name.
-    pub id: String,
-    /// What was asked.
-    pub request: String,
-    /// Who asked.
-    pub origin: String,
-    /// `accepted`, `done`, `already`, `failed` or `refused`.
-    pub state: String,
-    /// Why it failed or was refused.
-    pub reason: Option<String>,
-    /// The exit status of a command that waited for it.
-    #[serde(default)]
-    pub exit: Option<u8>,
-    /// Of a reload: who was asked, and what each answered, once there is an outcome.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub asked: Vec<AskedView>,
-}
-
-/// Who was asked, and what the answer was.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AskedView {
-    /// The listener, or the component that is told by a signal.
-    pub name: String,
-    /// The component; none for the operator's listeners and the runtime.
-    pub component: Option<String>,
-    /// Its priority.
-    #[serde(default)]
-    pub priority: Option<i32>,
-    /// How it is asked: `bus`, `signal` or `runtime`; `none` if there is no way.
-    pub how: String,
-    /// The last phase that it was asked for: `prepare`, `commit` or `abort`.
-    pub phase: String,
-    /// `ok`, `refused`, `failed`, `timeout`, `gone` or `skipped`.
-    pub answer: String,
-    /// What it answered beyond that.
-    #[serde(default)]
-    pub value: serde_json::Value,
-    /// Why it did not do it, or was not asked.
-    pub reason: Option<String>,
-}
-
-impl TicketView {
-    /// Returns whether nothing more will happen.
-    pub fn is_final(&self) -> bool {
-        self.state != "accepted"
-    }
-
-    /// Returns whether another release was asked for: then its end is in the history, too.
-    pub fn is_update(&self) -> bool {
-        self.request == "update" || self.request == "rollback"
-    }
-}
-
 /// The tickets, newest last.
 #[derive(Debug)]
 pub struct Tickets {
-    kept: Mutex<VecDeque<TicketView>>,
+    kept: Mutex<VecDeque<Ticket>>,
     /// Counts the changes, for whoever waits.
     changes: watch::Sender<u64>,
     /// What makes this process image's names different from every other's.
@@ -79,18 +24,18 @@ pub struct Tickets {
 
 impl Tickets {
     /// Returns the tickets that were carried over; new ones are named after `stem`.
-    pub fn new(kept: Vec<TicketView>, stem: String) -> Self {
+    pub fn new(kept: Vec<Ticket>, stem: String) -> Self {
         Self { kept: Mutex::new(kept.into()), changes: watch::channel(0).0, stem, next: 0.into() }
     }
 
     /// Makes a ticket for `request`.
-    pub fn open(&self, request: &str, origin: &str) -> TicketView {
+    pub fn open(&self, request: RequestName, origin: &str) -> Ticket {
         let number = self.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let ticket = TicketView {
+        let ticket = Ticket {
             id: format!("{}-{number}", self.stem),
-            request: request.to_owned(),
+            request,
             origin: origin.to_owned(),
-            state: "accepted".to_owned(),
+            state: TicketState::Accepted,
             reason: None,
             exit: None,
             asked: Vec::new(),
@@ -100,7 +45,7 @@ impl Tickets {
     }
 
     /// Keeps `ticket`, in the place of an open one of its name. One that has an outcome stays as it is.
-    pub fn put(&self, ticket: TicketView) {
+    pub fn put(&self, ticket: Ticket) {
         {
             let mut kept = lock(&self.kept);
             match kept.iter_mut().find(|known| known.id == ticket.id) {
@@ -109,7 +54,7 @@ impl Tickets {
                 None => {
                     if kept.len() == TICKETS_MAX {
                         // Whoever asks for much must not push out what others still wait for.
-                        let oldest_done = kept.iter().position(TicketView::is_final).unwrap_or(0);
+                        let oldest_done = kept.iter().position(Ticket::is_final).unwrap_or(0);
                         kept.remove(oldest_done);
                     }
                     kept.push_back(ticket);
@@ -121,31 +66,30 @@ impl Tickets {
 
     /// Returns the names of the tickets of updates and rollbacks that earlier images gave and that have no outcome.
     pub fn open_updates_carried(&self) -> Vec<String> {
-        let is_open =
-            |ticket: &&TicketView| !ticket.is_final() && ticket.is_update() && !ticket.id.starts_with(&self.stem);
+        let is_open = |ticket: &&Ticket| !ticket.is_final() && ticket.is_update() && !ticket.id.starts_with(&self.stem);
         lock(&self.kept).iter().filter(is_open).map(|ticket| ticket.id.clone()).collect()
     }
 
     /// Records who was asked for the ticket `id`; before its outcome.
-    pub fn asked(&self, id: &str, asked: Vec<AskedView>) {
+    pub fn asked(&self, id: &str, asked: Vec<Asked>) {
         if let Some(ticket) = lock(&self.kept).iter_mut().find(|ticket| ticket.id == id && !ticket.is_final()) {
             ticket.asked = asked;
         }
     }
 
     /// Records the outcome of the ticket `id`, once.
-    pub fn resolve(&self, id: &str, state: &str, reason: Option<String>) {
+    pub fn resolve(&self, id: &str, state: TicketState, reason: Option<String>) {
         let exit = if reason.is_none() { Exit::Done } else { Exit::Failed };
-        self.end_where(|ticket| (ticket.id == id).then(|| (state.to_owned(), reason.clone(), exit)));
+        self.end_where(|ticket| (ticket.id == id).then(|| (state.clone(), reason.clone(), exit)));
     }
 
     /// Records that what the ticket `id` asked for failed, with the exit status of a command that waited for it.
     pub fn fail(&self, id: &str, reason: String, exit: Exit) {
-        self.end_where(|ticket| (ticket.id == id).then(|| ("failed".to_owned(), Some(reason.clone()), exit)));
+        self.end_where(|ticket| (ticket.id == id).then(|| (TicketState::Failed, Some(reason.clone()), exit)));
     }
 
     /// Ends every open ticket for which `outcome` has one: state, reason, and the exit status of a command that waited.
-    fn end_where(&self, outcome: impl Fn(&TicketView) -> Option<(String, Option<String>, Exit)>) {
+    fn end_where(&self, outcome: impl Fn(&Ticket) -> Option<(TicketState, Option<String>, Exit)>) {
         for ticket in lock(&self.kept).iter_mut().filter(|ticket| !ticket.is_final()) {
             if let Some((state, reason, exit)) = outcome(ticket) {
                 (ticket.state, ticket.reason, ticket.exit) = (state, reason, Some(exit.code()));
@@ -156,29 +100,29 @@ impl Tickets {
 
     /// Ends the tickets of the image before that nobody else will: what they asked for by the request `came_true` is so now, but for what
     /// `without` names; whatever else they asked for was lost with that image. Updates and rollbacks end with their history.
-    pub fn settle_carried(&self, came_true: &str, without: Option<&str>) {
+    pub fn settle_carried(&self, came_true: &RequestName, without: Option<&str>) {
         self.end_where(|ticket| {
             if ticket.id.starts_with(&self.stem) || ticket.is_update() {
                 None
-            } else if ticket.request == came_true {
+            } else if ticket.request == *came_true {
                 match without {
-                    None => Some(("done".to_owned(), None, Exit::Done)),
-                    Some(reason) => Some(("failed".to_owned(), Some(reason.to_owned()), Exit::Failed)),
+                    None => Some((TicketState::Done, None, Exit::Done)),
+                    Some(reason) => Some((TicketState::Failed, Some(reason.to_owned()), Exit::Failed)),
                 }
             } else {
                 let reason = "the runtime ended before it was done".to_owned();
-                Some(("failed".to_owned(), Some(reason), Exit::Failed))
+                Some((TicketState::Failed, Some(reason), Exit::Failed))
             }
         });
     }
 
     /// Returns the ticket `id`.
-    pub fn get(&self, id: &str) -> Option<TicketView> {
+    pub fn get(&self, id: &str) -> Option<Ticket> {
         lock(&self.kept).iter().find(|ticket| ticket.id == id).cloned()
     }
 
     /// Returns all tickets, for the next image.
-    pub fn all(&self) -> Vec<TicketView> {
+    pub fn all(&self) -> Vec<Ticket> {
         lock(&self.kept).iter().cloned().collect()
     }
 
@@ -195,25 +139,28 @@ mod tests {
     #[test]
     fn the_first_outcome_stands() {
         let tickets = Tickets::new(Vec::new(), "t".to_owned());
-        let id = tickets.open("update", "cli").id;
-        tickets.resolve(&id, "failed", Some("why".to_owned()));
-        tickets.resolve(&id, "done", None);
+        let id = tickets.open(RequestName::Update, "cli").id;
+        tickets.resolve(&id, TicketState::Failed, Some("why".to_owned()));
+        tickets.resolve(&id, TicketState::Done, None);
         let ticket = tickets.get(&id).expect("kept");
-        assert_eq!((ticket.state.as_str(), ticket.reason.as_deref()), ("failed", Some("why")));
-        let restart = tickets.open("restart", "cli").id;
-        let stop = tickets.open("stop", "cli").id;
+        assert_eq!((ticket.state, ticket.reason.as_deref()), (TicketState::Failed, Some("why")));
+        let restart = tickets.open(RequestName::Restart, "cli").id;
+        let stop = tickets.open(RequestName::Stop, "cli").id;
         let next = Tickets::new(tickets.all(), "u".to_owned());
         assert!(next.get(&id).is_some_and(|ticket| ticket.is_final()));
-        let own = next.open("reload", "cli").id;
-        next.settle_carried("restart", None);
+        let own = next.open(RequestName::Reload, "cli").id;
+        next.settle_carried(&RequestName::Restart, None);
         let state = |id: &str| next.get(id).map(|ticket| ticket.state);
-        assert_eq!(state(&restart).as_deref(), Some("done"));
-        assert_eq!(state(&stop).as_deref(), Some("failed"));
-        assert_eq!(state(&own).as_deref(), Some("accepted"));
+        assert_eq!(state(&restart), Some(TicketState::Done));
+        assert_eq!(state(&stop), Some(TicketState::Failed));
+        assert_eq!(state(&own), Some(TicketState::Accepted));
 
-        let restart = next.open("restart", "cli").id;
+        let restart = next.open(RequestName::Restart, "cli").id;
         let crashed = Tickets::new(next.all(), "v".to_owned());
-        crashed.settle_carried("start", None);
-        assert!(crashed.get(&restart).is_some_and(|ticket| ticket.state == "failed"), "a crash is no restart");
+        crashed.settle_carried(&RequestName::Start, None);
+        assert!(
+            crashed.get(&restart).is_some_and(|ticket| ticket.state == TicketState::Failed),
+            "a crash is no restart"
+        );
     }
 }

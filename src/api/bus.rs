@@ -10,15 +10,14 @@ use refit_bus::{self as bus, RequestKind};
 use refit_updater::Digest;
 use semver::Version;
 use serde::Deserialize;
-use serde_json::{Value, json};
 
 use super::access;
 use super::extract::JsonBody;
 use super::{Problem, Shared};
 use crate::access::permission::is_reserved;
 use crate::access::principal::Principal;
-use crate::requests::{RequestBody, Requests};
-use crate::tickets::TicketView;
+use crate::requests::Requests;
+use crate::wire::{Bus, Channel, Fault, Publication, Published, RequestBody, Ticket, TicketAnswer};
 
 /// The longest time that one call waits for a ticket's outcome.
 const WAIT_MAX: Duration = Duration::from_secs(60);
@@ -36,7 +35,7 @@ pub(super) async fn request(
     State(app): State<Shared>,
     Extension(principal): Extension<Principal>,
     JsonBody(Posted { request, digest, version }): JsonBody<Posted>,
-) -> Result<TicketAnswer, Problem> {
+) -> Result<Taken, Problem> {
     let body = RequestBody { request, digest, version };
     let forbidden =
         RequestKind::from_name(&body.request).and_then(|ask| access::forbidden_request(&app, &principal, ask));
@@ -44,42 +43,29 @@ pub(super) async fn request(
         return Err(problem);
     }
     let taken = app.requests.submit(body, &principal.origin()).map_err(|error| Problem::asking(&error))?;
-    Ok(accepted(&taken.ticket))
+    Ok(accepted(taken.ticket))
 }
 
 /// Returns the state, the channels with their listeners, and the peers.
-pub(super) async fn show(State(app): State<Shared>) -> Json<Value> {
-    let channels: Vec<Value> = app
-        .bus
-        .channels()
-        .into_iter()
-        .map(|(name, listeners)| {
-            let built_in = bus::BUILT_IN.contains(&name.as_str());
-            json!({ "name": name, "built_in": built_in, "listeners": listeners })
-        })
-        .collect();
-    Json(json!({
-        "state": app.bus.state(),
-        "channels": channels,
-        "peers": app.peers.all(),
-        "faults": app.faults(),
-        "log": app.bus.log_counts(),
-    }))
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Publication {
-    channel: String,
-    #[serde(default)]
-    argument: Value,
+pub(super) async fn show(State(app): State<Shared>) -> Json<Bus> {
+    let channel = |(name, listeners): (String, Vec<String>)| {
+        let built_in = bus::BUILT_IN.contains(&name.as_str());
+        Channel { name, built_in, listeners }
+    };
+    Json(Bus {
+        state: app.bus.state().into(),
+        channels: app.bus.channels().into_iter().map(channel).collect(),
+        peers: app.peers.all(),
+        faults: app.faults().iter().map(Fault::from).collect(),
+        log: app.bus.log_counts().into(),
+    })
 }
 
 /// Publishes, and returns what each listener answered.
 pub(super) async fn publish(
     State(app): State<Shared>,
     JsonBody(Publication { channel, argument }): JsonBody<Publication>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<Published>, Problem> {
     if is_reserved(&channel) {
         let detail = format!("nobody publishes on {channel:?} from outside");
         let remedy = "make a request instead, or use a channel of the appliance's own";
@@ -103,7 +89,7 @@ pub(super) async fn publish(
         drop(permit);
     });
     match report.await {
-        Ok(report) => Ok(Json(json!({ "report": report }))),
+        Ok(report) => Ok(Json(Published { report: (&report).into() })),
         Err(_) => {
             let detail = "the runtime ended before the publication was over";
             let remedy = "see `refit status`, then publish again";
@@ -113,12 +99,12 @@ pub(super) async fn publish(
 }
 
 /// 202, where the ticket is found again, and the ticket.
-pub(super) type TicketAnswer = (StatusCode, [(header::HeaderName, String); 1], Json<Value>);
+pub(super) type Taken = (StatusCode, [(header::HeaderName, String); 1], Json<TicketAnswer>);
 
 /// Returns the answer to a request that was taken.
-pub(super) fn accepted(ticket: &TicketView) -> TicketAnswer {
+pub(super) fn accepted(ticket: Ticket) -> Taken {
     let place = format!("/api/v1/bus/requests/{}", ticket.id);
-    (StatusCode::ACCEPTED, [(header::LOCATION, place)], Json(json!({ "ticket": ticket })))
+    (StatusCode::ACCEPTED, [(header::LOCATION, place)], Json(TicketAnswer { ticket }))
 }
 
 #[derive(Debug, Deserialize)]
@@ -132,7 +118,7 @@ pub(super) async fn ticket(
     Extension(principal): Extension<Principal>,
     Path(id): Path<String>,
     Query(wait): Query<Wait>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<TicketAnswer>, Problem> {
     let tickets = &app.context.registry.tickets;
     let limit = wait.wait_ms.map_or(Duration::ZERO, Duration::from_millis).min(WAIT_MAX);
     let mut changes = tickets.watch();
@@ -164,7 +150,7 @@ pub(super) async fn ticket(
             let reason = "a component without `read` sees the tickets of its own requests only";
             Err(access::not_permitted(reason, None))
         }
-        Some(ticket) => Ok(Json(json!({ "ticket": ticket }))),
+        Some(ticket) => Ok(Json(TicketAnswer { ticket })),
         None => Err(Problem::missing(format!("there is no ticket {id:?}, or it is too old"))),
     }
 }

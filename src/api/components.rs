@@ -6,54 +6,25 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use refit_base::Exit;
-use serde_json::{Value, json};
 
 use super::{Problem, Shared};
-use crate::component::{Health, Process, View};
-use crate::peers::PeerView;
-
-/// Returns what is shown of a component.
-pub(super) fn view_json(view: &View, peers: &[PeerView]) -> Value {
-    let why_unhealthy = match &view.health {
-        Health::Unhealthy(reason) | Health::Doubtful(reason) => Some(reason.clone()),
-        Health::None | Health::Unknown | Health::Healthy => None,
-    };
-    json!({
-        "name": view.name,
-        "kind": view.kind.name(),
-        "state": view.state,
-        "pid": view.pid,
-        "generation": view.generation,
-        "health": view.health.name(),
-        "handover": view.handover,
-        "release": view.release,
-        "started_at": view.started_at,
-        "restarts": view.restarts,
-        "status": view.status,
-        "announced": view.announced,
-        "limits": view.limits,
-        "last_run": view.last_run,
-        "next_run_at": view.next_run_at,
-        "peers": peers,
-        "reason": view.reason.clone().or(why_unhealthy),
-    })
-}
+use crate::component::Process;
+use crate::wire::{Acted, Component, Components};
 
 /// Returns what is shown of every component.
-pub(super) fn views(app: &Shared) -> Vec<Value> {
-    let one = |(name, component): (&String, &Arc<Process>)| view_json(&component.view().borrow(), &app.peers.of(name));
+pub(super) fn views(app: &Shared) -> Vec<Component> {
+    let one = |(name, component): (&String, &Arc<Process>)| component.view().borrow().shown(app.peers.of(name));
     app.components.iter().map(one).collect()
 }
 
-pub(super) async fn list(State(app): State<Shared>) -> Json<Value> {
-    let list = views(&app);
-    Json(json!({ "components": list }))
+pub(super) async fn list(State(app): State<Shared>) -> Json<Components> {
+    Json(Components { components: views(&app) })
 }
 
 pub(super) async fn act(
     State(app): State<Shared>,
     Path((name, action)): Path<(String, String)>,
-) -> Result<(StatusCode, Json<Value>), Problem> {
+) -> Result<Json<Acted>, Problem> {
     let component =
         app.components.get(&name).ok_or_else(|| Problem::missing(format!("there is no component {name:?}")))?;
     let mut warning = None;
@@ -72,10 +43,6 @@ pub(super) async fn act(
         let remedy = "see its output with `refit component logs`";
         Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "component_failed", Exit::Failed, detail, remedy)
     })?;
-    let view = view_json(&component.view().borrow(), &app.peers.of(&name));
-    let mut answer = json!({ "component": view });
-    if let Some(warning) = warning {
-        answer["warning"] = json!(warning);
-    }
-    Ok((StatusCode::OK, Json(answer)))
+    let component = component.view().borrow().shown(app.peers.of(&name));
+    Ok(Json(Acted { component, warning }))
 }

@@ -4,33 +4,13 @@ use axum::Json;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use refit_base::{Chain, Exit, Reported};
-use serde::{Deserialize, Serialize};
 
 use crate::requests::RequestError;
 use crate::update::UpdateError;
+use crate::wire::Problem;
 
 /// The type of an answer that is a problem.
 pub(super) const PROBLEM: &str = "application/problem+json";
-
-/// An answer that says what failed, why, and what to do.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Problem {
-    /// A URN that names the kind of problem.
-    #[serde(rename = "type")]
-    pub kind: String,
-    /// The kind, for people.
-    pub title: String,
-    /// The HTTP status.
-    pub status: u16,
-    /// What failed and why.
-    pub detail: String,
-    /// The kind, for programs.
-    pub code: String,
-    /// What to do.
-    pub remedy: String,
-    /// The exit status of a command that fails with it.
-    pub exit: u8,
-}
 
 impl Problem {
     /// Returns a problem of this kind.

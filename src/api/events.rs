@@ -11,10 +11,9 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream;
 use serde::Deserialize;
-use serde_json::json;
 
 use super::Shared;
-use crate::events::Event;
+use crate::wire::EventRecord;
 
 /// A stream that is silent so long gets a comment, so that both ends notice a connection that broke, or a runtime that hangs.
 const PING_EVERY: Duration = Duration::from_secs(5);
@@ -44,7 +43,8 @@ pub(super) async fn stream(State(app): State<Shared>, Query(query): Query<After>
         let events = app.context.registry.events.after(seen);
         if let Some(last) = events.last() {
             let seen = last.id;
-            let text: String = events.iter().map(|event| write(event, lines)).collect();
+            // There is nothing in an event that JSON cannot say.
+            let text: String = events.iter().filter_map(|event| write(event, lines).ok()).collect();
             return Some((text, (app, newest, seen)));
         }
         // Cancel-safe: all three only wait. An event that was published before the stop is still sent.
@@ -62,13 +62,14 @@ pub(super) async fn stream(State(app): State<Shared>, Query(query): Query<After>
     ([(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, "no-store")], Body::from_stream(body)).into_response()
 }
 
-fn write(event: &Event, lines: bool) -> String {
+/// Returns the event as a JSON line, or as a Server-Sent Event, whose data says the time, too.
+fn write(event: &EventRecord, lines: bool) -> serde_json::Result<String> {
     if lines {
-        return format!("{}\n", json!(event));
+        return Ok(format!("{}\n", serde_json::to_string(event)?));
     }
-    let mut data = event.data.clone();
+    let mut data = event.event.data()?;
     if let Some(object) = data.as_object_mut() {
-        object.insert("at".to_owned(), json!(event.at));
+        object.insert("at".to_owned(), event.at.clone().into());
     }
-    format!("id: {}\nevent: {}\ndata: {data}\n\n", event.id, event.event)
+    Ok(format!("id: {}\nevent: {}\ndata: {data}\n\n", event.id, event.event.name()))
 }

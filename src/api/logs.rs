@@ -17,10 +17,9 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream;
 use serde::Deserialize;
-use serde_json::json;
 
 use super::{Problem, Shared};
-use crate::logs::LogLine;
+use crate::wire::{LogLine, LogLines};
 
 /// The header with the number to go on from.
 pub const CURSOR: &str = "refit-cursor";
@@ -70,8 +69,8 @@ pub(super) async fn logs(
     if by_line {
         return Ok(([(header::CONTENT_TYPE, NDJSON)], write(&lines, true)).into_response());
     }
-    let lines: Vec<&LogLine> = lines.iter().map(|line| &**line).collect();
-    Ok(Json(json!({ "lines": lines })).into_response())
+    let lines = lines.iter().map(|line| LogLine::clone(line)).collect();
+    Ok(Json(LogLines { lines }).into_response())
 }
 
 /// Answers with `first`, then with every line after the number `cursor` as it comes.
@@ -107,7 +106,7 @@ fn follow(app: Shared, name: String, first: &[Arc<LogLine>], cursor: u64, by_lin
 
 fn write(lines: &[Arc<LogLine>], by_line: bool) -> String {
     let each = lines.iter().map(|line| {
-        let object = json!(&**line);
+        let object = serde_json::to_string(&**line).unwrap_or_default(); // there is nothing in it that JSON cannot say
         if by_line { format!("{object}\n") } else { format!("id: {}\nevent: line\ndata: {object}\n\n", line.seq) }
     });
     each.collect()

@@ -31,8 +31,8 @@ use crate::config::Config;
 use crate::peers::Peers;
 use crate::requests::RequestDispatcher;
 use crate::update::Manager;
+use crate::wire::Problem;
 
-pub use error::Problem;
 pub use logs::CURSOR;
 pub use releases::describe as describe_releases;
 pub use routes::routes_with_permissions;

@@ -11,13 +11,13 @@ use refit_updater::Digest;
 use refit_updater::package::PackageError;
 use refit_updater::receive::ReceiveError;
 use serde::Deserialize;
-use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 
 use super::extract::JsonBody;
 use super::{Problem, Shared};
 use crate::http::stall::with_minimum_rate;
-use crate::update::{PackageView, RepositoryView, UpdateError};
+use crate::update::UpdateError;
+use crate::wire::{FetchBody, Package, Packages, Repository};
 
 /// How much of a package lies between the connection and the unpacking.
 const BETWEEN_BYTES: usize = 1 << 20;
@@ -31,26 +31,16 @@ pub(super) struct Options {
     digest: Option<Digest>,
 }
 
-/// Which release of the repository is fetched.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename = "Wanted")] // what a client reads that sends something else
-pub(super) struct FetchBody {
-    version: semver::Version,
-    #[serde(default)]
-    allow_downgrade: bool,
-    digest: Option<Digest>,
-}
-
 /// `GET /api/v1/packages`: what was received and waits to be installed.
-pub(super) async fn list(State(app): State<Shared>) -> Json<Value> {
-    Json(json!({ "packages": app.manager.receiving().staged() }))
+pub(super) async fn list(State(app): State<Shared>) -> Json<Packages> {
+    Json(Packages { packages: app.manager.receiving().staged() })
 }
 
 pub(super) async fn receive(
     State(app): State<Shared>,
     Query(options): Query<Options>,
     request: Request,
-) -> Result<(StatusCode, Json<PackageView>), Problem> {
+) -> Result<(StatusCode, Json<Package>), Problem> {
     let total = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
     let stream = request.into_body().into_data_stream();
     let mut body = Box::pin(with_minimum_rate(stream, app.manager.receiving().receive_timeout()));
@@ -96,22 +86,22 @@ pub(super) async fn receive(
 pub(super) async fn fetch(
     State(app): State<Shared>,
     JsonBody(body): JsonBody<FetchBody>,
-) -> Result<(StatusCode, Json<PackageView>), Problem> {
+) -> Result<(StatusCode, Json<Package>), Problem> {
     let result = app.manager.receiving().fetch(body.version, body.allow_downgrade).await;
     approved(&app, result, body.digest).await
 }
 
 /// `GET /api/v1/repository`: what the repository offers.
-pub(super) async fn check(State(app): State<Shared>) -> Result<Json<RepositoryView>, Problem> {
+pub(super) async fn check(State(app): State<Shared>) -> Result<Json<Repository>, Problem> {
     app.manager.receiving().check_repository().await.map(Json).map_err(|error| Problem::of(&error))
 }
 
 /// Answers with what was received, unless another digest was approved.
 async fn approved(
     app: &Shared,
-    result: Result<PackageView, UpdateError>,
+    result: Result<Package, UpdateError>,
     approved: Option<Digest>,
-) -> Result<(StatusCode, Json<PackageView>), Problem> {
+) -> Result<(StatusCode, Json<Package>), Problem> {
     let package = result.map_err(|error| Problem::of(&error))?;
     match approved.filter(|approved| *approved != package.digest) {
         None => Ok((StatusCode::CREATED, Json(package))),

@@ -7,25 +7,24 @@ use refit_base::{Exit, Reported, clock};
 use refit_updater::journal::{self, Journal};
 use refit_updater::release::Release;
 use semver::Version;
-use serde_json::{Value, json};
 
 use super::{Problem, Shared};
 use crate::update::UpdateError;
+use crate::wire::{self, ReleaseState, Releases, Removed};
 
 /// `GET /api/v1/releases`: what is on the disk, newest first, and what waits to be installed.
-pub(super) async fn list(State(app): State<Shared>) -> Result<Json<Value>, Problem> {
+pub(super) async fn list(State(app): State<Shared>) -> Result<Json<Releases>, Problem> {
     let journal = app.manager.journal();
     let manager = std::sync::Arc::clone(&app.manager);
     let releases = tokio::task::spawn_blocking(move || manager.releases())
         .await
         .map_err(|source| Problem::of(&UpdateError::Worker { source }))?
         .map_err(|error| Problem::of(&error))?;
-    let list = describe(&journal, &releases);
-    Ok(Json(json!({ "releases": list, "staged": app.manager.receiving().staged() })))
+    Ok(Json(Releases { releases: describe(&journal, &releases), staged: app.manager.receiving().staged() }))
 }
 
-/// Returns what is said of `releases`, which are in the order of their versions, in JSON: the newest first.
-pub fn describe(journal: &Journal, releases: &[Release]) -> Vec<Value> {
+/// Returns what is said of `releases`, which are in the order of their versions, the newest first.
+pub fn describe(journal: &Journal, releases: &[Release]) -> Vec<wire::Release> {
     let current = journal.state.wanted();
     let on_trial = matches!(journal.state, journal::State::Trial { .. });
     let previous = journal.previous();
@@ -36,24 +35,24 @@ pub fn describe(journal: &Journal, releases: &[Release]) -> Vec<Value> {
             let version = &release.version;
             let failed = journal.failed.get(version);
             let state = if version == current {
-                if on_trial { "trial" } else { "current" }
+                if on_trial { ReleaseState::Trial } else { ReleaseState::Current }
             } else if Some(version) == previous {
-                "previous"
+                ReleaseState::Previous
             } else if failed.is_some() {
-                "failed"
+                ReleaseState::Failed
             } else if journal.good.contains(version) {
-                "kept"
+                ReleaseState::Kept
             } else {
-                "staged"
+                ReleaseState::Staged
             };
-            json!({
-                "version": version,
-                "state": state,
-                "digest": release.digest,
-                "installed_bytes": release.installed_bytes(),
-                "installed_at": installed_at(&release.dir),
-                "reason": failed.map(|failed| &failed.reason),
-            })
+            wire::Release {
+                version: version.clone(),
+                state,
+                digest: release.digest,
+                installed_bytes: release.installed_bytes(),
+                installed_at: installed_at(&release.dir),
+                reason: failed.map(|failed| failed.reason.clone()),
+            }
         })
         .collect()
 }
@@ -65,7 +64,7 @@ fn installed_at(dir: &std::path::Path) -> Option<String> {
 }
 
 /// `DELETE /api/v1/releases/VERSION`: removes a release that nothing needs, and its configuration.
-pub(super) async fn remove(State(app): State<Shared>, Path(version): Path<Version>) -> Result<Json<Value>, Problem> {
+pub(super) async fn remove(State(app): State<Shared>, Path(version): Path<Version>) -> Result<Json<Removed>, Problem> {
     let removed = app.manager.remove(version.clone()).await;
     let bytes = removed.map_err(|error| {
         let problem = Problem::of(&error);
@@ -76,5 +75,5 @@ pub(super) async fn remove(State(app): State<Shared>, Path(version): Path<Versio
             problem
         }
     })?;
-    Ok(Json(json!({ "removed": version, "installed_bytes": bytes })))
+    Ok(Json(Removed { removed: version, installed_bytes: bytes }))
 }

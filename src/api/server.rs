@@ -8,12 +8,14 @@ use std::time::Duration;
 use axum::middleware::from_fn;
 use refit_base::clock::monotonic_ns;
 use refit_bus::{self as bus, Bus, Call, Failure, StopReason, Subscription, Work};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::routes::routes;
 use super::{App, access};
 use crate::carry::Carry;
 use crate::http::{Endpoint, Parked, Server, Socket};
+use crate::wire::Event;
+use crate::wire::event::TookOver;
 
 /// Binding is done before: a start only begins to accept.
 const START_MAX: Duration = Duration::from_secs(5);
@@ -74,12 +76,11 @@ impl ApiServer {
         let Some(stopped) = self.stopped_before_ns else { return };
         let now = monotonic_ns();
         let since = |then: Option<u64>| then.map(|then| now.saturating_sub(then) / 1_000);
-        let data = json!({
-            "listener": crate::config::ADMIN,
-            "gap_us": since(Some(stopped)),
-            "exec_to_accept_us": since(self.exec_ns),
-        });
-        self.app.context.registry.events.publish("handover", data);
+        self.app.context.registry.events.publish(Event::Handover(TookOver {
+            listener: crate::config::ADMIN.to_owned(),
+            gap_us: since(Some(stopped)),
+            exec_to_accept_us: since(self.exec_ns),
+        }));
     }
 }
 

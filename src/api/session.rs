@@ -4,18 +4,10 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde::Deserialize;
-use serde_json::json;
 
 use super::extract::JsonBody;
 use super::{Problem, Shared, access};
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Login {
-    user: Option<String>,
-    password: String,
-}
+use crate::wire::{Login, Session};
 
 pub(super) async fn begin(State(app): State<Shared>, JsonBody(login): JsonBody<Login>) -> Result<Response, Problem> {
     let user = login.user.unwrap_or_else(|| crate::auth::ADMIN.to_owned());
@@ -23,7 +15,7 @@ pub(super) async fn begin(State(app): State<Shared>, JsonBody(login): JsonBody<L
     let token = app.context.registry.sessions.begin(&user);
     app.context.registry.save();
     let cookie = format!("{}={token}; Path=/; HttpOnly; SameSite=Strict", access::COOKIE);
-    Ok(([(header::SET_COOKIE, cookie)], Json(json!({ "user": user }))).into_response())
+    Ok(([(header::SET_COOKIE, cookie)], Json(Session { user })).into_response())
 }
 
 pub(super) async fn end(State(app): State<Shared>, headers: HeaderMap) -> Response {

@@ -6,95 +6,100 @@ use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use refit_base::{Reported, clock, lock, message};
 use refit_bus as bus;
-use refit_updater::config::{Unmerged, Unread};
 use refit_updater::journal;
-use serde_json::{Value, json};
 
 use super::components::views;
 use super::{Problem, Shared};
 use crate::update::UpdateError;
+use crate::wire::{
+    Config, CurrentRelease, Fault, Guard, History, Listener, ReleaseState, Runtime, SiteState, Status, Trust, Unmerged,
+    Unread,
+};
 
-pub(super) async fn status(State(app): State<Shared>) -> Json<Value> {
+pub(super) async fn status(State(app): State<Shared>) -> Json<Status> {
     let journal = app.manager.journal();
     let update = app.manager.view();
     let on_trial = matches!(journal.state, journal::State::Trial { .. });
-    let registry = &app.context.registry;
-    let listeners: Vec<Value> = {
-        let listeners = lock(&app.context.listeners);
-        let bound = listeners.addresses().into_iter();
-        let bound =
-            bound.map(|(name, address)| json!({ "name": name, "address": address.to_string(), "failure": null }));
-        let missing = listeners.missing().map(|missing| {
-            let failure = missing.source.to_string();
-            json!({ "name": missing.name, "address": missing.address.to_string(), "failure": failure })
-        });
-        bound.chain(missing).collect()
-    };
     let components = views(&app);
     let trust = trust(&app).await;
-    let (unmerged, unread) = live_config(&app).await;
-    Json(json!({
-        "appliance": app.config.name,
-        "release": {
-            "version": app.config.version,
-            "state": if on_trial { "trial" } else { "good" },
-            "probation_ends_at": update.as_ref().and_then(|update| update.probation_ends_at.clone()),
+    let config = live_config(&app).await;
+    Json(Status {
+        appliance: app.config.name.clone(),
+        release: CurrentRelease {
+            version: app.config.version.clone(),
+            state: if on_trial { ReleaseState::Trial } else { ReleaseState::Good },
+            probation_ends_at: update.as_ref().and_then(|update| update.probation_ends_at.clone()),
         },
-        "previous": journal.previous(),
-        "guard": { "pid": app.guard_pid },
-        "runtime": {
-            "pid": std::process::id(),
-            "generation": registry.generation(),
-            "started_at": app.started_at,
-            "version": env!("CARGO_PKG_VERSION"),
+        previous: journal.previous().cloned(),
+        guard: Guard { pid: app.guard_pid },
+        runtime: Runtime {
+            pid: std::process::id(),
+            generation: app.context.registry.generation(),
+            started_at: app.started_at.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
         },
-        "bus": { "state": app.bus.state().name() },
-        "components": components,
-        "listeners": listeners,
-        "receiving": app.manager.receiving().reception(),
-        "staged": app.manager.receiving().staged(),
-        "update": update,
-        "repository": app.manager.receiving().repository(),
-        "trust": trust,
-        "config": { "unmerged": unmerged, "unread": unread },
-        "read_only": app.context.home.is_read_only(),
-        "faults": app.faults(),
-        "time": clock::stamp(),
-    }))
-}
-
-/// Returns the configuration files that wait for the admin, each with the default that could not be merged, and what cannot be read.
-async fn live_config(app: &Shared) -> (Vec<Unmerged>, Vec<Unread>) {
-    let manager = std::sync::Arc::clone(&app.manager);
-    let found = tokio::task::spawn_blocking(move || (manager.unmerged(), manager.unread())).await;
-    found.unwrap_or_else(|error| {
-        tracing::warn!(%error, "cannot look at the live configuration");
-        (Vec::new(), Vec::new())
+        bus: SiteState { state: app.bus.state().into() },
+        components,
+        listeners: listeners(&app),
+        receiving: app.manager.receiving().reception(),
+        staged: app.manager.receiving().staged(),
+        update,
+        repository: app.manager.receiving().repository(),
+        trust,
+        config,
+        read_only: app.context.home.is_read_only(),
+        faults: app.faults().iter().map(Fault::from).collect(),
+        time: clock::stamp(),
     })
 }
 
+/// Returns the sockets that the appliance listens on, and those that it cannot have yet.
+fn listeners(app: &Shared) -> Vec<Listener> {
+    let listeners = lock(&app.context.listeners);
+    let bound = listeners.addresses().into_iter();
+    let bound = bound.map(|(name, address)| Listener { name, address: address.to_string(), failure: None });
+    let missing = listeners.missing().map(|missing| Listener {
+        name: missing.name.clone(),
+        address: missing.address.to_string(),
+        failure: Some(missing.source.to_string()),
+    });
+    bound.chain(missing).collect()
+}
+
+/// Returns the configuration files that wait for the admin, each with the default that could not be merged, and what cannot be read.
+async fn live_config(app: &Shared) -> Config {
+    let manager = std::sync::Arc::clone(&app.manager);
+    let found = tokio::task::spawn_blocking(move || (manager.unmerged(), manager.unread())).await;
+    let (unmerged, unread) = found.unwrap_or_else(|error| {
+        tracing::warn!(%error, "cannot look at the live configuration");
+        (Vec::new(), Vec::new())
+    });
+    Config {
+        unmerged: unmerged.into_iter().map(Unmerged::from).collect(),
+        unread: unread.into_iter().map(Unread::from).collect(),
+    }
+}
+
 /// Returns how long what is trusted is good. A trust that is damaged is a warning, too: the appliance runs on without.
-async fn trust(app: &Shared) -> Value {
-    let nothing = |warning: String| json!({ "roles": [], "warnings": [warning], "warning": warning });
+async fn trust(app: &Shared) -> Trust {
     if let Err(moved) = app.context.home.require() {
-        return nothing(message(&moved));
+        return Trust::unknown(message(&moved));
     }
     let manager = std::sync::Arc::clone(&app.manager);
     let found = tokio::task::spawn_blocking(move || manager.trust_status()).await;
     match found.unwrap_or_else(|source| Err(UpdateError::Worker { source })) {
-        Ok(status) => json!(status),
-        Err(error) => nothing(format!("{}: {}", refit_base::Chain(&error), error.remedy())),
+        Ok(status) => status.into(),
+        Err(error) => Trust::unknown(format!("{}: {}", refit_base::Chain(&error), error.remedy())),
     }
 }
 
-pub(super) async fn history(State(app): State<Shared>) -> Result<Json<Value>, Problem> {
+pub(super) async fn history(State(app): State<Shared>) -> Result<Json<History>, Problem> {
     let manager = std::sync::Arc::clone(&app.manager);
     let entries = tokio::task::spawn_blocking(move || manager.history())
         .await
         .map_err(|source| Problem::of(&UpdateError::Worker { source }))?
         .map_err(|error| Problem::of(&error))?;
-    let newest_first: Vec<_> = entries.into_iter().rev().collect();
-    Ok(Json(json!({ "history": newest_first })))
+    Ok(Json(History::newest_first(entries)))
 }
 
 /// 200 when the appliance serves, 503 otherwise. While one process image takes over from another it goes on serving.

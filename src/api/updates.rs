@@ -3,25 +3,15 @@
 use axum::Extension;
 use axum::extract::State;
 use refit_bus::RequestKind;
-use refit_updater::Digest;
-use semver::Version;
-use serde::Deserialize;
 
-use super::bus::{TicketAnswer, accepted};
+use super::bus::{Taken, accepted};
 use super::extract::{JsonBody, OptionalJsonBody};
 use super::{Problem, Shared};
 use crate::access::principal::Principal;
-use crate::requests::{RequestBody, RequestError, Requests};
+use crate::requests::{RequestError, Requests};
+use crate::wire::{Destination, RequestBody};
 
-type Answer = Result<TicketAnswer, Problem>;
-
-/// Where somebody wants to go.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Destination {
-    digest: Option<Digest>,
-    version: Option<Version>,
-}
+type Answer = Result<Taken, Problem>;
 
 pub(super) async fn update(
     State(app): State<Shared>,
@@ -46,7 +36,7 @@ fn begin(
     Destination { digest, version }: Destination,
     kind: RequestKind,
     principal: &Principal,
-) -> Result<TicketAnswer, RequestError> {
+) -> Result<Taken, RequestError> {
     let body = RequestBody { request: kind.name().to_owned(), digest, version };
-    app.requests.submit(body, &principal.origin()).map(|taken| accepted(&taken.ticket))
+    app.requests.submit(body, &principal.origin()).map(|taken| accepted(taken.ticket))
 }

@@ -15,10 +15,9 @@ use serde::{Deserialize, Serialize};
 use super::instance::{CarriedInstance, CarriedRun};
 use super::single::Single;
 use crate::auth::CarriedSession;
-use crate::events::Event;
 use crate::handover::memfd;
-use crate::logs::{self, LogLine};
-use crate::tickets::TicketView;
+use crate::logs;
+use crate::wire::{EventRecord, LogLine, Ticket};
 
 /// The format of the document. It grows by optional fields only: an older release reads what a newer one wrote.
 pub const CARRY_FORMAT: u32 = 1;
@@ -37,10 +36,10 @@ pub struct Carry {
     pub instances: Vec<CarriedInstance>,
     /// The tickets that somebody may ask for.
     #[serde(default)]
-    pub tickets: Vec<TicketView>,
+    pub tickets: Vec<Ticket>,
     /// The last events, for a reader that connects again.
     #[serde(default)]
-    pub events: Vec<Event>,
+    pub events: Vec<EventRecord>,
     /// The components' last output.
     #[serde(default)]
     pub logs: BTreeMap<String, Vec<LogLine>>,

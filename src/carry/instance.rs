@@ -7,6 +7,7 @@ use semver::Version;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Signal;
+use crate::wire;
 
 /// Whether a process serves or is on its way out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -140,4 +141,15 @@ pub enum LimitBy {
     Rlimit,
     /// Nothing: the system offers nothing for it.
     None,
+}
+
+impl From<CarriedLimit> for wire::Limit {
+    fn from(CarriedLimit { value, by }: CarriedLimit) -> Self {
+        let by = match by {
+            LimitBy::Cgroup => wire::LimitBy::Cgroup,
+            LimitBy::Rlimit => wire::LimitBy::Rlimit,
+            LimitBy::None => wire::LimitBy::None,
+        };
+        Self { value, by }
+    }
 }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use nix::unistd::{User, geteuid};
 use refit_base::{Chain, Exit, Report, Reported, clock};
-use refit_updater::attempt::{Attempt, Ending, Kind, Outcome};
+use refit_updater::attempt::{Attempt, Ending, Kind, Outcome, Step};
 use refit_updater::config::{ConfigError as MergeError, Existing, merge_config};
 use refit_updater::history::{self, Entry, EntryKind};
 use refit_updater::journal::{self, Journal, JournalError, State, TRIAL_STARTS};
@@ -331,7 +331,7 @@ impl AtRest {
         if let Some(damage) = store.find_damage(&to, &mut || {})? {
             return Err(AtRestError::Damaged { version: to, damage: Box::new(damage) });
         }
-        let ending = Ending::now("committed", reason.to_owned());
+        let ending = Ending::now(Step::Committed, reason.to_owned());
         let journal = match journal.clone() {
             Some(journal) => idle(journal, &ending),
             None => {

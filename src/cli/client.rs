@@ -12,9 +12,9 @@ use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde_json::Value;
 
 use super::context::Context;
-use crate::api::Problem;
 use crate::home::Home;
 use crate::home::trouble::{self, Trouble};
+use crate::wire::Problem;
 
 /// How long an appliance may take to accept a connection: it does so even while it replaces itself.
 const CONNECT_MAX: Duration = Duration::from_secs(10);

@@ -39,7 +39,7 @@ pub use notify_socket::{
     make_place as make_notify_place, remove_of as remove_notify_socket, tidy as tidy_notify_sockets,
 };
 pub use reach::{Obstacle, Places, find_obstacles, find_obstacles_in_tree, open_config};
-pub use view::{Announced, Run, State, View};
+pub use view::{Announced, State, View};
 
 use refit_bus as bus;
 

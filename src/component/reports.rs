@@ -38,8 +38,7 @@ const EXTENSION_STEP: Duration = Duration::from_secs(1);
 const REST_MAX: u32 = 1024;
 
 /// A step that a component announces.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Announced {
     /// It stops by itself.
     Stopping,
@@ -50,7 +49,7 @@ pub enum Announced {
 impl Announced {
     const ALL: [Self; 2] = [Self::Stopping, Self::Reloading];
 
-    const fn name(self) -> &'static str {
+    pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Stopping => "stopping",
             Self::Reloading => "reloading",

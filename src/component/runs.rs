@@ -20,9 +20,10 @@ use super::reload;
 use super::reports;
 use super::restarts::{MACHINE_PAUSE_MAX, Next, Restarts};
 use super::supervise::HUNG;
-use super::view::{Run, State, View};
+use super::view::{State, View};
 use crate::carry::CarriedRun;
 use crate::config::{Component, Kind, RestartPolicy};
+use crate::wire::Run;
 
 /// How a process ends that has done its work.
 const ENDED_WELL: &str = "ended with status 0";

@@ -4,16 +4,15 @@ use std::collections::BTreeMap;
 
 use refit_base::Cause;
 use refit_bus::Failure;
-use serde::Serialize;
 
 use super::health;
 pub use super::reports::Announced;
 use crate::carry::CarriedLimit;
 use crate::config::{Handover, Kind};
+use crate::wire::{self, Peer, Run};
 
 /// What a component is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
     /// It is coming up.
     Starting,
@@ -55,17 +54,6 @@ impl State {
             Self::Starting | Self::Stopping | Self::Stopped | Self::Backoff | Self::Failed => false,
         }
     }
-}
-
-/// The last run of a component that runs and ends.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Run {
-    /// When it began.
-    pub started_at: String,
-    /// When it ended, if it has.
-    pub ended_at: Option<String>,
-    /// Why it failed, if it has.
-    pub failure: Option<String>,
 }
 
 /// What everybody may see of a component.
@@ -114,6 +102,33 @@ pub struct View {
 }
 
 impl View {
+    /// Returns what is shown of it and its `peers`.
+    pub fn shown(&self, peers: Vec<Peer>) -> wire::Component {
+        let why_unhealthy = match &self.health {
+            health::State::Unhealthy(reason) | health::State::Doubtful(reason) => Some(reason.clone()),
+            health::State::None | health::State::Unknown | health::State::Healthy => None,
+        };
+        wire::Component {
+            name: self.name.clone(),
+            kind: self.kind.name().into(),
+            state: self.state.name().into(),
+            pid: self.pid,
+            generation: self.generation,
+            health: self.health.name().into(),
+            handover: self.handover.name().into(),
+            release: self.release.clone(),
+            started_at: self.started_at.clone(),
+            restarts: self.restarts,
+            status: self.status.clone(),
+            announced: self.announced.map(|step| step.name().into()),
+            limits: self.limits.iter().map(|(name, limit)| (name.clone(), (*limit).into())).collect(),
+            last_run: self.last_run.clone(),
+            next_run_at: self.next_run_at.clone(),
+            peers,
+            reason: self.reason.clone().or(why_unhealthy),
+        }
+    }
+
     /// Shows why it failed.
     pub(super) fn note_failure(&mut self, failure: &Failure) {
         self.reason = Some(failure.reason.clone());

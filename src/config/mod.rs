@@ -154,6 +154,17 @@ pub enum Handover {
     Keep,
 }
 
+impl Handover {
+    /// Returns the name that API and page show.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Overlap => "overlap",
+            Self::Restart => "restart",
+            Self::Keep => "keep",
+        }
+    }
+}
+
 /// How a component says that it serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -246,7 +246,7 @@ fn look(home: &Path) -> Option<Look> {
 mod tests {
     use jiff::Timestamp;
     use refit_updater::Digest;
-    use refit_updater::attempt::{Attempt, Kind};
+    use refit_updater::attempt::{Attempt, Kind, Step};
 
     use super::*;
 
@@ -262,7 +262,7 @@ mod tests {
     }
 
     fn ending() -> Ending {
-        Ending::now("probation", "the runtime was killed".into())
+        Ending::now(Step::Probation, "the runtime was killed".into())
     }
 
     /// Returns a home whose journal is `journal`, and what a guard decides there.
@@ -313,7 +313,7 @@ mod tests {
         // Once it can be read again the decision is written, and not made again.
         fs::remove_dir(&path).unwrap();
         fs::write(&path, saved).unwrap();
-        let decision = decisions.decide(&Ending::now("exec", "something else".into()));
+        let decision = decisions.decide(&Ending::now(Step::Exec, "something else".into()));
         assert_eq!((decision.version, decision.unwritten, decision.trouble), (version(0), None, None));
         let written = on_disk(home.path());
         assert_eq!(written.state, State::Idle { current: version(0) });
@@ -351,7 +351,7 @@ mod tests {
         let (home, mut decisions) = home(&known);
         let away = home.path().with_extension("away");
         fs::rename(home.path(), &away).unwrap();
-        let ending = Ending::now("committed", "release 1.1.0 is damaged".into());
+        let ending = Ending::now(Step::Committed, "release 1.1.0 is damaged".into());
         decisions.go_back(&version(0), &ending);
         let decision = decisions.decide(&self::ending());
         assert_eq!((&decision.version, decision.failed), (&version(0), None));

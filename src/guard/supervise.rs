@@ -21,7 +21,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use refit_base::{Cause, Chain, Exit};
-use refit_updater::attempt::Ending;
+use refit_updater::attempt::{Ending, Step};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
 use rustix::pipe::PipeFlags;
 use semver::Version;
@@ -75,12 +75,12 @@ enum Image {
 
 impl Image {
     /// Returns the step of an update that it is in.
-    const fn step(self) -> &'static str {
+    const fn step(self) -> Step {
         match self {
-            Self::Unknown => "trial",
-            Self::Silent => "exec",
-            Self::Starting => "starting",
-            Self::Ready => "probation",
+            Self::Unknown => Step::Trial,
+            Self::Silent => Step::Exec,
+            Self::Starting => Step::Starting,
+            Self::Ready => Step::Probation,
         }
     }
 }

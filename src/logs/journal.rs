@@ -9,7 +9,7 @@ use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{LogLine, Stream};
+use super::LogLine;
 
 /// Where the journal receives datagrams.
 pub const SOCKET: &str = "/run/systemd/journal/socket";
@@ -77,12 +77,7 @@ fn datagram(component: &str, line: &LogLine) -> Vec<u8> {
     field("SYSLOG_IDENTIFIER", component);
     field("REFIT_COMPONENT", component);
     field("REFIT_INSTANCE", &line.instance);
-    let stream = match line.stream {
-        Stream::Stdout => "stdout",
-        Stream::Stderr => "stderr",
-        Stream::Refit => "refit",
-    };
-    field("REFIT_STREAM", stream);
+    field("REFIT_STREAM", line.stream.name());
     bytes
 }
 
@@ -90,6 +85,7 @@ fn datagram(component: &str, line: &LogLine) -> Vec<u8> {
 mod tests {
     use std::os::unix::fs::MetadataExt;
 
+    use super::super::Stream;
     use super::*;
 
     fn line(text: &str, priority: Option<u8>) -> LogLine {

@@ -19,13 +19,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use refit_base::{clock, lock};
-use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::wire::LogLine;
 use read::Reading;
 use writer::Writer;
 
+pub use crate::wire::Stream;
 pub(crate) use lines::{Lines, Piece, priority};
 pub use writer::Place;
 
@@ -48,45 +49,9 @@ const CLOSE_MAX: Duration = Duration::from_millis(500);
 /// How long it waits for those who read the pipes: they only have to put down what they hold.
 const PAUSE_MAX: Duration = Duration::from_millis(500);
 
-/// Where a line was printed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Stream {
-    /// Standard output.
-    Stdout,
-    /// Standard error.
-    Stderr,
-    /// Nowhere: Refit says something about the lines around it.
-    Refit,
-}
-
-/// One line. It grows by optional fields only: files of older and newer releases lie side by side.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LogLine {
-    /// Its number.
-    #[serde(default)]
-    pub seq: u64,
-    /// When it arrived, RFC 3339.
-    pub at: String,
-    /// Where it was printed.
-    pub stream: Stream,
-    /// The process that printed it: component, dash, generation.
-    pub instance: String,
-    /// The text, without its end and its priority.
-    pub line: String,
-    /// The priority that it began with, 0 (emergency) to 7 (debug).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub priority: Option<u8>,
-    /// Whether the line was too long and goes on in the next one.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub cut: bool,
-}
-
-impl LogLine {
-    /// Returns about how much memory it takes.
-    fn bytes(&self) -> usize {
-        self.line.len() + self.instance.len() + size_of::<Self>()
-    }
+/// Returns about how much memory a line takes.
+fn bytes_of(line: &LogLine) -> usize {
+    line.line.len() + line.instance.len() + size_of::<LogLine>()
 }
 
 /// What an image leaves to the next of what it has read.
@@ -118,11 +83,11 @@ impl Ring {
 
     fn push(&mut self, line: Arc<LogLine>) {
         self.newest.send_replace(line.seq);
-        self.bytes += line.bytes();
+        self.bytes += bytes_of(&line);
         self.lines.push_back(line);
         while self.lines.len() > LINES_MAX || self.bytes > RING_BYTES_MAX {
             let Some(oldest) = self.lines.pop_front() else { break };
-            self.bytes -= oldest.bytes();
+            self.bytes -= bytes_of(&oldest);
             self.evicted = oldest.seq;
         }
     }
@@ -259,7 +224,7 @@ impl Logs {
         }
         let older = self.read(component, move |reading| reading.after(after, count, before)).await.unwrap_or_default();
         let mut lines: Vec<Arc<LogLine>> = older.into_iter().map(Arc::new).collect();
-        let bytes: usize = lines.iter().map(|line| line.bytes()).sum();
+        let bytes: usize = lines.iter().map(|line| bytes_of(line)).sum();
         // An answer that is full ends there: what comes next is on the disk, too.
         if lines.len() < count && bytes < read::ANSWER_BYTES_MAX - read::LONGEST_BYTES {
             let room = count - lines.len();
@@ -310,7 +275,7 @@ impl Logs {
                 .last(LINES_CARRIED)
                 .rev()
                 .take_while(|line| {
-                    bytes += line.bytes();
+                    bytes += bytes_of(line);
                     bytes <= CARRIED_BYTES_MAX
                 })
                 .map(|line| (**line).clone())

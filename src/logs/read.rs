@@ -8,8 +8,8 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
-use super::LogLine;
 use super::files::list;
+use super::{LogLine, bytes_of};
 
 /// The most that one answer holds: an answer is made in memory.
 pub(super) const ANSWER_BYTES_MAX: usize = 16 << 20;
@@ -38,7 +38,7 @@ impl Reading {
         let mut kept: VecDeque<LogLine> = VecDeque::new();
         for (_, path) in list(&self.dir)?.into_iter().rev() {
             let wanted = count.saturating_sub(kept.len());
-            let room = ANSWER_BYTES_MAX.saturating_sub(kept.iter().map(LogLine::bytes).sum());
+            let room = ANSWER_BYTES_MAX.saturating_sub(kept.iter().map(bytes_of).sum());
             if wanted == 0 || room == 0 {
                 break;
             }
@@ -49,10 +49,10 @@ impl Reading {
                 if line.seq >= before {
                     return false;
                 }
-                bytes += line.bytes();
+                bytes += bytes_of(&line);
                 older.push_back(line);
                 while older.len() > wanted || bytes > room {
-                    bytes -= older.pop_front().map_or(bytes, |line| line.bytes());
+                    bytes -= older.pop_front().map_or(bytes, |line| bytes_of(&line));
                 }
                 true
             })?;
@@ -77,7 +77,7 @@ impl Reading {
             let mut go_on = true;
             each(path, |line| {
                 if line.seq > after && line.seq < before {
-                    bytes += line.bytes();
+                    bytes += bytes_of(&line);
                     go_on = kept.len() < count && bytes <= ANSWER_BYTES_MAX;
                     if go_on {
                         kept.push(line);

@@ -60,7 +60,7 @@ async fn memory_is_bounded_by_bytes_too() {
     }
     let kept = logs.last("web", LINES_MAX).await;
     assert!((10..80).contains(&kept.len()), "{}", kept.len());
-    let carried: usize = logs.carried().lines["web"].iter().map(LogLine::bytes).sum();
+    let carried: usize = logs.carried().lines["web"].iter().map(bytes_of).sum();
     assert!(carried <= CARRIED_BYTES_MAX);
 }
 

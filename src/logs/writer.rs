@@ -15,7 +15,7 @@ use refit_base::lock;
 use super::budget::Budget;
 use super::files::Files;
 use super::journal::Journal;
-use super::{LogLine, Stream};
+use super::{LogLine, Stream, bytes_of};
 use crate::config::LogLimits;
 
 /// How much may wait for the disk: all components' bursts together on a small machine, and a second of a slow disk.
@@ -95,7 +95,7 @@ impl Queue {
     }
 
     fn push(&mut self, queued: Queued) {
-        self.bytes += queued.line.bytes();
+        self.bytes += bytes_of(&queued.line);
         self.lines.push(queued);
     }
 
@@ -143,7 +143,7 @@ impl Writer {
         let allowed =
             queue.budgets.entry(Arc::clone(component)).or_insert_with(|| Budget::new(now)).allows(line.line.len(), now);
         let queued = Queued { component: Arc::clone(component), line: Arc::clone(line), count: 1 };
-        if !allowed || queue.closed || queue.bytes + line.bytes() > QUEUE_BYTES_MAX {
+        if !allowed || queue.closed || queue.bytes + bytes_of(line) > QUEUE_BYTES_MAX {
             queue.drop_line(&queued);
         } else {
             queue.tell(component);
@@ -375,7 +375,7 @@ mod tests {
             assert_eq!(line.seq, next, "a line or what says how many are missing");
             next += match line.stream {
                 Stream::Refit => line.line.split(' ').next().and_then(|count| count.parse().ok()).expect("a count"),
-                Stream::Stdout | Stream::Stderr => 1,
+                Stream::Stdout | Stream::Stderr | Stream::Other => 1,
             };
         }
         assert_eq!(next, LINES + 1, "every line is there or counted");

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use refit_base::Chain;
 use refit_bus::Level;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -14,8 +14,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::limits::{Bucket, END_KNOWN_MAX, FLUSH_MAX, HELLO_MAX, LINE_BYTES_MAX, MESSAGES, NAME_WAIT_MAX};
 use super::line::{Line, Lines, Outgoing};
+use super::messages::{Notice, Said, Welcome, answer, notification};
 use super::peer::Peer;
-use super::protocol::{Hello, Message, PROTOCOL, PeerError, Verb, answer, notification, shortened};
+use super::protocol::{Hello, Message, PROTOCOL, PeerError, Verb, shortened};
 use super::roster::Peers;
 use super::verbs::{self, Listening};
 use crate::access::principal::Principal;
@@ -53,7 +54,7 @@ pub(super) async fn serve(peers: Arc<Peers>, stream: UnixStream) {
     let why = match met {
         Ok((peer, listening)) => return live(&peers, &peer, listening, lines, writer).await,
         Err(NotMet::Refused(id, error)) => {
-            let line = format!("{}\n", answer(&id, Err(&error)));
+            let line = serde_json::to_string(&answer(&id, Err(&error))).unwrap_or_default() + "\n";
             drop(tokio::time::timeout(FLUSH_MAX, writer.write_all(line.as_bytes())).await);
             Chain(&*error).to_string()
         }
@@ -123,17 +124,16 @@ async fn greet(
     }
     let who = (caller.pid, caller.uid);
     let peer = peers.enlist(hello.name.as_deref(), &principal, who, socket, |peer| {
-        let channels: Vec<&str> = listening.iter().map(|listening| listening.channel.as_str()).collect();
-        let welcome = json!({
-            "protocol": PROTOCOL,
-            "version": env!("CARGO_PKG_VERSION"),
-            "name": peer.name,
-            "component": principal.component_name(),
-            "state": peers.parts.bus.state(),
-            "generation": peers.parts.registry.generation(),
-            "channels": channels,
+        let welcome = Said::Welcome(Welcome {
+            protocol: PROTOCOL,
+            version: env!("CARGO_PKG_VERSION"),
+            name: peer.name.clone(),
+            component: principal.component_name().map(str::to_owned),
+            state: peers.parts.bus.state().into(),
+            generation: peers.parts.registry.generation(),
+            channels: listening.iter().map(|listening| listening.channel.clone()).collect(),
         });
-        answer(id, Ok(welcome))
+        verbs::reply(peer, Some(id), Ok(&welcome))
     })?;
     Ok((peer, listening))
 }
@@ -198,7 +198,7 @@ async fn live(
         (End::Here, Some(why)) => (format!("cut off: {why}"), Level::Warning),
         (End::Here, None) => {
             let (_, why) = peers.ending();
-            drop(peer.out.push(&notification("bye", &json!({ "reason": why }))));
+            drop(peer.out.push(&notification(Notice::Bye { reason: why })));
             (format!("the runtime ends: {why}"), Level::Debug)
         }
         (End::Bye, _) => ("it said bye".to_owned(), Level::Debug),
@@ -295,12 +295,12 @@ fn take(peers: &Arc<Peers>, peer: &Arc<Peer>, message: Message) -> Option<End> {
     let done = Verb::parse(&method, params).and_then(|verb| verbs::act(peers, peer, id.as_ref(), verb));
     match done {
         Ok(verbs::Done::Now(result)) => {
-            verbs::reply(peer, id.as_ref(), Ok(result));
+            verbs::reply(peer, id.as_ref(), Ok(&result));
             None
         }
         Ok(verbs::Done::Later) => None,
         Ok(verbs::Done::Bye) => {
-            verbs::reply(peer, id.as_ref(), Ok(Value::Null));
+            verbs::reply(peer, id.as_ref(), Ok(&Said::Done));
             Some(End::Bye)
         }
         Err(error) => {

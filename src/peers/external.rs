@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use refit_bus::{self as bus, Call, Failure, Listener, Work};
+use refit_bus::{self as bus, Call, Failure, Listener, LogEntry, Work};
+use serde::Deserialize;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
@@ -52,7 +53,9 @@ impl Listener for External {
         let peer = Arc::clone(&self.peer);
         Box::pin(async move {
             if *call.channel == *bus::LOG {
-                peer.send_log(call.argument.clone());
+                if let Ok(entry) = LogEntry::deserialize(&call.argument) {
+                    peer.send_log(entry);
+                }
                 return Ok(Value::Null);
             }
             if *call.channel == *bus::START && peer.resumes.swap(false, Ordering::Relaxed) {

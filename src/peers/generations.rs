@@ -14,12 +14,13 @@ use refit_bus::{self as bus, Level, State, Subscription};
 
 use super::external::External;
 use super::limits::CALL_LIMIT_MAX;
-use super::peer::{Peer, Place};
+use super::peer::Peer;
 use super::roster::Peers;
 use super::shares;
 use super::verbs::Listening;
 use crate::access::principal::Principal;
 use crate::config::TRANSITIONS;
+use crate::wire::Place;
 
 impl Peers {
     /// Returns whether the process that `principal` is would be called now.

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::time::Instant;
 
 use refit_base::lock;
-use serde_json::Value;
+use serde::Serialize;
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::sync::Notify;
 
@@ -92,8 +92,9 @@ pub(super) struct Outgoing {
 }
 
 impl Outgoing {
-    fn add(&self, message: &Value, bytes_max: usize, messages_max: usize) -> Result<(), NotSent> {
-        let mut line = message.to_string().into_bytes();
+    fn add(&self, message: &impl Serialize, bytes_max: usize, messages_max: usize) -> Result<(), NotSent> {
+        // There is nothing in a message that JSON cannot say.
+        let mut line = serde_json::to_vec(message).unwrap_or_default();
         if line.len() > LINE_BYTES_MAX {
             return Err(NotSent::Long(line.len()));
         }
@@ -116,17 +117,17 @@ impl Outgoing {
     }
 
     /// Adds a message that has to arrive: there is always room for one more of the longest lines.
-    pub(super) fn push(&self, message: &Value) -> Result<(), NotSent> {
+    pub(super) fn push(&self, message: &impl Serialize) -> Result<(), NotSent> {
         self.add(message, QUEUE_BYTES_MAX + LINE_BYTES_MAX, 2 * QUEUE_MESSAGES_MAX)
     }
 
     /// Adds a call, which fails if there is no room for it.
-    pub(super) fn push_call(&self, message: &Value) -> Result<(), NotSent> {
+    pub(super) fn push_call(&self, message: &impl Serialize) -> Result<(), NotSent> {
         self.add(message, QUEUE_BYTES_MAX, QUEUE_MESSAGES_MAX)
     }
 
     /// Adds a message that may be lost: only while the queue is less than half full.
-    pub(super) fn push_lossy(&self, message: &Value) -> Result<(), NotSent> {
+    pub(super) fn push_lossy(&self, message: &impl Serialize) -> Result<(), NotSent> {
         self.add(message, QUEUE_BYTES_MAX / 2, QUEUE_MESSAGES_MAX / 2)
     }
 
@@ -164,7 +165,6 @@ impl Outgoing {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[tokio::test]
     async fn lines_are_found_whatever_the_pieces_and_none_is_too_long() {
@@ -181,16 +181,16 @@ mod tests {
     #[tokio::test]
     async fn a_queue_is_bounded_and_keeps_room_for_what_has_to_arrive() {
         let queue = Outgoing::default();
-        let lossy = (0..).take_while(|_| queue.push_lossy(&json!("entry")).is_ok()).count();
-        let calls = (0..).take_while(|_| queue.push_call(&json!("call")).is_ok()).count();
-        let more = (0..).take_while(|_| queue.push(&json!("state")).is_ok()).count();
+        let lossy = (0..).take_while(|_| queue.push_lossy(&"entry").is_ok()).count();
+        let calls = (0..).take_while(|_| queue.push_call(&"call").is_ok()).count();
+        let more = (0..).take_while(|_| queue.push(&"state").is_ok()).count();
         assert_eq!([lossy, calls, more], [QUEUE_MESSAGES_MAX / 2, QUEUE_MESSAGES_MAX / 2, QUEUE_MESSAGES_MAX]);
-        assert!(matches!(queue.push(&json!("state")), Err(NotSent::Full { stuck: false, .. })));
+        assert!(matches!(queue.push(&"state"), Err(NotSent::Full { stuck: false, .. })));
         assert!(queue.next().await.is_some_and(|bytes| bytes.starts_with(b"\"entry\"\n")));
-        assert!(matches!(queue.push(&json!("x".repeat(LINE_BYTES_MAX))), Err(NotSent::Long(_))));
-        queue.push(&json!("last")).expect("room again");
+        assert!(matches!(queue.push(&"x".repeat(LINE_BYTES_MAX)), Err(NotSent::Long(_))));
+        queue.push(&"last").expect("room again");
         queue.close();
-        assert_eq!(queue.push(&json!("late")), Err(NotSent::Closed));
+        assert_eq!(queue.push(&"late"), Err(NotSent::Closed));
         let mut last = Vec::new();
         while let Some(piece) = queue.next().await {
             last = piece;

@@ -18,6 +18,7 @@ mod generations;
 mod hang;
 pub mod limits;
 mod line;
+mod messages;
 mod peer;
 mod protocol;
 mod roster;
@@ -25,7 +26,6 @@ mod shares;
 mod verbs;
 
 pub use accept::attach;
-pub use peer::{PeerView, Place};
 pub use protocol::PROTOCOL;
 pub use roster::{Parts, Peers};
 

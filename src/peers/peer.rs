@@ -7,47 +7,19 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use refit_base::lock;
-use refit_bus::{self as bus, Call, Failure};
+use refit_bus::{self as bus, Call, Failure, LogEntry};
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::sync::{Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::limits::{Bucket, CALLS_MAX, LOGS, MISTAKES, REQUESTS, WORK_MAX};
 use super::line::{NotSent, Outgoing};
-use super::protocol::{Broken, notification};
+use super::messages::{CallMessage, Notice, notification};
+use super::protocol::Broken;
 use crate::access::principal::Principal;
 use crate::handover::fd;
-
-/// What everybody may see of a peer.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct PeerView {
-    /// Its whole name.
-    pub name: String,
-    /// The component that it belongs to; none for the operator's.
-    pub component: Option<String>,
-    /// Its process.
-    pub pid: Option<i32>,
-    /// Which of the component's processes, counted from 1; none for the operator's.
-    pub generation: Option<u32>,
-    /// Whether it is called: of several generations of a component's processes only one is.
-    pub called: bool,
-    /// Its account.
-    pub uid: u32,
-    /// Since when it is connected, RFC 3339.
-    pub since: String,
-    /// Where it listens.
-    pub channels: BTreeMap<String, Place>,
-}
-
-/// A peer's place on a channel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Place {
-    /// Its priority.
-    pub priority: i32,
-    /// How long a call of it may take, if it says so.
-    pub limit_ms: Option<u64>,
-}
+use crate::wire::{self, Place};
 
 /// A call that waits for its answer.
 struct Open {
@@ -143,8 +115,8 @@ impl Peer {
         }
     }
 
-    pub(super) fn view(&self) -> PeerView {
-        PeerView {
+    pub(super) fn view(&self) -> wire::Peer {
+        wire::Peer {
             name: self.name.clone(),
             component: self.principal.component_name().map(str::to_owned),
             pid: self.pid,
@@ -194,7 +166,7 @@ impl Peer {
     }
 
     /// Sends a message that has to arrive. A peer that does not read is cut off.
-    pub(super) fn send(&self, message: &Value) -> Result<(), NotSent> {
+    pub(super) fn send(&self, message: &impl Serialize) -> Result<(), NotSent> {
         let sent = self.out.push(message);
         if let Err(NotSent::Full { bytes, .. }) = &sent {
             self.too_slow(*bytes);
@@ -263,7 +235,7 @@ impl Peer {
             id
         };
         let waiting = Waiting { peer: Arc::clone(self), id, told: false, receiver };
-        match self.out.push_call(&message(id, call)) {
+        match self.out.push_call(&CallMessage::new(id, call)) {
             Ok(()) => Ok(waiting),
             Err(NotSent::Long(bytes)) => Err(waiting.unsent(format!("the call would be a line of {bytes} bytes"))),
             Err(NotSent::Full { bytes, stuck }) => {
@@ -280,32 +252,13 @@ impl Peer {
     }
 
     /// Tells an entry of the log, if there is room: it is no call, and waits for nothing.
-    pub(super) fn send_log(&self, mut entry: Value) {
+    pub(super) fn send_log(&self, entry: LogEntry) {
         let mut dropped = lock(&self.log_dropped);
-        entry["dropped"] = json!(*dropped);
-        match self.out.push_lossy(&notification("log", &entry)) {
+        match self.out.push_lossy(&notification(Notice::Log { entry, dropped: *dropped })) {
             Ok(()) => *dropped = 0,
             Err(NotSent::Long(_) | NotSent::Full { .. } | NotSent::Closed) => *dropped += 1,
         }
     }
-}
-
-fn message(id: u64, call: &Call) -> Value {
-    let mut params = json!({
-        "channel": &*call.channel,
-        "publication": call.publication,
-        "state": call.state,
-        "argument": call.argument,
-        "deadline_ms": u64::try_from(call.limit.as_millis()).unwrap_or(u64::MAX),
-    });
-    if let Some(phase) = call.phase {
-        params["phase"] = json!(phase);
-        params["generation"] = json!(call.generation);
-    }
-    if let Some(reason) = &call.reason {
-        params["reason"] = json!(reason.name());
-    }
-    json!({ "jsonrpc": "2.0", "id": id, "method": "call", "params": params })
 }
 
 /// Waits for the answer to a call; the peer is told when nobody does any more.
@@ -338,7 +291,8 @@ impl Waiting {
     fn send_cancel(&mut self, reason: &str) {
         if !std::mem::replace(&mut self.told, true) {
             // One that cannot be told is being cut off.
-            drop(self.peer.send(&notification("cancel", &json!({ "id": self.id, "reason": reason }))));
+            let cancel = Notice::Cancel { id: self.id, reason: reason.to_owned() };
+            drop(self.peer.send(&notification(cancel)));
         }
     }
 }

@@ -1,13 +1,14 @@
 //! The messages of the protocol, version 1, and every reason to refuse one. `docs/formats/bus-protocol.md` is its text.
 
-use refit_base::{Chain, Reported};
+use refit_base::Reported;
 use refit_bus::{Level, State};
 use serde::{Deserialize, Deserializer};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::limits;
 use crate::access::principal::IdentityError;
-use crate::requests::{RequestBody, RequestError};
+use crate::requests::RequestError;
+use crate::wire::RequestBody;
 
 /// The version of the protocol.
 pub const PROTOCOL: u32 = 1;
@@ -260,26 +261,7 @@ impl PeerError {
     }
 
     /// Returns whether the same may be taken a little later.
-    fn may_pass(&self) -> bool {
+    pub(super) fn may_pass(&self) -> bool {
         matches!(self, Self::NameTaken { .. } | Self::TooMany { .. } | Self::TooFast { .. })
     }
-
-    /// Returns it as the error of an answer.
-    fn json(&self) -> Value {
-        let (number, code) = self.code();
-        json!({ "code": number, "message": Chain(self).to_string(), "data": { "code": code, "remedy": self.remedy(), "retry": self.may_pass() } })
-    }
-}
-
-/// Returns the answer to the request `id`.
-pub(super) fn answer(id: &Value, result: Result<Value, &PeerError>) -> Value {
-    match result {
-        Ok(result) => json!({ "jsonrpc": "2.0", "id": id, "result": result }),
-        Err(error) => json!({ "jsonrpc": "2.0", "id": id, "error": error.json() }),
-    }
-}
-
-/// Returns a notification.
-pub(super) fn notification(method: &str, params: &Value) -> Value {
-    json!({ "jsonrpc": "2.0", "method": method, "params": params })
 }

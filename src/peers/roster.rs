@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use refit_base::lock;
 use refit_bus::{Bus, Level, State};
-use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -18,8 +17,9 @@ use super::limits::{
     Bucket, FLUSH_MAX, HELLOS, NAME_BYTES_MAX, NAMELESS_MAX, PEERS_MAX, PEERS_PER_COMPONENT_MAX, PUBLICATIONS_MAX,
     REQUESTS, WARNINGS,
 };
-use super::peer::{Key, Peer, PeerView};
-use super::protocol::{PeerError, notification, shortened};
+use super::messages::{Notice, notification};
+use super::peer::{Key, Peer};
+use super::protocol::{PeerError, shortened};
 use super::shares::Shares;
 use super::{DOWN, UP};
 use crate::access::operators::Operators;
@@ -27,6 +27,8 @@ use crate::access::principal::Principal;
 use crate::carry::Registry;
 use crate::config::Config;
 use crate::requests::Requests;
+use crate::wire::event::PeerChanged;
+use crate::wire::{self, Event};
 
 /// What the peers need.
 pub struct Parts {
@@ -105,18 +107,18 @@ impl Peers {
     }
 
     /// Returns all peers.
-    pub fn all(&self) -> Vec<PeerView> {
+    pub fn all(&self) -> Vec<wire::Peer> {
         lock(&self.known).named.values().map(|peer| peer.view()).collect()
     }
 
     /// Returns the peers of a component.
-    pub fn of(&self, component: &str) -> Vec<PeerView> {
+    pub fn of(&self, component: &str) -> Vec<wire::Peer> {
         self.all().into_iter().filter(|peer| peer.component.as_deref() == Some(component)).collect()
     }
 
     /// Tells every peer a state of the site.
     pub fn send_state(&self, state: State) {
-        let message = notification("state", &json!({ "state": state }));
+        let message = notification(Notice::State { state: state.into() });
         for peer in lock(&self.known).named.values() {
             drop(peer.send(&message)); // one that does not read is cut off
         }
@@ -237,7 +239,7 @@ impl Peers {
         principal: &Principal,
         who: (Option<i32>, u32),
         socket: Option<OwnedFd>,
-        welcome: impl FnOnce(&Peer) -> Value,
+        welcome: impl FnOnce(&Peer),
     ) -> Result<Arc<Peer>, PeerError> {
         let _deciding = lock(&self.deciding);
         let mut known = lock(&self.known);
@@ -261,7 +263,7 @@ impl Peers {
         let resumes = principal.serves() && self.parts.registry.generation() > 1 && !self.parts.bus.ran();
         peer.resumes.store(resumes, Ordering::Relaxed);
         // Before anybody else can tell it anything: states that change from here on come after it.
-        drop(peer.send(&welcome(&peer)));
+        welcome(&peer);
         known.named.insert(key, Arc::clone(&peer));
         drop(known);
         self.changes.send_modify(|count| *count += 1);
@@ -284,21 +286,22 @@ impl Peers {
 
     /// Publishes that a peer has come.
     pub(super) fn publish_up(self: &Arc<Self>, peer: &Peer) {
-        let about = about(peer, None);
-        self.publish(UP, about, Level::Debug, format!("{} is on the bus", peer.name));
+        let event = Event::PeerUp(about(peer, None));
+        self.publish(UP, event, Level::Debug, format!("{} is on the bus", peer.name));
     }
 
     /// Removes a peer and publishes why it is gone.
     pub(super) fn remove(self: &Arc<Self>, peer: &Peer, reason: &str, level: Level) {
         lock(&self.known).named.remove(&peer.key());
         self.changes.send_modify(|count| *count += 1);
-        let about = about(peer, Some(reason));
-        self.publish(DOWN, about, level, format!("{} is off the bus: {reason}", peer.name));
+        let event = Event::PeerDown(about(peer, Some(reason)));
+        self.publish(DOWN, event, level, format!("{} is off the bus: {reason}", peer.name));
     }
 
-    fn publish(self: &Arc<Self>, channel: &'static str, about: Value, level: Level, text: String) {
+    fn publish(self: &Arc<Self>, channel: &'static str, event: Event, level: Level, text: String) {
         self.parts.bus.log(level, text);
-        self.parts.registry.events.publish(channel, about.clone());
+        let about = event.data().unwrap_or_default(); // there is nothing in it that JSON cannot say
+        self.parts.registry.events.publish(event);
         if self.stopping.is_cancelled() {
             return; // nobody is left to be told
         }
@@ -323,12 +326,12 @@ impl Peers {
 }
 
 /// Returns what is told of a peer that has come, or is gone for this reason.
-fn about(peer: &Peer, reason: Option<&str>) -> Value {
+fn about(peer: &Peer, reason: Option<&str>) -> PeerChanged {
     let component = peer.principal.component_name();
-    let generation = component.map(|_| peer.principal.generation());
-    let mut about = json!({ "component": component, "generation": generation, "peer": peer.name });
-    if let Some(reason) = reason {
-        about["reason"] = json!(reason);
+    PeerChanged {
+        component: component.map(str::to_owned),
+        generation: component.map(|_| peer.principal.generation()),
+        peer: peer.name.clone(),
+        reason: reason.map(str::to_owned),
     }
-    about
 }

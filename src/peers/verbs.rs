@@ -5,25 +5,26 @@ use std::time::Duration;
 
 use refit_base::lock;
 use refit_bus::{self as bus, Level, PRIORITY_DEFAULT, RequestKind, WaitError};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::limits::{
     CALL_LIMIT_MAX, LOG_CHARS_MAX, LOGS, PRIORITY_MAX, REQUESTS, SUBSCRIPTIONS_MAX, WAIT_MAX, WORK_MAX,
 };
 use super::line::NotSent;
-use super::peer::{Peer, Place};
-use super::protocol::{LogLine, PeerError, Publish, Subscribe, Verb, Wait, answer, notification, shortened};
+use super::messages::{Notice, Said, TakenTicket, answer, notification};
+use super::peer::Peer;
+use super::protocol::{LogLine, PeerError, Publish, Subscribe, Verb, Wait, shortened};
 use super::roster::Peers;
 use crate::access::permission::{forbids_listening, is_reserved};
 use crate::access::principal::Principal;
-use crate::requests::{self, RequestBody};
-use crate::tickets::TicketView;
+use crate::requests::{self, Accepted};
+use crate::wire::{Place, RequestBody, Ticket, TicketAnswer};
 
 /// What became of a message.
 pub(super) enum Done {
     /// This is the answer.
-    Now(Value),
+    Now(Said),
     /// The answer comes by itself, or has been sent.
     Later,
     /// The connection ends.
@@ -37,7 +38,7 @@ pub(super) struct Listening {
 }
 
 /// Answers a request; a notification gets no answer.
-pub(super) fn reply(peer: &Peer, id: Option<&Value>, result: Result<Value, &PeerError>) {
+pub(super) fn reply(peer: &Peer, id: Option<&Value>, result: Result<&Said, &PeerError>) {
     let Some(id) = id else { return };
     if let Err(NotSent::Long(_)) = peer.send(&answer(id, result)) {
         drop(peer.send(&answer(id, Err(&PeerError::LongAnswer)))); // one that does not read is cut off
@@ -49,19 +50,19 @@ pub(super) fn act(peers: &Arc<Peers>, peer: &Arc<Peer>, id: Option<&Value>, verb
     match verb {
         Verb::Hello(_) => Err(PeerError::HelloTwice),
         Verb::Bye => Ok(Done::Bye),
-        Verb::State => Ok(Done::Now(json!({
-            "state": peers.parts.bus.state(),
-            "generation": peers.parts.registry.generation(),
-        }))),
+        Verb::State => Ok(Done::Now(Said::Site {
+            state: peers.parts.bus.state().into(),
+            generation: peers.parts.registry.generation(),
+        })),
         Verb::Subscribe(wanted) => {
             let there = peer.view().channels;
             if there.len() >= SUBSCRIPTIONS_MAX && !there.contains_key(&wanted.channel) {
                 return Err(PeerError::TooMany { what: "subscriptions", max: SUBSCRIPTIONS_MAX });
             }
             peers.listen(peer, check(peers, &peer.principal, &wanted)?);
-            Ok(Done::Now(Value::Null))
+            Ok(Done::Now(Said::Done))
         }
-        Verb::Unsubscribe(unwanted) => Ok(Done::Now(json!(peers.unlisten(peer, &unwanted.channel)))),
+        Verb::Unsubscribe(unwanted) => Ok(Done::Now(Said::Whether(peers.unlisten(peer, &unwanted.channel)))),
         Verb::Request(body) => request(peers, peer, id, body),
         Verb::Publish(publish) => publish_for(peers, peer, id, publish).map(|()| Done::Later),
         Verb::Wait(wait) => wait_for(peers, peer, id, wait).map(|()| Done::Later),
@@ -69,14 +70,14 @@ pub(super) fn act(peers: &Arc<Peers>, peer: &Arc<Peer>, id: Option<&Value>, verb
             let found = peers.parts.registry.tickets.get(&ticket.id);
             let found = found.ok_or_else(|| PeerError::UnknownTicket { id: shortened(&ticket.id) })?;
             check_ticket(peer, &found)?;
-            Ok(Done::Now(json!({ "ticket": found })))
+            Ok(Done::Now(Said::Ticket(TicketAnswer { ticket: found })))
         }
-        Verb::Log(line) => log(peers, peer, &line).map(|()| Done::Now(Value::Null)),
+        Verb::Log(line) => log(peers, peer, &line).map(|()| Done::Now(Said::Done)),
     }
 }
 
 /// Finds out whether a peer may see a ticket.
-fn check_ticket(peer: &Peer, ticket: &TicketView) -> Result<(), PeerError> {
+fn check_ticket(peer: &Peer, ticket: &Ticket) -> Result<(), PeerError> {
     if peer.principal.sees_ticket_of(&ticket.origin) {
         return Ok(());
     }
@@ -126,19 +127,19 @@ fn request(peers: &Arc<Peers>, peer: &Arc<Peer>, id: Option<&Value>, body: Reque
     let origin = peer.principal.origin();
     if let Some(reason) = RequestKind::from_name(&body.request).and_then(|ask| peer.principal.forbids(ask)) {
         let ticket = requests::refuse(registry, bus, &body.request, &origin, &reason);
-        return Ok(Done::Now(json!({ "ticket": ticket })));
+        return Ok(Done::Now(Said::Ticket(TicketAnswer { ticket })));
     }
     let permit = work(peer)?;
     let accepted = peers.parts.requests.submit(body, &origin)?;
-    let mut answer = json!({ "ticket": accepted.ticket });
-    answer["ticket"]["number"] = json!(accepted.number);
-    answer["ticket"]["merged_with"] = json!(accepted.merged_with);
-    reply(peer, id, Ok(answer));
-    if !accepted.ticket.is_final() {
-        let (told, own, id) = (Arc::clone(peer), Arc::clone(peers), accepted.ticket.id.clone());
+    let (is_final, name) = (accepted.ticket.is_final(), accepted.ticket.id.clone());
+    let Accepted { ticket, number, merged_with } = accepted;
+    reply(peer, id, Ok(&Said::Taken { ticket: TakenTicket { ticket, number, merged_with } }));
+    if !is_final {
+        let (told, own) = (Arc::clone(peer), Arc::clone(peers));
         peers.spawn(async move {
-            if let Some(ticket) = outcome(&own, &told, &id).await {
-                drop(told.send(&notification("ticket", &json!({ "ticket": ticket })))); // it may be gone
+            if let Some(ticket) = outcome(&own, &told, &name).await {
+                let told_so = Notice::Ticket(Box::new(TicketAnswer { ticket }));
+                drop(told.send(&notification(told_so))); // it may be gone
             }
             drop(permit);
         });
@@ -154,7 +155,7 @@ fn work(peer: &Peer) -> Result<OwnedSemaphorePermit, PeerError> {
 }
 
 /// Waits until a ticket has an outcome; `None` if the peer is gone before, or the ticket.
-async fn outcome(peers: &Peers, peer: &Peer, id: &str) -> Option<TicketView> {
+async fn outcome(peers: &Peers, peer: &Peer, id: &str) -> Option<Ticket> {
     let tickets = &peers.parts.registry.tickets;
     let mut changes = tickets.watch();
     loop {
@@ -187,7 +188,7 @@ fn publish_for(peers: &Arc<Peers>, peer: &Arc<Peer>, id: Option<&Value>, publish
         let report = bus.publish_at(&channel, argument, depth).await;
         match report.refused {
             Some(reason) => reply(&peer, id.as_ref(), Err(&PeerError::NotPublished { reason })),
-            None => reply(&peer, id.as_ref(), Ok(json!(report))),
+            None => reply(&peer, id.as_ref(), Ok(&Said::Report((&report).into()))),
         }
         drop((own, all));
     });
@@ -221,14 +222,14 @@ fn wait_for(peers: &Arc<Peers>, peer: &Arc<Peer>, id: Option<&Value>, wait: Wait
         let bus = &own.parts.bus;
         let result = match &ticket {
             Some(ticket) => match tokio::time::timeout(limit, outcome(&own, &peer, ticket)).await {
-                Ok(Some(ticket)) => Ok(json!({ "ticket": ticket })),
+                Ok(Some(ticket)) => Ok(Said::Ticket(TicketAnswer { ticket })),
                 Ok(None) => Err(PeerError::UnknownTicket { id: shortened(ticket) }),
                 Err(_) => Err(PeerError::Timeout { state: bus.state() }),
             },
             // Cancel-safe: nobody is left to be told.
             None => tokio::select! {
                 waited = bus.wait_within(&states, limit) => match waited {
-                    Ok(state) => Ok(json!({ "state": state })),
+                    Ok(state) => Ok(Said::State { state: state.into() }),
                     Err(WaitError::Timeout(state)) => Err(PeerError::Timeout { state }),
                     Err(WaitError::Ended | WaitError::Ending) => Err(PeerError::Ended),
                     Err(WaitError::Inside) => Err(PeerError::Inside),
@@ -236,7 +237,7 @@ fn wait_for(peers: &Arc<Peers>, peer: &Arc<Peer>, id: Option<&Value>, wait: Wait
                 () = peer.ending.cancelled() => Err(PeerError::Ended),
             },
         };
-        reply(&peer, id.as_ref(), result.as_ref().cloned());
+        reply(&peer, id.as_ref(), result.as_ref());
         drop(permit);
     });
     Ok(())

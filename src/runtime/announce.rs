@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use refit_base::Chain;
 use refit_bus::{self as bus, Bus, Failure, RequestKind};
-use serde_json::json;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::carry::Registry;
 use crate::component::{self, Process};
 use crate::home::Home;
 use crate::update::Manager;
+use crate::wire::Event;
+use crate::wire::event::ComponentChanged;
 
 /// Publishes what changes of a component.
 pub(super) async fn publish_changes(component: Arc<Process>, registry: Arc<Registry>, bus: Bus) {
@@ -32,11 +33,14 @@ pub(super) async fn publish_changes(component: Arc<Process>, registry: Arc<Regis
                 bus.fault(&view.name, "run", failure);
             }
             last = seen;
-            let data = json!({
-                "name": view.name, "state": view.state, "pid": view.pid, "health": view.health.name(),
-                "reason": view.reason, "status": view.status,
-            });
-            registry.events.publish("component", data);
+            registry.events.publish(Event::Component(ComponentChanged {
+                name: view.name,
+                state: view.state.name().into(),
+                pid: view.pid,
+                health: view.health.name().into(),
+                reason: view.reason,
+                status: view.status,
+            }));
         }
         if views.changed().await.is_err() {
             return;
@@ -90,7 +94,7 @@ pub(super) async fn announce_running(
         };
         // After a crash, what was asked of the image before is lost, but for this.
         let came_true = if by_exec { RequestKind::Restart } else { RequestKind::Start };
-        registry.tickets.settle_carried(came_true.name(), without.as_deref());
+        registry.tickets.settle_carried(&came_true.into(), without.as_deref());
         registry.save();
     }
 }

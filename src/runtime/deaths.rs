@@ -5,7 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
 use refit_bus::Fault;
-use refit_updater::attempt::Outcome;
+use refit_updater::attempt::{Outcome, Step};
 use refit_updater::history::{self, Entry, EntryKind};
 
 use crate::handover::channel::{DEATHS, Deaths};
@@ -44,7 +44,7 @@ pub(super) fn record(deaths: &Deaths, home: &Path) {
         from: deaths.release.clone(),
         to: deaths.release.clone(),
         outcome: Outcome::Failed,
-        step: "running".to_owned(),
+        step: Step::Running,
         reason: Some(deaths.describe()),
         component: None,
         output: deaths.output.clone(),

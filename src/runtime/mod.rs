@@ -28,7 +28,7 @@ use std::time::Duration;
 
 use refit_base::{Cause, Chain, Exit, Reported};
 use refit_updater::Store;
-use refit_updater::attempt::Ending;
+use refit_updater::attempt::{Ending, Step};
 use refit_updater::config::Live;
 use refit_updater::decided;
 use refit_updater::journal::{self, State};
@@ -154,7 +154,7 @@ fn abandon(home: &Home, reason: String, cause: Cause) -> Result<(), journal::Jou
     if !matches!(journal.state, State::Trial { .. }) {
         return Ok(());
     }
-    match journal.failed(&Ending::now("exec", reason).with_cause(cause)) {
+    match journal.failed(&Ending::now(Step::Exec, reason).with_cause(cause)) {
         Ok(failed) => journal::store(home.path(), &failed),
         Err(_) => Ok(()), // looked at above
     }

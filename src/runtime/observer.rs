@@ -3,15 +3,18 @@
 use std::sync::Arc;
 
 use refit_bus::{
-    self as bus, AfterFailure, Bus, BusEvent, Decision, Fault, Level, LogEntry, Observer, RequestKind, Subscription,
+    self as bus, AfterFailure, Asked, Bus, BusEvent, Decision, Fault, Level, LogEntry, Observer, RequestKind,
+    Subscription,
 };
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::carry::{Registry, SiteWish};
 use crate::events::Events;
 use crate::peers::Peers;
 use crate::update::Manager;
+use crate::wire::Event;
+use crate::wire::event::{ReloadAnswer, Reloaded, RequestOutcome, Requested, SiteChanged};
 
 /// What the bus asks and tells: the update manager decides about failed starts, the events hear everything.
 pub(super) struct SiteObserver {
@@ -25,37 +28,42 @@ impl Observer for SiteObserver {
     fn observe(&self, event: &BusEvent) {
         match event {
             BusEvent::State(state) => {
-                self.events.publish("bus.state", json!({ "state": state }));
+                self.events.publish(Event::BusState(SiteChanged { state: (*state).into() }));
                 self.peers.send_state(*state);
                 if *state == bus::State::Exiting {
                     self.manager.about_to_exec();
                 }
             }
             BusEvent::Fault(fault) => {
-                self.events.publish("fault", json!(fault));
+                self.events.publish(Event::Fault(fault.into()));
             }
             BusEvent::Request { number, kind, origin, decision } => {
                 let (outcome, reason) = match decision {
-                    Decision::Accept => ("accepted", None),
-                    Decision::Merge => ("merged", None),
-                    Decision::Already => ("already", None),
-                    Decision::Refuse(refusal) => ("refused", Some(refusal.to_string())),
+                    Decision::Accept => (RequestOutcome::Accepted, None),
+                    Decision::Merge => (RequestOutcome::Merged, None),
+                    Decision::Already => (RequestOutcome::Already, None),
+                    Decision::Refuse(refusal) => (RequestOutcome::Refused, Some(refusal.to_string())),
                 };
-                let data = json!({
-                    "number": number, "request": kind.name(), "origin": origin.0, "outcome": outcome, "reason": reason,
-                });
-                self.events.publish("bus.request", data);
+                self.events.publish(Event::BusRequest(Requested {
+                    number: Some(*number),
+                    request: (*kind).into(),
+                    origin: origin.0.clone(),
+                    outcome,
+                    reason,
+                }));
                 // Before the bus goes there: a runtime that is killed on the way leaves it to the next one.
                 if let Some(site) = wish(*kind).filter(|_| !matches!(decision, Decision::Refuse(_))) {
                     self.registry.set_site(site);
                 }
             }
-            BusEvent::Publication(report) => self.events.publish("bus.publication", json!(report)),
+            BusEvent::Publication(report) => self.events.publish(Event::BusPublication(report.into())),
             BusEvent::Reloaded { generation, reason, asked } => {
-                let asked: Vec<Value> =
-                    asked.iter().map(|one| json!({ "name": one.listener, "answer": one.answer })).collect();
-                let data = json!({ "generation": generation, "reason": reason, "asked": asked });
-                self.events.publish("bus.reload", data);
+                let answer = |one: &Asked| ReloadAnswer { name: one.listener.clone(), answer: one.answer.into() };
+                self.events.publish(Event::BusReload(Reloaded {
+                    generation: *generation,
+                    reason: reason.clone(),
+                    asked: asked.iter().map(answer).collect(),
+                }));
             }
         }
     }

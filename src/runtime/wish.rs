@@ -7,6 +7,7 @@ use refit_bus::{self as bus, Bus, Origin, Request};
 
 use crate::carry::{Registry, SiteWish};
 use crate::component::Process;
+use crate::wire;
 
 /// Asks for what this image begins with.
 pub(super) fn ask(bus: &Bus, site: SiteWish) {
@@ -30,7 +31,7 @@ pub(super) fn ask(bus: &Bus, site: SiteWish) {
 pub(super) async fn go_on_stopping(bus: Bus, components: Vec<Arc<Process>>, registry: Arc<Registry>) {
     if bus.watch().wait_for(|state| *state == bus::State::Idle).await.is_ok() {
         stop_adopted(&components).await;
-        registry.tickets.settle_carried(Request::Stop.name(), None);
+        registry.tickets.settle_carried(&wire::RequestName::Stop, None);
         registry.save();
     }
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use refit_base::{Cause, Chain, Exit, lock};
-use refit_updater::attempt::{Attempt, Ending, Outcome};
+use refit_updater::attempt::{Attempt, Ending, Outcome, Step};
 use refit_updater::history::Entry;
 use refit_updater::journal::{Journal, State};
 use semver::Version;
@@ -18,7 +18,7 @@ use super::error::UpdateError;
 use super::journal::JournalKeeper;
 use super::parts::Parts;
 use super::steps::Steps;
-use crate::tickets::TicketView;
+use crate::wire::{Ticket, TicketState};
 
 /// The pause before what is owed is tried again; doubled each time.
 const PAY_AGAIN_MIN: Duration = Duration::from_millis(250);
@@ -73,7 +73,7 @@ impl Endings {
     }
 
     /// Returns the ticket of an attempt that is no longer known by one: from the journal, or the history. Blocks.
-    pub(super) fn ticket_of(&self, id: &str) -> Option<TicketView> {
+    pub(super) fn ticket_of(&self, id: &str) -> Option<Ticket> {
         let attempt = self.journal.current().attempt.filter(|attempt| attempt.id == id);
         if let Some(attempt) = attempt {
             return Some(open_ticket(&attempt));
@@ -89,7 +89,7 @@ impl Endings {
             // A restart in place came before it could be tried.
             let reason = "the runtime was replaced before the release could be tried".to_owned();
             let ending =
-                Ending { exit: Some(Exit::TryLater), ..Ending::now("staged", reason).with_cause(Cause::Machine) };
+                Ending { exit: Some(Exit::TryLater), ..Ending::now(Step::Staged, reason).with_cause(Cause::Machine) };
             self.give_up(attempt.clone(), ending).await;
         }
     }
@@ -112,7 +112,7 @@ impl Endings {
             let endings = Arc::clone(self);
             let id = open.clone();
             let found = tokio::task::spawn_blocking(move || endings.ticket_of(&id)).await.ok().flatten();
-            match found.filter(TicketView::is_final) {
+            match found.filter(Ticket::is_final) {
                 Some(ticket) => tickets.put(ticket),
                 None => tickets.fail(&open, LOST.to_owned(), Exit::TryLater),
             }
@@ -181,12 +181,12 @@ fn given_up(journal: Journal, attempt: &Attempt, ending: &Ending) -> Result<Jour
 }
 
 /// Returns the ticket of an attempt under way.
-fn open_ticket(attempt: &Attempt) -> TicketView {
-    TicketView {
+fn open_ticket(attempt: &Attempt) -> Ticket {
+    Ticket {
         id: attempt.id.clone(),
-        request: attempt.kind.name().to_owned(),
+        request: attempt.kind.name().into(),
         origin: attempt.who.clone(),
-        state: "accepted".to_owned(),
+        state: TicketState::Accepted,
         reason: None,
         exit: None,
         asked: Vec::new(),
@@ -194,18 +194,18 @@ fn open_ticket(attempt: &Attempt) -> TicketView {
 }
 
 /// Returns the ticket of an attempt that ended.
-fn ticket(entry: &Entry) -> TicketView {
+fn ticket(entry: &Entry) -> Ticket {
     let reason = || entry.reason.clone().unwrap_or_else(|| "no reason is known".to_owned());
     let (state, reason, exit) = match entry.outcome {
-        Outcome::Done => ("done", None, Exit::Done),
-        Outcome::RolledBack => ("failed", Some(rolled_back(&entry.from, &reason())), Exit::Failed),
-        Outcome::Failed => ("failed", Some(reason()), Exit::Failed),
+        Outcome::Done => (TicketState::Done, None, Exit::Done),
+        Outcome::RolledBack => (TicketState::Failed, Some(rolled_back(&entry.from, &reason())), Exit::Failed),
+        Outcome::Failed => (TicketState::Failed, Some(reason()), Exit::Failed),
     };
-    TicketView {
+    Ticket {
         id: entry.id.clone(),
-        request: entry.kind.name().to_owned(),
+        request: entry.kind.name().into(),
         origin: entry.who.clone(),
-        state: state.to_owned(),
+        state,
         reason,
         exit: Some(entry.exit.unwrap_or(exit.code())),
         asked: Vec::new(),

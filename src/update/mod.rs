@@ -48,13 +48,11 @@ use self::shared::Shared;
 use self::steps::Steps;
 use self::transaction::Transaction;
 use self::trial::Trial;
-use crate::tickets::TicketView;
+use crate::wire;
 
 pub use error::UpdateError;
 pub use parts::{Parts, Times};
-pub use receiving::{PackageView, Receiving, Reception, Staged};
-pub use repository::{OfferView, RepositoryView};
-pub use steps::UpdateView;
+pub use receiving::Receiving;
 pub use transaction::Target;
 
 /// The update manager: it coordinates what the parts own, and hosts their tasks.
@@ -121,7 +119,7 @@ impl Manager {
     }
 
     /// Returns what an update under way is doing.
-    pub fn view(&self) -> Option<UpdateView> {
+    pub fn view(&self) -> Option<wire::Update> {
         self.steps.view()
     }
 
@@ -170,7 +168,7 @@ impl Manager {
     }
 
     /// Returns the ticket `id` of an update or a rollback, as the journal or the history has it, when no other is known. Blocks.
-    pub fn ticket_of(&self, id: &str) -> Option<TicketView> {
+    pub fn ticket_of(&self, id: &str) -> Option<wire::Ticket> {
         self.endings.ticket_of(id)
     }
 
@@ -178,7 +176,7 @@ impl Manager {
     ///
     /// # Errors
     /// It cannot begin: nothing was changed.
-    pub fn begin(&self, target: Target, kind: Kind, who: &str) -> Result<TicketView, UpdateError> {
+    pub fn begin(&self, target: Target, kind: Kind, who: &str) -> Result<wire::Ticket, UpdateError> {
         self.check_running()?;
         let (ticket, begun) = self.transaction.begin(target, kind, who, None)?;
         self.spawn(Arc::clone(&self.transaction).run(begun));
@@ -207,7 +205,7 @@ impl Manager {
     pub async fn fetch_and_begin(
         &self,
         version: Option<Version>,
-        ticket: TicketView,
+        ticket: wire::Ticket,
         who: &str,
     ) -> Result<bool, UpdateError> {
         let version = match version {

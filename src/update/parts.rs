@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use refit_bus::Bus;
-use refit_updater::attempt::Attempt;
+use refit_updater::attempt::{Attempt, Step};
 use refit_updater::journal::Journal;
 use refit_updater::trust::Trust;
 use refit_updater::{Digest, Store};
@@ -62,14 +62,14 @@ pub struct Times {
 impl Times {
     /// Adds to `attempt` how long stopping, exec and starting took, now that the site runs.
     pub(super) fn record(self, attempt: &mut Attempt, now_ns: u64) {
-        let mut add = |step: &str, from: Option<u64>, to: Option<u64>| {
+        let mut add = |step: Step, from: Option<u64>, to: Option<u64>| {
             if let (Some(from), Some(to)) = (from, to) {
-                attempt.durations.insert(step.to_owned(), to.saturating_sub(from) / 1_000_000);
+                attempt.durations.insert(step.name().to_owned(), to.saturating_sub(from) / 1_000_000);
             }
         };
-        add("stopping", self.trial_ns, self.exec_ns);
-        add("exec", self.exec_ns, Some(self.begun_ns));
-        add("starting", Some(self.begun_ns), Some(now_ns));
+        add(Step::Stopping, self.trial_ns, self.exec_ns);
+        add(Step::Exec, self.exec_ns, Some(self.begun_ns));
+        add(Step::Starting, Some(self.begun_ns), Some(now_ns));
     }
 }
 

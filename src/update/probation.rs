@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use refit_base::lock;
 use refit_bus as bus;
-use refit_updater::attempt::{Attempt, Ending};
+use refit_updater::attempt::{Attempt, Ending, Step};
 use tokio::sync::watch;
 
 use super::parts::Parts;
@@ -150,7 +150,8 @@ impl Probation {
                 Health::None | Health::Unknown | Health::Doubtful(_) | Health::Healthy => return None,
             },
         };
-        let mut ending = Ending::now("probation", format!("component {} {reason}", view.name)).with_cause(view.cause);
+        let mut ending =
+            Ending::now(Step::Probation, format!("component {} {reason}", view.name)).with_cause(view.cause);
         ending.component = Some(view.name.clone());
         ending.output = if view.output.is_empty() {
             let logs = &self.parts.context.registry.logs;
@@ -175,7 +176,8 @@ impl Probation {
                 continue; // declared, but nobody's yet
             }
             if let Some(why) = self.try_listener(attempt, &name).await? {
-                let mut ending = Ending::now("probation", format!("the listener {name} at {address} is dead: {why}"));
+                let mut ending =
+                    Ending::now(Step::Probation, format!("the listener {name} at {address} is dead: {why}"));
                 ending.component = owner.map(|component| component.name.clone());
                 return Err(ending);
             }
@@ -215,7 +217,7 @@ impl Probation {
             };
             if shown.as_ref() != Some(&error) {
                 let text = format!("healthy; cannot try the listener {name}: {error}; trying again");
-                self.steps.show_waiting(attempt, "probation", &text);
+                self.steps.show_waiting(attempt, Step::Probation, &text);
                 shown = Some(error);
             }
             self.stay_healthy(TRY_AGAIN).await?;
@@ -234,7 +236,7 @@ fn took_too_long(waiting: &[&View]) -> Ending {
     if let Some((name, reason)) = reason {
         text.push_str(&format!("; component {name} is unhealthy: {reason}"));
     }
-    let mut ending = Ending::now("probation", text);
+    let mut ending = Ending::now(Step::Probation, text);
     ending.component = names.first().map(|name| (*name).to_owned());
     ending
 }

@@ -11,8 +11,6 @@ use refit_updater::manifest::Changes;
 use refit_updater::receive::{MakeRoom, Policy, ReceiveError, ReceiveProgress, Receiver};
 use refit_updater::release::Received;
 use semver::Version;
-use serde::Serialize;
-use serde_json::json;
 use tokio::io::AsyncRead;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::io::SyncIoBridge;
@@ -22,71 +20,15 @@ use super::house::House;
 use super::journal::JournalKeeper;
 use super::parts::{Parts, blocking};
 use super::reception_thread::ReceptionThread;
+use crate::wire::event::PackageProgress;
+use crate::wire::{Event, Package, Reception, ReceptionStep, Staged};
 
 /// How often the progress of a package is published.
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 
-/// A package that was received.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct PackageView {
-    /// The digest of its manifest: what an update is asked for by.
-    pub digest: Digest,
-    /// The appliance it is for.
-    pub appliance: String,
-    /// The release in it.
-    pub version: Version,
-    /// The release that runs.
-    pub from: Version,
-    /// Bytes of its compressed contents.
-    pub packed_bytes: u64,
-    /// Bytes of the release on disk.
-    pub installed_bytes: u64,
-    /// Bytes that were written for it.
-    pub written_bytes: u64,
-    /// Bytes that it shares with kept releases.
-    pub linked_bytes: u64,
-    /// What it changes of the running release; `None` if that is damaged.
-    pub changes: Option<Changes>,
-    /// Whether its signatures are past their date.
-    pub expired: bool,
-    /// The date of a signed release that the clock is before, if it is, RFC 3339.
-    pub clock_behind: Option<String>,
-    /// Why this release failed here before.
-    pub failed_before: Option<String>,
-}
-
-/// A reception that is under way.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Reception {
-    /// When it began, RFC 3339.
-    pub since: String,
-    /// Where it is: `metadata`, `unpacking`, `syncing`.
-    pub step: &'static str,
-    /// The release that arrives; `None` until its signatures were verified.
-    pub version: Option<Version>,
-    /// The digest of its manifest.
-    pub digest: Option<Digest>,
-    /// Compressed bytes that have arrived and are verified.
-    pub received_bytes: u64,
-    /// How many there will be, where that is known.
-    pub total_bytes: Option<u64>,
-}
-
-/// A package that was received and waits in staging, until it is installed, discarded, or this process image ends.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Staged {
-    /// The digest of its manifest: what an update is asked for by.
-    pub digest: Digest,
-    /// The release in it.
-    pub version: Version,
-    /// When it had been received, RFC 3339.
-    pub received_at: String,
-    /// Bytes of its compressed contents.
-    pub packed_bytes: u64,
-    /// Bytes of the release on disk.
-    pub installed_bytes: u64,
-    /// Where it lies.
-    #[serde(skip)]
+/// A package that waits in staging, and where it lies.
+struct Waiting {
+    package: Staged,
     dir: PathBuf,
 }
 
@@ -108,8 +50,14 @@ struct Shown(Arc<Receiving>);
 impl Shown {
     fn new(receiving: &Arc<Receiving>, total_bytes: Option<u64>) -> Self {
         let since = clock::stamp();
-        let reception =
-            Reception { since, step: "metadata", version: None, digest: None, received_bytes: 0, total_bytes };
+        let reception = Reception {
+            since,
+            step: ReceptionStep::Metadata,
+            version: None,
+            digest: None,
+            received_bytes: 0,
+            total_bytes,
+        };
         *lock(&receiving.reception) = Some(reception);
         Self(Arc::clone(receiving))
     }
@@ -121,21 +69,20 @@ impl Drop for Shown {
     }
 }
 
-impl Reception {
-    fn note(&mut self, progress: &ReceiveProgress) {
-        match progress {
-            ReceiveProgress::Verified { digest, version, bytes_total, .. } => {
-                self.step = "unpacking";
-                self.version = Some(version.clone());
-                self.digest = Some(*digest);
-                self.total_bytes = Some(*bytes_total);
-            }
-            ReceiveProgress::Unpacking { bytes, bytes_total } => {
-                self.received_bytes = *bytes;
-                self.total_bytes = Some(*bytes_total);
-            }
-            ReceiveProgress::Syncing => self.step = "syncing",
+/// Brings `reception` in line with `progress`.
+fn note(reception: &mut Reception, progress: &ReceiveProgress) {
+    match progress {
+        ReceiveProgress::Verified { digest, version, bytes_total, .. } => {
+            reception.step = ReceptionStep::Unpacking;
+            reception.version = Some(version.clone());
+            reception.digest = Some(*digest);
+            reception.total_bytes = Some(*bytes_total);
         }
+        ReceiveProgress::Unpacking { bytes, bytes_total } => {
+            reception.received_bytes = *bytes;
+            reception.total_bytes = Some(*bytes_total);
+        }
+        ReceiveProgress::Syncing => reception.step = ReceptionStep::Syncing,
     }
 }
 
@@ -149,7 +96,7 @@ pub struct Receiving {
     permit: Arc<Semaphore>,
     reception: Mutex<Option<Reception>>,
     /// What was received since this image emptied staging; some of it may have gone from there.
-    staged: Mutex<Vec<Staged>>,
+    staged: Mutex<Vec<Waiting>>,
     /// Whether [`Receiving::tidy`] has been.
     is_tidy: watch::Sender<bool>,
 }
@@ -248,7 +195,7 @@ impl Receiving {
         body: impl AsyncRead + Unpin + Send + 'static,
         total_bytes: Option<u64>,
         allow_downgrade: bool,
-    ) -> Result<PackageView, UpdateError> {
+    ) -> Result<Package, UpdateError> {
         let body = SyncIoBridge::new(body);
         let receive = |receiver: Receiver<'_>, progress: &mut Progress<'_>| receiver.receive(body, progress);
         self.receive_by(receive, total_bytes, allow_downgrade).await
@@ -260,7 +207,7 @@ impl Receiving {
         receive: impl FnOnce(Receiver<'_>, &mut Progress<'_>) -> Result<Received, ReceiveError> + Send + 'static,
         total_bytes: Option<u64>,
         allow_downgrade: bool,
-    ) -> Result<PackageView, UpdateError> {
+    ) -> Result<Package, UpdateError> {
         let permit = self.begin().await?;
         let shown = Shown::new(self, total_bytes);
         let current = self.journal.current().state.wanted().clone();
@@ -294,32 +241,43 @@ impl Receiving {
     fn publish_progress(&self, progress: &ReceiveProgress, total: Option<u64>, last: &mut Option<Instant>) {
         let events = &self.parts.context.registry.events;
         if let Some(reception) = &mut *lock(&self.reception) {
-            reception.note(progress);
+            note(reception, progress);
         }
-        match progress {
-            ReceiveProgress::Verified { digest, version, bytes_total, installed_bytes } => {
-                let data = json!({
-                    "step": "verified", "digest": digest, "version": version, "total_bytes": total.unwrap_or(*bytes_total),
-                    "received_bytes": 0, "installed_bytes": installed_bytes,
-                });
-                events.publish("package.progress", data);
-            }
+        let at = |step| PackageProgress {
+            step,
+            digest: None,
+            version: None,
+            total_bytes: None,
+            received_bytes: None,
+            installed_bytes: None,
+        };
+        let data = match progress {
+            ReceiveProgress::Verified { digest, version, bytes_total, installed_bytes } => PackageProgress {
+                digest: Some(*digest),
+                version: Some(version.clone()),
+                total_bytes: Some(total.unwrap_or(*bytes_total)),
+                received_bytes: Some(0),
+                installed_bytes: Some(*installed_bytes),
+                ..at(ReceptionStep::Verified)
+            },
             ReceiveProgress::Unpacking { bytes, bytes_total } => {
                 if last.is_some_and(|at| at.elapsed() < PROGRESS_EVERY) && bytes < bytes_total {
                     return;
                 }
                 *last = Some(Instant::now());
-                let data = json!({
-                    "step": "unpacking", "received_bytes": bytes, "total_bytes": bytes_total,
-                });
-                events.publish("package.progress", data);
+                PackageProgress {
+                    received_bytes: Some(*bytes),
+                    total_bytes: Some(*bytes_total),
+                    ..at(ReceptionStep::Unpacking)
+                }
             }
-            ReceiveProgress::Syncing => events.publish("package.progress", json!({ "step": "syncing" })),
-        }
+            ReceiveProgress::Syncing => at(ReceptionStep::Syncing),
+        };
+        events.publish(Event::PackageProgress(data));
     }
 
     /// Returns what is to be known about a received package. Blocks.
-    fn describe(&self, received: Received, from: Version) -> PackageView {
+    fn describe(&self, received: Received, from: Version) -> Package {
         let journal = self.journal.current();
         // A release that is damaged is no reason to refuse the next one: that is the way out.
         let running = self.parts.store.release(&from).inspect_err(|error| {
@@ -327,7 +285,7 @@ impl Receiving {
         });
         let version = received.manifest.version().clone();
         self.note_staged(&received);
-        PackageView {
+        Package {
             digest: received.digest,
             appliance: received.manifest.appliance().to_owned(),
             from,
@@ -335,7 +293,7 @@ impl Receiving {
             installed_bytes: received.manifest.installed_bytes(),
             written_bytes: received.written_bytes,
             linked_bytes: received.linked_bytes,
-            changes: running.ok().map(|running| Changes::between(&running.manifest, &received.manifest)),
+            changes: running.ok().map(|running| Changes::between(&running.manifest, &received.manifest).into()),
             expired: received.expired.is_some(),
             clock_behind: received.clock_behind.map(clock::rfc3339),
             failed_before: journal.failed.get(&version).map(|failed| failed.reason.clone()),
@@ -345,22 +303,22 @@ impl Receiving {
 
     fn note_staged(&self, received: &Received) {
         let mut staged = lock(&self.staged);
-        staged.retain(|other| other.digest != received.digest);
-        staged.push(Staged {
+        staged.retain(|other| other.package.digest != received.digest);
+        let package = Staged {
             digest: received.digest,
             version: received.manifest.version().clone(),
             received_at: clock::stamp(),
             packed_bytes: received.manifest.payload_bytes(),
             installed_bytes: received.manifest.installed_bytes(),
-            dir: received.dir.clone(),
-        });
+        };
+        staged.push(Waiting { package, dir: received.dir.clone() });
     }
 
     /// Returns what was received and waits, in the order in which it came.
     pub fn staged(&self) -> Vec<Staged> {
         let mut staged = lock(&self.staged);
-        staged.retain(|package| package.dir.is_dir());
-        staged.clone()
+        staged.retain(|waiting| waiting.dir.is_dir());
+        staged.iter().map(|waiting| waiting.package.clone()).collect()
     }
 
     /// Drops a package that was received and not installed. Blocks.

@@ -12,35 +12,12 @@ use refit_updater::repository::{Answer, Directory, Listed, Server, check};
 use refit_updater::trust::TrustError;
 use reqwest::StatusCode;
 use semver::Version;
-use serde::Serialize;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::error::UpdateError;
-use super::receiving::{PackageView, Progress, Receiving};
+use super::receiving::{Progress, Receiving};
 use crate::http::fetch::{Fetched, Fetcher, shown_address};
-
-/// What a repository offers to this appliance.
-#[derive(Debug, Clone, Serialize)]
-pub struct RepositoryView {
-    /// Where it is.
-    pub repository: String,
-    /// The release that runs.
-    pub current: Version,
-    /// The newest release that is newer than that and did not fail here, if there is one.
-    pub newer: Option<Version>,
-    /// Every release for this appliance and machine, oldest first.
-    pub releases: Vec<OfferView>,
-}
-
-/// A release of the repository.
-#[derive(Debug, Clone, Serialize)]
-pub struct OfferView {
-    /// What the repository says of it, with its digest.
-    #[serde(flatten)]
-    pub listed: Listed,
-    /// Why it failed here before.
-    pub failed_before: Option<String>,
-}
+use crate::wire::{Offer, Package, Repository};
 
 /// A repository, wherever it is.
 enum Place {
@@ -120,7 +97,7 @@ impl Receiving {
     ///
     /// # Errors
     /// None is configured, it cannot be read or is not to be trusted.
-    pub async fn check_repository(self: &Arc<Self>) -> Result<RepositoryView, UpdateError> {
+    pub async fn check_repository(self: &Arc<Self>) -> Result<Repository, UpdateError> {
         let (mut place, _cancels) = self.place()?;
         let permit = self.begin().await?;
         let receiving = Arc::clone(self);
@@ -135,10 +112,10 @@ impl Receiving {
             let newer = newer.rfind(|version| is_newer(version) && !journal.failed.contains_key(version)).cloned();
             let view = |listed: Listed| {
                 let failed_before = journal.failed.get(&listed.offer.version).map(|failed| failed.reason.clone());
-                OfferView { listed, failed_before }
+                Offer::new(listed, failed_before)
             };
             let repository = receiving.repository().unwrap_or_default();
-            Ok::<_, UpdateError>(RepositoryView {
+            Ok::<_, UpdateError>(Repository {
                 repository,
                 newer,
                 releases: releases.into_iter().map(view).collect(),
@@ -153,7 +130,7 @@ impl Receiving {
     ///
     /// # Errors
     /// As there; or no repository is configured, or it has no such release.
-    pub async fn fetch(self: &Arc<Self>, version: Version, allow_downgrade: bool) -> Result<PackageView, UpdateError> {
+    pub async fn fetch(self: &Arc<Self>, version: Version, allow_downgrade: bool) -> Result<Package, UpdateError> {
         let (mut place, _cancels) = self.place()?;
         let fetch =
             move |receiver: Receiver<'_>, progress: &mut Progress<'_>| receiver.fetch(&mut place, &version, progress);

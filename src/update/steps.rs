@@ -4,50 +4,26 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use refit_base::{clock, lock};
-use refit_updater::attempt::{Attempt, Ending, Kind, Outcome};
+use refit_updater::attempt::{Attempt, Ending, Outcome, Step};
 use refit_updater::history::Entry;
-use semver::Version;
-use serde::Serialize;
-use serde_json::json;
 
 use super::error::UpdateError;
 use crate::carry::Registry;
-
-/// What an update is doing, for status and page.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct UpdateView {
-    /// The ticket's name.
-    pub id: String,
-    /// `update` or `rollback`.
-    pub kind: Kind,
-    /// The step under way.
-    pub phase: String,
-    /// The release it starts from.
-    pub from: Version,
-    /// The release it goes to.
-    pub to: Version,
-    /// The share of the step that is done, 0 to 1.
-    pub progress: f64,
-    /// The step, for people.
-    pub step: String,
-    /// When it began, RFC 3339.
-    pub started_at: String,
-    /// When the probation ends if all stays well, RFC 3339.
-    pub probation_ends_at: Option<String>,
-}
+use crate::wire::event::{ReleaseChanged, UpdateEnd, UpdateProgress, UpdateStep};
+use crate::wire::{Event, ReleaseState, Update};
 
 /// The owner of what is shown of the update under way.
 pub(super) struct Steps {
-    view: Mutex<Option<UpdateView>>,
+    view: Mutex<Option<Update>>,
     registry: Arc<Registry>,
 }
 
 /// The right to begin an update: none is under way, and none begins meanwhile. Only [`Steps::claim`] makes one.
-pub(super) struct Claim<'a>(MutexGuard<'a, Option<UpdateView>>);
+pub(super) struct Claim<'a>(MutexGuard<'a, Option<Update>>);
 
 impl Claim<'_> {
     /// Shows `attempt`, which is under way from now on.
-    pub(super) fn show(mut self, attempt: &Attempt, phase: &str, text: &str) {
+    pub(super) fn show(mut self, attempt: &Attempt, phase: Step, text: &str) {
         *self.0 = Some(view(attempt, phase, text));
     }
 }
@@ -59,7 +35,7 @@ impl Steps {
     }
 
     /// Returns what the update under way is doing.
-    pub(super) fn view(&self) -> Option<UpdateView> {
+    pub(super) fn view(&self) -> Option<Update> {
         lock(&self.view).clone()
     }
 
@@ -71,21 +47,21 @@ impl Steps {
         let shown = lock(&self.view);
         match shown.as_ref() {
             None => Ok(Claim(shown)),
-            Some(UpdateView { kind, from, to, step, .. }) => {
+            Some(Update { kind, from, to, step, .. }) => {
                 Err(UpdateError::Busy { what: format!("{} {from} -> {to}: {step}", kind.name()) })
             }
         }
     }
 
     /// Shows and publishes a step.
-    pub(super) fn begin(&self, attempt: &Attempt, step: &str, text: &str) {
-        tracing::info!(update.id = attempt.id, update.step = step, release.to = %attempt.to, "{text}");
-        self.show(attempt, step, text);
+    pub(super) fn begin(&self, attempt: &Attempt, step: Step, text: &str) {
+        tracing::info!(update.id = attempt.id, update.step = step.name(), release.to = %attempt.to, "{text}");
+        self.show(attempt, step.clone(), text);
         self.publish(attempt, step, text, None);
     }
 
     /// Shows a step.
-    pub(super) fn show(&self, attempt: &Attempt, step: &str, text: &str) {
+    pub(super) fn show(&self, attempt: &Attempt, step: Step, text: &str) {
         *lock(&self.view) = Some(view(attempt, step, text));
     }
 
@@ -95,9 +71,9 @@ impl Steps {
     }
 
     /// Shows what a step waits for, and publishes it.
-    pub(super) fn show_waiting(&self, attempt: &Attempt, step: &str, text: &str) {
+    pub(super) fn show_waiting(&self, attempt: &Attempt, step: Step, text: &str) {
         if let Some(view) = lock(&self.view).as_mut() {
-            step.clone_into(&mut view.phase);
+            view.phase = step.clone();
             text.clone_into(&mut view.step);
             view.probation_ends_at = None;
         }
@@ -106,16 +82,21 @@ impl Steps {
     }
 
     /// Publishes a step, with the reason if it is the end of an attempt that failed.
-    pub(super) fn publish(&self, attempt: &Attempt, step: &str, text: &str, ending: Option<&Ending>) {
-        let mut data = json!({
-            "id": attempt.id, "kind": attempt.kind, "step": step, "from": attempt.from, "to": attempt.to, "text": text,
-        });
-        if let Some(ending) = ending {
-            data["reason"] = json!(ending.reason);
-            data["component"] = json!(ending.component);
-            data["output"] = json!(ending.output);
-        }
-        self.registry.events.publish("update.step", data);
+    pub(super) fn publish(&self, attempt: &Attempt, step: Step, text: &str, ending: Option<&Ending>) {
+        let end = |ending: &Ending| UpdateEnd {
+            reason: Some(ending.reason.clone()),
+            component: ending.component.clone(),
+            output: ending.output.clone(),
+        };
+        self.registry.events.publish(Event::UpdateStep(UpdateStep {
+            id: attempt.id.clone(),
+            kind: attempt.kind.into(),
+            step,
+            from: attempt.from.clone(),
+            to: attempt.to.clone(),
+            text: text.to_owned(),
+            end: ending.map(end),
+        }));
     }
 
     /// Shows how much of the probation is over, from 0 to 1, and how long it is `left`, where that is known.
@@ -126,34 +107,43 @@ impl Steps {
             view.step.clone_from(&text);
             view.probation_ends_at = left.map(|left| clock::rfc3339(clock::now() + left));
         }
-        let data = json!({ "id": attempt.id, "progress": progress, "text": text });
-        self.registry.events.publish("update.progress", data);
+        let id = attempt.id.clone();
+        self.registry.events.publish(Event::UpdateProgress(UpdateProgress { id, progress, text }));
     }
 
     /// Publishes how an attempt ended.
     pub(super) fn publish_end(&self, entry: &Entry) {
         let (step, text) = match entry.outcome {
-            Outcome::Done => ("committed", format!("release {} is good", entry.to)),
-            Outcome::RolledBack => ("rolled-back", format!("release {} runs again", entry.from)),
-            Outcome::Failed => ("failed", "the update failed; the running release is untouched".to_owned()),
+            Outcome::Done => (Step::Committed, format!("release {} is good", entry.to)),
+            Outcome::RolledBack => (Step::RolledBack, format!("release {} runs again", entry.from)),
+            Outcome::Failed => (Step::Failed, "the update failed; the running release is untouched".to_owned()),
         };
-        tracing::info!(update.id = entry.id, update.step = step, "{text}");
-        let data = json!({
-            "id": entry.id, "kind": entry.kind, "step": step, "from": entry.from, "to": entry.to,
-            "text": text, "reason": entry.reason, "component": entry.component, "output": entry.output,
-        });
-        self.registry.events.publish("update.step", data);
+        tracing::info!(update.id = entry.id, update.step = step.name(), "{text}");
+        self.registry.events.publish(Event::UpdateStep(UpdateStep {
+            id: entry.id.clone(),
+            kind: entry.kind.into(),
+            step,
+            from: entry.from.clone(),
+            to: entry.to.clone(),
+            text,
+            end: Some(UpdateEnd {
+                reason: entry.reason.clone(),
+                component: entry.component.clone(),
+                output: entry.output.clone(),
+            }),
+        }));
         if entry.outcome == Outcome::Done {
-            self.registry.events.publish("release", json!({ "version": entry.to, "state": "good" }));
+            let good = ReleaseChanged { version: entry.to.clone(), state: ReleaseState::Good };
+            self.registry.events.publish(Event::Release(good));
         }
     }
 }
 
-fn view(attempt: &Attempt, phase: &str, step: &str) -> UpdateView {
-    UpdateView {
+fn view(attempt: &Attempt, phase: Step, step: &str) -> Update {
+    Update {
         id: attempt.id.clone(),
-        kind: attempt.kind,
-        phase: phase.to_owned(),
+        kind: attempt.kind.into(),
+        phase,
         from: attempt.from.clone(),
         to: attempt.to.clone(),
         progress: 0.0,

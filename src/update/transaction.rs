@@ -12,12 +12,11 @@ use futures_util::FutureExt;
 use refit_base::{Chain, Exit, Reported, clock, lock};
 use refit_bus::{Origin, Progress, Replacement, Request};
 use refit_updater::Digest;
-use refit_updater::attempt::{self, Attempt, Ending, Kind};
+use refit_updater::attempt::{self, Attempt, Ending, Kind, Step};
 use refit_updater::config::{self, MergeReport};
 use refit_updater::journal::{Event, Journal, State};
 use refit_updater::release::{Release, StoreError};
 use semver::Version;
-use serde_json::json;
 
 use super::ending::Endings;
 use super::error::{self, UpdateError};
@@ -27,7 +26,8 @@ use super::parts::{Parts, blocking, millis};
 use super::shared::Shared;
 use super::steps::Steps;
 use super::{plan, preflight};
-use crate::tickets::TicketView;
+use crate::wire::event::ConfigMerged;
+use crate::wire::{Event as Happening, MergedFile, Ticket};
 
 /// Which release is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,8 +74,8 @@ impl Transaction {
         target: Target,
         kind: Kind,
         who: &str,
-        ticket: Option<TicketView>,
-    ) -> Result<(TicketView, Begun), UpdateError> {
+        ticket: Option<Ticket>,
+    ) -> Result<(Ticket, Begun), UpdateError> {
         let claim = self.steps.claim()?;
         let journal = self.idle_journal()?;
         let State::Idle { current } = &journal.state else { return Err(not_idle(&journal.state)) };
@@ -84,12 +84,12 @@ impl Transaction {
             return Err(UpdateError::Runs { version: to });
         }
         let registry = &self.parts.context.registry;
-        let ticket = ticket.unwrap_or_else(|| registry.tickets.open(kind.name(), who));
+        let ticket = ticket.unwrap_or_else(|| registry.tickets.open(kind.name().into(), who));
         let mut attempt = Attempt::begin(&ticket.id, kind, who, current.clone(), to, digest, clock::now());
         let begun_ns = clock::monotonic_ns();
         attempt.begun = attempt::Begun(Some(begun_ns));
         registry.set_attempt(&attempt.id, begun_ns);
-        claim.show(&attempt, "staging", "preparing the release");
+        claim.show(&attempt, Step::Staging, "preparing the release");
         registry.save(); // whoever is given the ticket finds it again, also after a crash
         Ok((ticket, Begun { attempt, received }))
     }
@@ -100,10 +100,10 @@ impl Transaction {
         let failed = match prepared {
             Ok(Ok(replacement)) => match self.ask_to_be_replaced(&attempt, replacement).await {
                 Ok(()) => return, // the next image goes on
-                Err(error) => ("stopping", error),
+                Err(error) => (Step::Stopping, error),
             },
             Ok(Err(failed)) => failed,
-            Err(_panic) => ("staged", UpdateError::Panicked),
+            Err(_panic) => (Step::Staged, UpdateError::Panicked),
         };
         let (step, error) = failed;
         let mut ending = Ending::now(step, error::reason_to_fail(&error)).with_cause(error.cause());
@@ -121,7 +121,7 @@ impl Transaction {
     /// It refuses, or fails.
     async fn ask_to_be_replaced(&self, attempt: &Attempt, replacement: Arc<Replacement>) -> Result<(), UpdateError> {
         let text = format!("stopping what release {} replaces", attempt.to);
-        self.steps.begin(attempt, "stopping", &text);
+        self.steps.begin(attempt, Step::Stopping, &text);
         let request = match attempt.kind {
             Kind::Update => Request::Update(replacement),
             Kind::Rollback => Request::Rollback(replacement),
@@ -141,20 +141,20 @@ impl Transaction {
         self: &Arc<Self>,
         attempt: &mut Attempt,
         received: bool,
-    ) -> Result<Arc<Replacement>, (&'static str, UpdateError)> {
+    ) -> Result<Arc<Replacement>, (Step, UpdateError)> {
         let begun = Instant::now();
         let _house = self.house.hold().await; // nothing is removed meanwhile
-        let admitted = self.clone().stage(attempt.clone(), received).await.map_err(|error| ("staged", error))?;
+        let admitted = self.clone().stage(attempt.clone(), received).await.map_err(|error| (Step::Staged, error))?;
         let Admitted { release, repaired } = admitted;
-        attempt.durations.insert("staging".to_owned(), millis(begun));
-        self.steps.begin(attempt, "staged", &admitted_text(attempt, repaired));
+        attempt.durations.insert(Step::Staging.name().to_owned(), millis(begun));
+        self.steps.begin(attempt, Step::Staged, &admitted_text(attempt, repaired));
 
         let begun = Instant::now();
-        self.steps.begin(attempt, "preflight", &format!("examining release {}", attempt.to));
-        let preflight = |error| ("preflight", error);
+        self.steps.begin(attempt, Step::Preflight, &format!("examining release {}", attempt.to));
+        let preflight = |error| (Step::Preflight, error);
         let examined = self.examine(release).await.map_err(preflight)?;
         let replacement = plan::replacement(&self.parts, &examined).map_err(preflight)?;
-        attempt.durations.insert("preflight".to_owned(), millis(begun));
+        attempt.durations.insert(Step::Preflight.name().to_owned(), millis(begun));
 
         let (keeper, tried) = (Arc::clone(&self.journal), attempt.clone());
         let approve = move || {
@@ -165,7 +165,7 @@ impl Transaction {
         };
         blocking(approve).await.map_err(preflight)?;
         *lock(&self.trial_ns) = Some(clock::monotonic_ns());
-        self.steps.begin(attempt, "trial", &format!("release {} is on trial from now on", attempt.to));
+        self.steps.begin(attempt, Step::Trial, &format!("release {} is on trial from now on", attempt.to));
         Ok(replacement)
     }
 
@@ -241,10 +241,16 @@ impl Transaction {
             let outcome = serde_json::to_string(&file.outcome).unwrap_or_default();
             tracing::warn!(release.to = %version, file.path, file.outcome = outcome, "a part of the configuration waits for the admin");
         }
-        let changed: Vec<_> = merged.files.iter().filter(|file| file.outcome != config::Outcome::Unchanged).collect();
+        let changed = merged.files.iter().filter(|file| file.outcome != config::Outcome::Unchanged);
+        let changed: Vec<MergedFile> = changed.map(MergedFile::from).collect();
         if !changed.is_empty() {
-            let data = json!({ "id": attempt.id, "from": attempt.from, "version": attempt.to, "files": changed });
-            self.parts.context.registry.events.publish("update.config", data);
+            let merged = ConfigMerged {
+                id: attempt.id.clone(),
+                from: attempt.from.clone(),
+                version: attempt.to.clone(),
+                files: changed,
+            };
+            self.parts.context.registry.events.publish(Happening::UpdateConfig(merged));
         }
     }
 
@@ -265,7 +271,7 @@ impl Transaction {
         if let (State::Trial { .. }, Some(attempt)) = (&self.journal.current().state, self.journal.current().attempt)
             && lock(&self.trial_ns).is_some()
         {
-            self.steps.begin(&attempt, "exec", &format!("executing the runtime of release {}", attempt.to));
+            self.steps.begin(&attempt, Step::Exec, &format!("executing the runtime of release {}", attempt.to));
         }
     }
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt;
 use refit_base::{Cause, Chain, clock, lock};
 use refit_bus::{self as bus, Fault, Origin, Progress, Replacement, Request};
-use refit_updater::attempt::{Attempt, Ending, Kind};
+use refit_updater::attempt::{Attempt, Ending, Kind, Step};
 use refit_updater::history::Entry;
 use refit_updater::journal::State;
 use semver::Version;
@@ -57,7 +57,7 @@ impl Trial {
     /// Shows that the release on trial starts, if this image begins with one.
     pub(super) fn show_start(&self) {
         if let Some(attempt) = self.on_trial() {
-            self.shared.steps.begin(&attempt, "starting", &format!("release {} starts", attempt.to));
+            self.shared.steps.begin(&attempt, Step::Starting, &format!("release {} starts", attempt.to));
         }
     }
 
@@ -96,7 +96,7 @@ impl Trial {
         let ending = match judged {
             Ok(Ok(())) => return,
             Ok(Err(ending)) => ending,
-            Err(_panic) => Ending::now("probation", reason()).with_cause(Cause::Machine),
+            Err(_panic) => Ending::now(Step::Probation, reason()).with_cause(Cause::Machine),
         };
         self.go_back(&ending).await;
     }
@@ -112,9 +112,9 @@ impl Trial {
         let begun = Instant::now();
         let limit = self.shared.parts.config.update.probation;
         let text = format!("watching release {} for {} s", attempt.to, limit.as_secs_f32());
-        self.shared.steps.begin(&attempt, "probation", &text);
+        self.shared.steps.begin(&attempt, Step::Probation, &text);
         self.probation.pass(&attempt).await?;
-        attempt.durations.insert("probation".to_owned(), millis(begun));
+        attempt.durations.insert(Step::Probation.name().to_owned(), millis(begun));
         let entry = self.commit(&attempt).await?;
         self.after_commit(entry).await;
         Ok(())
@@ -132,14 +132,14 @@ impl Trial {
             let why = match self.write_commit(attempt.clone()).await {
                 Ok(entry) => return Ok(entry),
                 Err(error @ UpdateError::Confused { .. }) => {
-                    return Err(Ending::now("committing", Chain(&error).to_string()).with_cause(Cause::Machine));
+                    return Err(Ending::now(Step::Committing, Chain(&error).to_string()).with_cause(Cause::Machine));
                 }
                 Err(error) => Chain(&error).to_string(),
             };
             // A worker that panicked is tried again, too: it has written nothing, or all.
             if shown.as_ref() != Some(&why) {
                 let text = format!("healthy; cannot journal the commit: {why}; trying again");
-                self.shared.steps.show_waiting(attempt, "committing", &text);
+                self.shared.steps.show_waiting(attempt, Step::Committing, &text);
                 shown = Some(why);
             }
             self.probation.stay_healthy(pause).await?;
@@ -151,7 +151,7 @@ impl Trial {
     async fn write_commit(&self, attempt: Attempt) -> Result<Entry, UpdateError> {
         let keeper = Arc::clone(&self.shared.journal);
         let write = move || {
-            let ending = Ending::now("committed", String::new());
+            let ending = Ending::now(Step::Committed, String::new());
             let journal = keeper.change(|mut journal| {
                 journal.attempt = Some(attempt.clone());
                 Ok(journal.healthy(&ending)?)
@@ -219,8 +219,8 @@ impl Trial {
             Ok(journal.failed(ending)?)
         })?;
         let text = format!("going back to release {}", attempt.from);
-        steps.show(&attempt, "rolling-back", &text);
-        steps.publish(&attempt, "rolling-back", &text, Some(ending));
+        steps.show(&attempt, Step::RollingBack, &text);
+        steps.publish(&attempt, Step::RollingBack, &text, Some(ending));
         match self.way_back(&attempt.from) {
             Ok(replacement) => Ok(Some(replacement)),
             Err(error) => {
@@ -251,7 +251,7 @@ impl Trial {
             [only] => format!("component {} did not start: {}", only.component, only.cause),
             several => format!("{} components did not start:{}", several.len(), bus::causes(several)),
         };
-        let mut ending = Ending::now("starting", reason).with_cause(first.trouble);
+        let mut ending = Ending::now(Step::Starting, reason).with_cause(first.trouble);
         ending.component = Some(first.component.clone());
         ending.output.clone_from(&first.output);
         self.abandon(&ending).unwrap_or_else(|error| {

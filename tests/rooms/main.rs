@@ -22,8 +22,9 @@ use tree::Tree;
 /// The rooms of `src/`, the lowest first, each with those that it may import: all of them have rows above its own, so that no
 /// two rooms need each other.
 const ROOMS: &[(&str, &str)] = &[
-    ("events", ""),
-    ("tickets", ""),
+    ("wire", ""),
+    ("events", "wire"),
+    ("tickets", "wire"),
     ("awake", ""),
     ("handover", "awake"),
     ("process", "handover"),
@@ -31,22 +32,22 @@ const ROOMS: &[(&str, &str)] = &[
     ("probe", "awake handover"),
     ("config", "handover"),
     ("auth", "home"),
-    ("logs", "config"),
-    ("carry", "handover events tickets config auth logs"),
+    ("logs", "wire config"),
+    ("carry", "wire handover events tickets config auth logs"),
     ("http", "process handover"),
-    ("component", "awake handover home process probe config logs carry"),
+    ("component", "wire awake handover home process probe config logs carry"),
     ("access", "process config carry"),
-    ("update", "home tickets awake handover process probe config carry http component"),
-    ("requests", "tickets config carry update"),
-    ("peers", "awake handover tickets process config carry component access requests"),
+    ("update", "wire home tickets awake handover process probe config carry http component"),
+    ("requests", "wire tickets config carry update"),
+    ("peers", "wire awake handover tickets process config carry component access requests"),
     ("web", ""),
-    ("api", "events tickets process config auth logs carry http component access update requests peers web"),
+    ("api", "wire events tickets process config auth logs carry http component access update requests peers web"),
     ("guard", "home handover process logs"),
     (
         "runtime",
-        "home events tickets handover process probe config auth logs carry http component access update requests peers api",
+        "wire home events tickets handover process probe config auth logs carry http component access update requests peers api",
     ),
-    ("cli", "home handover process probe config auth logs component api guard runtime"),
+    ("cli", "wire home handover process probe config auth logs component api guard runtime"),
 ];
 
 #[test]

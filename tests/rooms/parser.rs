@@ -93,6 +93,10 @@ impl Parser<'_> {
                     self.at += 1;
                     self.use_tree(&[], is_public, &mut module.uses);
                 }
+                word if depth == 0 && is_word(word) && self.text(1) == "!" && self.text(2) == "{" => {
+                    self.declaring_macro(&mut module);
+                    continue;
+                }
                 "macro_rules" => drop(module.items.insert(self.text(2).to_owned())),
                 word if depth == 0 && DEFINING.contains(&word) => drop(module.items.insert(self.text(1).to_owned())),
                 word if is_word(word) => {
@@ -109,6 +113,29 @@ impl Parser<'_> {
         }
         self.modules.insert(path.to_vec(), module);
         files
+    }
+
+    /// Reads a macro that declares an enum, as `names! { enum ... }` does. Paths in it count.
+    fn declaring_macro(&mut self, module: &mut Module) {
+        let begin = self.at;
+        self.at += 2;
+        self.skip_group();
+        let end = std::mem::replace(&mut self.at, begin);
+        while self.at < end {
+            match self.text(0) {
+                "enum" => drop(module.items.insert(self.text(1).to_owned())),
+                word if is_word(word) => {
+                    module.words.insert(word.to_owned());
+                    if self.text(1) == "::" && !matches!(self.before(), "::" | ".") {
+                        let import = self.path();
+                        module.paths.push(import);
+                        continue;
+                    }
+                }
+                _ => {}
+            }
+            self.at += 1;
+        }
     }
 
     /// Reads a path in the code.

@@ -127,7 +127,7 @@ struct BusRequests(Bus);
 impl refit::requests::Requests for BusRequests {
     fn submit(
         &self,
-        _: refit::requests::RequestBody,
+        _: refit::wire::RequestBody,
         _: &str,
     ) -> Result<refit::requests::Accepted, refit::requests::RequestError> {
         drop(self.0.request(Request::Reload, Origin("test".to_owned())));

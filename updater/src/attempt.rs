@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use refit_base::{Cause, Exit, clock};
+use refit_base::{Cause, Exit, clock, names};
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +26,51 @@ impl Kind {
             Self::Update => "update",
             Self::Rollback => "rollback",
         }
+    }
+}
+
+names! {
+    /// A step of an update.
+    pub enum Step {
+        /// The package has arrived. Only the page shows it.
+        Received = "received",
+        /// Its signatures and digests are right. Only the page shows it.
+        Verified = "verified",
+        /// The release gets its place on the disk, and its configuration.
+        Staging = "staging",
+        /// The release is complete on the disk.
+        Staged = "staged",
+        /// Everything is examined that can be known before anything stops.
+        Preflight = "preflight",
+        /// It is journaled that the release is on trial.
+        Trial = "trial",
+        /// What the release replaces is stopping.
+        Stopping = "stopping",
+        /// The runtime replaces itself.
+        Exec = "exec",
+        /// The components of the release are starting.
+        Starting = "starting",
+        /// The release has to prove healthy.
+        Probation = "probation",
+        /// The release is healthy, and the journal cannot be written yet.
+        Committing = "committing",
+        /// The release is good.
+        Committed = "committed",
+        /// The release is good and runs: of a runtime that died. Only the history has it.
+        Running = "running",
+        /// The release has failed, and the previous one is starting.
+        RollingBack = "rolling-back",
+        /// The previous release runs again.
+        RolledBack = "rolled-back",
+        /// The update has failed before anything was stopped.
+        Failed = "failed",
+    }
+}
+
+impl Step {
+    /// Returns whether it is the end of an attempt.
+    pub const fn is_final(&self) -> bool {
+        matches!(self, Self::Committed | Self::RolledBack | Self::Failed)
     }
 }
 
@@ -119,7 +164,7 @@ pub struct Ending {
     /// The same by the monotonic clock, in nanoseconds.
     pub at_ns: u64,
     /// The step it ended in.
-    pub step: String,
+    pub step: Step,
     /// Why; empty for one that succeeded.
     pub reason: String,
     /// The component that was at fault.
@@ -135,11 +180,11 @@ pub struct Ending {
 impl Ending {
     /// Returns the ending of an attempt that ends now, in this step, by what its release did: no component is to blame, nothing was
     /// printed.
-    pub fn now(step: &str, reason: String) -> Self {
+    pub fn now(step: Step, reason: String) -> Self {
         Self {
             at: clock::now(),
             at_ns: clock::monotonic_ns(),
-            step: step.to_owned(),
+            step,
             reason,
             component: None,
             output: Vec::new(),

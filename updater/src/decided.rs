@@ -9,7 +9,7 @@ use refit_base::Cause;
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
-use crate::attempt::Ending;
+use crate::attempt::{Ending, Step};
 use crate::journal::{Journal, State, select_release};
 
 /// The variable that holds it.
@@ -34,7 +34,7 @@ pub struct Decided {
     at: Timestamp,
     /// The same by the monotonic clock; a program of an older release does not say it.
     at_ns: Option<u64>,
-    step: String,
+    step: Step,
     reason: String,
     component: Option<String>,
     output: Vec<String>,
@@ -86,7 +86,7 @@ impl Decided {
         if self.attempt != journal.attempt.as_ref().map(|attempt| attempt.id.clone()) {
             return None;
         }
-        let now = Ending::now(&self.step, self.reason.clone());
+        let now = Ending::now(self.step.clone(), self.reason.clone());
         let ending = Ending {
             at: self.at,
             at_ns: self.at_ns.unwrap_or(now.at_ns),
@@ -122,7 +122,7 @@ mod tests {
     fn it_ends_the_attempt_that_it_was_made_for_and_no_other() {
         let (previous, next) = (Version::new(1, 0, 0), Version::new(1, 1, 0));
         let trial = journal(State::Trial { previous: previous.clone(), next: next.clone(), starts_left: 0 }, "1");
-        let mut ending = Ending::now("probation", "it was killed".repeat(1000));
+        let mut ending = Ending::now(Step::Probation, "it was killed".repeat(1000));
         ending.output = (0..10_000).map(|number| format!("line {number} \u{1}")).collect();
         let decided = Decided::new(&trial, &previous, &ending);
         let text = decided.to_text();
@@ -132,7 +132,7 @@ mod tests {
         let after = decided.applied_to(&trial).expect("it applies");
         assert_eq!(after.state, State::Idle { current: previous.clone() });
         let finished = after.finished.last().expect("an entry");
-        assert_eq!((finished.outcome, &*finished.step), (Outcome::RolledBack, "probation"));
+        assert_eq!((finished.outcome, &finished.step), (Outcome::RolledBack, &Step::Probation));
         assert_eq!(finished.output.last(), ending.output.last());
         assert!(after.failed.contains_key(&next));
 
@@ -150,7 +150,7 @@ mod tests {
         let (good, damaged) = (Version::new(1, 0, 0), Version::new(1, 1, 0));
         let mut before = Journal::first(damaged.clone());
         before.good.insert(0, good.clone());
-        let ending = Ending::now("committed", "release 1.1.0 is damaged".to_owned());
+        let ending = Ending::now(Step::Committed, "release 1.1.0 is damaged".to_owned());
         let decided = Decided::new(&before, &good, &ending);
         let decided = Decided::parse(&decided.to_text()).expect("it comes back");
         let after = decided.applied_to(&before).expect("it applies");

@@ -15,7 +15,7 @@ use refit_base::{Cause, Exit, clock};
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
-use crate::attempt::{Attempt, Ending, Kind, Outcome};
+use crate::attempt::{Attempt, Ending, Kind, Outcome, Step};
 use crate::durable;
 use crate::modes;
 use crate::spare;
@@ -81,7 +81,7 @@ pub struct Entry {
     /// How it ended.
     pub outcome: Outcome,
     /// The step it ended in.
-    pub step: String,
+    pub step: Step,
     /// Why it did not succeed.
     pub reason: Option<String>,
     /// The component at fault.
@@ -221,7 +221,7 @@ mod tests {
         let ending = Ending {
             at: Timestamp::from_millisecond(3_000).expect("a time"),
             at_ns: 0,
-            step: "probation".into(),
+            step: Step::Probation,
             reason: String::new(),
             component: None,
             output: Vec::new(),
@@ -254,7 +254,7 @@ mod tests {
             attempt
         };
         let at = Timestamp::from_millisecond(100_000).unwrap();
-        let ending = Ending { at, at_ns: 9_000_000_000, ..Ending::now("probation", String::new()) };
+        let ending = Ending { at, at_ns: 9_000_000_000, ..Ending::now(Step::Probation, String::new()) };
         for (started_ms, begun, step_ms, expected) in [
             (98_000, Some(7_500_000_000), 10, 1_500),
             // The clock was set: back, and forward.

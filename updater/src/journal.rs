@@ -14,7 +14,7 @@ use refit_base::{Cause, Exit, Report, Reported, clock};
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
-use crate::attempt::{Attempt, Ending, Kind, Outcome};
+use crate::attempt::{Attempt, Ending, Kind, Outcome, Step};
 use crate::digest::Digest;
 use crate::durable;
 use crate::history::Entry;
@@ -290,7 +290,7 @@ impl Journal {
     /// short is over. A release that waits for its trial still waits.
     #[must_use]
     pub fn at_rest(&self) -> (Version, Self) {
-        let ending = Ending::now("trial", "it was cut short; nothing runs".to_owned()).with_cause(Cause::Machine);
+        let ending = Ending::now(Step::Trial, "it was cut short; nothing runs".to_owned()).with_cause(Cause::Machine);
         let (next, changed) = select_release(self, &ending);
         match &self.state {
             State::Trial { starts_left, .. } if *starts_left > 0 => (next, self.clone()),
@@ -570,7 +570,7 @@ mod tests {
         Ending {
             at: Timestamp::from_millisecond(5_000).expect("a time"),
             at_ns: 0,
-            step: "trial".into(),
+            step: Step::Trial,
             reason: "the runtime ended: signal 6".into(),
             component: None,
             output: vec!["oh".into()],

@@ -7,6 +7,7 @@
 //! - [`FileError`] is a file operation that failed, with the file's name;
 //! - [`clock`] is the only place that reads the wall clock;
 //! - [`visible()`] and [`visible_lines`] show a text that must not steer a terminal;
+//! - [`names!`] declares an enum that is a name in JSON, also of another version;
 //! - [`lock`] takes a mutex, poisoned or not, as do [`wait`] and [`into_inner`].
 //!
 //! The crate knows no file format, no network and no process, and stays light: everything depends on it.
@@ -18,6 +19,7 @@ mod chain;
 pub mod clock;
 mod file_error;
 mod lock;
+mod names;
 mod report;
 mod visible;
 
@@ -27,3 +29,6 @@ pub use file_error::{FileError, file_error};
 pub use lock::{into_inner, lock, wait};
 pub use report::{Exit, Report, Reported, message};
 pub use visible::{visible, visible_lines};
+
+#[doc(hidden)]
+pub use serde; // for the macro

@@ -7,11 +7,11 @@ use refit_base::Exit;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
-use crate::api::Problem;
 use crate::cli::client::{Client, ClientError};
 use crate::cli::context::{Context, say};
 use crate::cli::silence::Silence;
 use crate::cli::table::{cell, list};
+use crate::wire::Problem;
 
 /// The pause before the next look; a local socket costs little.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);

@@ -6,7 +6,7 @@
 use std::sync::atomic::AtomicBool;
 
 use refit_base::{clock, file_error};
-use refit_updater::attempt::{Ending, Kind};
+use refit_updater::attempt::{Ending, Kind, Step};
 use refit_updater::config::{Existing, merge_config};
 use refit_updater::journal::Journal;
 use refit_updater::manifest::Manifest;
@@ -52,7 +52,7 @@ fn install_package(
     input: &Input,
 ) -> Result<String, AtRestError> {
     let store = &rest.files.store;
-    let journal = idle(journal, &Ending::now("trial", "a package was installed while nothing ran".to_owned()));
+    let journal = idle(journal, &Ending::now(Step::Trial, "a package was installed while nothing ran".to_owned()));
     let current = journal.state.wanted().clone();
     let damaged = store.find_damage(&current, &mut || {})?.is_some();
     let received = receive(context, install, rest, &journal, input, damaged)?;
@@ -85,7 +85,7 @@ fn install_package(
     };
     let Some(previous) = way_back else {
         let why = format!("release {current} is damaged, and no other good one is whole");
-        let next = journal.clone().gone_back(&version, &who(), &Ending::now("committed", why)).unwrap_or(journal);
+        let next = journal.clone().gone_back(&version, &who(), &Ending::now(Step::Committed, why)).unwrap_or(journal);
         rest.store(&next)?;
         return Ok(format!("release {version} is complete on disk and runs next"));
     };

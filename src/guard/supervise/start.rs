@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use nix::unistd::Pid;
 use refit_base::Chain;
-use refit_updater::attempt::Ending;
+use refit_updater::attempt::{Ending, Step};
 use semver::Version;
 
 use super::{EXAMINE_AGAIN, Guard, Image, Phase};
@@ -143,7 +143,7 @@ impl Guard {
                 say(&format!(
                     "{why}; going back to release {to}, which is whole; to have {current} again, install it from its package"
                 ));
-                self.decisions.go_back(&to, &Ending::now("committed", why));
+                self.decisions.go_back(&to, &Ending::now(Step::Committed, why));
                 true
             }
             Found::Stuck { why } => {
