@@ -35,8 +35,12 @@ pub(super) fn find(home: &Home, journal: &Journal, tick: &mut dyn FnMut()) -> Fo
     let Ok(store) = Store::open(home.path()) else { return Found::Whole };
     let Ok(Some(damage)) = store.find_damage(current, tick) else { return Found::Whole };
     let why = format!("release {current} is damaged: {}", Chain(&damage));
-    let others = journal.good.iter().rev().filter(|version| *version != current);
-    match others.into_iter().find(|version| matches!(store.find_damage(version, tick), Ok(None))) {
+    let mut others = journal.good.iter().rev().filter(|version| *version != current);
+    let is_whole = |version: &&Version| {
+        store.repair_modes_of(version);
+        matches!(store.find_damage(version, tick), Ok(None))
+    };
+    match others.find(is_whole) {
         Some(to) => Found::Back { to: to.clone(), why },
         None => Found::Stuck { why },
     }

@@ -21,6 +21,7 @@ use semver::Version;
 use crate::digest::Digest;
 use crate::durable;
 use crate::fault;
+use crate::journal;
 use crate::manifest::{self, Body, MANIFEST_BYTES_MAX, Manifest, ManifestError, Mode};
 use crate::modes::{self, Repaired};
 use crate::spare;
@@ -33,8 +34,10 @@ pub use verify::{FileProblem, Problem, VerifyProgress, VerifyReport};
 /// The link to the release that runs.
 pub const CURRENT: &str = "current";
 
+/// The directory of the releases in a home.
+const RELEASES: &str = "releases";
 /// The directories of a home, as design fixes them.
-const LAYOUT: [&str; 6] = ["releases", "config", "data", "trust", "staging", "run"];
+const LAYOUT: [&str; 6] = [RELEASES, "config", "data", "trust", "staging", "run"];
 
 /// The releases of one home.
 #[derive(Debug, Clone)]
@@ -71,12 +74,10 @@ pub enum StoreError {
     #[error(transparent)]
     File(#[from] FileError),
     /// A directory that is no home.
-    #[error("{} is no home of refit: it has no directory {missing:?}", home.display())]
+    #[error("{} is no home of refit: it has neither releases nor a journal", home.display())]
     NoHome {
         /// The directory.
         home: PathBuf,
-        /// What it lacks.
-        missing: &'static str,
     },
     /// No such release.
     #[error("release {version} is not installed")]
@@ -133,15 +134,19 @@ pub enum StoreError {
     },
 }
 
+impl StoreError {
+    /// What to do about a release that is damaged.
+    pub const MADE_WHOLE: &str =
+        "its very package makes it whole, and has it run: `refit install PACKAGE --allow-downgrade`";
+}
+
 impl Reported for StoreError {
     fn report(&self) -> Report<'_> {
         let remedy = match self {
             Self::File(_) => "free space or check the disk and its permissions, then try again",
-            Self::NoHome { .. } => "name the right directory with --home, or make a home there first",
+            Self::NoHome { .. } => "name the right directory with --home, or make a home there with `refit init`",
             Self::Unknown { .. } => "see `refit releases` for what is installed",
-            Self::Manifest { .. } | Self::Misplaced { .. } | Self::Damaged { .. } => {
-                "its very package makes it whole: `refit install PACKAGE --allow-downgrade`"
-            }
+            Self::Manifest { .. } | Self::Misplaced { .. } | Self::Damaged { .. } => Self::MADE_WHOLE,
             Self::Occupied { .. } => "give the new package a version of its own",
             Self::IsCurrent { .. } => "update or roll back to another release first",
             Self::CurrentIsNoLink { .. } => "remove it; refit makes the link again at its next start",
@@ -165,12 +170,12 @@ impl Store {
     /// # Errors
     /// `home` is no home.
     pub fn open(home: &Path) -> Result<Self, StoreError> {
-        // The others are made again when they are missing; without this one there is nothing to run.
-        const ESSENTIAL: &str = "releases";
-        if home.join(ESSENTIAL).is_dir() {
+        // All of them are made again when they are missing: what tells a home without releases is that it had some.
+        let had_some = || journal::exists(home) || fs::symlink_metadata(home.join(CURRENT)).is_ok();
+        if home.join(RELEASES).is_dir() || had_some() {
             Ok(Self { home: home.to_owned() })
         } else {
-            Err(StoreError::NoHome { home: home.to_owned(), missing: ESSENTIAL })
+            Err(StoreError::NoHome { home: home.to_owned() })
         }
     }
 
@@ -230,7 +235,11 @@ impl Store {
     pub fn versions(&self) -> Result<Vec<Version>, StoreError> {
         let dir = self.releases_dir();
         let mut versions = Vec::new();
-        for entry in fs::read_dir(&dir).map_err(file_error("read", &dir))? {
+        let entries = match fs::read_dir(&dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(versions),
+            entries => entries.map_err(file_error("read", &dir))?,
+        };
+        for entry in entries {
             let entry = entry.map_err(file_error("read", &dir))?;
             // Anything else in there is not ours: it is neither shown nor removed.
             if let Some(version) = entry.file_name().to_str().and_then(|name| Version::parse(name).ok()) {
@@ -404,6 +413,11 @@ impl Store {
         Ok(report)
     }
 
+    /// Does what [`Store::repair_modes`] does to release `version`, as far as its manifest can be read.
+    pub fn repair_modes_of(&self, version: &Version) -> Repaired {
+        self.release(version).map(|release| self.repair_modes(&release)).unwrap_or_default()
+    }
+
     /// Gives every directory and file of `release` that belongs to this account the mode that its manifest says; what they hold is not
     /// looked at, and links are not followed.
     #[must_use]
@@ -452,7 +466,7 @@ impl Store {
     }
 
     pub(crate) fn releases_dir(&self) -> PathBuf {
-        self.home.join("releases")
+        self.home.join(RELEASES)
     }
 
     /// Returns where the live configurations of all releases lie.

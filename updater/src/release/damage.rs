@@ -1,7 +1,8 @@
 //! Whether an installed release can still be trusted to be what was signed: what decides that another one is started instead.
 //!
-//! Only what the digests prove counts. Permissions are put right at every start, files that a program left in its release hurt nobody,
-//! and a file that this process cannot read just now says nothing.
+//! Only what the manifest proves counts: digests, and that a program can be executed. Other permissions hinder nobody, files that a program
+//! left in its release hurt nobody, and a file that this process cannot read just now says nothing. Permissions can be put right, which
+//! [`Store::repair_modes`] does: whoever looks for a release to start does that first.
 
 use std::fs;
 use std::io;
@@ -72,26 +73,13 @@ impl Store {
                 {
                     return Err(file_error("read", &path)(error).into());
                 }
-                if counts(what) {
+                if what.is_of_the_release() && what != FileProblem::Mode {
                     return Ok(Some(Damage::File(Problem { path: file.path.clone(), what })));
                 }
             }
             tick();
         }
         Ok(None)
-    }
-}
-
-/// Whether a difference means that the release does not do what was signed. The permissions are put right at each start.
-const fn counts(what: FileProblem) -> bool {
-    match what {
-        FileProblem::Missing
-        | FileProblem::Type
-        | FileProblem::Size
-        | FileProblem::Content
-        | FileProblem::Target
-        | FileProblem::Unreadable => true,
-        FileProblem::Unexpected | FileProblem::Mode => false,
     }
 }
 

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use refit_base::file_error;
 
-use super::verify::{self, FileProblem, Problem};
+use super::verify::{self, Problem};
 use super::{Checked, Received, Release, Store, StoreError, read_manifest};
 use crate::durable;
 use crate::manifest::{DIR_MODE, INSTALLED_PATH, RESERVED_DIR};
@@ -51,7 +51,7 @@ impl Store {
             bench.replace(INSTALLED_PATH)?;
         }
         for problem in &problems {
-            if problem.what == FileProblem::Unexpected {
+            if !problem.is_of_the_release() {
                 bench.clear(&problem.path)?;
             }
         }
@@ -82,20 +82,12 @@ struct Bench<'a> {
 impl Bench<'_> {
     /// Makes a file or link whole. Directories are all there, and get their permissions at the end.
     fn mend(&self, problem: &Problem) -> Result<(), StoreError> {
-        match problem.what {
-            FileProblem::Unexpected => Ok(()), // gone
-            FileProblem::Missing
-            | FileProblem::Type
-            | FileProblem::Mode
-            | FileProblem::Size
-            | FileProblem::Content
-            | FileProblem::Target
-            | FileProblem::Unreadable => {
-                let whole = self.whole.join(&problem.path);
-                let is_dir = fs::symlink_metadata(&whole).map_err(file_error("read", &whole))?.is_dir();
-                if is_dir { Ok(()) } else { self.replace(&problem.path) }
-            }
+        if !problem.is_of_the_release() {
+            return Ok(()); // gone
         }
+        let whole = self.whole.join(&problem.path);
+        let is_dir = fs::symlink_metadata(&whole).map_err(file_error("read", &whole))?.is_dir();
+        if is_dir { Ok(()) } else { self.replace(&problem.path) }
     }
 
     /// Makes `path` a directory. Returns whether it was none.

@@ -48,16 +48,7 @@ impl Problem {
     /// Returns whether something of the release is not as it was signed. A file that is no part of it, such as what a program caches
     /// beside its sources, takes nothing away.
     pub const fn is_of_the_release(&self) -> bool {
-        match self.what {
-            FileProblem::Unexpected => false,
-            FileProblem::Missing
-            | FileProblem::Type
-            | FileProblem::Mode
-            | FileProblem::Size
-            | FileProblem::Content
-            | FileProblem::Target
-            | FileProblem::Unreadable => true,
-        }
+        self.what.is_of_the_release()
     }
 }
 
@@ -84,6 +75,9 @@ pub enum FileProblem {
     /// Its permissions are others.
     #[error("other permissions")]
     Mode,
+    /// It is a program, and may not be executed.
+    #[error("not executable")]
+    NotExecutable,
     /// It has another length.
     #[error("other size")]
     Size,
@@ -96,6 +90,24 @@ pub enum FileProblem {
     /// It could not be read.
     #[error("unreadable")]
     Unreadable,
+}
+
+impl FileProblem {
+    /// Returns whether something of the release is not as it was signed: what is beside it takes nothing away.
+    #[must_use]
+    pub const fn is_of_the_release(self) -> bool {
+        match self {
+            Self::Unexpected => false,
+            Self::Missing
+            | Self::Type
+            | Self::Mode
+            | Self::NotExecutable
+            | Self::Size
+            | Self::Content
+            | Self::Target
+            | Self::Unreadable => true,
+        }
+    }
 }
 
 /// Compares `release` with its manifest.
@@ -160,11 +172,23 @@ pub(super) fn file_problem(path: &Path, file: &FileEntry) -> Option<FileProblem>
             }
             match durable::open_as_owner(path).and_then(Digest::of_reader) {
                 Ok((found, _)) if found != *sha256 => Some(FileProblem::Content),
-                Ok(_) if metadata.permissions().mode() & 0o7777 != mode.installed().bits() => Some(FileProblem::Mode),
-                Ok(_) => None,
+                Ok(_) => mode_problem(metadata.permissions().mode(), mode.installed()),
                 Err(_unreadable) => Some(FileProblem::Unreadable),
             }
         }
+    }
+}
+
+/// Returns what it means that a file has the permissions `found` and not those of `installed`.
+fn mode_problem(found: u32, installed: Mode) -> Option<FileProblem> {
+    const EXECUTE: u32 = 0o111;
+    let (found, installed) = (found & 0o7777, installed.bits());
+    if found == installed {
+        None
+    } else if installed & EXECUTE & !found != 0 {
+        Some(FileProblem::NotExecutable)
+    } else {
+        Some(FileProblem::Mode)
     }
 }
 

@@ -151,6 +151,27 @@ fn verification_names_every_difference() {
 }
 
 #[test]
+fn a_program_that_may_not_be_executed_is_damage_and_is_put_right() {
+    let vendor = Vendor::new();
+    let home = Home::new(&vendor);
+    let release = home.install(&vendor.package("1.0.0"));
+    let damage = || home.store.find_damage(&release.version, &mut || {}).unwrap().map(|damage| damage.to_string());
+    for (path, bits, expected) in [
+        ("bin/shop", 0o444, Some("bin/shop: not executable")),
+        ("bin/shop", 0o544, Some("bin/shop: not executable")),
+        ("bin/shop", 0o755, None),
+        ("lib/libshop.so", 0o600, None),
+    ] {
+        let path = release.dir.join(path);
+        fs::set_permissions(&path, fs::Permissions::from_mode(bits)).unwrap();
+        assert_eq!(damage().as_deref(), expected, "{bits:o}");
+        assert!(!home.store.repair_modes_of(&release.version).repairs.is_empty(), "{bits:o}");
+        assert_eq!(damage(), None, "{bits:o}");
+        home.assert_whole(&release);
+    }
+}
+
+#[test]
 fn releases_come_and_go() {
     let vendor = Vendor::new();
     let home = Home::new(&vendor);
