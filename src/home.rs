@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use nix::unistd::{Uid, User, geteuid};
 use refit_base::{Chain, Exit, FileError, Report, Reported, file_error};
 use refit_updater::history::HISTORY_FILE;
-use refit_updater::journal::{JOURNAL_FILE, Journal};
+use refit_updater::journal::{self, JOURNAL_FILE, Journal};
 use refit_updater::{durable, modes, spare};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, test_kill_process};
@@ -160,10 +160,54 @@ impl Home {
         fs::symlink_metadata(self.0.join(refit_updater::release::CURRENT)).is_ok()
     }
 
-    /// Returns what is wrong with a home without a journal.
+    /// Returns what is wrong with a home of whose journal and copy neither can be read.
     pub fn without_journal(&self) -> HomeError {
         let home = self.0.clone();
-        if self.had_appliance() { HomeError::Lost { home } } else { HomeError::Empty { home } }
+        if self.had_appliance() || journal::exists(&home) {
+            HomeError::Lost { home }
+        } else {
+            HomeError::Empty { home }
+        }
+    }
+
+    /// Finds out whether an appliance is installed here, whatever became of its journal, and whether this account may look at it.
+    ///
+    /// # Errors
+    /// There is none, or it is another account's.
+    pub fn require_appliance(&self) -> Result<(), HomeError> {
+        let home = self.0.clone();
+        let journal = home.join(JOURNAL_FILE);
+        let is_denied = |error: &io::Error| error.kind() == io::ErrorKind::PermissionDenied;
+        match fs::metadata(&home) {
+            Ok(found) if found.is_dir() => {}
+            Err(error) if is_denied(&error) => return Err(self.forbidden(error)),
+            Ok(_) | Err(_) => return Err(HomeError::Missing { home }),
+        }
+        // What is this account's own and closed all the same is put right when it is run.
+        let is_others = |path: &Path| fs::metadata(path).is_ok_and(|found| found.uid() != geteuid().as_raw());
+        match fs::symlink_metadata(&journal) {
+            // A directory or a pipe in its place is opened by nobody.
+            Ok(found) if found.is_file() => match File::open(&journal) {
+                Err(error) if is_denied(&error) && is_others(&journal) => Err(self.forbidden(error)),
+                Ok(_) | Err(_) => Ok(()), // what else is wrong shows when it is read
+            },
+            Err(error) if is_denied(&error) => {
+                if is_others(&home) {
+                    Err(self.forbidden(error))
+                } else {
+                    Ok(())
+                }
+            }
+            Ok(_) | Err(_) if self.had_appliance() || journal::exists(&home) => Ok(()),
+            Ok(_) | Err(_) => Err(HomeError::Empty { home }),
+        }
+    }
+
+    fn forbidden(&self, source: io::Error) -> HomeError {
+        let owner = fs::metadata(&self.0).map_or(0, |found| found.uid());
+        let owner = name_of(owner);
+        let remedy = as_account(&owner);
+        HomeError::Forbidden { home: self.0.clone(), owner, remedy, source }
     }
 
     /// Gives a journal that cannot be read a second name, under which somebody may look at it; one that is missing leaves an earlier one.
@@ -213,11 +257,21 @@ impl Home {
     /// It does, or cannot be looked at.
     pub fn check_owner(&self) -> Result<(), HomeError> {
         let Some(modes::Foreign { path, owner }) = modes::find_foreign(&self.0)? else { return Ok(()) };
-        let name = |number: u32| {
-            let user = User::from_uid(Uid::from_raw(number)).ok().flatten();
-            user.map_or_else(|| number.to_string(), |user| user.name)
-        };
-        Err(HomeError::Foreign { path, owner: name(owner), own: name(geteuid().as_raw()) })
+        Err(HomeError::Foreign { path, owner: name_of(owner), own: name_of(geteuid().as_raw()) })
+    }
+}
+
+/// Returns the name of the account `number`.
+pub fn name_of(number: u32) -> String {
+    let user = User::from_uid(Uid::from_raw(number)).ok().flatten();
+    user.map_or_else(|| number.to_string(), |user| user.name)
+}
+
+/// Returns how the command is run as the account `owner` of the home, or as root.
+pub fn as_account(owner: &str) -> String {
+    match owner {
+        "root" => "run it as root, or as the account that runs the appliance (`sudo refit ...`)".to_owned(),
+        name => format!("run it as {name}, which owns the appliance, or as root (`sudo -u {name} refit ...`)"),
     }
 }
 
@@ -242,8 +296,8 @@ pub enum HomeError {
         /// The directory.
         home: PathBuf,
     },
-    /// An appliance was installed there, and neither its journal nor the copy is left.
-    #[error("the update journal of {} is gone, and so is its copy", home.display())]
+    /// An appliance was installed there, and neither its journal nor the copy is there and whole.
+    #[error("the update journal of {} is lost: neither state.json nor its copy can be read", home.display())]
     Lost {
         /// The directory.
         home: PathBuf,
@@ -255,6 +309,19 @@ pub enum HomeError {
         home: PathBuf,
         /// The other guard.
         pid: i32,
+    },
+    /// This account may not look into it.
+    #[error("the home {} belongs to the account {owner}, and this account may not look into it", home.display())]
+    Forbidden {
+        /// The directory.
+        home: PathBuf,
+        /// The account.
+        owner: String,
+        /// What to do.
+        remedy: String,
+        /// What the system said.
+        #[source]
+        source: io::Error,
     },
     /// Another account could make itself admin.
     #[error("{} belongs to the account {owner}, and refit runs as {own}", path.display())]
@@ -294,6 +361,7 @@ impl Reported for HomeError {
                 Exit::TryLater,
                 "stop the other one first, or use its page; nothing was changed",
             ),
+            Self::Forbidden { remedy, .. } => Report::new("home_forbidden", Exit::Unavailable, remedy),
             Self::Foreign { .. } => Report::new(
                 "home_foreign",
                 Exit::Config,

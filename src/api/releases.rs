@@ -3,9 +3,10 @@
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
-use refit_base::{Exit, Reported, clock};
+use refit_base::{Chain, Exit, Reported, clock};
+use refit_updater::Store;
 use refit_updater::journal::{self, Journal};
-use refit_updater::release::Release;
+use refit_updater::release::StoreError;
 use semver::Version;
 
 use super::{Problem, Shared};
@@ -16,45 +17,62 @@ use crate::wire::{self, ReleaseState, Releases, Removed};
 pub(super) async fn list(State(app): State<Shared>) -> Result<Json<Releases>, Problem> {
     let journal = app.manager.journal();
     let manager = std::sync::Arc::clone(&app.manager);
-    let releases = tokio::task::spawn_blocking(move || manager.releases())
+    let list = tokio::task::spawn_blocking(move || describe(&journal, manager.store()))
         .await
         .map_err(|source| Problem::of(&UpdateError::Worker { source }))?
-        .map_err(|error| Problem::of(&error))?;
-    Ok(Json(Releases { releases: describe(&journal, &releases), staged: app.manager.receiving().staged() }))
+        .map_err(|error| Problem::of(&UpdateError::Store(error)))?;
+    Ok(Json(Releases { releases: list, staged: app.manager.receiving().staged() }))
 }
 
-/// Returns what is said of `releases`, which are in the order of their versions, the newest first.
-pub fn describe(journal: &Journal, releases: &[Release]) -> Vec<wire::Release> {
-    let current = journal.state.wanted();
+/// Returns what is said of the releases in `store`, the newest first. Those that the journal needs are among them, whether they are there or not.
+/// Their files are not looked at.
+///
+/// # Errors
+/// It cannot be listed which there are.
+pub fn describe(journal: &Journal, store: &Store) -> Result<Vec<wire::Release>, StoreError> {
+    let mut versions = store.versions()?;
+    versions.extend([journal.state.wanted()].into_iter().chain(journal.previous()).cloned());
+    versions.sort();
+    versions.dedup();
+    Ok(versions.iter().rev().map(|version| describe_one(journal, store, version)).collect())
+}
+
+fn describe_one(journal: &Journal, store: &Store, version: &Version) -> wire::Release {
     let on_trial = matches!(journal.state, journal::State::Trial { .. });
-    let previous = journal.previous();
-    releases
-        .iter()
-        .rev()
-        .map(|release| {
-            let version = &release.version;
-            let failed = journal.failed.get(version);
-            let state = if version == current {
-                if on_trial { ReleaseState::Trial } else { ReleaseState::Current }
-            } else if Some(version) == previous {
-                ReleaseState::Previous
-            } else if failed.is_some() {
-                ReleaseState::Failed
-            } else if journal.good.contains(version) {
-                ReleaseState::Kept
-            } else {
-                ReleaseState::Staged
-            };
+    let failed = journal.failed.get(version);
+    let state = if version == journal.state.wanted() {
+        if on_trial { ReleaseState::Trial } else { ReleaseState::Current }
+    } else if Some(version) == journal.previous() {
+        ReleaseState::Previous
+    } else if failed.is_some() {
+        ReleaseState::Failed
+    } else if journal.good.contains(version) {
+        ReleaseState::Kept
+    } else {
+        ReleaseState::Staged
+    };
+    match store.release(version) {
+        Ok(release) => wire::Release {
+            version: version.clone(),
+            state,
+            digest: Some(release.digest),
+            installed_bytes: Some(release.installed_bytes()),
+            installed_at: installed_at(&release.dir),
+            reason: failed.map(|failed| failed.reason.clone()),
+        },
+        Err(error) => {
+            let is_gone = matches!(error, StoreError::Unknown { .. });
+            let what = if is_gone { "its directory is missing".to_owned() } else { Chain(&error).to_string() };
             wire::Release {
                 version: version.clone(),
-                state,
-                digest: release.digest,
-                installed_bytes: release.installed_bytes(),
-                installed_at: installed_at(&release.dir),
-                reason: failed.map(|failed| failed.reason.clone()),
+                state: ReleaseState::Damaged,
+                digest: None,
+                installed_bytes: None,
+                installed_at: None,
+                reason: Some(format!("the {state} release: {what}; {}", StoreError::MADE_WHOLE)),
             }
-        })
-        .collect()
+        }
+    }
 }
 
 /// Returns when a release was unpacked: its manifest is the last file that is written.

@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 
 use nix::unistd::{User, geteuid};
-use refit_base::{Chain, Exit, Report, Reported, clock};
+use refit_base::{Chain, Exit, FileError, Report, Reported, clock};
 use refit_updater::attempt::{Attempt, Ending, Kind, Outcome, Step};
 use refit_updater::config::{ConfigError as MergeError, Existing, merge_config};
 use refit_updater::history::{self, Entry, EntryKind};
@@ -49,6 +49,9 @@ pub(super) enum AtRestError {
     /// A release that waits for its trial, or that the trial would go back to, is not removed.
     #[error("release {version} is part of the update {from} -> {to}, which the next start tries")]
     Waits { version: Version, from: Box<Version>, to: Box<Version> },
+    /// The package cannot be read.
+    #[error(transparent)]
+    Package(FileError),
     #[error(transparent)]
     Receive(#[from] ReceiveError),
     #[error(transparent)]
@@ -82,6 +85,7 @@ impl From<HomeError> for AtRestError {
             error @ (HomeError::Missing { .. }
             | HomeError::Empty { .. }
             | HomeError::Lost { .. }
+            | HomeError::Forbidden { .. }
             | HomeError::Foreign { .. }
             | HomeError::Moved { .. }
             | HomeError::File(_)) => Self::Home(error),
@@ -104,6 +108,9 @@ impl Reported for AtRestError {
                 Exit::Failed,
                 "`refit run` tries it; `refit recover VERSION` of the release that is to run instead gives it up; nothing was removed",
             ),
+            Self::Package(_) => {
+                Report::new("file_unreadable", Exit::Usage, "check the name and the permissions; nothing was changed")
+            }
             Self::Receive(error) => Report { code: "package_refused", ..error.report() },
             Self::Config(error) => error.report(),
             Self::Merge(error) => error.report(),
@@ -113,7 +120,8 @@ impl Reported for AtRestError {
             Self::Damaged { .. } => Report::new(
                 "release_damaged",
                 Exit::Failed,
-                "`refit recover` lists the releases that are whole; the very package repairs it: `refit install PACKAGE`",
+                "`refit recover` lists the releases that are whole; its very package makes it whole, and the release that runs next: \
+                 `refit install PACKAGE --allow-downgrade`",
             ),
             Self::NoPrevious => Report::new("no_previous_release", Exit::Usage, "install a release from its package"),
             Self::NotApproved { .. } => Report::new(
@@ -153,6 +161,8 @@ pub(super) struct Files {
     pub(super) store: Store,
     /// What the journal says, or its copy; `None` if neither can be read.
     pub(super) journal: Option<Journal>,
+    /// Whether nothing runs that could end an attempt.
+    is_at_rest: bool,
 }
 
 impl Files {
@@ -162,19 +172,9 @@ impl Files {
     /// There is none, or it cannot be read.
     pub(super) fn look(context: &Context) -> Result<Self, AtRestError> {
         let home = &context.home;
-        if !home.path().is_dir() {
-            return Err(HomeError::Missing { home: home.path().to_owned() }.into());
-        }
-        let journal = match journal::recall(home.path()) {
-            Ok(Some(journal)) => Some(journal),
-            Ok(None) if home.had_appliance() => None,
-            Ok(None) => return Err(HomeError::Empty { home: home.path().to_owned() }.into()),
-            Err(JournalError::Damaged { .. }) => None,
-            Err(error @ (JournalError::Read { .. } | JournalError::Format { .. } | JournalError::Write { .. })) => {
-                return Err(error.into());
-            }
-        };
-        Ok(Self { store: Store::open(home.path())?, journal })
+        home.require_appliance()?;
+        let is_at_rest = home.guard().is_none();
+        Ok(Self { store: Store::open(home.path())?, journal: journal::recall(home.path())?, is_at_rest })
     }
 
     /// Returns the journal.
@@ -182,8 +182,12 @@ impl Files {
     /// # Errors
     /// Neither it nor its copy can be read.
     pub(super) fn journal(&self, context: &Context) -> Result<Journal, AtRestError> {
-        let lost = || HomeError::Lost { home: context.home.path().to_owned() };
-        Ok(self.journal.clone().ok_or_else(lost)?)
+        Ok(self.journal.clone().ok_or_else(|| context.home.without_journal())?)
+    }
+
+    /// Returns the journal as the next start makes it, if nothing runs: an attempt that was cut short is over. `None` if it is lost.
+    pub(super) fn as_seen(&self) -> Option<Journal> {
+        self.journal.as_ref().map(|journal| if self.is_at_rest { journal.at_rest() } else { journal.clone() })
     }
 
     /// Returns the attempts that ended, oldest first, those included that the journal has not given to the history yet.
@@ -192,7 +196,7 @@ impl Files {
     /// The history cannot be read.
     pub(super) fn history(&self) -> Result<Vec<Entry>, AtRestError> {
         let mut entries = history::read(self.store.home()).map_err(AtRestError::History)?;
-        for entry in self.journal.iter().flat_map(|journal| &journal.finished) {
+        for entry in self.as_seen().iter().flat_map(|journal| &journal.finished) {
             if !entries.iter().any(|known| known.id == entry.id) {
                 entries.push(entry.clone());
             }
@@ -286,12 +290,7 @@ impl AtRest {
     /// A guard has it, or there is none.
     pub(super) fn take(context: &Context) -> Result<Self, AtRestError> {
         let home = context.home.clone();
-        if !home.path().is_dir() {
-            return Err(HomeError::Missing { home: home.path().to_owned() }.into());
-        }
-        if !journal::exists(home.path()) && !home.had_appliance() {
-            return Err(home.without_journal().into());
-        }
+        home.require_appliance()?;
         home.check_owner()?;
         let lock = match HomeLock::acquire(&home, std::process::id(), || {}) {
             Ok(lock) => Lock::Home(lock),
@@ -319,16 +318,17 @@ impl AtRest {
     /// # Errors
     /// It is not there, or damaged; nothing was changed.
     pub(super) fn go_to(&self, version: Option<&Version>, kind: Kind, reason: &str) -> Result<Chosen, AtRestError> {
-        let Files { store, journal } = &self.files;
+        let Files { store, journal, .. } = &self.files;
         let before = journal.as_ref().map(|journal| journal.state.wanted().clone());
         let to = match version {
             Some(version) => version.clone(),
             None => self.last_whole(before.as_ref())?,
         };
-        if !store.release_dir(&to).exists() {
+        let is_known = journal.as_ref().is_some_and(|journal| journal.good.contains(&to));
+        if !is_known && !store.release_dir(&to).exists() {
             return Err(StoreError::Unknown { version: to }.into());
         }
-        if let Some(damage) = store.find_damage(&to, &mut || {})? {
+        if let Some(damage) = self.find_damage(&to)? {
             return Err(AtRestError::Damaged { version: to, damage: Box::new(damage) });
         }
         let ending = Ending::now(Step::Committed, reason.to_owned());
@@ -340,7 +340,7 @@ impl AtRest {
             }
         };
         let proved = journal.good.contains(&to) && !journal.failed.contains_key(&to);
-        let previous = if proved || *journal.state.wanted() == to { None } else { self.way_back(&journal, &to)? };
+        let previous = if proved || *journal.state.wanted() == to { None } else { self.way_back(&journal, &to) };
         let start = match &previous {
             Some(previous) => Start::OnTrial { previous: previous.clone() },
             None if proved || *journal.state.wanted() == to => Start::Proven,
@@ -359,6 +359,20 @@ impl AtRest {
         Ok(Chosen { before, to, start })
     }
 
+    /// Returns what is damaged of release `version`, once its permissions are put right.
+    ///
+    /// # Errors
+    /// It cannot be told now: the system refuses to read it.
+    pub(super) fn find_damage(&self, version: &Version) -> Result<Option<Damage>, StoreError> {
+        self.files.store.repair_modes_of(version);
+        self.files.store.find_damage(version, &mut || {})
+    }
+
+    /// Returns the first of `versions` that is whole, as far as that can be told.
+    fn first_whole<'v>(&self, versions: impl IntoIterator<Item = &'v Version>) -> Option<Version> {
+        versions.into_iter().find(|version| matches!(self.find_damage(version), Ok(None))).cloned()
+    }
+
     /// Returns a journal in the place of one that is lost with its copy, for an appliance that is to run `to`: that is the current release, or, where
     /// the history knows that it never ended well, the last other one that is whole.
     fn begin_anew(&self, to: &Version) -> Result<Journal, AtRestError> {
@@ -366,9 +380,8 @@ impl AtRest {
         let proved = good.contains(to);
         good.reverse();
         good.retain(|version| version != to);
-        let mut others = good.iter().rev();
-        let other = others.find(|version| matches!(self.files.store.find_damage(version, &mut || {}), Ok(None)));
-        let current = other.filter(|_| !proved).unwrap_or(to).clone();
+        let other = if proved { None } else { self.first_whole(good.iter().rev()) };
+        let current = other.unwrap_or_else(|| to.clone());
         if current == *to {
             good.push(to.clone());
         }
@@ -376,22 +389,17 @@ impl AtRest {
     }
 
     /// Returns the release to go back to if `to` fails: the current one, or the last other good one that is whole.
-    fn way_back(&self, journal: &Journal, to: &Version) -> Result<Option<Version>, AtRestError> {
+    pub(super) fn way_back(&self, journal: &Journal, to: &Version) -> Option<Version> {
         let current = journal.state.wanted();
         let others = journal.good.iter().rev().filter(|good| *good != current && !journal.failed.contains_key(good));
-        for version in [current].into_iter().chain(others).filter(|version| *version != to) {
-            if self.files.store.find_damage(version, &mut || {})?.is_none() {
-                return Ok(Some(version.clone()));
-            }
-        }
-        Ok(None)
+        self.first_whole([current].into_iter().chain(others).filter(|version| *version != to))
     }
 
     /// Returns the last good release that is whole, but for `current`.
     fn last_whole(&self, current: Option<&Version>) -> Result<Version, AtRestError> {
         let mut first = None;
         for version in self.files.good()?.into_iter().filter(|version| Some(version) != current) {
-            match self.files.store.find_damage(&version, &mut || {})? {
+            match self.find_damage(&version)? {
                 None => return Ok(version),
                 Some(damage) => {
                     first.get_or_insert(AtRestError::Damaged { version, damage: Box::new(damage) });

@@ -96,7 +96,7 @@ async fn ask(client: &Client, request: &str, version: Option<&Version>) -> Resul
         body["version"] = json!(version);
     }
     let post = || client.post("/api/v1/bus/requests", &body);
-    let (mut silence, hidden) = (Silence::default(), ProgressBar::hidden());
+    let (mut silence, hidden) = (Silence::of(client), ProgressBar::hidden());
     let mut answer = post().await;
     let is_broken = matches!(answer, Err(ClientError::Broken { .. }));
     if !is_broken || !["start", "stop", "exit"].contains(&request) {

@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use nix::unistd::{Uid, User};
 use refit_base::{Exit, FileError, Report, Reported};
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use semver::Version;
 use serde_json::Value;
 
 use super::context::Context;
-use crate::home::Home;
 use crate::home::trouble::{self, Trouble};
+use crate::home::{Home, as_account, name_of};
 use crate::wire::Problem;
 
 /// How long an appliance may take to accept a connection: it does so even while it replaces itself.
@@ -73,6 +73,20 @@ pub(super) enum ClientError {
         #[source]
         source: reqwest::Error,
     },
+    /// The appliance ended, in order, while a command waited for it.
+    #[error("the appliance in {} has ended before it said what became of this", home.display())]
+    Ended {
+        /// The home.
+        home: PathBuf,
+    },
+    /// The same, and its journal says that the update is tried when it starts again.
+    #[error("the appliance in {} has ended; release {to} waits, and the next start tries it", home.display())]
+    Waits {
+        /// The home.
+        home: PathBuf,
+        /// The release.
+        to: Version,
+    },
     /// Nothing is known of what was asked.
     #[error("the appliance knows nothing of the {request}: it ended before that was recorded")]
     Lost {
@@ -123,7 +137,7 @@ pub(super) enum ClientError {
     #[error("release {version} has the digest {found}, {approved} was approved")]
     NotApproved {
         /// Its version.
-        version: semver::Version,
+        version: Version,
         /// The digest it has.
         found: String,
         /// The digest that was approved.
@@ -158,7 +172,19 @@ impl Reported for ClientError {
             Self::Interrupted { .. } => Report::new(
                 "package_interrupted",
                 Exit::TryLater,
-                "install it again when `refit status` answers; nothing was changed",
+                "install it again: the appliance takes it once `refit status` answers, and without one the files of the home do; nothing was \
+                 changed",
+            ),
+            Self::Ended { .. } => Report::new(
+                "appliance_ended",
+                Exit::TryLater,
+                "`refit history` says what was done; what it does not name has changed nothing. Start it again with `refit run`, or go on with \
+                 the files: `refit install` and `refit rollback` do",
+            ),
+            Self::Waits { .. } => Report::new(
+                "update_waits",
+                Exit::TryLater,
+                "`refit run` tries it; `refit recover VERSION` of the release that is to run instead gives it up",
             ),
             Self::Lost { .. } => Report::new(
                 "request_lost",
@@ -249,6 +275,16 @@ impl Client {
             .build()
             .map_err(|source| ClientError::Client { source })?;
         Ok(Self { http, home: home.clone(), socket, _dir: dir })
+    }
+
+    /// Returns whether the appliance has ended in order: no guard has the home, and none left its number behind.
+    pub(super) fn has_ended(&self) -> bool {
+        self.home.guard().is_none() && !self.home.pid_file().exists()
+    }
+
+    /// Returns that it has.
+    pub(super) fn ended(&self) -> ClientError {
+        ClientError::Ended { home: self.home.path().to_owned() }
     }
 
     /// Returns a request for `path`.
@@ -447,11 +483,7 @@ fn is_final(status: StatusCode) -> bool {
 /// Returns which account may use `socket`: that of whoever runs the appliance, as far as it can be seen from here.
 fn account_remedy(socket: &Path) -> String {
     let owner = socket.ancestors().find_map(|path| Some(path.metadata().ok()?.uid()));
-    let user = owner.and_then(|uid| User::from_uid(Uid::from_raw(uid)).ok().flatten());
-    match user.map(|user| user.name).filter(|name| name != "root") {
-        Some(name) => format!("run it as {name}, which owns the appliance, or as root (`sudo -u {name} refit ...`)"),
-        None => "run it as root, or as the account that runs the appliance (`sudo refit ...`)".to_owned(),
-    }
+    as_account(&owner.map_or_else(|| "root".to_owned(), name_of))
 }
 
 /// Returns the cause if it is that no connection was made: what the system said, without the layers above it.

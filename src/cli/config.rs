@@ -5,13 +5,14 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use refit_base::{Exit, Report, Reported};
+use refit_base::{Chain, Exit, Report, Reported};
 use refit_updater::Store;
 use refit_updater::config::{Unread, unread as unread_in};
-use refit_updater::journal::{self, JournalError};
-use refit_updater::release::StoreError;
+use refit_updater::release::{Damage, StoreError};
+use semver::Version;
 use serde_json::json;
 
+use super::at_rest::{AtRestError, Files};
 use super::client::Client;
 use super::context::Context;
 use super::table::list;
@@ -20,7 +21,7 @@ use crate::config::{self, ConfigError, OperatorsError, Programs};
 use crate::handover::beside::clash;
 use crate::handover::bind::bind;
 use crate::handover::listener::BindError;
-use crate::home::{Home, HomeError};
+use crate::home::Home;
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Config {
@@ -38,9 +39,7 @@ pub(super) enum Config {
 #[derive(Debug, thiserror::Error)]
 enum CheckError {
     #[error(transparent)]
-    Home(#[from] HomeError),
-    #[error(transparent)]
-    Journal(#[from] JournalError),
+    AtRest(#[from] AtRestError),
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
@@ -49,6 +48,8 @@ enum CheckError {
     Operators(#[from] OperatorsError),
     #[error("there is no directory {}", path.display())]
     NoDirectory { path: PathBuf },
+    #[error("release {version} is damaged: {}", Chain(&**damage))]
+    Damaged { version: Version, damage: Box<Damage> },
     #[error("components do not reach {}", counted(obstacles.len(), "thing that they need", "things that they need"))]
     NotReached { obstacles: Vec<Obstacle> },
     #[error(transparent)]
@@ -58,8 +59,7 @@ enum CheckError {
 impl Reported for CheckError {
     fn report(&self) -> Report<'_> {
         match self {
-            Self::Home(error) => error.report(),
-            Self::Journal(error) => error.report(),
+            Self::AtRest(error) => error.report(),
             Self::Store(error) => error.report(),
             Self::Config(error) => error.report(),
             Self::Operators(error) => error.report(),
@@ -68,6 +68,7 @@ impl Reported for CheckError {
                 Exit::Usage,
                 "name the directory of a release: one with an appliance.toml",
             ),
+            Self::Damaged { .. } => Report::new("release_damaged", Exit::Failed, StoreError::MADE_WHOLE),
             Self::Bind(_) => Report::new(
                 "address_in_use",
                 Exit::Config,
@@ -90,12 +91,12 @@ pub(super) fn run(context: &Context, config: &Config) -> Exit {
         Err(CheckError::NotReached { obstacles }) => (&none, obstacles),
         Ok(()) => (&none, &nowhere),
         Err(
-            error @ (CheckError::Home(_)
-            | CheckError::Journal(_)
+            error @ (CheckError::AtRest(_)
             | CheckError::Store(_)
             | CheckError::Config(_)
             | CheckError::NoDirectory { .. }
             | CheckError::Operators(_)
+            | CheckError::Damaged { .. }
             | CheckError::Bind(_)),
         ) => return context.fail(error),
     };
@@ -145,13 +146,29 @@ fn check(
         let config = config::Config::load_with_programs(&Programs::anywhere(&dir), &local)?;
         return reached(find_obstacles_in_tree(&config, &dir));
     }
+    let files = Files::look(context)?;
+    let journal = files.as_seen().ok_or_else(|| AtRestError::from(context.home.without_journal()))?;
+    let (store, version) = (&files.store, journal.state.wanted().clone());
+    check_home(context, store, &version, look).map_err(|error| {
+        match (&error, store.find_damage(&version, &mut || {})) {
+            // What was signed is not to be edited: its package brings it again.
+            (CheckError::Store(_) | CheckError::Config(_), Ok(Some(damage))) => {
+                CheckError::Damaged { version, damage: Box::new(damage) }
+            }
+            _ => error,
+        }
+    })
+}
+
+/// Checks the release `version` on this machine, with the settings of this home. Shows `look` its live configuration.
+fn check_home(
+    context: &Context,
+    store: &Store,
+    version: &Version,
+    mut look: impl FnMut(&Path, String),
+) -> Result<(), CheckError> {
     let home = context.home.path();
-    if !home.is_dir() {
-        return Err(HomeError::Missing { home: home.to_owned() }.into());
-    }
-    let journal = journal::recall(home)?.ok_or_else(|| context.home.without_journal())?;
-    let store = Store::open(home)?;
-    let release = store.release(journal.state.wanted())?;
+    let release = store.release(version)?;
     look(&store.config_dir(&release.version), format!("config/{}", release.version));
     let search = context.process.environment.get(OsStr::new("PATH")).map(OsString::as_os_str);
     let programs = Programs::here(&release.dir, search);

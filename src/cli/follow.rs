@@ -5,13 +5,15 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use refit_base::{Exit, clock};
+use refit_updater::journal::State;
 use serde_json::{Value, json};
 
+use super::at_rest::Files;
 use super::client::{Client, ClientError};
 use super::context::{Context, say};
 use super::events::read_events;
 use super::notes;
-use super::outcome::{Outcome, find_update};
+use super::outcome::{Outcome, find_update, ticket, update_in};
 use super::silence::Silence;
 use super::table::{cell, list, print_table};
 
@@ -43,11 +45,15 @@ pub(super) async fn ask_and_follow(
         Ok(answer) => follow(context, client, answer["ticket"]["id"].as_str().unwrap_or_default()).await,
         Err(ClientError::Broken { .. } | ClientError::Silent { .. } | ClientError::NoRuntime { .. }) => {
             // Whether it was taken, the appliance knows when it answers again.
-            let (mut silence, hidden) = (Silence::default(), ProgressBar::hidden());
+            let (mut silence, hidden) = (Silence::of(client), ProgressBar::hidden());
             let found = loop {
                 match find_update(client, &begun, to).await {
                     Ok(found) => break found,
-                    Err(error) if error.is_silence() => silence.extend(&hidden, error)?,
+                    Err(error) if error.is_silence() => {
+                        if let Err(error) = silence.extend(&hidden, error) {
+                            return conclude_ended(context, error, |entries| update_in(entries, &begun, to));
+                        }
+                    }
                     Err(error) => return Err(error),
                 }
                 tokio::time::sleep(TRY_AGAIN).await;
@@ -64,7 +70,7 @@ async fn follow(context: &Context, client: &Client, id: &str) -> Result<Exit, Cl
     let bar = if context.is_watched() { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
     bar.enable_steady_tick(Duration::from_millis(100));
     let mut display = UpdateDisplay { bar, last_event: 0, finished: false };
-    let (mut silence, mut outcome) = (Silence::default(), Outcome::of(client, id));
+    let (mut silence, mut outcome) = (Silence::of(client), Outcome::of(client, id));
     loop {
         let shown = show_events(context, client, id, &mut display).await;
         // The stream ended: with the update, because the runtime replaced itself, or because nothing came any more.
@@ -78,7 +84,11 @@ async fn follow(context: &Context, client: &Client, id: &str) -> Result<Exit, Cl
                 return Ok(conclude(context, &ticket));
             }
             Ok(None) => silence.end(&display.bar),
-            Err(error) if error.is_silence() => silence.extend(&display.bar, error)?,
+            Err(error) if error.is_silence() => {
+                if let Err(error) = silence.extend(&display.bar, error) {
+                    return conclude_ended(context, error, |entries| entries.iter().find(|entry| entry["id"] == id));
+                }
+            }
             Err(error) => {
                 display.bar.finish_and_clear();
                 return Err(error);
@@ -86,6 +96,29 @@ async fn follow(context: &Context, client: &Client, id: &str) -> Result<Exit, Cl
         }
         tokio::time::sleep(TRY_AGAIN).await;
     }
+}
+
+/// Returns what became of an update of which an appliance that has ended said nothing: its files may. `find` finds it in the history, newest
+/// first.
+fn conclude_ended(
+    context: &Context,
+    error: ClientError,
+    find: impl FnOnce(&[Value]) -> Option<&Value>,
+) -> Result<Exit, ClientError> {
+    if !matches!(error, ClientError::Ended { .. }) {
+        return Err(error);
+    }
+    let Ok(files) = Files::look(context) else { return Err(error) };
+    let newest_first: Vec<Value> = files.history().unwrap_or_default().iter().rev().map(|entry| json!(entry)).collect();
+    if let Some(entry) = find(&newest_first) {
+        return Ok(conclude(context, &ticket(entry)));
+    }
+    Err(match files.journal.map(|journal| journal.state) {
+        Some(State::Trial { next, starts_left: 1.., .. }) => {
+            ClientError::Waits { home: context.home.path().to_owned(), to: next }
+        }
+        Some(State::Idle { .. } | State::Staged { .. } | State::Trial { .. }) | None => error,
+    })
 }
 
 /// Reads events until the stream breaks or is silent for a while, or the update has ended.
@@ -186,12 +219,16 @@ fn show_asked(context: &Context, ticket: &Value) {
 
 /// Waits for the outcome of a ticket without showing steps.
 pub(super) async fn wait_for_outcome(context: &Context, client: &Client, id: &str) -> Result<Exit, ClientError> {
-    let (mut silence, hidden, mut outcome) = (Silence::default(), ProgressBar::hidden(), Outcome::of(client, id));
+    let (mut silence, hidden, mut outcome) = (Silence::of(client), ProgressBar::hidden(), Outcome::of(client, id));
     loop {
         match outcome.look_up(WAIT).await {
             Ok(Some(ticket)) => return Ok(conclude(context, &ticket)),
             Ok(None) => silence.end(&hidden),
-            Err(error) if error.is_silence() => silence.extend(&hidden, error)?,
+            Err(error) if error.is_silence() => {
+                if let Err(error) = silence.extend(&hidden, error) {
+                    return conclude_ended(context, error, |entries| entries.iter().find(|entry| entry["id"] == id));
+                }
+            }
             Err(error) => return Err(error),
         }
         tokio::time::sleep(TRY_AGAIN).await;
@@ -200,7 +237,7 @@ pub(super) async fn wait_for_outcome(context: &Context, client: &Client, id: &st
 
 /// Waits until the appliance has ended, as the ticket `id` asks. Nobody is left to answer then: that nobody answers is the outcome.
 pub(super) async fn wait_for_exit(context: &Context, client: &Client, ticket: &Value) -> Result<Exit, ClientError> {
-    let (mut silence, hidden) = (Silence::default(), ProgressBar::hidden());
+    let (mut silence, hidden) = (Silence::of(client), ProgressBar::hidden());
     let mut outcome = Outcome::of(client, ticket["id"].as_str().unwrap_or_default());
     loop {
         match outcome.look_up(Duration::ZERO).await {

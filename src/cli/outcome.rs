@@ -86,20 +86,28 @@ impl<'a> Outcome<'a> {
 /// # Errors
 /// The appliance does not answer.
 pub(super) async fn find_update(client: &Client, begun: &str, to: Option<&str>) -> Result<Option<String>, ClientError> {
-    let fits = |entry: &Value| to.is_none_or(|to| entry["to"] == to);
     let name = |entry: &Value| entry["id"].as_str().map(str::to_owned);
     let status = client.get("/api/v1/status").await?;
     let update = &status["update"];
-    if !update.is_null() && fits(update) && update["started_at"].as_str().is_some_and(|at| at >= begun) {
+    if !update.is_null()
+        && to.is_none_or(|to| update["to"] == to)
+        && update["started_at"].as_str().is_some_and(|at| at >= begun)
+    {
         return Ok(name(update));
     }
     let history = client.get("/api/v1/history").await?;
-    let mut entries = list(&history["history"]).filter(|entry| entry["kind"] != "crash");
-    Ok(entries.find(|entry| fits(entry) && entry["at"].as_str().is_some_and(|at| at >= begun)).and_then(name))
+    let entries: Vec<Value> = list(&history["history"]).cloned().collect();
+    Ok(update_in(&entries, begun, to).and_then(name))
 }
 
-/// Returns the ticket of an attempt that ended.
-fn ticket(entry: &Value) -> Value {
+/// Returns the same of the history alone, newest first.
+pub(super) fn update_in<'e>(entries: &'e [Value], begun: &str, to: Option<&str>) -> Option<&'e Value> {
+    let fits = |entry: &&Value| entry["kind"] != "crash" && to.is_none_or(|to| entry["to"] == to);
+    entries.iter().filter(fits).find(|entry| entry["at"].as_str().is_some_and(|at| at >= begun))
+}
+
+/// Returns the ticket of an attempt that ended, as the history has it.
+pub(super) fn ticket(entry: &Value) -> Value {
     let why = entry["reason"].as_str().unwrap_or("no reason is known");
     let (state, reason, exit) = match entry["outcome"].as_str() {
         Some("done") => ("done", None, Exit::Done),

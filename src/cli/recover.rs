@@ -31,12 +31,8 @@ pub(super) fn run(context: &Context, recover: &Recover) -> Exit {
 fn list(context: &Context) -> Result<(), AtRestError> {
     let files = Files::look(context)?;
     let good = files.good()?;
-    let is_at_rest = context.home.guard().is_none();
-    let current = files.journal.as_ref().map(|journal| match is_at_rest {
-        true => journal.at_rest().0,
-        false => journal.state.wanted().clone(),
-    });
-    let current = current.as_ref();
+    let journal = files.as_seen();
+    let current = journal.as_ref().map(|journal| journal.state.wanted());
     let mut versions = files.store.versions()?;
     versions.extend(good.iter().chain(current).cloned());
     versions.sort();
@@ -75,6 +71,12 @@ fn list(context: &Context) -> Result<(), AtRestError> {
         return Ok(());
     }
     print_table(context, &["RELEASE", "STATE", "FILES", "WHY"], &rows);
+    if !objects.iter().any(|release| release["whole"] == true) {
+        context.print("");
+        context.print(
+            "no release is whole: `refit install PACKAGE --allow-downgrade` with the very package makes one whole",
+        );
+    }
     if files.journal.is_none() {
         context.print("");
         context.print("the update journal and its copy are lost: `refit recover VERSION` says which release runs");

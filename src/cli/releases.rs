@@ -115,7 +115,7 @@ fn remove_at_rest(context: &Context, version: &Version) -> Result<Option<u64>, A
     let rest = AtRest::take(context)?;
     let before = rest.files.journal(context)?;
     // An update that was cut short is over: nothing runs that could end it.
-    let (_, mut journal) = before.at_rest();
+    let mut journal = before.at_rest();
     let removed = removal::remove::<AtRestError>(&rest.files.store, &journal, version, &[]);
     let bytes = removed.map_err(|error| {
         let AtRestError::Removal(RemovalError::UnderWay { version, from, to }) = error else { return error };
@@ -140,11 +140,8 @@ async fn list_releases(context: &Context) -> Result<Exit, ClientError> {
 /// Prints what the files say.
 fn print_at_rest(context: &Context) -> Result<(), AtRestError> {
     let files = Files::look(context)?;
-    let mut journal = files.journal(context)?;
-    if context.home.guard().is_none() {
-        journal = journal.at_rest().1;
-    }
-    let releases = describe_releases(&journal, &files.store.releases()?);
+    let journal = files.as_seen().ok_or_else(|| context.home.without_journal()).map_err(AtRestError::from)?;
+    let releases = describe_releases(&journal, &files.store)?;
     print(context, &json!({ "releases": releases, "staged": [] }));
     Ok(())
 }

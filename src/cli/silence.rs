@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::ProgressBar;
 
-use super::client::ClientError;
+use super::client::{Client, ClientError};
 use super::context::say;
 
 /// How long the appliance may be unreachable before it is given up: the guard needs that long in the worst case.
@@ -14,15 +14,23 @@ const TROUBLE_MAX: Duration = Duration::from_secs(10);
 /// A silence that people are told of: replacing the runtime takes less.
 const SILENCE_TOLD: Duration = Duration::from_secs(3);
 
+/// The same where no guard has the home any more: a service manager that starts it again, or a hand, takes less.
+const ENDED_MAX: Duration = SILENCE_TOLD;
+
 /// For how long the appliance has not answered.
-#[derive(Default)]
-pub(super) struct Silence {
+pub(super) struct Silence<'a> {
+    client: &'a Client,
     since: Option<Instant>,
     /// What the bar said before.
     interrupted: Option<String>,
 }
 
-impl Silence {
+impl<'a> Silence<'a> {
+    /// Returns that of an appliance that has answered so far.
+    pub(super) const fn of(client: &'a Client) -> Self {
+        Self { client, since: None, interrupted: None }
+    }
+
     /// Returns `error` when it has lasted too long. Before that people are told, on `bar` or, where there is none to be seen, in a
     /// line on standard error, once.
     pub(super) fn extend(&mut self, bar: &ProgressBar, error: ClientError) -> Result<(), ClientError> {
@@ -30,10 +38,17 @@ impl Silence {
         let noticed = if let ClientError::Silent { after, .. } = &error { *after } else { Duration::ZERO };
         let begun = || Instant::now().checked_sub(noticed).unwrap_or_else(Instant::now);
         let lasted = self.since.get_or_insert_with(begun).elapsed();
-        let limit = if matches!(error, ClientError::NoRuntime { .. }) { TROUBLE_MAX } else { UNREACHABLE_MAX };
+        let has_ended = self.client.has_ended();
+        let limit = if matches!(error, ClientError::NoRuntime { .. }) {
+            TROUBLE_MAX
+        } else if has_ended {
+            ENDED_MAX
+        } else {
+            UNREACHABLE_MAX
+        };
         let Some(left) = limit.checked_sub(lasted).filter(|left| !left.is_zero()) else {
             bar.finish_and_clear();
-            return Err(error);
+            return Err(if has_ended { self.client.ended() } else { error });
         };
         if lasted < SILENCE_TOLD {
             return Ok(());

@@ -3,7 +3,6 @@
 use std::io::{self, BufRead};
 
 use refit_base::Exit;
-use refit_updater::journal;
 use serde_json::json;
 
 use super::context::Context;
@@ -24,8 +23,8 @@ pub(super) enum User {
 
 pub(super) fn run(context: &Context, user: &User) -> Exit {
     let User::Passwd { name, generate } = user;
-    if !journal::exists(context.home.path()) && !context.home.had_appliance() {
-        return context.fail(&context.home.without_journal());
+    if let Err(error) = context.home.require_appliance() {
+        return context.fail(&error);
     }
     let password = if *generate {
         auth::new_password()

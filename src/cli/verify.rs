@@ -1,14 +1,15 @@
 //! `refit verify`: compares an installed release with its signed manifest.
 
+use std::path::PathBuf;
+
 use refit_base::{Exit, Report, Reported};
-use refit_updater::Store;
-use refit_updater::journal;
+use refit_updater::journal::Journal;
 use refit_updater::release::StoreError;
 use semver::Version;
 use serde_json::json;
 
+use super::at_rest::{AtRestError, Files};
 use super::context::Context;
-use crate::home::HomeError;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Verify {
@@ -20,27 +21,24 @@ pub(super) struct Verify {
 #[derive(Debug, thiserror::Error)]
 enum VerifyError {
     #[error(transparent)]
-    Journal(#[from] journal::JournalError),
-    #[error(transparent)]
-    Home(#[from] HomeError),
+    AtRest(#[from] AtRestError),
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error("release {version} is damaged: {} of its files: {first}", problems)]
     Damaged { version: Version, problems: usize, first: String },
+    #[error("release {version} is damaged: {} is missing", dir.display())]
+    Gone { version: Version, dir: PathBuf },
 }
 
 impl Reported for VerifyError {
     fn report(&self) -> Report<'_> {
         match self {
-            Self::Journal(error) => Report { exit: Exit::Disk, ..error.report() },
-            Self::Home(error) => error.report(),
+            Self::AtRest(error) => error.report(),
             Self::Store(error @ StoreError::Unknown { .. }) => Report { exit: Exit::Usage, ..error.report() },
             Self::Store(error) => error.report(),
-            Self::Damaged { .. } => Report::new(
-                "release_damaged",
-                Exit::Failed,
-                "its very package makes it whole: `refit install PACKAGE --allow-downgrade`",
-            ),
+            Self::Damaged { .. } | Self::Gone { .. } => {
+                Report::new("release_damaged", Exit::Failed, StoreError::MADE_WHOLE)
+            }
         }
     }
 }
@@ -53,15 +51,19 @@ pub(super) fn run(context: &Context, verify: &Verify) -> Exit {
 }
 
 fn try_verify(context: &Context, verify: &Verify) -> Result<(), VerifyError> {
-    let home = context.home.path();
-    let store = Store::open(home)?;
-    let version = match &verify.version {
-        Some(version) => version.clone(),
-        None => {
-            let journal = journal::recall(home)?.ok_or_else(|| context.home.without_journal())?;
-            if context.home.guard().is_some() { journal.state.wanted().clone() } else { journal.at_rest().0 }
-        }
+    let files = Files::look(context)?;
+    let (store, journal) = (&files.store, files.as_seen());
+    let version = match (&verify.version, &journal) {
+        (Some(version), _) => version.clone(),
+        (None, Some(journal)) => journal.state.wanted().clone(),
+        (None, None) => return Err(AtRestError::from(context.home.without_journal()).into()),
     };
+    let is_known = |journal: &Journal| journal.good.contains(&version) || *journal.state.wanted() == version;
+    let dir = store.release_dir(&version);
+    if !dir.exists() && journal.as_ref().is_some_and(is_known) {
+        // One that was here and is not any more is damaged.
+        return Err(VerifyError::Gone { dir, version });
+    }
     let report = store.verify(&version, &mut |_| {})?;
     if context.json {
         context.print(&json!({ "version": version, "report": report }).to_string());

@@ -101,16 +101,11 @@ pub struct Given {
 /// Nothing could be started; nothing is left running.
 pub fn run(given: Given) -> Result<Exit, GuardError> {
     let home = &given.home;
-    if !home.path().is_dir() {
-        return Err(HomeError::Missing { home: home.path().to_owned() }.into());
-    }
     home.make_passable();
-    if !journal::exists(home.path()) {
-        return Err(home.without_journal().into());
-    }
+    home.require_appliance()?;
     home.repair(say);
     home.check_owner()?;
-    journal::recall(home.path())?;
+    journal::recall(home.path())?.ok_or_else(|| home.without_journal())?;
     let lock = HomeLock::acquire(home, std::process::id(), || say("waiting for the previous runtime to end"))?;
     for name in Store::make_missing(home.path()).map_err(HomeError::File)? {
         say(&format!("the directory {name} of the home was missing; it was made again"));

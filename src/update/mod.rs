@@ -31,11 +31,12 @@ use std::sync::{Arc, Mutex};
 
 use refit_base::{clock, lock};
 use refit_bus::{self as bus, AfterFailure, Bus, Fault, Origin, Ticket};
+use refit_updater::Store;
 use refit_updater::attempt::Kind;
 use refit_updater::config::{self, Unmerged, Unread};
 use refit_updater::history::Entry;
 use refit_updater::journal::{Journal, State};
-use refit_updater::release::{Release, StoreError};
+use refit_updater::release::StoreError;
 use refit_updater::trust::TrustStatus;
 use semver::Version;
 use tokio::sync::OwnedSemaphorePermit;
@@ -123,12 +124,9 @@ impl Manager {
         self.steps.view()
     }
 
-    /// Returns the releases on disk. Blocks.
-    ///
-    /// # Errors
-    /// The directory cannot be read.
-    pub fn releases(&self) -> Result<Vec<Release>, UpdateError> {
-        Ok(self.parts.store.releases()?)
+    /// Returns the store of the releases on disk.
+    pub fn store(&self) -> &Store {
+        &self.parts.store
     }
 
     /// Removes release `version`. Returns how large it was, in bytes; `None` if that is not known any more.

@@ -24,6 +24,8 @@ names! {
         Kept = "kept",
         /// It is on the disk, and was not tried.
         Staged = "staged",
+        /// Its manifest cannot be read, or its directory is missing: the reason says so, and what it would be.
+        Damaged = "damaged",
         /// The running one is good; only the status and an event say so.
         Good = "good",
     }
@@ -49,16 +51,16 @@ pub struct Release {
     pub version: Version,
     /// What it is.
     pub state: ReleaseState,
-    /// The digest of its manifest, in hexadecimal.
-    #[schema(value_type = String, example = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08")]
-    pub digest: Digest,
-    /// Its size on disk, in bytes, with what it shares with others.
+    /// The digest of its manifest, in hexadecimal; `null` of one that is damaged.
+    #[schema(value_type = Option<String>, example = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08")]
+    pub digest: Option<Digest>,
+    /// Its size on disk, in bytes, with what it shares with others; `null` of one that is damaged.
     #[schema(example = 4_194_304)]
-    pub installed_bytes: u64,
+    pub installed_bytes: Option<u64>,
     /// When it was unpacked, RFC 3339, if that can be seen.
     #[schema(format = DateTime, example = "2026-01-01T12:00:00.000Z")]
     pub installed_at: Option<String>,
-    /// Why it failed here, if it has.
+    /// Why it failed here, if it has; or what is damaged, and what makes it whole.
     #[schema(example = "component web did not start: ended with status 3")]
     pub reason: Option<String>,
 }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::time::Instant;
 
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
@@ -13,7 +14,7 @@ use serde_json::Value;
 use crate::appliance::{Appliance, Ran, refit};
 use crate::process;
 use crate::release::{Release, Vendor};
-use crate::wait::LIMIT;
+use crate::wait::{LIMIT, eventually};
 
 /// Returns an appliance at rest whose releases are 1.0.0 and 1.1.0, of which the second is the current one.
 fn at_rest() -> Appliance {
@@ -119,6 +120,13 @@ fn an_update_at_rest_is_tried_at_the_next_start() {
     fs::write(&local, "[what").expect("written");
     appliance.install(&Release::shop("1.2.0"), &[]).complains_with(78);
     fs::write(&local, settings).expect("written");
+    // What is no package is said as it is while the appliance runs.
+    for nothing in ["nope.refit", "/", ""] {
+        let line = appliance.refit(&["install", nothing]).complains_with(64);
+        assert!(line.contains("check the name and the permissions"), "{nothing}: {line}");
+        let ran = appliance.refit(&["install", nothing, "--json"]).ends_with(64);
+        assert_eq!(ran.objects()[0]["error"]["code"], "file_unreadable", "{nothing}");
+    }
     appliance.refit(&["install", "https://127.0.0.1:1/x.refit"]).complains_with(69);
     remedied(&appliance.install(&Release::shop("1.2.0"), &["--stage-only"]).complains_with(69), "refit run");
     appliance.install(&Release::shop("1.2.0"), &["--json"]).ends_with(0);
@@ -175,8 +183,35 @@ fn files_that_a_program_left_in_its_release_refuse_nothing() {
     appliance.refit(&["bus", "request", "rollback"]).ends_with(0);
     appliance.settled("1.0.0");
     appliance.stop();
+    // A program that may not be executed is damage, which is put right where the release is chosen.
+    let program = appliance.home().join("releases/1.1.0/bin/shop");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o444)).expect("closed");
+    assert!(appliance.refit(&["verify", "1.1.0"]).ends_with(70).stdout.contains("bin/shop: not executable"));
+    assert_eq!(is_whole(&appliance, "1.1.0"), false);
     appliance.refit(&["rollback", "1.1.0"]).ends_with(0);
+    assert_eq!(is_whole(&appliance, "1.1.0"), true);
     starts(&mut appliance, "1.1.0");
+}
+
+#[test]
+fn a_command_that_waits_hears_that_the_appliance_has_ended() {
+    let mut appliance = Appliance::new(&Release::shop("1.0.0"))
+        .local(|text| text.replace("probation = \"300ms\"", "probation = \"30s\""))
+        .start();
+    let package = Release::shop("1.1.0").package();
+    let home = appliance.home().to_owned();
+    let install = std::thread::spawn(move || {
+        let mut command = refit();
+        Ran::of(command.arg("install").arg(package).arg("--home").arg(home))
+    });
+    eventually(LIMIT, "it is on trial", || !appliance.status()["release"]["probation_ends_at"].is_null());
+    let begun = Instant::now();
+    appliance.stop();
+    // What became of it is in the history, and it is said although no appliance is left to say it.
+    let line = install.join().expect("it ended").complains_with(70);
+    assert!(line.contains("rolled back to 1.0.0: it was cut short"), "{line}");
+    assert!(appliance.refit(&["history"]).ends_with(0).stdout.contains("it was cut short"));
+    assert!(begun.elapsed() < LIMIT, "it took {:?}", begun.elapsed());
 }
 
 #[test]
@@ -201,6 +236,13 @@ fn the_only_release_is_made_whole_by_its_package() {
             let releases = appliance.home().join("releases");
             durable::make_dirs_writable(&releases).expect("made writable");
             fs::remove_dir_all(&releases).expect("removed");
+            for words in [["verify"].as_slice(), &["verify", "1.0.0"], &["config", "check"], &["recover", "1.0.0"]] {
+                let line = appliance.refit(words).complains_with(70);
+                assert!(line.contains("is damaged: ") && line.contains("1.0.0 is missing"), "{words:?}: {line}");
+                remedied(&line, "refit install PACKAGE --allow-downgrade");
+            }
+            remedied(&appliance.refit(&["recover"]).ends_with(0).stdout, "refit install PACKAGE --allow-downgrade");
+            appliance.refit(&["history"]).ends_with(0);
         } else {
             damage(&appliance, "1.0.0", path);
         }
@@ -208,6 +250,13 @@ fn the_only_release_is_made_whole_by_its_package() {
         assert!(log.contains("no other good release is whole"), "{path}: {log}");
         remedied(&log, "refit install PACKAGE");
         assert_eq!(is_whole(&appliance, "1.0.0"), false, "{path}");
+        let row = appliance.refit(&["releases", "--json"]).ends_with(0).objects().remove(0)["releases"][0].clone();
+        let is_seen = [".refit/manifest.json", "a digit", "all"].contains(&path);
+        assert_eq!(row["state"], if is_seen { "damaged" } else { "current" }, "{path}: {row}");
+        if path != "bin/shop" {
+            let line = appliance.refit(&["config", "check"]).complains_with(70);
+            assert!(line.contains("release 1.0.0 is damaged"), "{path}: {line}");
+        }
         appliance.install(&release, &[]).ends_with(0);
         assert_eq!(is_whole(&appliance, "1.0.0"), true, "{path}");
         starts(&mut appliance, "1.0.0");
@@ -236,10 +285,10 @@ fn a_journal_that_is_lost_with_its_copy_is_made_again_by_recover() {
         how(&appliance.home().join("state.json"));
         how(&appliance.home().join("state.json.copy"));
         for words in [["run"].as_slice(), &["verify"], &["config", "check"], &["releases"], &["install", "1.0.0"]] {
-            let ran = appliance.refit(words);
-            assert!([74, 78].contains(&ran.code), "{name}, {words:?}: {ran:?}");
-            remedied(&ran.stderr, "refit recover");
-            remedied(&ran.stderr, "refit recover VERSION");
+            let line = appliance.refit(words).complains_with(78);
+            assert!(line.contains("is lost: neither state.json nor its copy can be read"), "{name}, {words:?}: {line}");
+            remedied(&line, "refit recover");
+            remedied(&line, "refit recover VERSION");
         }
         // What would overwrite the configuration and the password.
         let mut init = refit();
@@ -263,8 +312,11 @@ fn what_is_said_of_a_damaged_release_can_be_done_at_rest_and_while_it_runs() {
     for path in ["bin/shop", ".refit/manifest.json"] {
         damage(&appliance, "1.0.0", path);
         let line = appliance.refit(&["recover", "1.0.0"]).complains_with(70);
-        remedied(&line, "refit install PACKAGE");
+        remedied(&line, "refit install PACKAGE --allow-downgrade");
         remedied(&appliance.refit(&["rollback"]).complains_with(70), "refit recover");
+        appliance.install(&Release::shop("1.0.0"), &["--allow-downgrade"]).ends_with(0);
+        appliance.refit(&["rollback", "1.1.0"]).ends_with(0);
+        damage(&appliance, "1.0.0", path);
         assert_eq!(is_whole(&appliance, "1.0.0"), false);
         starts(&mut appliance, "1.1.0");
         let line = appliance.refit(&["rollback"]).ends_with(70).stderr;

@@ -71,7 +71,7 @@ fn a_copy_that_is_damaged_too_helps_nobody_and_changes_nothing() {
         fs::write(appliance.home().join(name), "{").expect("written");
     }
     let line = Ran::of(refit().args(["run", "--home"]).arg(appliance.home())).complains_with(78);
-    assert!(line.contains("state.json is damaged"), "{line}");
+    assert!(line.contains("is lost: neither state.json nor its copy can be read"), "{line}");
     assert_eq!(fs::read(appliance.home().join("state.json")).expect("read"), b"{");
 }
 

@@ -32,7 +32,7 @@ fn the_release_that_runs_is_repaired_by_installing_it_again() {
     fs::write(&style, "body { display: none }\n").expect("change a file");
     appliance.refit(&["verify"]).ends_with(70);
     let line = appliance.install(&shop, &[]).complains_with(65);
-    assert!(line.contains("1.0.0 is running"), "{line}");
+    assert!(line.contains("1.0.0, the current release"), "{line}");
 
     let ran = appliance.install(&shop, &["--allow-downgrade"]).ends_with(0);
     assert!(ran.stdout.contains("release 1.0.0 was repaired: "), "{}", ran.stdout);

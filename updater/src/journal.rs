@@ -286,16 +286,15 @@ impl Journal {
 }
 
 impl Journal {
-    /// Returns the release that the next start is of, and the journal as that start makes it, for an appliance at rest: an attempt that was cut
-    /// short is over. A release that waits for its trial still waits.
+    /// Returns the journal as the next start makes it, for an appliance at rest: an attempt that was cut short is over. A release that waits for
+    /// its trial still waits.
     #[must_use]
-    pub fn at_rest(&self) -> (Version, Self) {
-        let ending = Ending::now(Step::Trial, "it was cut short; nothing runs".to_owned()).with_cause(Cause::Machine);
-        let (next, changed) = select_release(self, &ending);
+    pub fn at_rest(&self) -> Self {
         match &self.state {
-            State::Trial { starts_left, .. } if *starts_left > 0 => (next, self.clone()),
+            State::Trial { starts_left: 1.., .. } => self.clone(),
             State::Idle { .. } | State::Staged { .. } | State::Trial { .. } => {
-                (next, changed.unwrap_or_else(|| self.clone()))
+                let ending = Ending::now(Step::Trial, "it was cut short; nothing runs".to_owned());
+                select_release(self, &ending.with_cause(Cause::Machine)).1.unwrap_or_else(|| self.clone())
             }
         }
     }
@@ -435,18 +434,21 @@ pub fn is_no_file(home: &Path) -> bool {
     fs::metadata(home.join(JOURNAL_FILE)).is_ok_and(|found| !found.is_file())
 }
 
-/// Returns the same, or, where the file is gone, damaged or no file, what its copy says: that may be older by the last step.
+/// Returns the same, or, where the file is gone, damaged or no file, what its copy says: that may be older by the last step. `None` if that is of
+/// no use either, in whatever way: the journal is lost, or there never was one.
 ///
 /// # Errors
-/// As [`load`], and the copy does not help.
+/// The file may be whole, and cannot be read; or one of the two has another format.
 pub fn recall(home: &Path) -> Result<Option<Journal>, JournalError> {
     match load(home) {
-        trouble @ (Ok(None) | Err(JournalError::Damaged { .. })) => match read(&home.join(COPY_FILE)) {
-            Ok(Some(copy)) => Ok(Some(copy)),
-            Ok(None) | Err(_) => trouble,
-        },
-        Err(JournalError::Read { .. }) if is_no_file(home) => Ok(read(&home.join(COPY_FILE)).ok().flatten()),
-        loaded => loaded,
+        Ok(None) | Err(JournalError::Damaged { .. }) => {}
+        Err(JournalError::Read { .. }) if is_no_file(home) => {}
+        loaded => return loaded,
+    }
+    match read(&home.join(COPY_FILE)) {
+        Ok(copy) => Ok(copy),
+        Err(error @ JournalError::Format { .. }) => Err(error),
+        Err(JournalError::Read { .. } | JournalError::Damaged { .. } | JournalError::Write { .. }) => Ok(None),
     }
 }
 

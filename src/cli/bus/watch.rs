@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::timeline::Timeline;
 use crate::cli::client::{Client, ClientError};
-use crate::cli::context::Context;
+use crate::cli::context::{Context, say};
 use crate::cli::events::read_events;
 use crate::cli::silence::Silence;
 use crate::cli::table::cell;
@@ -19,7 +19,7 @@ const TRY_AGAIN: Duration = Duration::from_millis(200);
 
 pub(super) async fn run(context: &Context, client: &Client) -> Result<Exit, ClientError> {
     let mut after = None;
-    let (mut silence, hidden) = (Silence::default(), ProgressBar::hidden());
+    let (mut silence, hidden) = (Silence::of(client), ProgressBar::hidden());
     let mut timeline = Timeline::new(context.has_colours());
     if !context.json {
         let state = client.get("/api/v1/bus").await?;
@@ -49,7 +49,13 @@ pub(super) async fn run(context: &Context, client: &Client) -> Result<Exit, Clie
                 if answers {
                     silence.end(&hidden);
                 }
-                silence.extend(&hidden, error)?;
+                match silence.extend(&hidden, error) {
+                    Err(ClientError::Ended { .. }) => {
+                        say("the appliance has ended");
+                        return Ok(Exit::Done);
+                    }
+                    lasted => lasted?,
+                }
             }
             Ok(()) => silence.end(&hidden),
         }

@@ -75,7 +75,7 @@ async fn look(client: &Client, name: &str) -> Result<Option<Value>, ClientError>
 /// Returns the answer as it would have been, once it is known what became of `action`, which was asked of a component that was as
 /// `before` says.
 async fn find_out(client: &Client, name: &str, action: Action, before: &Value) -> Result<Value, ClientError> {
-    let (mut silence, hidden) = (Silence::default(), ProgressBar::hidden());
+    let (mut silence, hidden) = (Silence::of(client), ProgressBar::hidden());
     loop {
         let looked = async {
             let status = client.get("/api/v1/status").await?;

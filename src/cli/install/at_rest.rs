@@ -21,7 +21,6 @@ use crate::cli::at_rest::{AtRest, AtRestError, idle, ticket, tried_next, who};
 use crate::cli::context::Context;
 use crate::cli::input::Input;
 use crate::config::{self, Config, Programs};
-use crate::home::HomeError;
 
 /// Installs what `install` names. Returns what is said of it.
 ///
@@ -54,12 +53,12 @@ fn install_package(
     let store = &rest.files.store;
     let journal = idle(journal, &Ending::now(Step::Trial, "a package was installed while nothing ran".to_owned()));
     let current = journal.state.wanted().clone();
-    let damaged = store.find_damage(&current, &mut || {})?.is_some();
+    let damaged = rest.find_damage(&current)?.is_some();
     let received = receive(context, install, rest, &journal, input, damaged)?;
     let version = received.manifest.version().clone();
     let known = store.release(&version).ok();
     // A release that differs because it is damaged is still the same one.
-    let is_damaged = store.release_dir(&version).exists() && store.find_damage(&version, &mut || {})?.is_some();
+    let is_damaged = store.release_dir(&version).exists() && rest.find_damage(&version)?.is_some();
     if let Some(approved) = install.digest.filter(|approved| *approved != received.digest) {
         store.drop_received(&received)?;
         return Err(AtRestError::NotApproved { version, found: received.digest, approved });
@@ -77,20 +76,16 @@ fn install_package(
     if version == current {
         return Ok(format!("release {version} is whole again and runs next"));
     }
-    let way_back = if damaged {
-        let others = journal.good.iter().rev().filter(|good| **good != current && **good != version);
-        others.into_iter().find(|good| matches!(store.find_damage(good, &mut || {}), Ok(None))).cloned()
-    } else {
-        Some(current.clone())
-    };
-    let Some(previous) = way_back else {
+    let Some(previous) = rest.way_back(&journal, &version) else {
         let why = format!("release {current} is damaged, and no other good one is whole");
         let next = journal.clone().gone_back(&version, &who(), &Ending::now(Step::Committed, why)).unwrap_or(journal);
         rest.store(&next)?;
         return Ok(format!("release {version} is complete on disk and runs next"));
     };
+    let said =
+        format!("release {version} is complete on disk and is tried next; if it fails, release {previous} runs again");
     rest.store(&tried_next(journal, Kind::Update, previous, &store.release(&version)?))?;
-    Ok(format!("release {version} is complete on disk and is tried next"))
+    Ok(said)
 }
 
 /// Receives the package into staging, within what this appliance accepts.
@@ -103,9 +98,9 @@ fn receive(
     damaged: bool,
 ) -> Result<Received, AtRestError> {
     let store = &rest.files.store;
+    let file = input.open().map_err(file_error("read", input.path())).map_err(AtRestError::Package)?;
     // What lies there is a promise to nobody, and may fill the disk.
     store.empty_staging()?;
-    let file = input.open().map_err(file_error("read", input.path())).map_err(HomeError::File)?;
     let mut versions = store.versions()?;
     versions.extend(journal.good.iter().cloned());
     let appliance = versions.iter().rev().find_map(|version| store.release(version).ok());

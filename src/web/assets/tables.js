@@ -117,15 +117,16 @@ export function drawReleases(releases, onTrial, busy, goBack) {
     h("button", { type: "button", class: "small", onclick: (event) => goBack(event.target, version) })),
   (item, release) => {
     const [, state, facts] = item.firstChild.children;
-    const words = { current: "current", previous: "previous", kept: "kept", failed: "failed here", staged: "staged" };
-    const tones = { current: "good", previous: "none", kept: "none", failed: "bad", staged: "none" };
+    const words = { current: "current", previous: "previous", kept: "kept", failed: "failed here", staged: "staged",
+      damaged: "damaged" };
+    const tones = { current: "good", previous: "none", kept: "none", failed: "bad", staged: "none", damaged: "bad" };
     const trial = release.version === onTrial;
     text(state, trial ? "on trial" : words[release.state] ?? release.state);
     state.className = "tone";
     state.dataset.tone = trial ? "warn" : tones[release.state] ?? "none";
     state.title = release.reason ?? "";
     const installed = release.installed_at ? ` · ${clock(release.installed_at)}` : "";
-    text(facts, bytes(release.installed_bytes) + installed);
+    text(facts, release.state === "damaged" ? "" : bytes(release.installed_bytes) + installed);
     const button = item.lastChild;
     text(button, release.state === "previous" ? `Go back to ${release.version}` : "Go back");
     button.setAttribute("aria-label", `Go back to ${release.version}`);

@@ -52,7 +52,7 @@ pub enum ReceiveError {
         machine: String,
     },
     /// Not newer than what runs.
-    #[error("the package has version {package}, and {current} is running")]
+    #[error("the package has version {package}, which is not newer than {current}, the current release")]
     NotNewer {
         /// Its version.
         package: Version,
@@ -60,7 +60,7 @@ pub enum ReceiveError {
         current: Version,
     },
     /// It cannot update from what runs.
-    #[error("the package updates from {requires} or newer, and {current} is running")]
+    #[error("the package updates from {requires} or newer, and {current} is the current release")]
     RequiresNewer {
         /// The oldest release it updates from.
         requires: Version,

@@ -37,23 +37,37 @@ fn policy_by_rows() {
     check("shop", "x86_64", "1.0.0", None, true, "accepted");
     check("till", "x86_64", "1.2.0", None, false, "the package is for \"till\", this appliance is \"shop\"");
     check("shop", "aarch64", "1.2.0", None, false, "the package is for aarch64, this machine is x86_64");
-    check("shop", "x86_64", "1.1.0", None, false, "the package has version 1.1.0, and 1.1.0 is running");
+    check(
+        "shop",
+        "x86_64",
+        "1.1.0",
+        None,
+        false,
+        "the package has version 1.1.0, which is not newer than 1.1.0, the current release",
+    );
     check(
         "shop",
         "x86_64",
         "1.1.0+build.2",
         None,
         false,
-        "the package has version 1.1.0+build.2, and 1.1.0 is running",
+        "the package has version 1.1.0+build.2, which is not newer than 1.1.0, the current release",
     );
-    check("shop", "x86_64", "1.1.0-rc.1", None, false, "the package has version 1.1.0-rc.1, and 1.1.0 is running");
+    check(
+        "shop",
+        "x86_64",
+        "1.1.0-rc.1",
+        None,
+        false,
+        "the package has version 1.1.0-rc.1, which is not newer than 1.1.0, the current release",
+    );
     check(
         "shop",
         "x86_64",
         "1.9.0",
         Some("1.2.0"),
         true,
-        "the package updates from 1.2.0 or newer, and 1.1.0 is running",
+        "the package updates from 1.2.0 or newer, and 1.1.0 is the current release",
     );
 }
 
