@@ -132,7 +132,7 @@ pub trait Observer: Send + Sync + 'static {
     /// Hears of everything that happens, in order.
     fn observe(&self, _event: &BusEvent) {}
 
-    /// A start failed: decides what follows.
+    /// A start failed: decides what follows. If it panics the site ends, and the panic is a fault: nobody has decided.
     fn start_failed(&self, _faults: &[Fault]) -> AfterFailure {
         AfterFailure::Idle
     }
@@ -467,7 +467,8 @@ impl Shared {
 
     /// Ends the attempt to run, unless somebody has asked for something else meanwhile. Returns whether the site runs all the same.
     pub(crate) fn start_failed(&self, faults: &[Fault]) -> bool {
-        let after = self.observer.get().map_or(AfterFailure::Idle, |observer| observer.start_failed(faults));
+        let after =
+            self.observer.get().map_or(AfterFailure::Idle, |observer| self.ask_what_follows(&**observer, faults));
         let cause = causes(faults);
         let mut core = self.core();
         if core.status.goal != Goal::Running {
@@ -486,6 +487,15 @@ impl Shared {
             AfterFailure::Replace(replacement) => core.leave(RequestKind::Rollback, Some(replacement)),
         }
         runs
+    }
+
+    /// An observer that panics has decided nothing: the site ends, whatever owns it starts it again.
+    fn ask_what_follows(&self, observer: &dyn Observer, faults: &[Fault]) -> AfterFailure {
+        let decide = std::panic::AssertUnwindSafe(|| observer.start_failed(faults));
+        std::panic::catch_unwind(decide).unwrap_or_else(|panic| {
+            self.fault("the observer", "decide what follows a start that failed", panic_failure(&*panic));
+            AfterFailure::Exit
+        })
     }
 
     /// Ends the site because of a failure, or because nobody could ever ask again.

@@ -5,12 +5,12 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use refit_bus::{
-    Act, Bus, BusEvent, Call, CancellationToken, Component, Failure, LOG, Level, Limits, Observer, OnEnd, Options,
-    Origin, Phase, Progress, Request, Service, State, StopReason, Subscription, WaitError, listener,
+    Act, AfterFailure, Bus, BusEvent, Call, CancellationToken, Component, Failure, Fault, LOG, Level, Limits, Observer,
+    OnEnd, Options, Origin, Phase, Progress, Request, Service, State, StopReason, Subscription, WaitError, listener,
 };
 use serde_json::Value;
 
-use crate::probe::{Deed, FAST, OK, OPTIONS, Site, both, limited, paused, reached};
+use crate::probe::{Deed, FAST, Journal, OK, OPTIONS, Seen, Site, both, limited, paused, probe, reached};
 
 #[test]
 fn an_exit_is_seen_however_many_tasks_come() {
@@ -242,6 +242,19 @@ impl Observer for Panics {
     }
 }
 
+/// An observer that panics when it is to decide.
+struct Undecided(Arc<Seen>);
+
+impl Observer for Undecided {
+    fn observe(&self, event: &BusEvent) {
+        self.0.observe(event);
+    }
+
+    fn start_failed(&self, _faults: &[Fault]) -> AfterFailure {
+        panic!("nobody knows")
+    }
+}
+
 /// A component that cannot say whether it is exempt.
 struct Unsure;
 
@@ -278,5 +291,29 @@ fn neither_an_observer_nor_a_component_that_panics_ends_the_engine() {
             assert_eq!(outcome, Progress::Done);
         }
         assert!(running.await.expect("no panic").faults.is_empty());
+    });
+}
+
+#[test]
+fn an_observer_that_panics_instead_of_deciding_ends_the_site_in_good_order() {
+    both(|| async {
+        let (bus, engine) = Bus::new(OPTIONS);
+        let (journal, seen) = (Arc::new(Journal::default()), Arc::new(Seen::default()));
+        let running = tokio::spawn(engine.with_observer(Arc::new(Undecided(Arc::clone(&seen)))).run());
+        for (channel, name, deed) in
+            [("start", "a", OK), ("stop", "a", OK), ("start", "b", Deed::Fail("no socket")), ("exit", "c", OK)]
+        {
+            bus.subscribe(Subscription::new(channel, name, probe(&journal, name, deed)));
+        }
+        let started = bus.request(Request::Start, Origin("test".to_owned())).outcome().await;
+        assert!(matches!(&started, Progress::Failed(why) if why.contains("b: no socket")), "{started:?}");
+        let ended = running.await.expect("the engine does not panic");
+        assert_eq!(journal.calls(), ["start a", "start b", "stop a", "exit c"], "what started is stopped");
+        let faults: Vec<_> = ended.faults.iter().map(|fault| fault.component.as_str()).collect();
+        assert_eq!(faults, ["b", "the observer"]);
+        let cause = &ended.faults[1].cause;
+        assert!(cause.starts_with("panicked: nobody knows, at ") && cause.contains("edges.rs:"), "{cause}");
+        assert!(!ended.asked && ended.replacement.is_none());
+        assert_eq!(seen.states().last(), Some(&State::Exited));
     });
 }
