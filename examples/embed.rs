@@ -29,6 +29,7 @@ impl Component for Certificate {
                 Phase::Prepare => *prepared = Some(generation), // read and check the new files here, refuse with a reason
                 Phase::Commit => *in_force = prepared.take().unwrap_or_default(),
                 Phase::Abort => *prepared = None,
+                Phase::Revert => {} // only who says that it can revert is asked to
             }
             eprintln!("{} of {generation}: certificate {in_force} is in force", phase.name());
             Ok(())

@@ -1,6 +1,7 @@
 //! Requests, whoever makes them: the bus takes some, the update manager the others, and all get a ticket.
 
 mod asked;
+mod confirm;
 
 use std::sync::Arc;
 
@@ -33,6 +34,21 @@ pub enum RequestError {
     /// A rollback goes to a release that is there.
     #[error("a rollback goes to a version, not to a digest")]
     Forward,
+    /// How long a confirmation is waited for is not understood.
+    #[error("confirm_within: {why}")]
+    Within {
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Only a reload waits to be confirmed.
+    #[error("only a reload can wait to be confirmed: {request} takes neither confirm_within nor restores")]
+    NotAReload {
+        /// What was asked.
+        request: String,
+    },
+    /// Without a confirmation nothing is ever restored.
+    #[error("restores says what follows when a reload is not confirmed: it needs confirm_within")]
+    RestoresAlone,
     /// The update manager refuses.
     #[error(transparent)]
     Update(#[from] UpdateError),
@@ -41,7 +57,12 @@ pub enum RequestError {
 impl Reported for RequestError {
     fn report(&self) -> Report<'_> {
         match self {
-            Self::Unknown { .. } | Self::Nowhere | Self::Forward => {
+            Self::Unknown { .. }
+            | Self::Nowhere
+            | Self::Forward
+            | Self::Within { .. }
+            | Self::NotAReload { .. }
+            | Self::RestoresAlone => {
                 Report::new("bad_request", Exit::Usage, "see the documentation of the API; nothing was changed")
             }
             Self::Update(error) => error.report(),
@@ -85,10 +106,12 @@ impl Requests for RequestDispatcher {
     fn submit(&self, body: RequestBody, origin: &str) -> Result<Accepted, RequestError> {
         let kind = RequestKind::from_name(&body.request)
             .ok_or_else(|| RequestError::Unknown { request: body.request.chars().take(32).collect() })?;
+        let terms = confirm::terms(kind.name(), body.confirm_within.as_deref(), body.restores)?;
         let request = match kind {
             RequestKind::Start => Request::Start,
             RequestKind::Stop => Request::Stop,
-            RequestKind::Reload => Request::Reload,
+            RequestKind::Reload => terms.map_or(Request::Reload, Request::ReloadProvisionally),
+            RequestKind::Confirm => Request::Confirm,
             RequestKind::Restart => return Ok(self.restart(origin)),
             RequestKind::Exit => Request::Exit,
             RequestKind::Update if self.is_to_be_fetched(&body) => return self.fetch(body.version, origin),
@@ -185,11 +208,23 @@ impl RequestDispatcher {
     }
 }
 
-/// Waits for the outcome of a request and puts it into the ticket `id`, with who was asked.
+/// Waits for the outcome of a request and puts it into the ticket `id`, with who was asked; and then whether it was confirmed.
 async fn follow(registry: Arc<Registry>, config: Arc<Config>, id: String, ticket: Ticket) {
     let progress = ticket.clone().outcome().await;
     registry.tickets.asked(&id, asked::views(ticket.asked(), &config));
+    let mut steps = ticket.watch_confirmation();
+    let mut step = steps.borrow_and_update().clone();
+    if let Some(step) = &step {
+        registry.tickets.confirmation(&id, step.into());
+    }
     resolve(&registry, &id, progress);
+    while step.is_some_and(|confirmation| !confirmation.step.is_end()) && steps.changed().await.is_ok() {
+        step = steps.borrow_and_update().clone();
+        if let Some(step) = &step {
+            registry.tickets.confirmation(&id, step.into());
+            registry.save();
+        }
+    }
 }
 
 /// Puts an outcome into the ticket `id`.

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use refit_base::{Exit, lock};
 use tokio::sync::watch;
 
-use crate::wire::{Asked, RequestName, Ticket, TicketState};
+use crate::wire::{Asked, Confirmation, ConfirmationState, RequestName, Ticket, TicketState};
 
 /// How many tickets are kept: the last hundred requests.
 pub const TICKETS_MAX: usize = 100;
@@ -39,6 +39,7 @@ impl Tickets {
             reason: None,
             exit: None,
             asked: Vec::new(),
+            confirmation: None,
         };
         self.put(ticket.clone());
         ticket
@@ -77,6 +78,23 @@ impl Tickets {
         }
     }
 
+    /// Records how far the reload of the ticket `id` is that has to be confirmed.
+    pub fn confirmation(&self, id: &str, confirmation: Confirmation) {
+        if let Some(ticket) = lock(&self.kept).iter_mut().find(|ticket| ticket.id == id) {
+            ticket.confirmation = Some(Box::new(confirmation));
+        }
+        self.changes.send_modify(|count| *count += 1);
+    }
+
+    /// Records that nobody waits any more for what earlier images waited for.
+    fn lose_confirmations(&self) {
+        for ticket in lock(&self.kept).iter_mut().filter(|ticket| !ticket.id.starts_with(&self.stem)) {
+            if let Some(confirmation) = ticket.confirmation.as_mut().filter(|confirmation| confirmation.is_open()) {
+                confirmation.state = ConfirmationState::Lost;
+            }
+        }
+    }
+
     /// Records the outcome of the ticket `id`, once.
     pub fn resolve(&self, id: &str, state: TicketState, reason: Option<String>) {
         let exit = if reason.is_none() { Exit::Done } else { Exit::Failed };
@@ -101,6 +119,7 @@ impl Tickets {
     /// Ends the tickets of the image before that nobody else will: what they asked for by the request `came_true` is so now, but for what
     /// `without` names; whatever else they asked for was lost with that image. Updates and rollbacks end with their history.
     pub fn settle_carried(&self, came_true: &RequestName, without: Option<&str>) {
+        self.lose_confirmations();
         self.end_where(|ticket| {
             if ticket.id.starts_with(&self.stem) || ticket.is_update() {
                 None
@@ -162,5 +181,22 @@ mod tests {
             crashed.get(&restart).is_some_and(|ticket| ticket.state == TicketState::Failed),
             "a crash is no restart"
         );
+    }
+
+    #[test]
+    fn a_confirmation_that_an_image_waited_for_is_lost_with_it() {
+        use ConfirmationState::{Confirmed, Lost, Reverted, Reverting, Waiting};
+        let tickets = Tickets::new(Vec::new(), "t".to_owned());
+        let ids = [Waiting, Confirmed, Reverting, Reverted].map(|state| {
+            let id = tickets.open(RequestName::Reload, "cli").id;
+            tickets.resolve(&id, TicketState::Done, None);
+            tickets
+                .confirmation(&id, Confirmation { until: String::new(), generation: 1, state, by: None, reason: None });
+            id
+        });
+        let next = Tickets::new(tickets.all(), "u".to_owned());
+        next.settle_carried(&RequestName::Start, None);
+        let states = ids.map(|id| next.get(&id).and_then(|ticket| Some(ticket.confirmation?.state)));
+        assert_eq!(states, [Lost, Confirmed, Lost, Reverted].map(Some));
     }
 }

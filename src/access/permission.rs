@@ -75,13 +75,24 @@ impl Principal {
             | Permission::AnyRequest
             | Permission::Publish => true,
             Permission::Read => allow.read,
-            Permission::Request(kind) => allow.requests.contains(&kind),
+            Permission::Request(kind) => allow.requests.contains(&right(kind)),
             Permission::Operate | Permission::Session => false,
         };
         if is_allowed {
             return Ok(());
         }
-        let reason = format!("{} is not among what appliance.toml allows the component {name}", permission.name());
+        let what = match permission {
+            Permission::Request(kind) => right(kind).name(),
+            Permission::Public
+            | Permission::Status
+            | Permission::Read
+            | Permission::Ticket
+            | Permission::AnyRequest
+            | Permission::Publish
+            | Permission::Operate
+            | Permission::Session => permission.name(),
+        };
+        let reason = format!("{what} is not among what appliance.toml allows the component {name}");
         if permission == Permission::Read { Err(Forbidden::Look(reason)) } else { Err(Forbidden::Change(reason)) }
     }
 
@@ -98,6 +109,11 @@ impl Principal {
     pub(crate) fn sees_ticket_of(&self, origin: &str) -> bool {
         self.may(Permission::Read).is_ok() || (self.may(Permission::Ticket).is_ok() && self.origin() == origin)
     }
+}
+
+/// Returns the right that a request of this `kind` takes: who may reload may confirm it.
+fn right(kind: RequestKind) -> RequestKind {
+    if kind == RequestKind::Confirm { RequestKind::Reload } else { kind }
 }
 
 /// Returns why `principal` may not listen on `channel`; `None` if it may. Who listens where the whole site goes somewhere is waited for,

@@ -17,7 +17,7 @@ use super::{Problem, Shared};
 use crate::access::permission::is_reserved;
 use crate::access::principal::Principal;
 use crate::requests::Requests;
-use crate::wire::{Bus, Channel, Fault, Publication, Published, RequestBody, Ticket, TicketAnswer};
+use crate::wire::{Bus, Channel, Fault, Publication, Published, RequestBody, Ticket, TicketAnswer, Unconfirmed};
 
 /// The longest time that one call waits for a ticket's outcome.
 const WAIT_MAX: Duration = Duration::from_secs(60);
@@ -29,14 +29,17 @@ pub(super) struct Posted {
     request: String,
     digest: Option<Digest>,
     version: Option<Version>,
+    confirm_within: Option<String>,
+    #[serde(default)]
+    restores: bool,
 }
 
 pub(super) async fn request(
     State(app): State<Shared>,
     Extension(principal): Extension<Principal>,
-    JsonBody(Posted { request, digest, version }): JsonBody<Posted>,
+    JsonBody(Posted { request, digest, version, confirm_within, restores }): JsonBody<Posted>,
 ) -> Result<Taken, Problem> {
-    let body = RequestBody { request, digest, version };
+    let body = RequestBody { request, digest, version, confirm_within, restores };
     let forbidden =
         RequestKind::from_name(&body.request).and_then(|ask| access::forbidden_request(&app, &principal, ask));
     if let Some(problem) = forbidden {
@@ -54,6 +57,7 @@ pub(super) async fn show(State(app): State<Shared>) -> Json<Bus> {
     };
     Json(Bus {
         state: app.bus.state().into(),
+        unconfirmed: app.bus.unconfirmed().map(Unconfirmed::from),
         channels: app.bus.channels().into_iter().map(channel).collect(),
         peers: app.peers.all(),
         faults: app.faults().iter().map(Fault::from).collect(),

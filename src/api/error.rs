@@ -45,9 +45,12 @@ impl Problem {
     /// Returns the problem of a request that gave no ticket.
     pub(super) fn asking(error: &RequestError) -> Self {
         match error {
-            RequestError::Unknown { .. } | RequestError::Nowhere | RequestError::Forward => {
-                Self::usage(error.to_string())
-            }
+            RequestError::Unknown { .. }
+            | RequestError::Nowhere
+            | RequestError::Forward
+            | RequestError::Within { .. }
+            | RequestError::NotAReload { .. }
+            | RequestError::RestoresAlone => Self::usage(error.to_string()),
             RequestError::Update(error @ UpdateError::Runs { .. }) => {
                 Self { status: StatusCode::CONFLICT.as_u16(), ..Self::of(error) }
             }

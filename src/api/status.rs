@@ -12,8 +12,8 @@ use super::components::views;
 use super::{Problem, Shared};
 use crate::update::UpdateError;
 use crate::wire::{
-    Config, CurrentRelease, Fault, Guard, History, Listener, ReleaseState, Runtime, SiteState, Status, Trust, Unmerged,
-    Unread,
+    Config, CurrentRelease, Fault, Guard, History, Listener, ReleaseState, Runtime, SiteState, Status, Trust,
+    Unconfirmed, Unmerged, Unread,
 };
 
 pub(super) async fn status(State(app): State<Shared>) -> Json<Status> {
@@ -38,7 +38,7 @@ pub(super) async fn status(State(app): State<Shared>) -> Json<Status> {
             started_at: app.started_at.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         },
-        bus: SiteState { state: app.bus.state().into() },
+        bus: SiteState { state: app.bus.state().into(), unconfirmed: app.bus.unconfirmed().map(Unconfirmed::from) },
         components,
         listeners: listeners(&app),
         receiving: app.manager.receiving().reception(),

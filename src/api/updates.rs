@@ -37,6 +37,6 @@ fn begin(
     kind: RequestKind,
     principal: &Principal,
 ) -> Result<Taken, RequestError> {
-    let body = RequestBody { request: kind.name().to_owned(), digest, version };
+    let body = RequestBody { request: kind.name().to_owned(), digest, version, ..RequestBody::default() };
     app.requests.submit(body, &principal.origin()).map(|taken| accepted(taken.ticket))
 }

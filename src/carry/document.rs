@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use refit_bus::Unconfirmed;
 use semver::Version;
 use serde::{Deserialize, Serialize};
 
@@ -88,6 +89,9 @@ pub struct Carry {
     /// How the files looked that a reload was last asked for.
     #[serde(default)]
     pub watched: BTreeMap<String, String>,
+    /// The reload that waits to be confirmed.
+    #[serde(default)]
+    pub unconfirmed: Option<Unconfirmed>,
     /// Whether the image that wrote it also reads what is told of single processes.
     #[serde(default)]
     pub reads_processes: bool,

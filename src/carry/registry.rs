@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use refit_base::lock;
+use refit_bus::Unconfirmed;
 use semver::Version;
 use tokio::sync::{Notify, watch};
 
@@ -133,6 +134,8 @@ struct Inner {
     watched: BTreeMap<String, String>,
     /// The last attempt to go to another release.
     attempt: Option<CarriedAttempt>,
+    /// The reload that waits to be confirmed.
+    unconfirmed: Option<Unconfirmed>,
     /// This release.
     version: Version,
 }
@@ -212,6 +215,7 @@ impl Registry {
                 runs: carry.runs.clone(),
                 watched: carry.watched.clone(),
                 attempt: carry.attempt.clone(),
+                unconfirmed: None,
                 version,
             }),
             saving: Mutex::new(()),
@@ -485,6 +489,20 @@ impl Registry {
         lock(&self.inner).site
     }
 
+    /// Remembers which reload waits to be confirmed.
+    pub fn set_unconfirmed(&self, reload: Unconfirmed) {
+        lock(&self.inner).unconfirmed = Some(reload);
+        self.save();
+    }
+
+    /// Forgets that `generation` waits to be confirmed.
+    pub fn forget_unconfirmed(&self, generation: u64) {
+        let waited = lock(&self.inner).unconfirmed.take_if(|reload| reload.generation == generation);
+        if waited.is_some() {
+            self.save();
+        }
+    }
+
     /// Remembers how the files looked that a reload was last asked for, if that has changed.
     pub fn set_watched(&self, watched: BTreeMap<String, String>) {
         let before = std::mem::replace(&mut lock(&self.inner).watched, watched.clone());
@@ -552,6 +570,7 @@ impl Registry {
             runs: inner.runs.clone(),
             watched: inner.watched.clone(),
             attempt: inner.attempt.clone(),
+            unconfirmed: inner.unconfirmed.clone(),
             reads_processes: true,
             counted: inner.sequence,
         }

@@ -9,7 +9,7 @@ use nix::unistd::{User, geteuid};
 use refit_base::{Chain, Exit, FileError, Report, Reported, clock};
 use refit_updater::attempt::{Attempt, Ending, Kind, Outcome, Step};
 use refit_updater::config::{ConfigError as MergeError, Existing, merge_config};
-use refit_updater::history::{self, Entry, EntryKind};
+use refit_updater::history::{self, Entry};
 use refit_updater::journal::{self, Journal, JournalError, State, TRIAL_STARTS};
 use refit_updater::receive::ReceiveError;
 use refit_updater::release::{Damage, Release, StoreError};
@@ -218,7 +218,7 @@ impl Files {
         versions.retain(|version| {
             let tried: Vec<Outcome> = entries
                 .iter()
-                .filter(|entry| entry.to == *version && entry.kind != EntryKind::Crash)
+                .filter(|entry| entry.to == *version && entry.kind.is_attempt())
                 .map(|entry| entry.outcome)
                 .collect();
             tried.is_empty() || tried.contains(&Outcome::Done)

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use super::client::{Client, ClientError};
 use super::context::Context;
 use super::follow::{ASK_AGAIN, conclude, wait_for_exit, wait_for_outcome};
+use super::notes;
 use super::silence::Silence;
 use super::table::{cell, print_table};
 
@@ -21,10 +22,10 @@ use super::table::{cell, print_table};
 pub(super) enum Bus {
     /// Show the state; with --json the channels, their listeners and the peers, too.
     State,
-    /// Ask for start, stop, reload, restart, exit, update or rollback, and wait for the outcome.
+    /// Ask for start, stop, reload, confirm, restart, exit, update or rollback, and wait for the outcome.
     Request {
         /// What is asked.
-        #[arg(value_parser = ["start", "stop", "reload", "restart", "exit", "update", "rollback"])]
+        #[arg(value_parser = ["start", "stop", "reload", "confirm", "restart", "exit", "update", "rollback"])]
         request: String,
         /// Of an update: a release on this appliance or of its repository; the newest of the repository if there is none. Of a
         /// rollback: a release on this appliance; the previous one if there is none.
@@ -32,6 +33,14 @@ pub(super) enum Bus {
         /// Return as soon as the request is accepted.
         #[arg(long)]
         no_wait: bool,
+        /// Of a reload: revert it unless `refit bus request confirm` follows within this time, such as 2m. Listeners that cannot revert
+        /// refuse.
+        #[arg(long, value_name = "TIME")]
+        confirm_within: Option<String>,
+        /// Of a reload that has to be confirmed: you put back by yourself what listeners read that cannot revert; if the time passes, they
+        /// reload.
+        #[arg(long, requires = "confirm_within")]
+        restores: bool,
     },
     /// Publish on a channel of the appliance's own, and show what each listener answered.
     Publish {
@@ -60,15 +69,29 @@ pub(super) async fn run(context: &Context, bus: &Bus) -> Result<Exit, ClientErro
                 context.print(&bus.to_string());
             } else {
                 context.print(&cell(&bus["state"]));
+                if let Some(line) = notes::unconfirmed(&bus["unconfirmed"]) {
+                    context.print(&line);
+                }
             }
             Ok(Exit::Done)
         }
-        Bus::Request { request, version, no_wait } => {
+        Bus::Request { request, version, no_wait, confirm_within, restores } => {
             if let (Some(version), false) = (version, matches!(request.as_str(), "update" | "rollback")) {
                 let what = format!("{request} goes to no version: {version} is one too many");
                 return Ok(context.print_failure(&what, "usage", "only update and rollback go to one", Exit::Usage));
             }
-            let answer = ask(&client, request, version.as_ref()).await?;
+            if let (Some(_), false) = (confirm_within, request == "reload") {
+                let what = format!("{request} is not confirmed: --confirm-within is for a reload");
+                return Ok(context.print_failure(&what, "usage", "leave --confirm-within out", Exit::Usage));
+            }
+            let mut body = json!({ "request": request });
+            if let Some(version) = version {
+                body["version"] = json!(version);
+            }
+            if let Some(within) = confirm_within {
+                (body["confirm_within"], body["restores"]) = (json!(within), json!(restores));
+            }
+            let answer = ask(&client, request, &body).await?;
             let id = answer["ticket"]["id"].as_str().unwrap_or_default();
             if *no_wait {
                 context.print(&if context.json { answer.to_string() } else { id.to_owned() });
@@ -90,12 +113,8 @@ pub(super) async fn run(context: &Context, bus: &Bus) -> Result<Exit, ClientErro
 
 /// Asks the bus. A connection that breaks leaves open whether that was heard: what says how the site is to be is asked for once more,
 /// which changes nothing if it was. Returns the answer.
-async fn ask(client: &Client, request: &str, version: Option<&Version>) -> Result<Value, ClientError> {
-    let mut body = json!({ "request": request });
-    if let Some(version) = version {
-        body["version"] = json!(version);
-    }
-    let post = || client.post("/api/v1/bus/requests", &body);
+async fn ask(client: &Client, request: &str, body: &Value) -> Result<Value, ClientError> {
+    let post = || client.post("/api/v1/bus/requests", body);
     let (mut silence, hidden) = (Silence::of(client), ProgressBar::hidden());
     let mut answer = post().await;
     let is_broken = matches!(answer, Err(ClientError::Broken { .. }));

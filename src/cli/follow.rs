@@ -191,6 +191,12 @@ pub(super) fn conclude(context: &Context, ticket: &Value) -> Exit {
         show_asked(context, ticket);
     }
     if state == "done" || state == "already" {
+        let confirmation = &ticket["confirmation"];
+        if let (false, Some(line)) =
+            (context.json || confirmation["state"] != "waiting", notes::unconfirmed(confirmation))
+        {
+            context.print(&line);
+        }
         return Exit::Done;
     }
     let request = ticket["request"].as_str().unwrap_or("request");

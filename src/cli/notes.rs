@@ -20,6 +20,14 @@ pub(super) fn unmerged(version: &Value, path: &Value, new_default: &Value, becau
     )
 }
 
+/// Returns that a reload waits to be confirmed, as status and ticket show it; `None` if there is none.
+pub(super) fn unconfirmed(reload: &Value) -> Option<String> {
+    let (until, generation) = (reload["until"].as_str()?, cell(&reload["generation"]));
+    Some(format!(
+        "generation {generation} of the settings waits to be confirmed until {until}, else it is reverted: refit bus request confirm"
+    ))
+}
+
 /// Returns what an update has to say of a configuration file, and whether that is a warning; nothing of most.
 pub(super) fn merged(from: &Value, to: &Value, file: &Value) -> Option<(bool, String)> {
     let (path, outcome) = (&file["path"], &file["outcome"]);

@@ -102,7 +102,8 @@ pub(super) async fn find_update(client: &Client, begun: &str, to: Option<&str>) 
 
 /// Returns the same of the history alone, newest first.
 pub(super) fn update_in<'e>(entries: &'e [Value], begun: &str, to: Option<&str>) -> Option<&'e Value> {
-    let fits = |entry: &&Value| entry["kind"] != "crash" && to.is_none_or(|to| entry["to"] == to);
+    let is_attempt = |entry: &Value| entry["kind"] == "update" || entry["kind"] == "rollback";
+    let fits = |entry: &&Value| is_attempt(entry) && to.is_none_or(|to| entry["to"] == to);
     entries.iter().filter(fits).find(|entry| entry["at"].as_str().is_some_and(|at| at >= begun))
 }
 

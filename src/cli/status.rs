@@ -32,6 +32,9 @@ pub(super) async fn run(context: &Context) -> Result<Exit, ClientError> {
         cell(&runtime["started_at"]),
         cell(&status["previous"]),
     ));
+    if let Some(line) = notes::unconfirmed(&status["bus"]["unconfirmed"]) {
+        context.print(&line);
+    }
     if let Some(update) = status["update"].as_object() {
         context.print(&format!(
             "{} {} -> {}: {}",

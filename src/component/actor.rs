@@ -282,7 +282,7 @@ impl bus::Component for Process {
                     self.tell(Action::Reload).await?;
                     reload::settle(signal, pid, self.view.clone()).await
                 }
-                Phase::Abort => Ok(()),
+                Phase::Abort | Phase::Revert => Ok(()), // it is not asked to revert: it has not said that it can
             }
         })
     }

@@ -157,7 +157,8 @@ impl Peers {
         let mut subscription = Subscription::new(channel, peer.name.as_str(), listener)
             .order(order)
             .shown_priority(place.priority)
-            .joined(is_up);
+            .joined(is_up)
+            .reverts(place.reverts);
         if let Some(component) = component {
             subscription = subscription.group(component);
         }

@@ -52,6 +52,9 @@ pub(super) struct Subscribe {
     pub(super) channel: String,
     pub(super) priority: Option<i32>,
     pub(super) limit_ms: Option<u64>,
+    /// On `reload`: whether it can go back from what it has committed.
+    #[serde(default)]
+    pub(super) reverts: bool,
 }
 
 #[derive(Debug, Deserialize)]

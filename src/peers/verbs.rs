@@ -114,7 +114,7 @@ fn check(peers: &Peers, principal: &Principal, wanted: &Subscribe) -> Result<Lis
     }
     let longest = u64::try_from(CALL_LIMIT_MAX.as_millis()).unwrap_or(u64::MAX);
     let limit_ms = wanted.limit_ms.map(|limit| limit.clamp(1, longest));
-    Ok(Listening { channel: channel.clone(), place: Place { priority, limit_ms } })
+    Ok(Listening { channel: channel.clone(), place: Place { priority, limit_ms, reverts: wanted.reverts } })
 }
 
 /// Makes a request for a peer. Its answer comes before what is told of the outcome.
@@ -137,14 +137,24 @@ fn request(peers: &Arc<Peers>, peer: &Arc<Peer>, id: Option<&Value>, body: Reque
     if !is_final {
         let (told, own) = (Arc::clone(peer), Arc::clone(peers));
         peers.spawn(async move {
-            if let Some(ticket) = outcome(&own, &told, &name).await {
-                let told_so = Notice::Ticket(Box::new(TicketAnswer { ticket }));
-                drop(told.send(&notification(told_so))); // it may be gone
-            }
+            tell_outcome(&own, &told, &name).await;
             drop(permit);
         });
     }
     Ok(Done::Later)
+}
+
+/// Tells a peer the outcome of its request; and then how far a reload is that has to be confirmed, to its end.
+async fn tell_outcome(peers: &Peers, peer: &Peer, id: &str) {
+    let mut found = outcome(peers, peer, id).await;
+    while let Some(ticket) = found {
+        let confirmation = ticket.confirmation.clone();
+        drop(peer.send(&notification(Notice::Ticket(Box::new(TicketAnswer { ticket }))))); // it may be gone
+        if !confirmation.as_ref().is_some_and(|confirmation| confirmation.is_open()) {
+            return;
+        }
+        found = changed(peers, peer, id, |ticket| ticket.confirmation != confirmation).await;
+    }
 }
 
 /// Takes the right to have one more thing under way.
@@ -156,11 +166,16 @@ fn work(peer: &Peer) -> Result<OwnedSemaphorePermit, PeerError> {
 
 /// Waits until a ticket has an outcome; `None` if the peer is gone before, or the ticket.
 async fn outcome(peers: &Peers, peer: &Peer, id: &str) -> Option<Ticket> {
+    changed(peers, peer, id, Ticket::is_final).await
+}
+
+/// Waits until a ticket `is_so`; `None` if the peer is gone before, or the ticket.
+async fn changed(peers: &Peers, peer: &Peer, id: &str, is_so: impl Fn(&Ticket) -> bool) -> Option<Ticket> {
     let tickets = &peers.parts.registry.tickets;
     let mut changes = tickets.watch();
     loop {
         let ticket = tickets.get(id)?;
-        if ticket.is_final() {
+        if is_so(&ticket) {
             return Some(ticket);
         }
         // Cancel-safe: both only wait.

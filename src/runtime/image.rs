@@ -21,7 +21,7 @@ use super::missing::listen_when_possible;
 use super::observer::SiteObserver;
 use super::sockets::SocketNames;
 use super::watch::Watch;
-use super::{deaths, guard_link, settings, signals, wish};
+use super::{deaths, guard_link, settings, signals, unconfirmed, wish};
 use crate::api::{ApiServer, App};
 use crate::carry::{Carry, SiteWish};
 use crate::config::{self, Watched};
@@ -82,6 +82,9 @@ async fn run(assembled: Assembled) -> Result<End, RuntimeError> {
         tasks.spawn(guard_link::listen_until_lost(channel, reaped, Arc::clone(&registry), site.bus.clone()));
     }
     site.spawn_tasks(&mut tasks, before.exec_ns.is_some());
+    if let Some(reload) = &before.unconfirmed {
+        site.report_lost(reload, &mut tasks);
+    }
     let waited = Waited::new(waited).map_err(io_error("go on with connections that waited"))?;
     tasks.spawn(Arc::clone(&waited).forward());
 
@@ -147,6 +150,9 @@ impl Site {
             events: Arc::clone(&registry.events),
             peers: Arc::clone(&peers),
             registry: Arc::clone(registry),
+            bus: bus.clone(),
+            home: context.home.path().to_owned(),
+            version: context.version.clone(),
         });
         let admin = self.admin_listener().map_err(io_error("duplicate the admin listener"))?;
         let app = Arc::new(App {
@@ -226,6 +232,20 @@ impl Site {
         let (manager, registry) = (Arc::clone(manager), Arc::clone(registry));
         let home = context.home.clone();
         tasks.spawn(announce_running(bus.clone(), manager, registry, config.name.clone(), home, permit, by_exec));
+    }
+
+    /// Says that the runtime before ended while `reload` waited to be confirmed.
+    fn report_lost(&self, reload: &bus::Unconfirmed, tasks: &mut JoinSet<()>) {
+        let (generation, who) = (reload.generation, &reload.origin.0);
+        tracing::warn!(
+            generation,
+            who,
+            "a reload was lost that waited to be confirmed; what is on the disk is in force"
+        );
+        self.context.registry.events.publish(unconfirmed::lost_event(reload));
+        let (entry, home) = (unconfirmed::lost(reload, &self.config.version), self.context.home.path().to_owned());
+        let recorded = tokio::task::spawn_blocking(move || unconfirmed::record(&home, &entry));
+        tasks.spawn(async move { drop(recorded.await) }); // it has said itself what was in the way
     }
 
     /// Says what is killed because nothing is waited for any longer.

@@ -19,6 +19,7 @@ mod signals;
 mod sockets;
 mod stderr;
 mod transition;
+mod unconfirmed;
 mod watch;
 mod wish;
 

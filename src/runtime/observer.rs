@@ -1,14 +1,17 @@
 //! What the bus asks and tells: the update manager decides about failed starts, the events and the log hear everything.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use refit_bus::{
-    self as bus, AfterFailure, Asked, Bus, BusEvent, Decision, Fault, Level, LogEntry, Observer, RequestKind,
-    Subscription,
+    self as bus, AfterFailure, Asked, Bus, BusEvent, ConfirmStep, Decision, Failure, Fault, Level, LogEntry, Observer,
+    RequestKind, Subscription, Unconfirmed,
 };
+use semver::Version;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::unconfirmed;
 use crate::carry::{Registry, SiteWish};
 use crate::events::Events;
 use crate::peers::Peers;
@@ -22,6 +25,30 @@ pub(super) struct SiteObserver {
     pub(super) events: Arc<Events>,
     pub(super) peers: Arc<Peers>,
     pub(super) registry: Arc<Registry>,
+    /// The bus, which ends only when the history is written.
+    pub(super) bus: Bus,
+    pub(super) home: PathBuf,
+    /// The release that runs.
+    pub(super) version: Version,
+}
+
+impl SiteObserver {
+    /// Tells everybody how far a reload is that has to be confirmed, leaves it to the next image, and puts its end into the history.
+    fn provisional(&self, reload: &Unconfirmed, step: &ConfirmStep) {
+        self.events.publish(unconfirmed::event(reload, step));
+        if *step == ConfirmStep::Waits {
+            self.registry.set_unconfirmed(reload.clone());
+        }
+        let Some(entry) = unconfirmed::ended(reload, step, &self.version) else { return };
+        let (home, registry, generation) = (self.home.clone(), Arc::clone(&self.registry), reload.generation);
+        // In this order: a crash between the two leaves something to say, which the history then has.
+        let write = tokio::task::spawn_blocking(move || {
+            unconfirmed::record(&home, &entry);
+            registry.forget_unconfirmed(generation);
+        });
+        let written = async move { write.await.map_err(|error| Failure::from_error(&error)) };
+        drop(self.bus.own("the history of a reload", written)); // a bus that has ended waits for no reload
+    }
 }
 
 impl Observer for SiteObserver {
@@ -65,6 +92,7 @@ impl Observer for SiteObserver {
                     asked: asked.iter().map(answer).collect(),
                 }));
             }
+            BusEvent::Provisional { reload, step } => self.provisional(reload, step),
         }
     }
 
@@ -79,7 +107,7 @@ fn wish(kind: RequestKind) -> Option<SiteWish> {
         RequestKind::Start | RequestKind::Restart | RequestKind::Update | RequestKind::Rollback => Some(SiteWish::Runs),
         RequestKind::Stop => Some(SiteWish::Stopped),
         RequestKind::Exit => Some(SiteWish::Ends),
-        RequestKind::Reload => None,
+        RequestKind::Reload | RequestKind::Confirm => None,
     }
 }
 

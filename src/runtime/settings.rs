@@ -52,7 +52,7 @@ impl Listener for Settings {
                         self.bus.log(Level::Warning, text);
                     }
                 }
-                Some(Phase::Abort) | None => {}
+                Some(Phase::Abort | Phase::Revert) | None => {}
             }
             Ok(Value::Null)
         })

@@ -17,6 +17,7 @@ pub(super) fn longest(config: &Config) -> Duration {
     let waves = component::waves(config);
     let along = |channel: &str| -> Duration { waves.iter().map(|wave| time_of(wave, config, channel)).sum() };
     let chain = TRANSITIONS.into_iter().map(along).max().unwrap_or_default();
+    let chain = chain.saturating_add(waves.iter().map(|wave| revert(wave, config)).sum());
     chain.saturating_add(CALL_LIMIT_MAX).saturating_add(OWN_MAX)
 }
 
@@ -27,10 +28,18 @@ pub(super) fn ending(config: &Config) -> Duration {
         let components = || wave.iter().filter_map(|name| config.component(name));
         let own = components().map(|component| component.stop_timeout.saturating_add(grace)).max();
         let listening = components().map(|component| component.time_on(bus::STOP).saturating_add(grace));
-        own.unwrap_or_default().saturating_add(listening.sum())
+        own.unwrap_or_default().saturating_add(listening.sum()).saturating_add(revert(wave, config))
     };
     let chain: Duration = component::waves(config).iter().map(of).sum();
     chain.saturating_add(CALL_LIMIT_MAX).saturating_add(OWN_MAX)
+}
+
+/// Returns how long what listens of components that stand beside each other may take to revert a reload that was not confirmed, before
+/// the site goes down.
+fn revert(wave: &[String], config: &Config) -> Duration {
+    let grace = Options::default().grace;
+    let components = wave.iter().filter_map(|name| config.component(name));
+    components.map(|component| component.time_on(bus::RELOAD).saturating_add(grace)).sum()
 }
 
 /// Returns how long components that stand beside each other may take on a channel: themselves at the same time, then what listens of them,
@@ -79,12 +88,12 @@ mod tests {
         assert!(one >= Duration::from_secs(2000) && one < Duration::from_secs(2030), "{one:?}");
         let beside = config(&[component("a", ""), component("b", "")].concat());
         let listens = longest(&beside) - base - one;
-        assert!(listens >= Duration::from_secs(1000) && listens < Duration::from_secs(1010), "{listens:?}");
+        assert!(listens >= Duration::from_secs(1000) && listens < Duration::from_secs(1020), "{listens:?}");
         let chain =
             config(&[component("a", ""), component("b", "after = [\"a\"]"), component("c", "priority = 60")].concat());
         assert_eq!(longest(&chain) - base, one * 3, "a priority is a place in the chain, too");
         let end = ending(&chain) - base;
-        assert!(end >= Duration::from_secs(6000) && end < Duration::from_secs(6030), "{end:?}");
+        assert!(end >= Duration::from_secs(6000) && end < Duration::from_secs(6060), "{end:?}");
         // One that may ask for more time has hours.
         let reports = config("[[component]]\nname = \"a\"\ncommand = [\"bin/x\"]\n");
         assert!(longest(&reports) > Duration::from_secs(24 * 3600));

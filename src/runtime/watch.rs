@@ -154,16 +154,25 @@ impl Watch {
         self.registry.set_watched(looks.collect());
     }
 
-    /// Asks for a reload, and logs what became of it if that is nothing.
+    /// Asks for a reload, and logs what became of it if that is nothing. One that has to be confirmed is waited for.
     async fn reload(&self, origin: Origin) {
-        let ticket = self.bus.request(Request::Reload, origin.clone());
-        match ticket.outcome().await {
-            Progress::Done | Progress::Accepted | Progress::Already => {}
-            Progress::Failed(reason) | Progress::Refused(reason) => {
-                let text = format!("{}: the reload has failed: {reason}; the next change asks for one again", origin.0);
-                self.bus.log(Level::Error, text);
+        let reason = loop {
+            let mut newest = self.events.watch();
+            match self.bus.request(Request::Reload, origin.clone()).outcome().await {
+                Progress::Done | Progress::Accepted | Progress::Already => return,
+                Progress::Failed(reason) => break reason,
+                Progress::Refused(_) if self.bus.unconfirmed().is_some() => {
+                    let text = format!("{}: the reload waits until it is known whether the last one stays", origin.0);
+                    self.bus.log(Level::Info, text);
+                    while self.bus.unconfirmed().is_some() {
+                        drop(newest.changed().await); // its sender lives as long as this image
+                    }
+                }
+                Progress::Refused(reason) => break reason,
             }
-        }
+        };
+        let text = format!("{}: the reload has failed: {reason}; the next change asks for one again", origin.0);
+        self.bus.log(Level::Error, text);
     }
 
     /// Waits until the site runs, no update is under way and nobody holds the inhibitor, whose end is a change in its directory.

@@ -190,6 +190,7 @@ fn open_ticket(attempt: &Attempt) -> Ticket {
         reason: None,
         exit: None,
         asked: Vec::new(),
+        confirmation: None,
     }
 }
 
@@ -209,6 +210,7 @@ fn ticket(entry: &Entry) -> Ticket {
         reason,
         exit: Some(entry.exit.unwrap_or(exit.code())),
         asked: Vec::new(),
+        confirmation: None,
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use refit_base::Chain;
 use refit_updater::attempt::Outcome;
 use refit_updater::config::{Orphans, remove_orphans};
-use refit_updater::history::{Entry, EntryKind};
+use refit_updater::history::Entry;
 use refit_updater::journal::{Journal, State};
 use refit_updater::leftovers;
 use refit_updater::receive::MakeRoom;
@@ -135,7 +135,7 @@ impl House {
     /// Returns the release of the last attempt, unless that went well. Blocks.
     fn last_tried(&self) -> Option<Version> {
         let entries = self.journal.history().inspect_err(|error| tracing::warn!(%error, "cannot read the history"));
-        let is_attempt = |entry: &Entry| entry.kind != EntryKind::Crash;
+        let is_attempt = |entry: &Entry| entry.kind.is_attempt();
         let Entry { outcome, to, .. } = entries.ok()?.into_iter().rfind(is_attempt)?;
         (outcome != Outcome::Done).then_some(to)
     }

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
+use super::confirm::Unconfirmed;
 use super::names::describe_names;
 use super::peer::Peer;
 
@@ -64,6 +65,9 @@ impl BusState {
 pub struct Bus {
     /// Where the site stands.
     pub state: BusState,
+    /// The reload that waits to be confirmed, if one does.
+    #[serde(default)]
+    pub unconfirmed: Option<Unconfirmed>,
     /// Every channel that is built in, declared or listened to.
     #[serde(default)]
     pub channels: Vec<Channel>,

@@ -12,6 +12,7 @@ use utoipa::{PartialSchema, ToSchema};
 use super::bus::{BusState, Fault, Report};
 use super::component::{ComponentState, Health};
 use super::config::MergedFile;
+use super::confirm::Unconfirmed;
 use super::names::describe_names;
 use super::package::ReceptionStep;
 use super::release::ReleaseState;
@@ -94,6 +95,16 @@ events! {
         BusRequest(Requested) = "bus.request",
         /// A reload is over.
         BusReload(Reloaded) = "bus.reload",
+        /// A reload is in force, and waits to be confirmed.
+        ReloadWaiting(Unconfirmed) = "bus.reload.waiting",
+        /// A reload was confirmed, and stays in force.
+        ReloadConfirmed(ReloadConfirmed) = "bus.reload.confirmed",
+        /// A reload is about to be reverted: who restores something by itself does so now.
+        ReloadReverting(ReloadEnded) = "bus.reload.reverting",
+        /// A reload was reverted.
+        ReloadReverted(ReloadReverted) = "bus.reload.reverted",
+        /// The runtime before ended while a reload waited: what is on the disk is in force.
+        ReloadLost(ReloadEnded) = "bus.reload.lost",
         /// Something was published on a channel.
         BusPublication(Report) = "bus.publication",
         /// Something has failed.
@@ -272,6 +283,45 @@ pub struct ReloadAnswer {
     pub name: String,
     /// How it answered.
     pub answer: Reply,
+}
+
+/// A reload was confirmed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ReloadConfirmed {
+    /// Which.
+    #[serde(flatten)]
+    pub reload: Unconfirmed,
+    /// Who has confirmed it.
+    #[schema(example = "root (local)")]
+    pub by: String,
+}
+
+/// A reload is about to be reverted, or was lost.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ReloadEnded {
+    /// Which.
+    #[serde(flatten)]
+    pub reload: Unconfirmed,
+    /// Why.
+    #[schema(example = "it was not confirmed within 120 s")]
+    pub reason: String,
+}
+
+/// A reload was reverted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ReloadReverted {
+    /// Which.
+    #[serde(flatten)]
+    pub reload: Unconfirmed,
+    /// Why.
+    #[schema(example = "it was not confirmed within 120 s")]
+    pub reason: String,
+    /// Who did not revert, and why; `null` if all did.
+    #[schema(example = "till/main: no answer within 5 s")]
+    pub failed: Option<String>,
+    /// Who was told, and how each answered.
+    #[serde(default)]
+    pub asked: Vec<ReloadAnswer>,
 }
 
 /// A component does something else, or does it differently.

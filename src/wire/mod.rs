@@ -9,6 +9,7 @@
 pub mod bus;
 pub mod component;
 pub mod config;
+pub mod confirm;
 pub mod event;
 pub mod history;
 pub mod log;
@@ -31,6 +32,7 @@ pub use component::{
     Acted, Announced, Component, ComponentState, Components, Handover, Health, Kind, Limit, LimitBy, Run,
 };
 pub use config::{Clash, Config, MergeOutcome, MergedFile, Unmerged, Unread};
+pub use confirm::{Confirmation, ConfirmationState, Unconfirmed};
 pub use event::{Event, EventRecord};
 pub use history::{Attempt, Cause, History, Outcome};
 pub use log::{LogLine, LogLines, Stream};

@@ -43,4 +43,8 @@ pub struct Place {
     /// How long a call of it may take, in milliseconds, if it says so.
     #[schema(example = 5000)]
     pub limit_ms: Option<u64>,
+    /// On `reload`: whether it can go back from what it has committed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[schema(example = true)]
+    pub reverts: bool,
 }

@@ -18,6 +18,8 @@ names! {
         Stop = "stop",
         /// Have every component take new settings.
         Reload = "reload",
+        /// Keep the settings that wait to be confirmed.
+        Confirm = "confirm",
         /// Replace the runtime by a new one of the same release.
         Restart = "restart",
         /// Stop everything and end.
@@ -57,6 +59,14 @@ pub struct RequestBody {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, example = "1.1.0")]
     pub version: Option<Version>,
+    /// Of a reload: how long it waits to be confirmed, from 100 ms to 24 h, before it is reverted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "2m")]
+    pub confirm_within: Option<String>,
+    /// Of a reload that has to be confirmed: whether who asks puts back by itself what others read that cannot revert.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[schema(example = false)]
+    pub restores: bool,
 }
 
 /// Where an update or rollback goes.

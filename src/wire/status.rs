@@ -7,6 +7,7 @@ use utoipa::ToSchema;
 use super::bus::{BusState, Fault};
 use super::component::Component;
 use super::config::Config;
+use super::confirm::Unconfirmed;
 use super::package::{Reception, Staged};
 use super::release::ReleaseState;
 use super::trust::Trust;
@@ -107,6 +108,9 @@ pub struct Runtime {
 pub struct SiteState {
     /// Where the site stands.
     pub state: BusState,
+    /// The reload that waits to be confirmed, if one does.
+    #[serde(default)]
+    pub unconfirmed: Option<Unconfirmed>,
 }
 
 /// A socket that the appliance listens on, or cannot have yet.

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
+use super::confirm::Confirmation;
 use super::names::describe_names;
 use super::request::RequestName;
 
@@ -47,6 +48,8 @@ names! {
         Commit = "commit",
         /// Drop the prepared settings.
         Abort = "abort",
+        /// Put the settings before back into force.
+        Revert = "revert",
     }
 }
 
@@ -113,6 +116,9 @@ pub struct Ticket {
     /// Of a reload with an outcome: who was asked, and what each answered.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub asked: Vec<Asked>,
+    /// Of a reload that has to be confirmed: how far that is. The state above stays what became of the reload.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confirmation: Option<Box<Confirmation>>,
 }
 
 impl Ticket {

@@ -18,6 +18,8 @@ names! {
         Rollback = "rollback",
         /// Nothing: the runtime died and was started again. Only the history has it.
         Crash = "crash",
+        /// None: a reload that had to be confirmed has ended. Only the history has it.
+        Reload = "reload",
     }
 }
 
@@ -38,6 +40,7 @@ impl From<history::EntryKind> for AttemptKind {
             history::EntryKind::Update => Self::Update,
             history::EntryKind::Rollback => Self::Rollback,
             history::EntryKind::Crash => Self::Crash,
+            history::EntryKind::Reload => Self::Reload,
         }
     }
 }

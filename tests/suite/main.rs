@@ -25,6 +25,7 @@ mod clock;
 mod commit;
 mod components;
 mod config;
+mod confirm;
 mod crash;
 mod cut_short;
 mod damage;

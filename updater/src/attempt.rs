@@ -58,6 +58,12 @@ names! {
         Committed = "committed",
         /// The release is good and runs: of a runtime that died. Only the history has it.
         Running = "running",
+        /// New settings were confirmed. Only the history has it.
+        Confirmed = "confirmed",
+        /// New settings were reverted, for nobody has confirmed them in time. Only the history has it.
+        Reverted = "reverted",
+        /// The runtime died while new settings waited to be confirmed. Only the history has it.
+        Lost = "lost",
         /// The release has failed, and the previous one is starting.
         RollingBack = "rolling-back",
         /// The previous release runs again.

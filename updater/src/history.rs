@@ -41,6 +41,8 @@ pub enum EntryKind {
     Rollback,
     /// The runtime of a good release died again, and was started again. An older program passes such a line over.
     Crash,
+    /// A reload that had to be confirmed, and was, or was reverted. An older program passes such a line over.
+    Reload,
 }
 
 impl EntryKind {
@@ -50,6 +52,15 @@ impl EntryKind {
             Self::Update => "update",
             Self::Rollback => "rollback",
             Self::Crash => "crash",
+            Self::Reload => "reload",
+        }
+    }
+
+    /// Returns whether it is an attempt to go to another release.
+    pub const fn is_attempt(self) -> bool {
+        match self {
+            Self::Update | Self::Rollback => true,
+            Self::Crash | Self::Reload => false,
         }
     }
 }
@@ -63,7 +74,7 @@ impl From<Kind> for EntryKind {
     }
 }
 
-/// One finished attempt, or death of a runtime.
+/// One finished attempt, death of a runtime, or reload that had to be confirmed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     /// The ticket's name.

@@ -50,9 +50,16 @@ pub trait Component: Send + Sync + 'static {
     fn stop(self: Arc<Self>, reason: StopReason, hurry: CancellationToken) -> Act;
 
     /// Takes new settings in two phases, without a stop: first everybody prepares the generation or refuses it with a reason;
-    /// then all commit, or all that prepared abort. A component without settings has nothing to do.
+    /// then all commit, or all that prepared abort. A component without settings has nothing to do. One that can
+    /// [revert](Component::reverts) may be told to later.
     fn reload(self: Arc<Self>, _phase: Phase, _generation: u64) -> Act {
         Box::pin(async { Ok(()) })
+    }
+
+    /// Returns whether it keeps the generation before until the next one is prepared, and puts it back into force in the phase
+    /// `Revert`: one that does not refuses a reload that has to be confirmed.
+    fn reverts(&self) -> bool {
+        false
     }
 
     /// Returns why it has no part in a reload that begins now, such as that it is stopped; `None` if it is to be asked. A reload in

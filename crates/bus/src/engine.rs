@@ -3,6 +3,7 @@
 //! Requests only change the goal; the engine takes the next step toward it, and goes on noticing requests while a step is under
 //! way. So a stop during a start is never lost, an exit absorbs what is weaker, and no listener is ever nested in another.
 
+mod confirm;
 mod reload;
 mod start;
 mod stop;
@@ -22,14 +23,16 @@ use crate::calls::{End, Until};
 use crate::failure::Failure;
 use crate::handle::Bus;
 use crate::log::Level;
+use crate::machine::ConfirmState;
+use crate::origin::Origin;
 use crate::panics;
 use crate::registry::{ComponentId, ENTER, EXIT, Entry};
 use crate::request::StopReason;
-use crate::request::{Origin, Replacement, Request};
+use crate::request::{Replacement, Request};
 use crate::shared::{Fault, Observer, Options, Shared};
 use crate::state::{Goal, State};
 use crate::tasks::{TaskRunner, TaskSet};
-
+use confirm::Waiting;
 use transition::{Time, Transition, fault_of, told};
 
 /// How long the log's listeners have for what still waits when everything else is done.
@@ -81,6 +84,8 @@ pub struct Engine {
     /// The time of the whole way to the end, once it has begun.
     descent: Option<Time>,
     generation: u64,
+    /// The reload that may be taken back.
+    waiting: Option<Waiting>,
 }
 
 impl Bus {
@@ -101,6 +106,7 @@ impl Bus {
             left_running: BTreeSet::new(),
             descent: None,
             generation: 0,
+            waiting: None,
         };
         (Self { shared, alive: Some(alive) }, engine)
     }
@@ -148,7 +154,11 @@ impl Engine {
         loop {
             self.shared.settle_here();
             let status = self.shared.status();
-            match status.state.next_step(status.goal) {
+            let next = status.state.next_step(status.goal);
+            if self.end_wait(status, next).await {
+                continue;
+            }
+            match next {
                 Some(State::Exited) => {
                     self.stop_what_was_left().await;
                     self.exit_tasks(&mut runners, &closing_tasks).await;
@@ -160,6 +170,7 @@ impl Engine {
                 Some(next) => self.step(status.state, next).await,
                 None if status.state == State::Exited => break,
                 None if status.reload_waits => self.reload().await,
+                None if status.confirm == ConfirmState::Asked => self.reload_provisionally().await,
                 None => self.wait_for_request().await,
             }
         }
@@ -216,8 +227,16 @@ impl Engine {
     }
 
     async fn wait_for_request(&mut self) {
-        // Cancel-safe: a level is waited for, and a channel that never carries anything.
+        let until = self.waiting.as_ref().map(|waiting| waiting.until);
+        let over = async {
+            match until {
+                Some(until) => tokio::time::sleep_until(until).await,
+                None => std::future::pending().await,
+            }
+        };
+        // Cancel-safe: a level is waited for, a time, and a channel that never carries anything.
         tokio::select! {
+            () = over => {} // seen before the next step
             changed = self.changes.changed() => drop(changed), // its sender is ours, too
             None = self.handles.recv() => self.shared.give_up(),
         }

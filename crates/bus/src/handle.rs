@@ -12,12 +12,14 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::call::CallInfo;
 use crate::calls::{Calls, Rules};
 use crate::component::{Component, Life};
+use crate::confirm::Unconfirmed;
 use crate::context::{self, Purpose};
 use crate::failure::Failure;
 use crate::log::{Level, LogCounts, Means};
+use crate::origin::Origin;
 use crate::publication::{DEPTH_MAX, Report};
 use crate::registry::{self, AttachError, Subscription};
-use crate::request::{Origin, Request, Ticket};
+use crate::request::{Request, Ticket};
 use crate::shared::{Fault, Shared};
 use crate::state::State;
 use crate::tasks::NotTaken;
@@ -140,7 +142,7 @@ impl Bus {
     /// Its name is taken, or it would wait for itself; nothing has changed.
     pub fn attach(&self, component: Arc<dyn Component>) -> Result<(), AttachError> {
         let (name, order, limits) = (component.name().to_owned(), component.order(), component.limits());
-        let options = &self.shared.options;
+        let (options, reverts) = (&self.shared.options, component.reverts());
         let life: Arc<Life> = Arc::new(Life(component));
         let channels = [
             (registry::START, limits.start.unwrap_or(options.start)),
@@ -150,7 +152,8 @@ impl Bus {
         let subscriptions = channels
             .into_iter()
             .map(|(channel, limit)| {
-                Subscription::new(channel, name.clone(), Arc::clone(&life) as _).order(order.clone()).limit(limit)
+                let life = Arc::clone(&life) as _;
+                Subscription::new(channel, name.clone(), life).order(order.clone()).limit(limit).reverts(reverts)
             })
             .collect();
         self.shared.registry.attach(&name, subscriptions)
@@ -268,6 +271,11 @@ impl Bus {
     /// Returns whether this process image is on its way to be replaced.
     pub fn is_replacing(&self) -> bool {
         self.shared.is_replacing()
+    }
+
+    /// Returns the reload that waits to be confirmed, or is just being reverted.
+    pub fn unconfirmed(&self) -> Option<Unconfirmed> {
+        self.shared.unconfirmed()
     }
 
     /// Cuts the time of whatever stops now, or later.

@@ -15,6 +15,8 @@ pub enum RequestKind {
     Stop,
     /// Take new settings.
     Reload,
+    /// Keep new settings that wait to be confirmed.
+    Confirm,
     /// Be replaced by the same release.
     Restart,
     /// End.
@@ -27,8 +29,8 @@ pub enum RequestKind {
 
 impl RequestKind {
     /// Everything that can be asked.
-    pub const ALL: [Self; 7] =
-        [Self::Start, Self::Stop, Self::Reload, Self::Restart, Self::Exit, Self::Update, Self::Rollback];
+    pub const ALL: [Self; 8] =
+        [Self::Start, Self::Stop, Self::Reload, Self::Confirm, Self::Restart, Self::Exit, Self::Update, Self::Rollback];
 
     /// Returns the name that logs and the API use.
     pub const fn name(self) -> &'static str {
@@ -36,6 +38,7 @@ impl RequestKind {
             Self::Start => "start",
             Self::Stop => "stop",
             Self::Reload => "reload",
+            Self::Confirm => "confirm",
             Self::Restart => "restart",
             Self::Exit => "exit",
             Self::Update => "update",
@@ -53,10 +56,27 @@ impl RequestKind {
         match self {
             Self::Start => Some(Goal::Running),
             Self::Stop => Some(Goal::Idle),
-            Self::Reload => None,
+            Self::Reload | Self::Confirm => None,
             Self::Restart | Self::Exit | Self::Update | Self::Rollback => Some(Goal::Exited),
         }
     }
+}
+
+/// How far a reload is that has to be confirmed; there is never more than one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConfirmState {
+    /// There is none.
+    None,
+    /// One is asked for, and has not begun.
+    Asked,
+    /// It is being prepared and committed.
+    UnderWay,
+    /// It is in force, and waits.
+    Waits,
+    /// It is confirmed, and not everybody has heard of it.
+    Confirmed,
+    /// It is being reverted.
+    Reverting,
 }
 
 /// Where the site stands when something is asked.
@@ -68,8 +88,10 @@ pub struct SiteStatus {
     pub goal: Goal,
     /// What it is going to end for: an exit, or a replacement of the process image.
     pub leaving: Option<RequestKind>,
-    /// Whether a reload waits that has not begun.
+    /// Whether a reload waits that has not begun and need not be confirmed.
     pub reload_waits: bool,
+    /// The reload that has to be confirmed.
+    pub confirm: ConfirmState,
 }
 
 /// Why a request is refused.
@@ -87,6 +109,15 @@ pub enum RequestRefused {
     /// Nothing runs that could take new settings.
     #[error("nothing to reload: the site is {}", .0.name())]
     NotRunning(State),
+    /// Settings cannot change while it is not known whether those in force stay.
+    #[error("a reload has to be confirmed first: request confirm, or ask again when it is reverted")]
+    Unconfirmed,
+    /// A reload has to be in force before it can be confirmed.
+    #[error("the reload that has to be confirmed is not in force yet: wait for its outcome, then confirm it")]
+    NotInForce,
+    /// There is nothing that could be confirmed.
+    #[error("no reload waits to be confirmed: it was confirmed or reverted before, or there was none")]
+    NothingToConfirm,
 }
 
 /// What becomes of a request.
@@ -105,23 +136,23 @@ pub enum Decision {
 /// Decides what becomes of a request. The order of strength is exit, replacement, stop and start, reload: the stronger absorbs
 /// what is weaker, the weaker is refused while the stronger is under way.
 pub const fn decide(status: SiteStatus, kind: RequestKind) -> Decision {
-    use RequestKind::{Exit, Reload, Restart, Rollback, Start, Stop, Update};
-    let SiteStatus { state, goal, leaving, reload_waits } = status;
+    use RequestKind::{Confirm, Exit, Reload, Restart, Rollback, Start, Stop, Update};
+    let SiteStatus { state, goal, leaving, reload_waits, confirm } = status;
     if matches!(state, State::Exited) {
         return match kind {
             Exit => Decision::Already,
-            Start | Stop | Reload | Restart | Update | Rollback => Decision::Refuse(RequestRefused::Ended),
+            Start | Stop | Reload | Confirm | Restart | Update | Rollback => Decision::Refuse(RequestRefused::Ended),
         };
     }
     match leaving {
         Some(Exit) => match kind {
             Exit => Decision::Merge,
-            Start | Stop | Reload | Restart | Update | Rollback => Decision::Refuse(RequestRefused::Ending),
+            Start | Stop | Reload | Confirm | Restart | Update | Rollback => Decision::Refuse(RequestRefused::Ending),
         },
-        Some(under_way @ (Restart | Update | Rollback | Start | Stop | Reload)) => match kind {
+        Some(under_way @ (Restart | Update | Rollback | Start | Stop | Reload | Confirm)) => match kind {
             Exit => Decision::Accept,
             Restart if matches!(under_way, Restart) => Decision::Merge,
-            Start | Stop | Reload | Restart | Update | Rollback => {
+            Start | Stop | Reload | Confirm | Restart | Update | Rollback => {
                 Decision::Refuse(RequestRefused::Replacing(under_way))
             }
         },
@@ -133,11 +164,32 @@ pub const fn decide(status: SiteStatus, kind: RequestKind) -> Decision {
             Reload => match goal {
                 Goal::Running if reload_waits => Decision::Merge,
                 // Also on the way up: it is done as soon as the site runs.
-                Goal::Running => Decision::Accept,
+                Goal::Running if matches!(confirm, ConfirmState::None) => Decision::Accept,
+                Goal::Running => Decision::Refuse(RequestRefused::Unconfirmed),
                 Goal::Idle | Goal::Exited => Decision::Refuse(RequestRefused::NotRunning(state)),
             },
+            Confirm => decide_confirm(confirm, goal),
             Restart | Update | Rollback | Exit => Decision::Accept,
         },
+    }
+}
+
+/// Decides what becomes of a request for a reload that has to be confirmed: it begins after one that waits and need not be, and there
+/// is never a second.
+pub const fn decide_provisional(status: SiteStatus) -> Decision {
+    decide(SiteStatus { reload_waits: false, ..status }, RequestKind::Reload)
+}
+
+/// Returns what becomes of a confirmation. What takes the site elsewhere has begun to take the reload back.
+const fn decide_confirm(confirm: ConfirmState, goal: Goal) -> Decision {
+    match confirm {
+        ConfirmState::Waits => match goal {
+            Goal::Running => Decision::Accept,
+            Goal::Idle | Goal::Exited => Decision::Refuse(RequestRefused::NothingToConfirm),
+        },
+        ConfirmState::Confirmed => Decision::Merge,
+        ConfirmState::Asked | ConfirmState::UnderWay => Decision::Refuse(RequestRefused::NotInForce),
+        ConfirmState::None | ConfirmState::Reverting => Decision::Refuse(RequestRefused::NothingToConfirm),
     }
 }
 
@@ -157,22 +209,40 @@ mod tests {
     /// Every place where a site can stand: a goal that leaves has a reason, and the others have none.
     fn statuses() -> Vec<SiteStatus> {
         let mut all = Vec::new();
-        for state in State::ALL {
-            for reload_waits in [false, true] {
-                for goal in [Goal::Idle, Goal::Running] {
-                    all.push(SiteStatus { state, goal, leaving: None, reload_waits });
-                }
-                for leaving in [RequestKind::Exit, RequestKind::Restart, RequestKind::Update, RequestKind::Rollback] {
-                    all.push(SiteStatus { state, goal: Goal::Exited, leaving: Some(leaving), reload_waits });
-                }
+        let confirms = [
+            ConfirmState::None,
+            ConfirmState::Asked,
+            ConfirmState::UnderWay,
+            ConfirmState::Waits,
+            ConfirmState::Confirmed,
+            ConfirmState::Reverting,
+        ];
+        let waits = confirms.into_iter().flat_map(|confirm| [(false, confirm), (true, confirm)]);
+        for (state, (reload_waits, confirm)) in waits.flat_map(|waits| State::ALL.map(|state| (state, waits))) {
+            for goal in [Goal::Idle, Goal::Running] {
+                all.push(SiteStatus { state, goal, leaving: None, reload_waits, confirm });
+            }
+            for leaving in [RequestKind::Exit, RequestKind::Restart, RequestKind::Update, RequestKind::Rollback] {
+                all.push(SiteStatus { state, goal: Goal::Exited, leaving: Some(leaving), reload_waits, confirm });
             }
         }
         all
     }
 
+    fn provisional(status: SiteStatus) -> Decision {
+        match status.confirm {
+            ConfirmState::None => Decision::Accept,
+            ConfirmState::Asked
+            | ConfirmState::UnderWay
+            | ConfirmState::Waits
+            | ConfirmState::Confirmed
+            | ConfirmState::Reverting => Decision::Refuse(RequestRefused::Unconfirmed),
+        }
+    }
+
     #[test]
     fn every_state_has_an_answer_to_every_request() {
-        use RequestKind::{Exit, Reload, Restart, Rollback, Start, Stop, Update};
+        use RequestKind::{Confirm, Exit, Reload, Restart, Rollback, Start, Stop, Update};
         for status in statuses() {
             for kind in RequestKind::ALL {
                 let decision = decide(status, kind);
@@ -218,8 +288,26 @@ mod tests {
                     Reload => {
                         let expected = match (status.goal, status.reload_waits) {
                             (Goal::Running, true) => Decision::Merge,
-                            (Goal::Running, false) => Decision::Accept,
+                            (Goal::Running, false) => provisional(status),
                             _ => Decision::Refuse(RequestRefused::NotRunning(status.state)),
+                        };
+                        assert_eq!(decision, expected, "{case}");
+                        let second = decide_provisional(status);
+                        match status.goal {
+                            Goal::Running => assert_eq!(second, provisional(status), "{case}"),
+                            Goal::Idle | Goal::Exited => assert_eq!(second, expected, "{case}"),
+                        }
+                    }
+                    Confirm => {
+                        let expected = match status.confirm {
+                            ConfirmState::Waits if status.goal == Goal::Running => Decision::Accept,
+                            ConfirmState::Confirmed => Decision::Merge,
+                            ConfirmState::Asked | ConfirmState::UnderWay => {
+                                Decision::Refuse(RequestRefused::NotInForce)
+                            }
+                            ConfirmState::None | ConfirmState::Waits | ConfirmState::Reverting => {
+                                Decision::Refuse(RequestRefused::NothingToConfirm)
+                            }
                         };
                         assert_eq!(decision, expected, "{case}");
                     }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// The two phases of a reload, and the other end of the first.
+/// The two phases of a reload, the other end of the first, and the way back from the second.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
@@ -12,6 +12,8 @@ pub enum Phase {
     Commit,
     /// Drop the prepared generation.
     Abort,
+    /// Put the generation before back into force: the committed one was not confirmed.
+    Revert,
 }
 
 impl Phase {
@@ -21,6 +23,7 @@ impl Phase {
             Self::Prepare => "prepare",
             Self::Commit => "commit",
             Self::Abort => "abort",
+            Self::Revert => "revert",
         }
     }
 }

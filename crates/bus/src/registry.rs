@@ -44,6 +44,7 @@ pub struct Subscription {
     shown_priority: Option<i32>,
     joined: bool,
     only_checks: bool,
+    reverts: bool,
     component: Option<ComponentId>,
     hold: Arc<Hold>,
 }
@@ -61,6 +62,7 @@ impl Subscription {
             shown_priority: None,
             joined: false,
             only_checks: false,
+            reverts: false,
             component: None,
             hold: Arc::default(),
         }
@@ -116,6 +118,14 @@ impl Subscription {
         self.only_checks = true;
         self
     }
+
+    /// Says whether it keeps the generation before until it prepares the next one, and puts it back into force in the phase `Revert`.
+    /// One that does not refuses a reload that has to be confirmed.
+    #[must_use]
+    pub const fn reverts(mut self, reverts: bool) -> Self {
+        self.reverts = reverts;
+        self
+    }
 }
 
 /// Why somebody cannot be attached.
@@ -149,6 +159,8 @@ pub(crate) struct Entry {
     joined: AtomicBool,
     /// Whether it may refuse a reload and has nothing to reload itself.
     pub(crate) only_checks: bool,
+    /// Whether it can go back from a generation that it has committed.
+    pub(crate) reverts: bool,
     /// The component whose life it is part of.
     pub(crate) component: Option<ComponentId>,
     pub(crate) hold: Arc<Hold>,
@@ -306,9 +318,9 @@ impl Channels {
 
     /// Adds a listener. Returns the one that it replaces.
     fn add(&mut self, subscription: Subscription) -> Option<(Arc<Entry>, Arc<Entry>)> {
-        let Subscription { channel, name, group, order, limit, listener, component, hold, only_checks, .. } =
-            subscription;
         let (joined, shown) = (subscription.joined, subscription.shown_priority);
+        let (only_checks, reverts) = (subscription.only_checks, subscription.reverts);
+        let Subscription { channel, name, group, order, limit, listener, component, hold, .. } = subscription;
         let priority = shown.unwrap_or(order.priority);
         let (joined, gate) = (AtomicBool::new(joined), Gate::default());
         let entry = Arc::new(Entry {
@@ -320,6 +332,7 @@ impl Channels {
             priority,
             joined,
             only_checks,
+            reverts,
             component,
             hold,
             gate,

@@ -1,7 +1,6 @@
 //! What anybody may ask of the bus, and the ticket that the asking gives.
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -10,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::asked::Asked;
+use crate::confirm::{ConfirmStep, ConfirmTerms, Confirmation};
 use crate::context::{self, Purpose};
 use crate::machine::RequestKind;
 
@@ -22,6 +22,10 @@ pub enum Request {
     Stop,
     /// Have every listener prepare new settings, then all of them commit, or all abort.
     Reload,
+    /// The same, but what was committed is reverted unless it is confirmed in time.
+    ReloadProvisionally(ConfirmTerms),
+    /// Confirm the reload that waits for it.
+    Confirm,
     /// Replace this process image by a new one of the same release.
     Restart(Arc<Replacement>),
     /// Stop all and end.
@@ -38,7 +42,8 @@ impl Request {
         match self {
             Self::Start => RequestKind::Start,
             Self::Stop => RequestKind::Stop,
-            Self::Reload => RequestKind::Reload,
+            Self::Reload | Self::ReloadProvisionally(_) => RequestKind::Reload,
+            Self::Confirm => RequestKind::Confirm,
             Self::Restart(_) => RequestKind::Restart,
             Self::Exit => RequestKind::Exit,
             Self::Update(_) => RequestKind::Update,
@@ -54,7 +59,22 @@ impl Request {
     pub(crate) fn into_replacement(self) -> Option<Arc<Replacement>> {
         match self {
             Self::Restart(replacement) | Self::Update(replacement) | Self::Rollback(replacement) => Some(replacement),
-            Self::Start | Self::Stop | Self::Reload | Self::Exit => None,
+            Self::Start | Self::Stop | Self::Reload | Self::ReloadProvisionally(_) | Self::Confirm | Self::Exit => None,
+        }
+    }
+
+    /// Returns the terms of a reload that has to be confirmed.
+    pub(crate) const fn terms(&self) -> Option<ConfirmTerms> {
+        match self {
+            Self::ReloadProvisionally(terms) => Some(*terms),
+            Self::Start
+            | Self::Stop
+            | Self::Reload
+            | Self::Confirm
+            | Self::Restart(_)
+            | Self::Exit
+            | Self::Update(_)
+            | Self::Rollback(_) => None,
         }
     }
 }
@@ -103,16 +123,6 @@ impl StopReason {
     }
 }
 
-/// Who asked.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Origin(pub String);
-
-impl fmt::Display for Origin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
 /// What has become of a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", content = "reason", rename_all = "lowercase")]
@@ -146,6 +156,7 @@ pub struct Ticket {
     merged_with: Option<u64>,
     progress: watch::Receiver<Progress>,
     asked: Arc<OnceLock<Vec<Asked>>>,
+    confirmation: watch::Receiver<Option<Confirmation>>,
 }
 
 impl Ticket {
@@ -155,13 +166,15 @@ impl Ticket {
         merged_with: Option<u64>,
         progress: watch::Receiver<Progress>,
         asked: Arc<OnceLock<Vec<Asked>>>,
+        confirmation: watch::Receiver<Option<Confirmation>>,
     ) -> Self {
-        Self { number, merged_with, progress, asked }
+        Self { number, merged_with, progress, asked, confirmation }
     }
 
     /// Returns a ticket whose outcome is known.
     pub(crate) fn settled(number: u64, progress: Progress) -> Self {
-        Self { number, merged_with: None, progress: watch::channel(progress).1, asked: Arc::default() }
+        let (progress, confirmation) = (watch::channel(progress).1, watch::channel(None).1);
+        Self { number, merged_with: None, progress, asked: Arc::default(), confirmation }
     }
 
     /// Returns its number: the requests of one bus are counted from 1.
@@ -182,6 +195,27 @@ impl Ticket {
     /// Returns who was asked by a reload and what each answered, once the outcome is known.
     pub fn asked(&self) -> Vec<Asked> {
         self.asked.get().cloned().unwrap_or_default()
+    }
+
+    /// Returns what waits to be confirmed, or waited, once the outcome is known: a reload that has to be confirmed is done when it is
+    /// in force, and then waits.
+    pub fn confirmation(&self) -> Option<Confirmation> {
+        self.confirmation.borrow().clone()
+    }
+
+    /// Returns a receiver of what [`Ticket::confirmation`] returns: of its level, not of every change.
+    pub fn watch_confirmation(&self) -> watch::Receiver<Option<Confirmation>> {
+        self.confirmation.clone()
+    }
+
+    /// Waits until the reload is confirmed or reverted. `None` if it does not wait to be confirmed, or the bus ended before. Inside a
+    /// listener of a transition it does not wait.
+    pub async fn confirmation_ended(mut self) -> Option<ConfirmStep> {
+        if !context::is_inside(Purpose::Transition) {
+            let has_ended = |said: &Option<Confirmation>| said.as_ref().is_none_or(|said| said.step.is_end());
+            drop(self.confirmation.wait_for(has_ended).await); // who says it may be gone
+        }
+        Some(self.confirmation()?.step).filter(ConfirmStep::is_end)
     }
 
     /// Waits for the outcome. Inside a listener of a transition it fails at once: the transition waits for the listener.

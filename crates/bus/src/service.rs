@@ -16,9 +16,10 @@ use crate::failure::Failure;
 use crate::handle::Bus;
 use crate::log::Level;
 use crate::order::Order;
+use crate::origin::Origin;
 use crate::panics::panic_failure;
+use crate::request::Request;
 use crate::request::StopReason;
-use crate::request::{Origin, Request};
 
 /// What is done when a service ends without having been told to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

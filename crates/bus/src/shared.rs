@@ -1,5 +1,8 @@
 //! What the handles and the engine share: where the site stands, who asked, what failed, who waits.
 
+mod confirm;
+mod pending;
+
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
@@ -11,16 +14,19 @@ use tokio_util::sync::CancellationToken;
 
 use crate::asked::Asked;
 use crate::calls::Monitor;
+use crate::confirm::{ConfirmStep, ConfirmTerms, Unconfirmed};
 use crate::failure::{Failure, combined};
 use crate::log::{self, Level, Log, LogEntry};
-use crate::machine::{Decision, RequestKind, SiteStatus, decide};
+use crate::machine::{ConfirmState, Decision, RequestKind, SiteStatus, decide, decide_provisional};
+use crate::origin::Origin;
 use crate::outbox::Outbox;
 use crate::panics::panic_failure;
 use crate::publication::Report;
 use crate::registry::{Entry, Registry};
-use crate::request::{Origin, Progress, Replacement, Request, Ticket};
+use crate::request::{Progress, Replacement, Request, Ticket};
 use crate::state::{Goal, State};
 use crate::tasks::TaskSet;
+use pending::{Pending, Reloads};
 
 /// How many faults are kept: the first ones say what went wrong.
 const FAULTS_MAX: usize = 100;
@@ -112,6 +118,13 @@ pub enum BusEvent {
         /// Who was asked, and what each answered.
         asked: Vec<Asked>,
     },
+    /// A reload that has to be confirmed has come a step further.
+    Provisional {
+        /// The reload.
+        reload: Unconfirmed,
+        /// How far it is.
+        step: ConfirmStep,
+    },
 }
 
 /// What follows a start that failed; unless the site runs on, everything that started is stopped again first.
@@ -148,35 +161,6 @@ enum Item {
     Said(oneshot::Sender<()>),
 }
 
-/// A request that is not done yet.
-struct Pending {
-    number: u64,
-    kind: RequestKind,
-    outcome: watch::Sender<Progress>,
-    /// Of a reload: who was asked.
-    asked: Arc<OnceLock<Vec<Asked>>>,
-    /// Why it will have failed when the site has settled.
-    failed: Option<String>,
-}
-
-impl Pending {
-    fn resolve(self, progress: Progress) {
-        self.outcome.send_replace(self.failed.map_or(progress, Progress::Failed));
-    }
-}
-
-/// The reloads that one round answers.
-pub(crate) struct Reloads(Vec<Pending>);
-
-impl Reloads {
-    pub(crate) fn resolve(self, progress: &Progress, asked: &[Asked]) {
-        for pending in self.0 {
-            drop(pending.asked.set(asked.to_vec())); // taken once, resolved once
-            pending.resolve(progress.clone());
-        }
-    }
-}
-
 struct Waiter {
     states: Vec<State>,
     reached: oneshot::Sender<State>,
@@ -189,6 +173,8 @@ struct Core {
     waiters: Vec<Waiter>,
     faults: Vec<Fault>,
     asked_to_exit: bool,
+    /// The reload that waits to be confirmed, or is being reverted.
+    unconfirmed: Option<Unconfirmed>,
     requests: u64,
     /// Whether the site was ever running in this process image.
     ran: bool,
@@ -216,12 +202,19 @@ impl Shared {
     pub(crate) fn new(options: Options, tasks: TaskSet, log_tasks: TaskSet) -> Self {
         Self {
             core: Mutex::new(Core {
-                status: SiteStatus { state: State::Initial, goal: Goal::Idle, leaving: None, reload_waits: false },
+                status: SiteStatus {
+                    state: State::Initial,
+                    goal: Goal::Idle,
+                    leaving: None,
+                    reload_waits: false,
+                    confirm: ConfirmState::None,
+                },
                 pending: Vec::new(),
                 replacement: None,
                 waiters: Vec::new(),
                 faults: Vec::new(),
                 asked_to_exit: false,
+                unconfirmed: None,
                 requests: 0,
                 ran: false,
             }),
@@ -319,26 +312,29 @@ impl Shared {
 
     /// Takes a request: decides what it means, and lets the engine know.
     pub(crate) fn request(&self, request: Request, origin: Origin) -> Ticket {
-        let kind = request.kind();
+        let (kind, terms) = (request.kind(), request.terms());
         let ticket = {
             let mut core = self.core();
             core.requests += 1;
             let number = core.requests;
-            let decision = decide(core.status, kind);
+            let decision = match terms {
+                Some(_) => decide_provisional(core.status),
+                None => decide(core.status, kind),
+            };
             let ticket = match decision {
                 Decision::Already => Ticket::settled(number, Progress::Already),
                 Decision::Refuse(refusal) => Ticket::settled(number, Progress::Refused(refusal.to_string())),
                 Decision::Merge => {
-                    match core.pending.iter().find(|pending| pending.kind == kind && pending.failed.is_none()) {
-                        Some(pending) => {
-                            let asked = Arc::clone(&pending.asked);
-                            Ticket::new(number, Some(pending.number), pending.outcome.subscribe(), asked)
-                        }
+                    let is_same = |pending: &&Pending| {
+                        pending.kind == kind && pending.terms.is_none() && pending.failed.is_none()
+                    };
+                    match core.pending.iter().find(is_same) {
+                        Some(pending) => pending.ticket(number),
                         // Under way without a ticket of its own, such as an exit that a failure decided.
-                        None => core.open(number, kind),
+                        None => core.open(number, kind, None, origin.clone()),
                     }
                 }
-                Decision::Accept => core.accept(number, kind, request.into_replacement(), &origin),
+                Decision::Accept => core.accept(number, request, &origin),
             };
             let outcome = match decision {
                 Decision::Accept => "accepted".to_owned(),
@@ -462,7 +458,8 @@ impl Shared {
     pub(crate) fn take_reloads(&self) -> Reloads {
         let mut core = self.core();
         core.status.reload_waits = false;
-        Reloads(core.pending.extract_if(.., |pending| pending.kind == RequestKind::Reload).collect())
+        let is_plain = |pending: &mut Pending| pending.kind == RequestKind::Reload && pending.terms.is_none();
+        Reloads(core.pending.extract_if(.., is_plain).collect())
     }
 
     /// Ends the attempt to run, unless somebody has asked for something else meanwhile. Returns whether the site runs all the same.
@@ -479,7 +476,9 @@ impl Shared {
         for pending in core.pending.iter_mut().filter(|pending| has_failed(pending.kind)) {
             pending.failed = Some(cause.clone());
         }
-        core.status.reload_waits &= runs;
+        if !runs {
+            core.forget_reloads();
+        }
         match after {
             AfterFailure::Run => {}
             AfterFailure::Idle => core.status.goal = Goal::Idle,
@@ -489,7 +488,7 @@ impl Shared {
         runs
     }
 
-    /// An observer that panics has decided nothing: the site ends, whatever owns it starts it again.
+    /// An observer that panics has decided nothing: the site ends, and its owner can start it again.
     fn ask_what_follows(&self, observer: &dyn Observer, faults: &[Fault]) -> AfterFailure {
         let decide = std::panic::AssertUnwindSafe(|| observer.start_failed(faults));
         std::panic::catch_unwind(decide).unwrap_or_else(|panic| {
@@ -508,39 +507,34 @@ impl Shared {
 }
 
 impl Core {
-    fn open(&mut self, number: u64, kind: RequestKind) -> Ticket {
-        let (outcome, progress) = watch::channel(Progress::Accepted);
-        let asked = Arc::default();
-        let ticket = Ticket::new(number, None, progress, Arc::clone(&asked));
-        self.pending.push(Pending { number, kind, outcome, asked, failed: None });
+    fn open(&mut self, number: u64, kind: RequestKind, terms: Option<ConfirmTerms>, origin: Origin) -> Ticket {
+        let pending = Pending::new(number, kind, terms, origin);
+        let ticket = pending.ticket(number);
+        self.pending.push(pending);
         ticket
     }
 
     fn leave(&mut self, kind: RequestKind, replacement: Option<Arc<Replacement>>) {
         self.status.goal = Goal::Exited;
         self.status.leaving = Some(kind);
-        self.status.reload_waits = false;
+        self.forget_reloads();
         self.replacement = replacement;
         // Whoever waits for what will not be any more is told now.
         let state = self.status.state;
         self.waiters.retain(|waiter| waiter.states.iter().any(|wanted| state.leads_to(*wanted)));
     }
 
-    fn accept(
-        &mut self,
-        number: u64,
-        kind: RequestKind,
-        replacement: Option<Arc<Replacement>>,
-        origin: &Origin,
-    ) -> Ticket {
-        use RequestKind::{Exit, Reload, Restart, Rollback, Start, Stop, Update};
+    fn accept(&mut self, number: u64, request: Request, origin: &Origin) -> Ticket {
+        use RequestKind::{Confirm, Exit, Reload, Restart, Rollback, Start, Stop, Update};
+        let (kind, terms) = (request.kind(), request.terms());
         // What is weaker, or wants the site elsewhere, will not happen any more. A stop on the way to the end still does.
         let overtaken = |pending: &mut Pending| match kind {
             Start => pending.kind == Stop,
             Stop => matches!(pending.kind, Start | Reload),
-            Reload => false,
+            Reload | Confirm => false,
             Restart | Update | Rollback => matches!(pending.kind, Start | Reload),
-            Exit => !matches!(pending.kind, Stop | Exit),
+            // What is confirmed stays so.
+            Exit => !matches!(pending.kind, Stop | Exit | Confirm),
         };
         for pending in self.pending.extract_if(.., overtaken) {
             let reason = format!("{} cancelled by {} of {origin}", pending.kind.name(), kind.name());
@@ -550,25 +544,28 @@ impl Core {
             Start => self.status.goal = Goal::Running,
             Stop => {
                 self.status.goal = Goal::Idle;
-                self.status.reload_waits = false;
+                self.forget_reloads();
             }
+            Reload if terms.is_some() => self.status.confirm = ConfirmState::Asked,
             Reload => self.status.reload_waits = true,
-            Restart | Update | Rollback => self.leave(kind, replacement),
+            Confirm => self.status.confirm = ConfirmState::Confirmed,
+            Restart | Update | Rollback => self.leave(kind, request.into_replacement()),
             Exit => {
                 self.asked_to_exit = true;
                 self.leave(kind, None);
             }
         }
-        self.open(number, kind)
+        self.open(number, kind, terms, origin.clone())
     }
 
     /// Resolves the tickets of what is reached with `state`.
     fn settle(&mut self, state: State, faults: &[Fault]) {
-        use RequestKind::{Exit, Reload, Restart, Rollback, Start, Stop, Update};
+        use RequestKind::{Confirm, Exit, Reload, Restart, Rollback, Start, Stop, Update};
         let reached = |pending: &mut Pending| match pending.kind {
             Start => state == State::Running || (pending.failed.is_some() && state == State::Idle),
             Stop => state == State::Idle,
             Reload => pending.failed.is_some() && state == State::Idle,
+            Confirm => false,
             Restart | Exit | Update | Rollback => state == State::Exited,
         };
         for pending in self.pending.extract_if(.., reached) {

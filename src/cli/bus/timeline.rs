@@ -132,10 +132,7 @@ fn sentence(event: &Value) -> Option<Line> {
             let tone = if data["outcome"] == "refused" { Tone::Warning } else { Tone::Plain };
             line("request", format!("{} asks for {}: {outcome}", text("origin"), text("request")), tone)
         }
-        "bus.reload" => match data["reason"].as_str() {
-            None => line("reload", format!("generation {} is in force", text("generation")), Tone::Good),
-            Some(reason) => line("reload", reason.to_owned(), Tone::Bad),
-        },
+        name if name.starts_with("bus.reload") => reload(name, data),
         "bus.publication" => publication(data),
         "fault" => {
             let priority = with_priority(data);
@@ -170,6 +167,28 @@ fn sentence(event: &Value) -> Option<Line> {
         "release" => line("release", format!("{} is {}", text("version"), text("state")), Tone::Good),
         other => line("event", format!("{other}{}", other_data(data)), Tone::Plain),
     }
+}
+
+/// Returns the line of a reload, and of what becomes of one that has to be confirmed.
+fn reload(name: &str, data: &Value) -> Option<Line> {
+    let (generation, reason) = (cell(&data["generation"]), cell(&data["reason"]));
+    let (text, tone) = match name {
+        "bus.reload.waiting" => {
+            let until = cell(&data["until"]);
+            (format!("generation {generation} waits to be confirmed until {until}"), Tone::Warning)
+        }
+        "bus.reload.confirmed" => (format!("{} has confirmed generation {generation}", cell(&data["by"])), Tone::Good),
+        "bus.reload.reverting" => (format!("generation {generation} is being reverted: {reason}"), Tone::Warning),
+        "bus.reload.reverted" => match data["failed"].as_str() {
+            None => (format!("generation {generation} is reverted"), Tone::Warning),
+            Some(failed) => {
+                (format!("generation {generation} is reverted except for {}", failed.trim_start()), Tone::Bad)
+            }
+        },
+        _ if data["reason"].is_null() => (format!("generation {generation} is in force"), Tone::Good),
+        _ => (reason, Tone::Bad),
+    };
+    line("reload", text, tone)
 }
 
 fn publication(data: &Value) -> Option<Line> {

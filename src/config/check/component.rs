@@ -295,11 +295,13 @@ impl Checker<'_> {
         let mut allowed = Allowed::default();
         for word in local.or(raw).unwrap_or_default() {
             let word = at(word, source);
-            match bus::RequestKind::from_name(&word.value) {
+            // Who may reload may confirm it: that is no right of its own.
+            let is_right = |ask: &bus::RequestKind| *ask != bus::RequestKind::Confirm;
+            match bus::RequestKind::from_name(&word.value).filter(is_right) {
                 Some(ask) => allowed.requests.push(ask),
                 None if word.value == ALLOW_READ => allowed.read = true,
                 None => {
-                    let names = bus::RequestKind::ALL.into_iter().map(bus::RequestKind::name);
+                    let names = bus::RequestKind::ALL.into_iter().filter(is_right).map(bus::RequestKind::name);
                     let names: Vec<&str> = names.chain([ALLOW_READ]).collect();
                     let what = format!("{:?} is no request: use some of {}", word.value, names.join(", "));
                     self.wrong(source, &word.span, what);

@@ -156,9 +156,10 @@ function historyRow(line) {
 
 function fillHistory([, who, versions, outcome, reason, duration], line) {
   text(who, line.who);
-  const crash = line.kind === "crash";
-  text(versions, crash ? line.to : `${line.from ?? "–"} → ${line.to}`);
-  const note = line.kind === "rollback" ? "rollback asked for" : crash ? "the runtime died" : null;
+  const notes = { rollback: "rollback asked for", crash: "the runtime died", reload: `reload: ${line.step}` };
+  const stays = line.kind === "crash" || line.kind === "reload";
+  text(versions, stays ? line.to : `${line.from ?? "–"} → ${line.to}`);
+  const note = notes[line.kind] ?? null;
   tone(outcome, OUTCOME_WORDS[line.outcome] ?? line.outcome, OUTCOME_TONE, note);
   text(reason, line.reason);
   text(duration, span(line.duration_ms));

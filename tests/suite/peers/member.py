@@ -1,9 +1,10 @@
-"""A component on the bus that does what it is told: NAME [CHANNEL=PRIORITY ...] [--deaf] [--orphan] [--limit] [--hold] [--name NAME].
+"""A component on the bus that does what it is told: NAME [CHANNEL=PRIORITY ...] [--deaf] [--orphan] [--limit] [--hold] [--reverts].
 
 It appends what it is called for to $REFIT_DATA/order, as "CHANNEL NAME PID", and is READY when it is on the bus. What an
 argument {"do": ...} asks for: fail, hang, die, pid, publish, request, outcome, wait, inside, http, tokenless, twin, fork, hammer, close.
 --deaf: SIGTERM does nothing. --orphan: it has a child in a session of its own. --linger: it goes on when the peer was closed. --hold: on the bus, it is READY when $REFIT_DATA/go is there,
-and dies when $REFIT_DATA/die is. Every connection is a line "attach NAME PID", with the state it was told. What a reload does is in
+and dies when $REFIT_DATA/die is. --reverts: it can revert a reload, and every ticket of one that has to be
+confirmed is a line "ticket-STATE NAME PID". Every connection is a line "attach NAME PID", with the state it was told. What a reload does is in
 $REFIT_DATA/reload-NAME, if that is there: PHASE DEED.
 """
 
@@ -120,7 +121,7 @@ def called(call):
         case "publish":
             return refused(bus.ask, "publish", channel=argument["channel"], argument=argument.get("argument"))
         case "request":
-            return refused(bus.ask, "request", request=argument["request"])
+            return refused(bus.ask, "request", **{key: value for key, value in argument.items() if key not in ("do", "to")})
         case "http":
             connection = http.client.HTTPConnection("appliance")
             connection.sock = socket.socket(socket.AF_UNIX)
@@ -145,13 +146,16 @@ def called(call):
 def heard(method, params):
     if method in ("hello", "state"):
         record(f"{'attach' if method == 'hello' else 'state'}-{params['state']}")
+    elif method == "ticket" and "confirmation" in params["ticket"]:
+        record(f"ticket-{params['ticket']['confirmation']['state']}")
 
 
 bus = Bus(name, heard=heard, grace=2.0)
 for word in words:
     if "=" in word:
         channel, priority = word.split("=")
-        bus.on(channel, called, priority=int(priority), limit_ms=2000 if "--limit" in words else None)
+        place = {"reverts": True} if channel == "reload" and "--reverts" in words else {}
+        bus.on(channel, called, priority=int(priority), limit_ms=2000 if "--limit" in words else None, **place)
 if "--deaf" in words:
     signal.signal(signal.SIGTERM, lambda *_: record("term"))
 if "--orphan" in words:

@@ -11,6 +11,7 @@
     reason = "a test that cannot go on has failed"
 )]
 
+mod confirm;
 mod edges;
 mod held;
 mod host;

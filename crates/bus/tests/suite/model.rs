@@ -164,7 +164,8 @@ impl Observer for Record {
         match event {
             BusEvent::State(state) => self.push(Seen::State(*state)),
             BusEvent::Reloaded { reason, .. } => self.push(Seen::Reloaded(reason.is_none())),
-            BusEvent::Fault(_) | BusEvent::Request { .. } | BusEvent::Publication(_) => {}
+            BusEvent::Fault(_) | BusEvent::Request { .. } | BusEvent::Publication(_) | BusEvent::Provisional { .. } => {
+            }
         }
     }
 }

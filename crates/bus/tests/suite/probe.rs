@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use refit_bus::{
-    Act, AfterFailure, BusEvent, Call, CancellationToken, Ended, Engine, Limits, Listener, Observer, Options, Order,
-    Phase, Progress, State, StopReason, Subscription, listener,
+    Act, AfterFailure, BusEvent, Call, CancellationToken, ConfirmStep, Ended, Engine, Limits, Listener, Observer,
+    Options, Order, Phase, Progress, State, StopReason, Subscription, listener,
 };
 use refit_bus::{Bus, Component, Failure, Fault, Origin, Request, Ticket};
 use serde_json::{Value, json};
@@ -239,9 +239,11 @@ impl Seen {
     pub(crate) fn states(&self) -> Vec<State> {
         let state = |event: &BusEvent| match event {
             BusEvent::State(state) => Some(*state),
-            BusEvent::Fault(_) | BusEvent::Request { .. } | BusEvent::Publication(_) | BusEvent::Reloaded { .. } => {
-                None
-            }
+            BusEvent::Fault(_)
+            | BusEvent::Request { .. }
+            | BusEvent::Publication(_)
+            | BusEvent::Reloaded { .. }
+            | BusEvent::Provisional { .. } => None,
         };
         lock(&self.events).iter().filter_map(state).collect()
     }
@@ -250,9 +252,26 @@ impl Seen {
     pub(crate) fn requests(&self) -> Vec<u64> {
         let number = |event: &BusEvent| match event {
             BusEvent::Request { number, .. } => Some(*number),
-            BusEvent::State(_) | BusEvent::Fault(_) | BusEvent::Publication(_) | BusEvent::Reloaded { .. } => None,
+            BusEvent::State(_)
+            | BusEvent::Fault(_)
+            | BusEvent::Publication(_)
+            | BusEvent::Reloaded { .. }
+            | BusEvent::Provisional { .. } => None,
         };
         lock(&self.events).iter().filter_map(number).collect()
+    }
+
+    /// Returns how far the reloads came that have to be confirmed, in order.
+    pub(crate) fn steps(&self) -> Vec<(u64, ConfirmStep)> {
+        let step = |event: &BusEvent| match event {
+            BusEvent::Provisional { reload, step } => Some((reload.generation, step.clone())),
+            BusEvent::State(_)
+            | BusEvent::Fault(_)
+            | BusEvent::Request { .. }
+            | BusEvent::Publication(_)
+            | BusEvent::Reloaded { .. } => None,
+        };
+        lock(&self.events).iter().filter_map(step).collect()
     }
 
     /// Forgets what was seen.
@@ -351,6 +370,7 @@ impl Site {
             order: Order::default(),
             limits: Limits::default(),
             deeds: BTreeMap::new(),
+            reverts: false,
             bus: self.bus.clone(),
             journal: Arc::clone(&self.journal),
             busy: AtomicBool::new(false),
@@ -394,6 +414,7 @@ pub(crate) struct Part {
     order: Order,
     limits: Limits,
     deeds: BTreeMap<&'static str, Deed>,
+    reverts: bool,
     bus: Bus,
     journal: Arc<Journal>,
     busy: AtomicBool,
@@ -420,7 +441,13 @@ impl Part {
         self
     }
 
-    /// Does `deed` when it is asked to `what`: start, stop, prepare, commit or abort.
+    /// Says that it can revert.
+    pub(crate) const fn reverts(mut self) -> Self {
+        self.reverts = true;
+        self
+    }
+
+    /// Does `deed` when it is asked to `what`: start, stop, prepare, commit, abort or revert.
     pub(crate) fn on(mut self, what: &'static str, deed: Deed) -> Self {
         self.deeds.insert(what, deed);
         self
@@ -473,5 +500,9 @@ impl Component for Part {
 
     fn reload(self: Arc<Self>, phase: Phase, generation: u64) -> Act {
         self.act(phase.name(), json!(generation), CancellationToken::new())
+    }
+
+    fn reverts(&self) -> bool {
+        self.reverts
     }
 }

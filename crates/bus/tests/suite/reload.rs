@@ -315,6 +315,7 @@ impl Component for Certificate {
                     self.generation.store(generation, Ordering::SeqCst);
                 }
                 Phase::Abort => set(&self.prepared, None),
+                Phase::Revert => return Err(Failure::new("it has not said that it can revert")),
             }
             Ok(())
         })
