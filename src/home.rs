@@ -22,7 +22,7 @@ use refit_base::{Chain, Exit, FileError, Report, Reported, file_error};
 use refit_updater::history::HISTORY_FILE;
 use refit_updater::journal::{self, JOURNAL_FILE, Journal};
 use refit_updater::{durable, modes, spare};
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{Access, FlockOperation, access, flock};
 use rustix::process::{Pid, test_kill_process};
 
 use crate::process::stat::Stat;
@@ -203,6 +203,19 @@ impl Home {
         }
     }
 
+    /// The same, and whether this account may change something in it.
+    ///
+    /// # Errors
+    /// As [`Home::require_appliance`], or it may only look.
+    pub fn require_own(&self) -> Result<(), HomeError> {
+        self.require_appliance()?;
+        let is_others = fs::metadata(&self.0).is_ok_and(|found| found.uid() != geteuid().as_raw());
+        match access(&self.0, Access::WRITE_OK) {
+            Err(rustix::io::Errno::ACCESS) if is_others => Err(self.forbidden(rustix::io::Errno::ACCESS.into())),
+            Ok(()) | Err(_) => Ok(()), // a disk that is read-only, for example, has words of its own
+        }
+    }
+
     fn forbidden(&self, source: io::Error) -> HomeError {
         let owner = fs::metadata(&self.0).map_or(0, |found| found.uid());
         let owner = name_of(owner);
@@ -310,8 +323,8 @@ pub enum HomeError {
         /// The other guard.
         pid: i32,
     },
-    /// This account may not look into it.
-    #[error("the home {} belongs to the account {owner}, and this account may not look into it", home.display())]
+    /// This account may not look into it, or not change anything there.
+    #[error("the home {} belongs to the account {owner}, and is closed to this account", home.display())]
     Forbidden {
         /// The directory.
         home: PathBuf,

@@ -77,7 +77,7 @@ pub(super) async fn publish(
     }
     if !app.bus.knows(&channel) {
         let detail = format!("there is no channel {channel:?}");
-        let remedy = "declare it below [bus] in appliance.toml; see `refit bus state` for those that are";
+        let remedy = "declare it below [bus] in appliance.toml; `refit bus state --json` lists those that are";
         return Err(Problem::new(StatusCode::NOT_FOUND, "unknown_channel", Exit::Usage, detail, remedy));
     }
     let Ok(permit) = app.peers.permit() else {

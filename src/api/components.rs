@@ -40,8 +40,8 @@ pub(super) async fn act(
     };
     done.map_err(|failure| {
         let detail = format!("cannot {action} the component {name}: {failure}");
-        let remedy = "see its output with `refit component logs`";
-        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "component_failed", Exit::Failed, detail, remedy)
+        let remedy = format!("see its output with `refit component logs {name}`");
+        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "component_failed", Exit::Failed, detail, &remedy)
     })?;
     let component = component.view().borrow().shown(app.peers.of(&name));
     Ok(Json(Acted { component, warning }))

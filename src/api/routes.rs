@@ -70,7 +70,7 @@ pub(super) fn table() -> Vec<Route> {
         get("/healthz", Public, status::healthz),
         get("/metrics", Read, metrics::metrics),
         get("/api/v1/status", Status, status::status),
-        get("/api/v1/history", Read, status::history),
+        get("/api/v1/history", Read, status::history).in_home(),
         get("/api/v1/components", Read, components::list),
         get("/api/v1/components/{name}/logs", Read, logs::logs),
         post("/api/v1/components/{name}/{action}", Operate, components::act),

@@ -290,7 +290,7 @@ impl AtRest {
     /// A guard has it, or there is none.
     pub(super) fn take(context: &Context) -> Result<Self, AtRestError> {
         let home = context.home.clone();
-        home.require_appliance()?;
+        home.require_own()?;
         home.check_owner()?;
         let lock = match HomeLock::acquire(&home, std::process::id(), || {}) {
             Ok(lock) => Lock::Home(lock),
@@ -426,7 +426,11 @@ pub(super) fn idle(journal: Journal, ending: &Ending) -> Journal {
     match &journal.state {
         State::Idle { .. } => journal,
         State::Staged { .. } | State::Trial { .. } => {
-            let ending = ending.clone().with_cause(refit_base::Cause::Machine);
+            let mut ending = ending.clone().with_cause(refit_base::Cause::Machine);
+            if !matches!(journal.state, State::Trial { starts_left: 0, .. }) {
+                ending.reason = format!("it was never started: {}", ending.reason);
+                return journal.clone().given_up(&ending).unwrap_or(journal);
+            }
             journal.clone().failed(&ending).unwrap_or(journal)
         }
     }
@@ -447,10 +451,10 @@ pub(super) fn who() -> String {
     format!("{name} (local)")
 }
 
-/// Returns what is said in JSON of a request that has come to its end here.
-pub(super) fn ticket(request: &str, state: &str) -> Value {
+/// Returns what is said in JSON of a request that has come to its end here: release `next` runs next, maybe on trial.
+pub(super) fn ticket(request: &str, next: &Version, is_trial: bool) -> Value {
     let id = format!("rest-{:x}", clock::now().as_millisecond());
     json!({ "ticket": {
-        "id": id, "request": request, "origin": who(), "state": state, "reason": null, "exit": 0, "asked": [],
-    } })
+        "id": id, "request": request, "origin": who(), "state": "done", "reason": null, "exit": 0, "asked": [],
+    }, "version": next, "trial": is_trial })
 }

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::context::Context;
 use crate::home::trouble::{self, Trouble};
-use crate::home::{Home, as_account, name_of};
+use crate::home::{Home, HomeError, as_account, name_of};
 use crate::wire::Problem;
 
 /// How long an appliance may take to accept a connection: it does so even while it replaces itself.
@@ -458,7 +458,15 @@ pub(super) fn run_online(context: &Context, work: impl Future<Output = Result<Ex
                 Some(trouble) => ClientError::in_trouble(&context.home, trouble),
                 None => ClientError::no_runtime(context.home.path(), pid),
             }),
-            None => context.fail(&error),
+            None => match context.home.require_appliance() {
+                Err(none @ (HomeError::Missing { .. } | HomeError::Empty { .. })) => {
+                    let detail = format!("no running appliance answers: {none}");
+                    let remedy = "name the right directory with --home: where it was moved to, if it was";
+                    context.print_failure(&detail, error.code(), remedy, error.exit())
+                }
+                Err(forbidden @ HomeError::Forbidden { .. }) => context.fail(&forbidden),
+                Ok(()) | Err(_) => context.fail(&error),
+            },
         },
         Err(error) => context.fail(&error),
     }

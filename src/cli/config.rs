@@ -3,11 +3,11 @@
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use refit_base::{Chain, Exit, Report, Reported};
 use refit_updater::Store;
-use refit_updater::config::{Unread, unread as unread_in};
+use refit_updater::config::{Unread, unread as unread_in, unread_live};
 use refit_updater::release::{Damage, StoreError};
 use semver::Version;
 use serde_json::json;
@@ -105,7 +105,8 @@ pub(super) fn run(context: &Context, config: &Config) -> Exit {
         context.print(&json!({ "mistakes": mistakes, "unreachable": obstacles, "unread": unread }).to_string());
     }
     for (dir, Unread { path, why }) in &found {
-        context.print_text(&format!("warning: {} cannot be read: {why}", Path::new(dir).join(path).display()));
+        let name = if path.is_empty() { dir.clone() } else { format!("{dir}/{path}") };
+        context.print_text(&format!("warning: {name} cannot be read: {why}"));
     }
     for mistake in mistakes {
         context.print_text(&mistake.to_string());
@@ -134,14 +135,12 @@ fn check(
     local: Option<&PathBuf>,
     unread: &mut Vec<(String, Unread)>,
 ) -> Result<(), CheckError> {
-    let mut look =
-        |at: &Path, name: String| unread.extend(unread_in(at).into_iter().map(|found| (name.clone(), found)));
     if let Some(dir) = dir {
         let dir = context.path(dir);
         if !dir.is_dir() {
             return Err(CheckError::NoDirectory { path: dir });
         }
-        look(&dir.join("config"), "config".to_owned());
+        unread.extend(unread_in(&dir.join("config")).into_iter().map(|found| ("config".to_owned(), found)));
         let local = local.map_or_else(|| dir.join(config::NO_LOCAL_FILE), |local| context.path(local));
         let config = config::Config::load_with_programs(&Programs::anywhere(&dir), &local)?;
         return reached(find_obstacles_in_tree(&config, &dir));
@@ -149,7 +148,7 @@ fn check(
     let files = Files::look(context)?;
     let journal = files.as_seen().ok_or_else(|| AtRestError::from(context.home.without_journal()))?;
     let (store, version) = (&files.store, journal.state.wanted().clone());
-    check_home(context, store, &version, look).map_err(|error| {
+    check_home(context, store, &version, unread).map_err(|error| {
         match (&error, store.find_damage(&version, &mut || {})) {
             // What was signed is not to be edited: its package brings it again.
             (CheckError::Store(_) | CheckError::Config(_), Ok(Some(damage))) => {
@@ -160,16 +159,17 @@ fn check(
     })
 }
 
-/// Checks the release `version` on this machine, with the settings of this home. Shows `look` its live configuration.
+/// Checks the release `version` on this machine, with the settings of this home. Adds to `unread` what of its live configuration cannot be read.
 fn check_home(
     context: &Context,
     store: &Store,
     version: &Version,
-    mut look: impl FnMut(&Path, String),
+    unread: &mut Vec<(String, Unread)>,
 ) -> Result<(), CheckError> {
     let home = context.home.path();
     let release = store.release(version)?;
-    look(&store.config_dir(&release.version), format!("config/{}", release.version));
+    let found = unread_live(&store.config_dir(&release.version)).into_iter();
+    unread.extend(found.map(|found| (format!("config/{}", release.version), found)));
     let search = context.process.environment.get(OsStr::new("PATH")).map(OsString::as_os_str);
     let programs = Programs::here(&release.dir, search);
     let config = config::Config::load_with_programs(&programs, &home.join(config::LOCAL_FILE))?;

@@ -201,8 +201,16 @@ pub(super) fn conclude(context: &Context, ticket: &Value) -> Exit {
     }
     let request = ticket["request"].as_str().unwrap_or("request");
     let reason = ticket["reason"].as_str().unwrap_or("no reason was given");
-    let more =
-        if matches!(request, "update" | "rollback") { "; see `refit history --json` for the last output" } else { "" };
+    let more = match request {
+        // Only what was started has printed anything.
+        "update" | "rollback" if reason.starts_with("rolled back") => {
+            "; see `refit history --json` for the last output"
+        }
+        "reload" if reason.contains("nobody listens to it") => {
+            "; a component hears of a reload by its `reload_signal` in appliance.toml, or as a peer that listens on the bus"
+        }
+        _ => "",
+    };
     say(&format!("the {request} {state}: {reason}{more}"));
     let code = ticket["exit"].as_i64().and_then(|code| i32::try_from(code).ok());
     code.map_or(Exit::Failed, Exit::from_code)

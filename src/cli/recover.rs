@@ -40,8 +40,9 @@ fn list(context: &Context) -> Result<(), AtRestError> {
     let mut rows = Vec::new();
     let mut objects = Vec::new();
     for version in versions.into_iter().rev() {
+        let is_good = good.contains(&version);
         let state = if Some(&version) == current {
-            "current"
+            if is_good { "current, good" } else { "current, not tried" }
         } else if good.contains(&version) {
             "good"
         } else {

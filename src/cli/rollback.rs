@@ -35,7 +35,7 @@ fn roll_back_at_rest(context: &Context, rollback: &Rollback) -> Result<(), AtRes
     let chosen = rest.go_to(rollback.version.as_ref(), Kind::Rollback, "asked for by `refit rollback`")?;
     context.print_text(&format!("{chosen}; {}", rest.then()));
     if context.json {
-        context.print(&at_rest::ticket("rollback", "done").to_string());
+        context.print(&at_rest::ticket("rollback", &chosen.to, chosen.is_on_trial()).to_string());
     }
     Ok(())
 }

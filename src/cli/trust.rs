@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::context::Context;
 use super::table::print_table;
+use crate::home::HomeError;
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Trust {
@@ -26,13 +27,19 @@ enum TrustCommandError {
     #[error(transparent)]
     Trust(#[from] TrustError),
     #[error(transparent)]
+    Home(#[from] HomeError),
+    #[error(transparent)]
     File(#[from] FileError),
 }
 
 impl Reported for TrustCommandError {
     fn report(&self) -> Report<'_> {
         match self {
+            // What is missing or wrong is of this home, or of the command line: no package is there to be refused.
+            Self::Trust(error @ TrustError::NoRoot { .. }) => Report { exit: Exit::Config, ..error.report() },
+            Self::Trust(error @ TrustError::NotARoot { .. }) => Report { exit: Exit::Usage, ..error.report() },
             Self::Trust(error) => error.report(),
+            Self::Home(error) => error.report(),
             Self::File(_) => {
                 Report::new("file_unreadable", Exit::Usage, "check the name and the permissions; nothing was changed")
             }
@@ -54,6 +61,7 @@ pub(super) fn run(context: &Context, trust: &Trust) -> Exit {
 fn reset(context: &Context, root: &std::path::Path) -> Result<(), TrustCommandError> {
     let path = context.path(root);
     let bytes = std::fs::read(&path).map_err(file_error("read", &path))?;
+    context.home.require_own()?;
     TrustStore::reset(context.home.path(), &bytes)?;
     if context.json {
         context.print(&json!({ "trusted": path }).to_string());
@@ -63,6 +71,7 @@ fn reset(context: &Context, root: &std::path::Path) -> Result<(), TrustCommandEr
 }
 
 fn show(context: &Context) -> Result<(), TrustCommandError> {
+    context.home.require_appliance()?;
     let status = TrustStore::open(context.home.path())?.status(clock::now())?;
     if context.json {
         context.print(&json!(status).to_string());

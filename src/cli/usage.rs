@@ -13,10 +13,22 @@ pub(super) fn report(error: clap::Error, command: &clap::Command) -> Exit {
         return if error.use_stderr() { Exit::Usage } else { Exit::Done };
     }
     let text = error.render().to_string();
-    let what = text.split("\nUsage:").flat_map(|part| part.split("\nFor more information")).next().unwrap_or_default();
-    let line = what.trim_start_matches("error: ").split_whitespace().collect::<Vec<_>>().join(" ");
-    drop(writeln!(io::stderr().lock(), "refit: {line}; see `refit --help`"));
+    let mut parts = text.split("\nUsage:");
+    let what = parts.next().and_then(|part| part.split("\nFor more information").next()).unwrap_or_default();
+    let paragraphs = what.trim_start_matches("error: ").split("\n\n").map(|paragraph| {
+        let words: Vec<&str> = paragraph.split_whitespace().collect();
+        words.join(" ").replacen("tip: ", "", 1)
+    });
+    let line = paragraphs.filter(|paragraph| !paragraph.is_empty()).collect::<Vec<_>>().join("; ");
+    let command = parts.next().map_or("refit".to_owned(), named_in);
+    drop(writeln!(io::stderr().lock(), "refit: {line}; see `{command} --help`"));
     Exit::Usage
+}
+
+/// Returns the command that `usage` is of: the words before its options and arguments.
+fn named_in(usage: &str) -> String {
+    let is_word = |word: &&str| word.starts_with(|first: char| first.is_ascii_lowercase());
+    usage.split_whitespace().take_while(is_word).collect::<Vec<_>>().join(" ")
 }
 
 /// Returns `error` without the hidden commands among those that it proposes.

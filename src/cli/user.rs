@@ -10,7 +10,7 @@ use crate::auth;
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum User {
-    /// Set a password, read from standard input; without one a new one is made and printed.
+    /// Set a password, read from standard input; with --generate a new one is made and printed.
     Passwd {
         /// The account.
         #[arg(default_value = auth::ADMIN)]
@@ -23,7 +23,7 @@ pub(super) enum User {
 
 pub(super) fn run(context: &Context, user: &User) -> Exit {
     let User::Passwd { name, generate } = user;
-    if let Err(error) = context.home.require_appliance() {
+    if let Err(error) = context.home.require_own() {
         return context.fail(&error);
     }
     let password = if *generate {
@@ -43,6 +43,8 @@ pub(super) fn run(context: &Context, user: &User) -> Exit {
                 context.print(&json!({ "user": name, "password": shown }).to_string());
             } else if *generate {
                 context.print(&password);
+            } else {
+                context.print(&format!("the account {name} has the new password"));
             }
             Exit::Done
         }

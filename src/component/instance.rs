@@ -83,6 +83,7 @@ impl Instance {
         let account = Account::of(component);
         let access = component.spawn.notify_access;
         data::make_all(component, account, &context.home.data())?;
+        context.restore_config();
         let (notify, notify_path) = Self::bind_notify(context, &carried.id, account, access)
             .map_err(|error| failed("bind its notify socket", error))?;
         let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(io::Error::from);

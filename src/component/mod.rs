@@ -33,7 +33,7 @@ mod variables;
 mod view;
 
 pub use actor::{CarriedParts, Process, end_stray, forget_ended};
-pub use context::RunContext;
+pub use context::{RunContext, restore_config};
 pub use health::State as Health;
 pub use notify_socket::{
     make_place as make_notify_place, remove_of as remove_notify_socket, tidy as tidy_notify_sockets,

@@ -102,7 +102,7 @@ pub struct Given {
 pub fn run(given: Given) -> Result<Exit, GuardError> {
     let home = &given.home;
     home.make_passable();
-    home.require_appliance()?;
+    home.require_own()?;
     home.repair(say);
     home.check_owner()?;
     journal::recall(home.path())?.ok_or_else(|| home.without_journal())?;

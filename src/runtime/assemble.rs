@@ -11,10 +11,10 @@ use refit_base::{Chain, clock};
 use refit_bus::{Bus, Engine, Options};
 use refit_updater::Store;
 use refit_updater::attempt::Begun;
-use refit_updater::config::{Existing, Live, merge_config};
+use refit_updater::config::Live;
 use refit_updater::decided::{self, Decided};
 use refit_updater::journal::{self, Journal};
-use refit_updater::release::Release;
+use refit_updater::release::{Damage, Release};
 use refit_updater::trust::Trust;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -163,6 +163,8 @@ pub(super) fn assemble(given: &Given, mut inherited: Inheritance, begun_ns: u64)
         release_dir: disk.release.dir.clone(),
         version: disk.release.version.clone(),
         config_dir: disk.store.config_dir(&disk.release.version),
+        config: Arc::clone(&disk.config),
+        restoring: Mutex::default(),
         listeners: Mutex::new(listeners),
         shares: shares(&disk.config),
         registry,
@@ -291,29 +293,22 @@ fn read_disk(given: &Given, before: &Carry) -> Result<OnDisk, RuntimeError> {
     let trust = Trust::of(home);
     let release = store.release(journal.state.wanted())?;
     let local = home.join(config::LOCAL_FILE);
-    let config = if before.instances.is_empty() {
+    let loaded = if before.instances.is_empty() {
         let search = given.environment.get(OsStr::new("PATH")).map(OsString::as_os_str);
-        Config::load_with_programs(&Programs::here(&release.dir, search), &local)?
+        Config::load_with_programs(&Programs::here(&release.dir, search), &local)
     } else {
-        Config::load(&release.dir, &local)?
+        Config::load(&release.dir, &local)
     };
-    let config = Arc::new(config);
-    restore_config(&store, &release);
-    Ok(OnDisk { store, trust, journal, release, config })
-}
-
-/// Makes the live configuration of `release` from its defaults where it is gone. What is in the way is logged: its components say what they
-/// lack.
-fn restore_config(store: &Store, release: &Release) {
-    let path = store.config_dir(&release.version);
-    let path = path.display();
-    match merge_config(store, None, &release.version, Existing::Keep) {
-        Ok(made) if made.kept_existing => {}
-        Ok(_) => tracing::warn!(%path, "the live configuration was missing; it was made from the release's defaults"),
-        Err(error) => {
-            tracing::error!(%path, error = %Chain(&error), "the live configuration is missing and cannot be made again");
+    // What was signed is nothing to be edited.
+    let config = loaded.map_err(|error| match store.find_damage_of(&release, config::FILE) {
+        Some(problem) => {
+            RuntimeError::Damaged { version: release.version.clone(), damage: Box::new(Damage::File(problem)) }
         }
-    }
+        None => error.into(),
+    })?;
+    let config = Arc::new(config);
+    component::restore_config(&store, &release.version);
+    Ok(OnDisk { store, trust, journal, release, config })
 }
 
 /// Lets the components' accounts into their configuration. Where no image handed over, gives the release the modes of its manifest, too.

@@ -2,11 +2,12 @@
 
 use std::io::{self, Write};
 
-use refit_base::{Exit, Report, Reported, visible_lines};
+use refit_base::{Chain, Exit, Report, Reported, visible_lines};
 use refit_bus::AttachError;
 use refit_updater::journal::JournalError;
-use refit_updater::release::StoreError;
+use refit_updater::release::{Damage, StoreError};
 use refit_updater::trust::TrustError;
+use semver::Version;
 
 use super::stderr::Stderr;
 use crate::config::{ConfigError, OperatorsError};
@@ -14,6 +15,10 @@ use crate::handover::listener::BindError;
 use crate::handover::unix::SocketError;
 use crate::home::HomeError;
 use crate::update::UpdateError;
+
+/// What to do about a release that is damaged, or not there.
+const DAMAGED_REMEDY: &str =
+    "`refit recover` lists the releases that are whole; its very package makes this one whole: `refit install PACKAGE`";
 
 /// Why the runtime could not start.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +35,14 @@ pub enum RuntimeError {
     /// The trust cannot be used.
     #[error(transparent)]
     Trust(#[from] TrustError),
+    /// The release is not what was signed, and so its configuration is wrong.
+    #[error("release {version} is damaged: {}", Chain(&**damage))]
+    Damaged {
+        /// The release.
+        version: Version,
+        /// What is damaged.
+        damage: Box<Damage>,
+    },
     /// The configuration is wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -67,10 +80,8 @@ impl Reported for RuntimeError {
         match self {
             Self::Home(error) => error.report(),
             Self::Journal(error) => error.report(),
-            Self::Store(error @ StoreError::Unknown { .. }) => Report {
-                remedy: "`refit recover` lists the releases that are whole; its very package makes this one whole: `refit install PACKAGE`",
-                ..error.report()
-            },
+            Self::Store(error @ StoreError::Unknown { .. }) => Report { remedy: DAMAGED_REMEDY, ..error.report() },
+            Self::Damaged { .. } => Report::new("release_damaged", Exit::Failed, DAMAGED_REMEDY),
             Self::Store(error) => error.report(),
             Self::Trust(error) => Report { code: "trust_unusable", exit: Exit::Config, ..error.report() },
             Self::Config(error) => error.report(),

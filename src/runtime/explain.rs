@@ -2,6 +2,7 @@
 
 use refit_base::visible;
 use refit_bus::Fault;
+use semver::Version;
 
 use crate::home::Home;
 
@@ -47,8 +48,9 @@ const REMEDIES: &[(&str, &str)] = &[
     ("memory than its limit", "give it a higher limit of `memory`"),
 ];
 
-/// Returns what is said of `fault`, because of which the appliance in `home` does not start.
-pub(super) fn explain(fault: &Fault, home: &Home) -> String {
+/// Returns what is said of `fault`, because of which the appliance in `home` does not start; `previous` is what a
+/// rollback goes back to.
+pub(super) fn explain(fault: &Fault, home: &Home, previous: Option<&Version>) -> String {
     let Fault { component, phase, cause, output, .. } = fault;
     let mut text = format!("component {component} failed to {phase}: {}", visible(cause));
     let last = &output[output.len().saturating_sub(LINES_MAX)..];
@@ -65,6 +67,9 @@ pub(super) fn explain(fault: &Fault, home: &Home) -> String {
     text.push_str(&format!(
         ": {remedy}; `refit run --home {path}` in a terminal shows all that it prints, and {path}/log/{component}/ keeps it"
     ));
+    if let Some(previous) = previous {
+        text.push_str(&format!("; `refit rollback --home {path}` has release {previous} run instead"));
+    }
     text
 }
 
@@ -111,10 +116,15 @@ mod tests {
                 output: lines(output),
                 trouble: Cause::Release,
             };
-            let text = explain(&fault, &home);
+            let text = explain(&fault, &home, None);
             assert!(text.starts_with(&format!("component web failed to start: {cause}")), "{text}");
             assert!(text.contains(remedy), "{text}");
             assert!(fault.output.iter().all(|line| text.contains(&format!("\n    {line}\n"))), "{text}");
+            let other = Version::new(1, 0, 0);
+            assert!(
+                explain(&fault, &home, Some(&other))
+                    .ends_with("`refit rollback --home /h` has release 1.0.0 run instead")
+            );
             assert!(
                 text.ends_with(
                     "`refit run --home /h` in a terminal shows all that it prints, and /h/log/web/ keeps it"

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use refit_base::{Exit, clock, lock};
 use refit_bus::{self as bus, Ended};
+use refit_updater::journal::{self, Journal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -271,8 +272,10 @@ impl Site {
 /// Says why it ends if nobody asked. Returns the status.
 fn exit_status(ended: &Ended, home: &Home) -> Exit {
     if !ended.asked {
+        let journal = journal::recall(home.path()).ok().flatten();
+        let previous = journal.as_ref().and_then(Journal::previous);
         for fault in &ended.faults {
-            say(&explain(fault, home), Exit::Failed);
+            say(&explain(fault, home, previous), Exit::Failed);
         }
     }
     if ended.faults.is_empty() { Exit::Done } else { Exit::Failed }

@@ -124,6 +124,9 @@ impl SocketNames {
 
     /// Gives each socket its names. Returns whether one has lost both, which nobody was told before.
     fn look(&mut self) -> bool {
+        if self.home.require().is_err() {
+            return false; // with the home they went elsewhere: nothing is made in the place that it had
+        }
         let mut is_lost = false;
         let own = [self.home.socket(), self.home.bus_socket()];
         let own = own.into_iter().map(|path| {
@@ -140,9 +143,10 @@ impl SocketNames {
         for socket in all {
             match self.hold(&socket, &seconds) {
                 Ok(false) => drop(self.told.remove(&socket.path)),
+                // Of one that ended just now it was no loss.
+                Ok(true) if self.is_forgotten(&socket) => self.take_back(&socket),
                 Ok(true) => {
                     tracing::warn!(path = %socket.path.display(), "the name of a socket was gone; it was made again");
-                    self.take_back_if_gone(&socket);
                 }
                 Err(error) => {
                     if self.told.insert(socket.path.clone()) {
@@ -191,6 +195,7 @@ impl SocketNames {
                 names::give_second_name(&self.home, path, &socket.second);
                 Ok(false)
             }
+            (_, Some(_)) if self.is_forgotten(socket) => Ok(false),
             (_, Some(second)) => {
                 make_directory(&self.home, socket)?;
                 durable::remove_tree(path)?;
@@ -202,10 +207,16 @@ impl SocketNames {
         }
     }
 
+    /// Returns whether it is the socket of a process that has ended since the look began.
+    fn is_forgotten(&self, socket: &Named) -> bool {
+        let is_known =
+            |instance: &CarriedInstance| self.registry.instances().iter().any(|other| other.id == instance.id);
+        socket.instance.as_ref().is_some_and(|instance| !is_known(instance))
+    }
+
     /// Removes the name again that was given to the socket of a process which has been forgotten meanwhile.
-    fn take_back_if_gone(&self, socket: &Named) {
-        let Some(instance) = &socket.instance else { return };
-        if !self.registry.instances().iter().any(|other| other.id == instance.id) {
+    fn take_back(&self, socket: &Named) {
+        if let Some(instance) = &socket.instance {
             component::remove_notify_socket(&self.home, instance);
         }
     }

@@ -146,7 +146,7 @@ impl Manager {
     /// Returns what of the running release's live configuration cannot be read. Blocks.
     #[must_use]
     pub fn unread(&self) -> Vec<Unread> {
-        config::unread(&self.parts.store.config_dir(self.journal().state.wanted()))
+        config::unread_live(&self.parts.store.config_dir(self.journal().state.wanted()))
     }
 
     /// Returns how long what is trusted is good. Blocks.

@@ -116,9 +116,11 @@ impl Steps {
         let (step, text) = match entry.outcome {
             Outcome::Done => (Step::Committed, format!("release {} is good", entry.to)),
             Outcome::RolledBack => (Step::RolledBack, format!("release {} runs again", entry.from)),
-            Outcome::Failed => (Step::Failed, "the update failed; the running release is untouched".to_owned()),
+            Outcome::Failed => {
+                (Step::Failed, format!("the {} failed; the running release is untouched", entry.kind.name()))
+            }
         };
-        tracing::info!(update.id = entry.id, update.step = step.name(), "{text}");
+        tracing::info!(update.id = entry.id, update.at = entry.at, update.step = step.name(), "{text}");
         self.registry.events.publish(Event::UpdateStep(UpdateStep {
             id: entry.id.clone(),
             kind: entry.kind.into(),

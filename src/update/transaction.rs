@@ -228,6 +228,10 @@ impl Transaction {
             })?;
             let as_it_was = attempt.kind == Kind::Rollback || attempt.to == attempt.from;
             let merged = preflight::merge(store, &attempt.from, &attempt.to, as_it_was)?;
+            if attempt.kind == Kind::Rollback && !merged.kept_existing {
+                let path = store.config_dir(&attempt.to);
+                tracing::warn!(path = %path.display(), "the live configuration of the release to go back to was missing; it was made anew");
+            }
             self.publish_merged(&attempt, &merged);
             Ok(Admitted { release, repaired })
         };
@@ -238,8 +242,7 @@ impl Transaction {
     fn publish_merged(&self, attempt: &Attempt, merged: &MergeReport) {
         for file in merged.conflicts() {
             let version = &attempt.to;
-            let outcome = serde_json::to_string(&file.outcome).unwrap_or_default();
-            tracing::warn!(release.to = %version, file.path, file.outcome = outcome, "a part of the configuration waits for the admin");
+            tracing::warn!(release.to = %version, file.path, why = waits(&file.outcome), "a part of the configuration waits for the admin");
         }
         let changed = merged.files.iter().filter(|file| file.outcome != config::Outcome::Unchanged);
         let changed: Vec<MergedFile> = changed.map(MergedFile::from).collect();
@@ -302,4 +305,20 @@ fn not_idle(state: &State) -> UpdateError {
         State::Trial { previous, next, .. } => format!("{previous} -> {next} is on trial"),
     };
     UpdateError::Busy { what }
+}
+
+/// Returns what an admin has to look at, as a clause for the log.
+fn waits(outcome: &config::Outcome) -> String {
+    match outcome {
+        config::Outcome::Conflict { new_default, .. } => format!("the release's default lies beside as {new_default}"),
+        config::Outcome::Beside { earlier } => format!("what was made of it before lies beside as {earlier}"),
+        config::Outcome::NotCarried { why } => format!("it was not carried over: {why}"),
+        config::Outcome::Unchanged
+        | config::Outcome::Updated
+        | config::Outcome::KeptAdmin
+        | config::Outcome::Merged
+        | config::Outcome::Restored
+        | config::Outcome::Added
+        | config::Outcome::Removed => "it is in order".to_owned(),
+    }
 }

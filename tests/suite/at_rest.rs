@@ -84,7 +84,8 @@ fn what_can_be_seen_while_it_runs_can_be_seen_at_rest() {
 fn a_rollback_at_rest_is_there_at_the_next_start() {
     let mut appliance = at_rest();
     let last = appliance.refit(&["rollback", "--json"]).ends_with(0).objects().pop().expect("a line");
-    assert_eq!(last["ticket"]["state"], "done");
+    assert_eq!((&last["ticket"]["state"], &last["version"]), (&"done".into(), &"1.0.0".into()), "{last}");
+    assert_eq!(last["trial"], false);
     assert!(appliance.refit(&["history"]).ends_with(0).stdout.contains("`refit rollback`"));
     starts(&mut appliance, "1.0.0");
     let newest = &appliance.history()[0];
@@ -129,7 +130,14 @@ fn an_update_at_rest_is_tried_at_the_next_start() {
     }
     appliance.refit(&["install", "https://127.0.0.1:1/x.refit"]).complains_with(69);
     remedied(&appliance.install(&Release::shop("1.2.0"), &["--stage-only"]).complains_with(69), "refit run");
-    appliance.install(&Release::shop("1.2.0"), &["--json"]).ends_with(0);
+    let last = appliance.install(&Release::shop("1.2.0"), &["--json"]).ends_with(0).objects().pop().expect("a line");
+    assert_eq!((&last["version"], &last["trial"]), (&"1.2.0".into(), &true.into()), "{last}");
+    // One that was never started has not been rolled back.
+    appliance.refit(&["rollback", "1.1.0"]).ends_with(0);
+    let newest = appliance.refit(&["history", "--json"]).ends_with(0).objects().remove(0)["history"][0].clone();
+    assert_eq!((&newest["to"], &newest["outcome"]), (&"1.2.0".into(), &"failed".into()), "{newest}");
+    assert!(newest["reason"].as_str().is_some_and(|why| why.starts_with("it was never started: ")), "{newest}");
+    appliance.install(&Release::shop("1.2.0"), &[]).ends_with(0);
     starts(&mut appliance, "1.2.0");
     let newest = &appliance.history()[0];
     assert_eq!((&newest["to"], &newest["outcome"]), (&"1.2.0".into(), &"done".into()), "{newest}");
@@ -182,6 +190,8 @@ fn files_that_a_program_left_in_its_release_refuse_nothing() {
     appliance.settled("1.1.0");
     appliance.refit(&["bus", "request", "rollback"]).ends_with(0);
     appliance.settled("1.0.0");
+    // Sockets of processes that end in order are no loss.
+    assert!(!appliance.log().contains("the name of a socket was gone"), "{}", appliance.log());
     appliance.stop();
     // A program that may not be executed is damage, which is put right where the release is chosen.
     let program = appliance.home().join("releases/1.1.0/bin/shop");
@@ -248,6 +258,14 @@ fn the_only_release_is_made_whole_by_its_package() {
         }
         let log = fails(&mut appliance);
         assert!(log.contains("no other good release is whole"), "{path}: {log}");
+        if path == "appliance.toml" {
+            // Nothing that was signed is presented as something to edit.
+            assert!(log.contains("refit: release 1.0.0 is damaged: appliance.toml: missing; `refit recover`"), "{log}");
+            assert!(!log.contains("restore the file"), "{log}");
+        }
+        if path == ".refit/manifest.json" {
+            assert!(log.contains("the manifest is empty") && !log.contains("EOF"), "{log}");
+        }
         remedied(&log, "refit install PACKAGE");
         assert_eq!(is_whole(&appliance, "1.0.0"), false, "{path}");
         let row = appliance.refit(&["releases", "--json"]).ends_with(0).objects().remove(0)["releases"][0].clone();

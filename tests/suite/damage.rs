@@ -95,7 +95,19 @@ fn directories_that_are_missing_are_made_again() {
     assert_eq!(fs::read_to_string(appliance.home().join("config/1.0.0/colours.conf")).expect("read"), "red\n");
     // And those that go while it runs.
     for (name, version) in [("staging", "1.1.0"), ("config", "1.2.0")] {
-        fs::remove_dir_all(appliance.home().join(name)).expect("removed");
+        let dir = appliance.home().join(name);
+        fs::remove_dir_all(&dir).expect("removed");
+        if name == "config" {
+            for words in [["status"].as_slice(), &["config", "check"]] {
+                let said = appliance.refit(words).ends_with(0).stdout;
+                assert!(said.contains("config/1.1.0 cannot be read: it is missing"), "{words:?}: {said}");
+            }
+            appliance.refit(&["component", "restart", "shop"]).ends_with(0);
+            assert_eq!(fs::read_to_string(dir.join("1.1.0/colours.conf")).expect("read"), "red\n");
+            assert!(appliance.log().contains("the live configuration was missing; it was made"), "{}", appliance.log());
+            assert!(!appliance.refit(&["status"]).ends_with(0).stdout.contains("cannot be read"));
+            fs::remove_dir_all(&dir).expect("removed");
+        }
         appliance.install(&release(version), &[]).ends_with(0);
         appliance.settled(version);
     }

@@ -153,7 +153,9 @@ fn a_home_that_is_moved_while_it_runs_is_said_to_be_moved() {
     let (home, elsewhere) = (appliance.home().to_owned(), appliance.home().with_file_name("elsewhere"));
     fs::rename(&home, &elsewhere).expect("moved");
     let package = idle("1.1.0").package().display().to_string();
-    for words in [&["install", &package][..], &["rollback"], &["releases"]] {
+    let line = Ran::of(refit().args(["status", "--home"]).arg(&home)).complains_with(69);
+    assert!(line.contains("there is no home") && line.contains("--home: where it was moved to"), "{line}");
+    for words in [&["install", &package][..], &["rollback"], &["releases"], &["history"]] {
         let line = Ran::of(refit().args(words).arg("--home").arg(&elsewhere)).complains_with(78);
         assert!(line.contains(&format!("the home {} is not there any more", home.display())), "{line}");
         assert!(line.contains("move it back"), "{line}");

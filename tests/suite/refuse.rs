@@ -207,14 +207,21 @@ fn an_older_release_is_installed_when_somebody_says_so() {
 
 #[test]
 fn words_that_are_no_command() {
-    for words in [["frobnicate"].as_slice(), &["install"], &["status", "--fast"], &["component", "paint", "shop"]] {
+    for (words, command) in [
+        (["frobnicate"].as_slice(), "refit"),
+        (&["install"], "refit install"),
+        (&["init"], "refit init"),
+        (&["status", "--fast"], "refit status"),
+        (&["component", "paint", "shop"], "refit component"),
+        (&["component", "restart"], "refit component restart"),
+    ] {
         let line = Ran::of(refit().args(words)).complains_with(64);
-        assert!(line.starts_with("refit: ") && line.ends_with("; see `refit --help`"), "{line}");
+        assert!(line.starts_with("refit: ") && line.ends_with(&format!("; see `{command} --help`")), "{line}");
     }
     let line = Ran::of(refit().arg("lunch")).complains_with(64);
     assert!(!line.contains("launch"), "what is hidden is not proposed: {line}");
     let line = Ran::of(refit().arg("instal")).complains_with(64);
-    assert!(line.contains("'install'"), "{line}");
+    assert!(line.contains("'instal'; some similar subcommands exist: 'init', 'install'; see"), "{line}");
     let help = Ran::of(&mut refit()).ends_with(64);
     assert!(help.stderr.contains("Usage: refit"), "without a word there is the help: {}", help.stderr);
 }

@@ -119,7 +119,7 @@ fn an_operator_removes_what_is_not_needed() {
     assert_eq!(running.0, "release_runs", "{running:?}");
     assert!(running.1.contains("release 1.2.0 is the running one; update or roll back"), "{running:?}");
     assert_eq!(last.0, "release_needed", "{last:?}");
-    assert!(last.1.contains("a rollback needs it; install another release first"), "{last:?}");
+    assert!(last.1.contains("`refit rollback` goes back to; it can be removed after the next update"), "{last:?}");
     assert_eq!(unknown.0, "release_unknown", "{unknown:?}");
     let address = "/api/v1/releases/1.2.0";
     assert_eq!(Request::new(&appliance.socket(), "DELETE", address).send().status, 409);

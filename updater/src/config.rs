@@ -27,7 +27,7 @@ use scan::Scan;
 use tree::{Side, Tree};
 
 pub use orphan::{Orphans, remove_orphans};
-pub use scan::{ENTRIES_MAX, HASHED_BYTES_MAX, HASHED_BYTES_TOTAL_MAX, Live, LiveFile, Unread, unread};
+pub use scan::{ENTRIES_MAX, HASHED_BYTES_MAX, HASHED_BYTES_TOTAL_MAX, Live, LiveFile, Unread, unread, unread_live};
 
 /// What is added to the name of a default that could not be merged.
 const NEW_SUFFIX: &str = ".new";

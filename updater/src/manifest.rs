@@ -310,6 +310,9 @@ impl Manifest {
         if bytes.len() as u64 > MANIFEST_BYTES_MAX {
             return Err(ManifestError::TooLong { bytes: bytes.len() as u64 });
         }
+        if bytes.is_empty() {
+            return Err(ManifestError::Empty);
+        }
         let json = |source| ManifestError::Json { source };
         // The number first, alone: another format may have any other field.
         let FormatOnly { format } = serde_json::from_slice(bytes).map_err(json)?;

@@ -25,7 +25,7 @@ pub enum RemovalError {
         version: Version,
     },
     /// It is the one that a rollback goes to.
-    #[error("release {version} is the last good one before the running one: a rollback needs it")]
+    #[error("release {version} is the one that `refit rollback` goes back to")]
     LastGood {
         /// The version.
         version: Version,
@@ -65,7 +65,7 @@ impl Reported for RemovalError {
             Self::LastGood { .. } => Report::new(
                 "release_needed",
                 Exit::Failed,
-                "install another release first: it may go once a newer good one can be gone back to; nothing was removed",
+                "it can be removed after the next update has proved good; nothing was removed",
             ),
             Self::UnderWay { .. } => Report::new(
                 "update_running",

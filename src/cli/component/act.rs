@@ -93,9 +93,9 @@ async fn find_out(client: &Client, name: &str, action: Action, before: &Value) -
                     Fate::Failed => {
                         let reason = component["reason"].as_str().unwrap_or("no reason is known");
                         let detail = format!("cannot {} the component {name}: {reason}", action.name());
-                        let remedy = "see its output with `refit component logs`";
+                        let remedy = format!("see its output with `refit component logs {name}`");
                         let status = StatusCode::INTERNAL_SERVER_ERROR;
-                        let problem = Problem::new(status, "component_failed", Exit::Failed, detail, remedy);
+                        let problem = Problem::new(status, "component_failed", Exit::Failed, detail, &remedy);
                         return Err(ClientError::Refused { problem: Box::new(problem) });
                     }
                 }

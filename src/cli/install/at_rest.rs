@@ -32,15 +32,28 @@ pub(super) fn install(context: &Context, install: &Install, input: &Input) -> Re
     }
     let rest = AtRest::take(context)?;
     let journal = rest.files.journal(context)?;
-    let done = match Version::parse(&install.what).ok().filter(|_| !input.path().exists()) {
-        Some(version) => rest.go_to(Some(&version), Kind::Update, "chosen by `refit install`")?.to_string(),
+    let Done { said, version, is_trial } = match Version::parse(&install.what).ok().filter(|_| !input.path().exists()) {
+        Some(version) => {
+            let chosen = rest.go_to(Some(&version), Kind::Update, "chosen by `refit install`")?;
+            Done { said: chosen.to_string(), version, is_trial: chosen.is_on_trial() }
+        }
         None => install_package(context, install, &rest, journal, input)?,
     };
-    context.print_text(&format!("{done}; {}", rest.then()));
+    context.print_text(&format!("{said}; {}", rest.then()));
     if context.json {
-        context.print(&ticket("update", "done").to_string());
+        context.print(&ticket("update", &version, is_trial).to_string());
     }
     Ok(())
+}
+
+/// What was done.
+struct Done {
+    /// That, for people.
+    said: String,
+    /// The release that runs next.
+    version: Version,
+    /// Whether it has to prove itself.
+    is_trial: bool,
 }
 
 fn install_package(
@@ -49,7 +62,7 @@ fn install_package(
     rest: &AtRest,
     journal: Journal,
     input: &Input,
-) -> Result<String, AtRestError> {
+) -> Result<Done, AtRestError> {
     let store = &rest.files.store;
     let journal = idle(journal, &Ending::now(Step::Trial, "a package was installed while nothing ran".to_owned()));
     let current = journal.state.wanted().clone();
@@ -74,18 +87,22 @@ fn install_package(
     let existing = if version == current { Existing::Keep } else { Existing::Replace };
     merge_config(store, Some(&current), &version, existing)?;
     if version == current {
-        return Ok(format!("release {version} is whole again and runs next"));
+        return Ok(Done { said: format!("release {version} is whole again and runs next"), version, is_trial: false });
     }
     let Some(previous) = rest.way_back(&journal, &version) else {
         let why = format!("release {current} is damaged, and no other good one is whole");
         let next = journal.clone().gone_back(&version, &who(), &Ending::now(Step::Committed, why)).unwrap_or(journal);
         rest.store(&next)?;
-        return Ok(format!("release {version} is complete on disk and runs next"));
+        return Ok(Done {
+            said: format!("release {version} is complete on disk and runs next"),
+            version,
+            is_trial: false,
+        });
     };
     let said =
         format!("release {version} is complete on disk and is tried next; if it fails, release {previous} runs again");
     rest.store(&tried_next(journal, Kind::Update, previous, &store.release(&version)?))?;
-    Ok(said)
+    Ok(Done { said, version, is_trial: true })
 }
 
 /// Receives the package into staging, within what this appliance accepts.

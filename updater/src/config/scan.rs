@@ -93,6 +93,18 @@ pub fn unread(dir: &Path) -> Vec<Unread> {
     Live::read_within(dir, 0).unread
 }
 
+/// Returns the same of a live configuration, which is there as long as its release is: that it is missing, too. Blocks.
+#[must_use]
+pub fn unread_live(dir: &Path) -> Vec<Unread> {
+    match fs::symlink_metadata(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let why = "it is missing; it is made again from the release's defaults when a component starts";
+            vec![Unread::new(Path::new(""), why)]
+        }
+        Ok(_) | Err(_) => unread(dir),
+    }
+}
+
 /// Returns what the file at `path` holds; or why that cannot be said, or nothing if it has gone.
 fn content_of(path: &Path, budget: &mut u64) -> Result<String, Option<String>> {
     let mut read = || -> io::Result<String> {

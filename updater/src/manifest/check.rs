@@ -19,6 +19,9 @@ pub enum ManifestError {
         /// How many it has.
         bytes: u64,
     },
+    /// There is nothing in it.
+    #[error("the manifest is empty")]
+    Empty,
     /// Not JSON, or not the JSON of a manifest.
     #[error("the manifest cannot be read")]
     Json {

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use semver::Version;
 
 use super::verify::{FileProblem, Problem, directory_problem, file_problem};
-use super::{Store, StoreError};
+use super::{Release, Store, StoreError};
 use crate::digest::Digest;
 use crate::durable;
 
@@ -80,6 +80,14 @@ impl Store {
             tick();
         }
         Ok(None)
+    }
+
+    /// Returns what is damaged of the one file at `path` of `release`.
+    #[must_use]
+    pub fn find_damage_of(&self, release: &Release, path: &str) -> Option<Problem> {
+        let file = release.manifest.files().iter().find(|file| file.path == path)?;
+        let what = file_problem(&release.dir.join(path), file)?;
+        (what.is_of_the_release() && what != FileProblem::Mode).then(|| Problem { path: path.to_owned(), what })
     }
 }
 

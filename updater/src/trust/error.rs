@@ -202,13 +202,16 @@ impl Reported for TrustError {
                 "check the address of the repository and the network, then try again",
             ),
             Self::NoRoot { .. } => {
-                refused("no-trust", "give the appliance the vendor's root.json first: `refit trust reset ROOT`")
+                refused("no-trust", "give the appliance the vendor's root first, N.root.json: `refit trust reset ROOT`")
             }
             Self::OtherRootTrusted { .. } => refused(
                 "no-trust",
                 "a trusted root changes only through a package signed with it, or by `refit trust reset ROOT`",
             ),
-            Self::NotARoot { .. } => refused("no-trust", "take root.json from `refit keys init` of the vendor"),
+            Self::NotARoot { .. } => refused(
+                "no-trust",
+                "take the newest N.root.json of the vendor, which `refit keys init` has made as 1.root.json",
+            ),
             Self::Spelling { .. } | Self::NoTarget | Self::OtherManifest { .. } => {
                 refused("signature-invalid", "get the package again from its vendor; nothing was changed")
             }

@@ -231,7 +231,9 @@ impl Reported for KeysError {
     fn report(&self) -> Report<'_> {
         let (exit, remedy) = match self {
             // The command line names what is not there, or asks for the impossible, whatever the files hold.
-            Self::File(FileError { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            Self::File(FileError { source, .. })
+                if matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) =>
+            {
                 (Exit::Usage, "check that the directory can be read and written")
             }
             Self::Threshold { .. } => (Exit::Usage, "ask for more keys or a lower threshold"),
