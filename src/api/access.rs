@@ -4,9 +4,9 @@
 use std::sync::Arc;
 
 use axum::extract::Request;
-use axum::http::{Method, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use base64::Engine;
 use refit_base::{Exit, Reported};
 use refit_bus::RequestKind;
@@ -14,12 +14,16 @@ use refit_bus::RequestKind;
 use super::{Problem, Shared};
 use crate::access::permission::{Forbidden, Permission};
 use crate::access::principal::{Door, IdentityError, Principal};
-use crate::auth::LoginError;
+use crate::auth::{From, Login, LoginError};
+use crate::http::RemoteAddress;
 use crate::process::caller::Caller;
 use crate::requests;
 
 /// The cookie that holds a session's token.
 pub(super) const COOKIE: &str = "refit_session";
+
+/// The header with a session's second secret: for what changes something.
+pub(super) const SECRET: &str = "refit-secret";
 
 /// Marks a request that came over the Unix socket, where no browser is.
 #[derive(Debug, Clone, Copy)]
@@ -42,6 +46,13 @@ pub(super) fn unknown(error: LoginError) -> Problem {
             error.to_string(),
             "wait a minute, then try again",
         ),
+        LoginError::Busy => Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "too_many_logins",
+            Exit::TryLater,
+            error.to_string(),
+            "try again in a few seconds",
+        ),
     }
 }
 
@@ -55,12 +66,12 @@ pub(super) fn refused(error: LoginError) -> Problem {
             error.to_string(),
             "try again; `refit user passwd` on the appliance sets a new password",
         ),
-        LoginError::TooMany => unknown(error),
+        LoginError::TooMany | LoginError::Busy => unknown(error),
     }
 }
 
 /// Returns the session's token in the request's cookies.
-pub(super) fn token(request: &axum::http::HeaderMap) -> Option<&str> {
+pub(super) fn token(request: &HeaderMap) -> Option<&str> {
     request
         .get_all(header::COOKIE)
         .iter()
@@ -69,16 +80,6 @@ pub(super) fn token(request: &axum::http::HeaderMap) -> Option<&str> {
         .filter_map(|pair| pair.trim().split_once('='))
         .find(|(name, _)| *name == COOKIE)
         .map(|(_, value)| value)
-}
-
-/// Before every route of the admin listener: a browser changes nothing from another site's page.
-pub(super) async fn come_from_page(request: Request, next: Next) -> Response {
-    if is_foreign(&request) {
-        let detail = "the request comes from another site's page";
-        return Problem::new(StatusCode::FORBIDDEN, "cross_site", Exit::Usage, detail, "use the appliance's own page")
-            .into_response();
-    }
-    next.run(request).await
 }
 
 /// Before every route of the Unix socket.
@@ -94,12 +95,11 @@ pub(super) async fn come_from_socket(mut request: Request, next: Next) -> Respon
 /// The answer to somebody whose password or token is wrong, or whom the Unix socket is not for.
 pub(super) async fn identify(app: &Shared, request: &mut Request) -> Result<Principal, Problem> {
     if request.extensions().get::<Local>().is_none() {
-        let headers = request.headers().clone();
-        return match account(app, &headers).await {
-            Ok(Some(account)) => Ok(Principal::Operator { account, door: Door::Web }),
-            Ok(None) => Ok(Principal::Anonymous),
-            Err(error) => Err(unknown(error)),
-        };
+        let (headers, from) = (request.headers().clone(), from(request));
+        let Some(login) = login(app, &headers, from).await.map_err(unknown)? else { return Ok(Principal::Anonymous) };
+        let account = login.user.clone();
+        request.extensions_mut().insert(login);
+        return Ok(Principal::Operator { account, door: Door::Web });
     }
     let Some(caller) = request.extensions_mut().remove::<Arc<Caller>>() else {
         return Err(not_known(&IdentityError::Gone));
@@ -173,20 +173,19 @@ pub(super) fn not_permitted(reason: &str, ticket: Option<&str>) -> Problem {
     Problem::new(StatusCode::FORBIDDEN, "not_permitted", Exit::Usage, detail, remedy)
 }
 
-/// A browser says where a request comes from; one that changes something must come from our own page.
-fn is_foreign(request: &Request) -> bool {
-    let reads = request.method() == Method::GET || request.method() == Method::HEAD;
-    !reads && request.headers().get("sec-fetch-site").is_some_and(|site| site != "same-origin" && site != "none")
+/// Returns where a request on the admin listener comes from.
+pub(super) fn from(request: &Request) -> From {
+    request.extensions().get::<RemoteAddress>().map(|address| address.0)
 }
 
-/// Returns the account of a session or of a password; `None` if the request has neither, or a session that has ended.
+/// Returns who a session or a password says it is; `None` if the request has neither, or a session that has ended.
 ///
 /// # Errors
 /// The password is wrong, or there were too many wrong ones.
-async fn account(app: &Shared, headers: &axum::http::HeaderMap) -> Result<Option<String>, LoginError> {
-    let sessions = &app.context.registry.sessions;
-    if let Some(user) = token(headers).and_then(|token| sessions.user(token)) {
-        return Ok(Some(user));
+async fn login(app: &Shared, headers: &HeaderMap, from: From) -> Result<Option<Login>, LoginError> {
+    let (sessions, home) = (&app.context.registry.sessions, &app.context.home);
+    if let Some(login) = token(headers).and_then(|token| sessions.find(home, token)) {
+        return Ok(Some(login));
     }
     let Some(given) = headers.get(header::AUTHORIZATION) else { return Ok(None) };
     let (user, password) = given
@@ -197,12 +196,26 @@ async fn account(app: &Shared, headers: &axum::http::HeaderMap) -> Result<Option
         .and_then(|bytes| String::from_utf8(bytes).ok())
         .and_then(|text| text.split_once(':').map(|(user, password)| (user.to_owned(), password.to_owned())))
         .ok_or(LoginError::Wrong)?;
-    check(app, user, password).await.map(Some)
+    sessions.check_password(home, &user, &password, from).await.map(Some)
 }
 
-/// Checks a password where its hashing holds nobody up.
-pub(super) async fn check(app: &Shared, user: String, password: String) -> Result<String, LoginError> {
-    let app = Arc::clone(app);
-    let work = move || app.context.registry.sessions.check_password(&app.context.home, &user, &password).map(|()| user);
-    tokio::task::spawn_blocking(work).await.unwrap_or(Err(LoginError::Wrong))
+/// Done when `login` is good for nothing any more; never if there is none: who is known by the kernel stays that.
+pub(super) async fn ended(app: &Shared, login: Option<&Login>) {
+    match login {
+        Some(login) => app.context.registry.sessions.ended(&app.context.home, login).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Returns the answer to a change that has a session's cookie and not its second secret; `None` for all others.
+pub(super) fn lacks_secret(app: &Shared, request: &Request) -> Option<Problem> {
+    let login = request.extensions().get::<Login>().filter(|login| login.is_by_session())?;
+    let given = request.headers().get(SECRET).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    if app.context.registry.sessions.is_secret(login, given) {
+        return None;
+    }
+    let detail = "the request has a session's cookie, which a browser sends to other pages of this machine, too, and not the session's secret";
+    let remedy =
+        "log in again; a program sends the `secret` that POST /api/v1/session answers with as the header Refit-Secret";
+    Some(Problem::new(StatusCode::FORBIDDEN, "secret_missing", Exit::Usage, detail, remedy))
 }

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
+use axum::Extension;
 use axum::body::Body;
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, header};
@@ -12,7 +13,8 @@ use futures_util::StreamExt;
 use futures_util::stream;
 use serde::Deserialize;
 
-use super::Shared;
+use super::{Shared, access};
+use crate::auth::Login;
 use crate::wire::EventRecord;
 
 /// A stream that is silent so long gets a comment, so that both ends notice a connection that broke, or a runtime that hangs.
@@ -26,7 +28,12 @@ pub(super) struct After {
     after: Option<u64>,
 }
 
-pub(super) async fn stream(State(app): State<Shared>, Query(query): Query<After>, headers: HeaderMap) -> Response {
+pub(super) async fn stream(
+    State(app): State<Shared>,
+    login: Option<Extension<Login>>,
+    Query(query): Query<After>,
+    headers: HeaderMap,
+) -> Response {
     let lines = headers
         .get(header::ACCEPT)
         .and_then(|value| value.to_str().ok())
@@ -38,14 +45,14 @@ pub(super) async fn stream(State(app): State<Shared>, Query(query): Query<After>
         .and_then(|value| value.to_str().ok()?.parse().ok())
         .or(query.after)
         .map_or_else(|| *newest.borrow(), |seen| events.resume(seen));
-    let state = (app, newest, last_seen);
-    let following = stream::unfold(state, move |(app, mut newest, seen)| async move {
+    let state = (app, login.map(|Extension(login)| login), newest, last_seen);
+    let following = stream::unfold(state, move |(app, login, mut newest, seen)| async move {
         let events = app.context.registry.events.after(seen);
         if let Some(last) = events.last() {
             let seen = last.id;
             // There is nothing in an event that JSON cannot say.
             let text: String = events.iter().filter_map(|event| write(event, lines).ok()).collect();
-            return Some((text, (app, newest, seen)));
+            return Some((text, (app, login, newest, seen)));
         }
         // Cancel-safe: all three only wait. An event that was published before the stop is still sent.
         let text = tokio::select! {
@@ -53,8 +60,9 @@ pub(super) async fn stream(State(app): State<Shared>, Query(query): Query<After>
             changed = newest.wait_for(|id| *id > seen) => changed.is_ok().then(String::new),
             () = tokio::time::sleep(PING_EVERY) => Some(if lines { "\n" } else { ": ping\n\n" }.to_owned()),
             () = app.stopping.cancelled() => None,
+            () = access::ended(&app, login.as_ref()) => None,
         };
-        text.map(|text| (text, (app, newest, seen)))
+        text.map(|text| (text, (app, login, newest, seen)))
     });
     let begin = if lines { String::new() } else { format!("retry: {RETRY_MS}\n\n") };
     let body = stream::once(async { begin }).chain(following).map(|text| Ok::<Bytes, Infallible>(Bytes::from(text)));

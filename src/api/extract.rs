@@ -1,10 +1,14 @@
 //! What handlers take from a request. What is not understood of it is a problem like every other: a query, a body.
 
-use axum::body::{Bytes, to_bytes};
+use std::time::Duration;
+
+use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{FromRequest, Request};
-use axum::http::{HeaderValue, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use futures_util::StreamExt;
+use refit_base::{Chain, Exit};
 use serde::de::DeserializeOwned;
 
 use super::access::Local;
@@ -14,20 +18,33 @@ use super::{Problem, Shared};
 /// Bytes of what the HTTP library says of a request that it refuses: a sentence.
 const SENTENCE_BYTES_MAX: usize = 4 << 10;
 
-/// A body in JSON.
+/// The largest body in JSON: an argument of a publication is a message, not a file.
+const BODY_BYTES_MAX: usize = 256 << 10;
+/// The largest body of a login, which anybody may send.
+pub(super) const LOGIN_BYTES_MAX: usize = 4 << 10;
+/// How long a body in JSON may take.
+const BODY_MAX: Duration = Duration::from_secs(10);
+
+/// A body in JSON, of at most `BYTES_MAX` bytes.
 ///
 /// On the admin listener it must be sent as `application/json`: a browser sends that for no other site's page, not even for one
 /// on another port of this machine, which its cookies do not tell apart from ours. On the Unix socket there are no browsers.
-pub(super) struct JsonBody<T>(pub(super) T);
+pub(super) struct JsonBody<T, const BYTES_MAX: usize = BODY_BYTES_MAX>(pub(super) T);
 
-impl<T: DeserializeOwned> FromRequest<Shared> for JsonBody<T> {
+impl<T: DeserializeOwned, const BYTES_MAX: usize> FromRequest<Shared> for JsonBody<T, BYTES_MAX> {
     type Rejection = Problem;
 
-    async fn from_request(mut request: Request, app: &Shared) -> Result<Self, Problem> {
-        if request.extensions().get::<Local>().is_some() {
-            request.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    async fn from_request(request: Request, _app: &Shared) -> Result<Self, Problem> {
+        let is_local = request.extensions().get::<Local>().is_some();
+        let mut headers = request.headers().clone();
+        if is_local {
+            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         }
-        let body = axum::Json::from_request(request, app).await;
+        let body = read(request, BYTES_MAX).await?;
+        // The library looks at the type, too, and says what is wrong where.
+        let mut whole = Request::new(Body::from(body));
+        *whole.headers_mut() = headers;
+        let body = axum::Json::from_request(whole, &()).await;
         body.map(|axum::Json(body)| Self(body)).map_err(|error| Problem::usage(error.body_text()))
     }
 }
@@ -38,12 +55,37 @@ pub(super) struct OptionalJsonBody<T>(pub(super) T);
 impl<T: DeserializeOwned + Default> FromRequest<Shared> for OptionalJsonBody<T> {
     type Rejection = Problem;
 
-    async fn from_request(request: Request, app: &Shared) -> Result<Self, Problem> {
-        let body = Bytes::from_request(request, app).await.map_err(|error| Problem::usage(error.body_text()))?;
+    async fn from_request(request: Request, _app: &Shared) -> Result<Self, Problem> {
+        let body = read(request, BODY_BYTES_MAX).await?;
         if body.is_empty() {
             return Ok(Self(T::default()));
         }
         serde_json::from_slice(&body).map(Self).map_err(|error| Problem::usage(error.to_string()))
+    }
+}
+
+/// Returns the whole body, if it comes in its time and is not too large.
+async fn read(request: Request, bytes_max: usize) -> Result<Bytes, Problem> {
+    let remedy = "send less, and at once; nothing was changed";
+    let mut stream = request.into_body().into_data_stream();
+    let whole = async {
+        let mut body = Vec::new();
+        while let Some(chunk) = stream.next().await {
+            let chunk = chunk.map_err(|error| Problem::usage(Chain(&error).to_string()))?;
+            if body.len() + chunk.len() > bytes_max {
+                let detail = format!("the body has more than {bytes_max} bytes");
+                return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", Exit::Usage, detail, remedy));
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(Bytes::from(body))
+    };
+    match tokio::time::timeout(BODY_MAX, whole).await {
+        Ok(body) => body,
+        Err(_elapsed) => {
+            let detail = format!("the body did not come within {} s", BODY_MAX.as_secs());
+            Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "too_slow", Exit::Usage, detail, remedy))
+        }
     }
 }
 

@@ -8,17 +8,18 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream;
 use serde::Deserialize;
 
-use super::{Problem, Shared};
+use super::{Problem, Shared, access};
+use crate::auth::Login;
 use crate::wire::{LogLine, LogLines};
 
 /// The header with the number to go on from.
@@ -44,6 +45,7 @@ pub(super) struct LogQuery {
 pub(super) async fn logs(
     State(app): State<Shared>,
     Path(name): Path<String>,
+    login: Option<Extension<Login>>,
     Query(query): Query<LogQuery>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
@@ -64,7 +66,8 @@ pub(super) async fn logs(
     };
     if query.follow {
         let cursor = lines.last().map(|line| line.seq).or(seen).unwrap_or(newest);
-        return Ok(follow(app, name, &lines, cursor, by_line));
+        let login = login.map(|Extension(login)| login);
+        return Ok(follow((app, login), name, &lines, cursor, by_line));
     }
     if by_line {
         return Ok(([(header::CONTENT_TYPE, NDJSON)], write(&lines, true)).into_response());
@@ -74,14 +77,20 @@ pub(super) async fn logs(
 }
 
 /// Answers with `first`, then with every line after the number `cursor` as it comes.
-fn follow(app: Shared, name: String, first: &[Arc<LogLine>], cursor: u64, by_line: bool) -> Response {
+fn follow(
+    (app, login): (Shared, Option<Login>),
+    name: String,
+    first: &[Arc<LogLine>],
+    cursor: u64,
+    by_line: bool,
+) -> Response {
     let newest = app.context.registry.logs.watch(&name);
-    let state = (app, name, newest, cursor);
-    let following = stream::unfold(state, move |(app, name, mut newest, seen)| async move {
+    let state = (app, login, name, newest, cursor);
+    let following = stream::unfold(state, move |(app, login, name, mut newest, seen)| async move {
         let lines = app.context.registry.logs.after(&name, seen, BATCH_LINES).await;
         if let Some(last) = lines.last() {
             let seen = last.seq;
-            return Some((write(&lines, by_line), (app, name, newest, seen)));
+            return Some((write(&lines, by_line), (app, login, name, newest, seen)));
         }
         // Cancel-safe: all three only wait. What is printed after the stop, the next image has.
         let text = tokio::select! {
@@ -89,8 +98,9 @@ fn follow(app: Shared, name: String, first: &[Arc<LogLine>], cursor: u64, by_lin
             changed = newest.wait_for(|seq| *seq > seen) => changed.is_ok().then(String::new),
             () = tokio::time::sleep(PING_EVERY) => Some(if by_line { "\n" } else { ": ping\n\n" }.to_owned()),
             () = app.stopping.cancelled() => None,
+            () = access::ended(&app, login.as_ref()) => None,
         };
-        text.map(|text| (text, (app, name, newest, seen)))
+        text.map(|text| (text, (app, login, name, newest, seen)))
     });
     let begin = if by_line { String::new() } else { format!("retry: {RETRY_MS}\nid: {cursor}\n\n") };
     let first = format!("{begin}{}", write(first, by_line));

@@ -11,6 +11,7 @@ mod events;
 mod extract;
 mod logs;
 mod metrics;
+mod origin;
 mod packages;
 mod releases;
 mod routes;

@@ -6,13 +6,15 @@
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::handler::Handler;
-use axum::http::Method;
+use axum::http::{HeaderValue, Method, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, MethodRouter, on};
 use refit_bus::RequestKind;
 
-use super::{Problem, Shared, access, bus, components, events, extract, logs, metrics, packages, releases, session};
+use super::{
+    Problem, Shared, access, bus, components, events, extract, logs, metrics, origin, packages, releases, session,
+};
 use super::{status, updates};
 use crate::access::permission::Permission;
 use crate::access::principal::Principal;
@@ -121,6 +123,8 @@ pub(super) fn routes(app: Shared) -> Router {
             unrouted(app, request, Problem::not_allowed(&asked))
         })
         .layer(from_fn(extract::or_problem))
+        .layer(from_fn(describe_answers))
+        .layer(from_fn(origin::name_one_host))
         .with_state(app)
 }
 
@@ -142,6 +146,12 @@ async fn require_permission(State(gate): State<Gate>, mut request: Request, next
         Ok(principal) => principal,
         Err(unknown) => return unknown.into_response(),
     };
+    if !gate.reads
+        && gate.permission != Permission::Session
+        && let Some(problem) = access::lacks_secret(&gate.app, &request)
+    {
+        return problem.into_response();
+    }
     if let Some(forbidden) = access::authorize(&gate.app, &principal, gate.permission, gate.reads, &request) {
         return forbidden.into_response();
     }
@@ -155,6 +165,18 @@ async fn require_home(State(app): State<Shared>, request: Request, next: Next) -
         Ok(()) => next.run(request).await,
         Err(moved) => Problem::of(&moved).into_response(),
     }
+}
+
+/// Says of every answer of the API that it is what it says, and only for who asked.
+async fn describe_answers(request: Request, next: Next) -> Response {
+    let is_api = request.uri().path().starts_with("/api/");
+    let mut answer = next.run(request).await;
+    let headers = answer.headers_mut();
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    if is_api {
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    }
+    answer
 }
 
 /// Answers with `problem`; who is not known learns nothing of the API's addresses.

@@ -5,13 +5,13 @@ use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::middleware::from_fn;
+use axum::middleware::{from_fn, from_fn_with_state};
 use refit_base::clock::monotonic_ns;
 use refit_bus::{self as bus, Bus, Call, Failure, StopReason, Subscription, Work};
 use serde_json::Value;
 
 use super::routes::routes;
-use super::{App, access};
+use super::{App, access, origin};
 use crate::carry::Carry;
 use crate::http::{Endpoint, Parked, Server, Socket};
 use crate::wire::Event;
@@ -50,7 +50,7 @@ impl ApiServer {
             socket: Socket::Unix(socket),
             router: resources.clone().layer(from_fn(access::come_from_socket)),
         };
-        let behind = resources.layer(from_fn(access::come_from_page));
+        let behind = resources.layer(from_fn_with_state(Arc::clone(&app), origin::come_from_page));
         let admin =
             admin.map(|admin| Endpoint { name: crate::config::ADMIN, socket: Socket::Tcp(admin), router: behind });
         let endpoints = std::iter::once(local).chain(admin).collect();

@@ -108,6 +108,13 @@ fn hasher() -> Result<Argon2<'static>, AuthError> {
     Ok(Argon2::new(Algorithm::Argon2id, Version::V0x13, params))
 }
 
+/// Returns the hash of a password, as it is stored.
+pub(super) fn hash(password: &str) -> Result<String, AuthError> {
+    let hash: PasswordHash =
+        hasher()?.hash_password(password.as_bytes()).map_err(|reason| AuthError::Hash { reason })?;
+    Ok(hash.to_string())
+}
+
 /// Sets the password of the account `name`, which is made if it does not exist.
 ///
 /// # Errors
@@ -116,14 +123,13 @@ pub fn set_password(home: &Home, name: &str, password: &str) -> Result<(), AuthE
     if password.chars().count() < PASSWORD_CHARS_MIN || password.len() > PASSWORD_BYTES_MAX {
         return Err(AuthError::Length);
     }
-    let hash: PasswordHash =
-        hasher()?.hash_password(password.as_bytes()).map_err(|reason| AuthError::Hash { reason })?;
+    let hash = hash(password)?;
     let mut users = match load(home) {
         Ok(users) => users,
         Err(AuthError::Damaged { .. }) => BTreeMap::new(), // the remedy for a damaged file is this command
         Err(error) => return Err(error),
     };
-    users.insert(name.to_owned(), hash.to_string());
+    users.insert(name.to_owned(), hash);
     let document = UsersV1 {
         format: USERS_FORMAT,
         users: users.into_iter().map(|(name, password)| (name, UserV1 { password })).collect(),

@@ -15,7 +15,7 @@ use semver::Version;
 use toml::Spanned;
 
 use super::programs::Programs;
-use super::raw::{Raw, RawAppliance, RawLog, RawUpdate, RawWatch};
+use super::raw::{Raw, RawApi, RawAppliance, RawLog, RawUpdate, RawWatch};
 use super::read::{Read, read};
 use super::{Config, LogLimits, Mistake, Update, Watch, WatchRequest, Watched, value};
 
@@ -189,13 +189,7 @@ impl Checker<'_> {
         let (listeners, listener_names) = self.listeners(base.listeners, over.listeners);
         let update = self.update(base.update, over.update);
         let channels = self.channels(base.bus.channels, over.bus.channels);
-        let operators = self.pick(base.api.operators, over.api.operators);
-        let operators = self.text_value(operators, None, |group| {
-            if group.is_empty() || group.contains(['\0', ':', '\n']) {
-                return Err(format!("{group:?} is not the name of a group"));
-            }
-            Ok(Some(group.to_owned()))
-        });
+        let (operators, names) = self.api(base.api, over.api);
         let log = self.log(base.log, over.log, base.component.len());
         let components =
             self.components(base.component, over.component, &listener_names, update.start_timeout, &channels);
@@ -209,6 +203,7 @@ impl Checker<'_> {
             update,
             log,
             operators,
+            names,
             channels,
             components,
         })
@@ -320,6 +315,32 @@ impl Checker<'_> {
                 }
             }),
         }
+    }
+
+    /// Returns the group of the operators, and the names of the appliance.
+    fn api(&mut self, base: RawApi, over: RawApi) -> (Option<String>, Vec<String>) {
+        let operators = self.pick(base.operators, over.operators);
+        let operators = self.text_value(operators, None, |group| {
+            if group.is_empty() || group.contains(['\0', ':', '\n']) {
+                return Err(format!("{group:?} is not the name of a group"));
+            }
+            Ok(Some(group.to_owned()))
+        });
+        let source = if over.names.is_some() { Source::Local } else { Source::Release };
+        let mut names = Vec::new();
+        for name in over.names.or(base.names).into_iter().flatten() {
+            let At { value, span, .. } = at(name, source);
+            let is_name = |letter: char| letter.is_ascii_alphanumeric() || letter == '-' || letter == '.';
+            if value.is_empty() || !value.chars().all(is_name) {
+                self.wrong(
+                    source,
+                    &span,
+                    format!("{value:?} is not the name of a host: write it without port or scheme"),
+                );
+            }
+            names.push(value);
+        }
+        (operators, names)
     }
 
     fn log(&mut self, base: RawLog, over: RawLog, components: usize) -> LogLimits {

@@ -63,6 +63,8 @@ pub struct Config {
     pub log: LogLimits,
     /// The group whose members run the appliance, besides root and the runtime's own account.
     pub operators: Option<String>,
+    /// The names by which browsers find it, besides its addresses and the name of the machine.
+    pub names: Vec<String>,
     /// The appliance's own channels.
     pub channels: Vec<String>,
     /// The components, in the order of the file.

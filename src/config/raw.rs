@@ -108,6 +108,7 @@ pub(super) struct RawBus {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawApi {
     pub(super) operators: Option<Spanned<String>>,
+    pub(super) names: Option<Vec<Spanned<String>>>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]

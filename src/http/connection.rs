@@ -8,13 +8,16 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
-use axum::response::Response;
+use axum::http::StatusCode;
+use axum::http::header::{CONNECTION, HeaderValue};
+use axum::response::{IntoResponse, Response};
 use bytes::{Buf, Bytes};
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use hyper::rt::{Read, ReadBufCursor, Write};
@@ -22,9 +25,14 @@ use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
+use refit_base::clock::monotonic_ns;
+use tokio::io::ReadBuf;
+use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
 
+use super::RemoteAddress;
 use super::body::drained;
+use super::limit::{HEAD_MAX, IDLE_MAX, STALL_MAX, Seat};
 use crate::process::caller::Caller;
 
 /// How a connection ended here.
@@ -36,29 +44,121 @@ pub(super) enum End<S> {
 }
 
 /// What is known of the requests of one connection.
-#[derive(Default)]
-struct Traffic {
+#[derive(Debug)]
+pub(super) struct Traffic {
     /// Requests being answered.
     under_way: AtomicUsize,
     /// Requests whose bodies were not read to their ends: what comes next on the connection is no request.
     unread: Arc<AtomicUsize>,
-    /// The last write did not get through.
-    write_blocked: AtomicBool,
+    /// How many there were.
+    requests: AtomicUsize,
+    /// Since when the last write does not get through, in nanoseconds of the monotonic clock; 0 if it does.
+    blocked_ns: AtomicU64,
+    /// Since when it waits for a request, or for the rest of one's head.
+    waits_ns: AtomicU64,
+    /// Whether a part of a head has come.
+    head_began: AtomicBool,
+    /// Whether a line of a head ended without a carriage return.
+    bare_feed: AtomicBool,
+}
+
+impl Default for Traffic {
+    fn default() -> Self {
+        Self {
+            under_way: AtomicUsize::new(0),
+            unread: Arc::default(),
+            requests: AtomicUsize::new(0),
+            blocked_ns: AtomicU64::new(0),
+            waits_ns: AtomicU64::new(monotonic_ns()),
+            head_began: AtomicBool::new(false),
+            bare_feed: AtomicBool::new(false),
+        }
+    }
 }
 
 impl Traffic {
     fn is_at_boundary(&self) -> bool {
-        self.under_way.load(Ordering::Acquire) == 0 && !self.write_blocked.load(Ordering::Acquire)
+        self.under_way.load(Ordering::Acquire) == 0 && self.blocked_ns.load(Ordering::Acquire) == 0
+    }
+
+    /// Returns since when it waits for a request, on the monotonic clock; `None` while one is being answered.
+    pub(super) fn idle_since(&self) -> Option<u64> {
+        (self.under_way.load(Ordering::Acquire) == 0).then(|| self.waits_ns.load(Ordering::Acquire))
+    }
+
+    /// Returns when it is given up, on the monotonic clock; `None` while nothing is waited for, or something that has its own time.
+    fn gives_up_ns(&self) -> Option<u64> {
+        let after = |since: u64, limit: Duration| since + u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX);
+        let blocked = self.blocked_ns.load(Ordering::Acquire);
+        if blocked != 0 {
+            return Some(after(blocked, STALL_MAX));
+        }
+        let since = self.idle_since()?;
+        if self.unread.load(Ordering::Acquire) > 0 {
+            return None; // the rest of a body
+        }
+        let limit = if self.head_began.load(Ordering::Acquire) { HEAD_MAX } else { IDLE_MAX };
+        Some(after(since, limit))
+    }
+
+    /// Notes that bytes of a head have come.
+    fn note_head(&self, bytes: &[u8], scan: &mut Scan) {
+        let request = self.requests.load(Ordering::Acquire);
+        if scan.request != request {
+            *scan = Scan { request, ..Scan::default() };
+        }
+        if scan.has_bare_feed(bytes) {
+            self.bare_feed.store(true, Ordering::Release);
+        }
+        if !self.head_began.swap(true, Ordering::AcqRel) {
+            self.waits_ns.store(monotonic_ns(), Ordering::Release);
+        }
+    }
+
+    /// Counts a request that is being answered, for tests.
+    #[cfg(test)]
+    pub(super) fn busy(traffic: &Arc<Self>) -> impl Sized + use<> {
+        Counted::new(traffic)
+    }
+}
+
+/// Looks at the lines of a head as they come.
+#[derive(Debug, Default)]
+struct Scan {
+    /// The number of the request.
+    request: usize,
+    /// The last four bytes.
+    last: [u8; 4],
+    /// What follows is a body.
+    ended: bool,
+}
+
+impl Scan {
+    /// Returns whether a line ends without a carriage return: others may read such a head as another one (RFC 9112, 2.2).
+    fn has_bare_feed(&mut self, bytes: &[u8]) -> bool {
+        for byte in bytes {
+            if self.ended {
+                return false;
+            }
+            if *byte == b'\n' && self.last[3] != b'\r' {
+                self.ended = true;
+                return true;
+            }
+            self.last.rotate_left(1);
+            self.last[3] = *byte;
+            self.ended = self.last == *b"\r\n\r\n";
+        }
+        false
     }
 }
 
 /// Serves `socket`, of which `read` was read before, until it ends or `stopping` is cancelled.
 ///
-/// With `park`, a stop leaves it at the next boundary; otherwise the connection is told to end there. Each request has the
-/// `caller` among its extensions, as an `Arc`, if the socket says who that is.
+/// With `park`, a stop leaves it at the next boundary; otherwise the connection is told to end there. Each request has what is known of its
+/// `origin` among its extensions. One that takes too long over a head, or waits too long between two requests, is closed.
 pub(super) async fn serve<S>(
     socket: S,
-    caller: Option<Arc<Caller>>,
+    origin: Origin,
     read: Bytes,
     router: Router,
     stopping: CancellationToken,
@@ -67,20 +167,27 @@ pub(super) async fn serve<S>(
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
-    let traffic = Arc::new(Traffic::default());
-    let io = Watched { read, io: TokioIo::new(socket), traffic: Arc::clone(&traffic) };
+    let traffic = Arc::clone(&origin.traffic);
+    let io = Watched { read, io: TokioIo::new(socket), traffic: Arc::clone(&traffic), scan: Scan::default() };
     let router = TowerToHyperService::new(router);
-    let counted = Arc::clone(&traffic);
-    let stop = stopping.clone();
-    let service =
-        service_fn(move |request| answer(router.clone(), request, caller.clone(), Arc::clone(&counted), stop.clone()));
+    let (stop, about) = (stopping.clone(), Arc::new(origin));
+    let give_way = about.seat.give_way.clone();
+    let service = service_fn(move |request| answer(router.clone(), request, Arc::clone(&about), stop.clone()));
     let mut connection = http1::Builder::new().serve_connection(io, service);
     let mut stop = pin!(stopping.cancelled());
+    let mut give_way = pin!(give_way.cancelled());
+    let mut patience = pin!(tokio::time::sleep(HEAD_MAX));
     let mut told = false;
     let closed = poll_fn(|context| {
         loop {
             // A broken connection is the client's affair: it ends like any other.
             if Pin::new(&mut connection).poll(context).is_ready() {
+                return Poll::Ready(true);
+            }
+            if give_way.as_mut().poll(context).is_ready() && traffic.idle_since().is_some() {
+                return Poll::Ready(true);
+            }
+            if is_over(&traffic, patience.as_mut(), context) {
                 return Poll::Ready(true);
             }
             if told || stop.as_mut().poll(context).is_pending() {
@@ -104,20 +211,60 @@ where
     End::Parked(parts.io.io.into_inner(), Bytes::from(read))
 }
 
+/// Returns whether what a connection waits for has had its time, and has `patience` wake it when it would have.
+fn is_over(traffic: &Traffic, mut patience: Pin<&mut Sleep>, context: &mut Context<'_>) -> bool {
+    loop {
+        let Some(gives_up_ns) = traffic.gives_up_ns() else { return false };
+        let left = Duration::from_nanos(gives_up_ns.saturating_sub(monotonic_ns()));
+        if left.is_zero() {
+            return true;
+        }
+        let wakes_in = patience.deadline().saturating_duration_since(Instant::now());
+        if wakes_in > left || patience.as_mut().poll(context).is_ready() {
+            patience.as_mut().reset(Instant::now() + left);
+        } else {
+            return false;
+        }
+    }
+}
+
+/// What the requests of one connection have in common.
+pub(super) struct Origin {
+    /// Who is at the other end of a Unix socket.
+    pub(super) caller: Option<Arc<Caller>>,
+    /// Where the other end of a TCP connection is.
+    pub(super) address: Option<RemoteAddress>,
+    pub(super) traffic: Arc<Traffic>,
+    pub(super) seat: Seat,
+    /// Whether an exec would not carry it over: then it is said to end after each answer.
+    pub(super) is_surplus: bool,
+}
+
 /// Answers one request, counting it until the last byte of the answer was taken.
 async fn answer(
     router: TowerToHyperService<Router>,
     mut request: hyper::Request<Incoming>,
-    caller: Option<Arc<Caller>>,
-    traffic: Arc<Traffic>,
+    about: Arc<Origin>,
     stopping: CancellationToken,
 ) -> Result<Response, std::convert::Infallible> {
-    let counted = Counted::new(&traffic);
-    if let Some(caller) = caller {
-        request.extensions_mut().insert(caller);
+    let counted = Counted::new(&about.traffic);
+    if let Some(caller) = &about.caller {
+        request.extensions_mut().insert(Arc::clone(caller));
     }
-    let request: Request = drained(request, Arc::clone(&traffic.unread), stopping).map(Body::new);
-    let response = router.call(request).await?;
+    if let Some(address) = about.address {
+        request.extensions_mut().insert(address);
+    }
+    let has_bare_feed = about.traffic.bare_feed.load(Ordering::Acquire);
+    let mut response = if has_bare_feed {
+        let said = "a line of the request's head ends without a carriage return\n";
+        (StatusCode::BAD_REQUEST, said).into_response()
+    } else {
+        let request: Request = drained(request, Arc::clone(&about.traffic.unread), stopping).map(Body::new);
+        router.call(request).await?
+    };
+    if has_bare_feed || about.is_surplus {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     Ok(response.map(|body| Body::new(Answer { body, _counted: counted })))
 }
 
@@ -127,12 +274,15 @@ struct Counted(Arc<Traffic>);
 impl Counted {
     fn new(traffic: &Arc<Traffic>) -> Self {
         traffic.under_way.fetch_add(1, Ordering::AcqRel);
+        traffic.requests.fetch_add(1, Ordering::AcqRel);
+        traffic.head_began.store(false, Ordering::Release);
         Self(Arc::clone(traffic))
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
+        self.0.waits_ns.store(monotonic_ns(), Ordering::Release);
         self.0.under_way.fetch_sub(1, Ordering::AcqRel);
     }
 }
@@ -163,32 +313,57 @@ impl HttpBody for Answer {
     }
 }
 
-/// A socket that gives first what was read before, and remembers whether it could be written to.
+/// A socket that gives first what was read before, looks at heads, and remembers whether it could be written to.
 struct Watched<S> {
     read: Bytes,
     io: TokioIo<S>,
     traffic: Arc<Traffic>,
+    scan: Scan,
 }
+
+/// How much of a head is read at once: one fits.
+const HEAD_BYTES: usize = 4096;
 
 impl<S: tokio::io::AsyncRead + Unpin> Read for Watched<S> {
     fn poll_read(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         context: &mut Context<'_>,
         mut buffer: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.read.is_empty() {
-            return Pin::new(&mut self.io).poll_read(context, buffer);
+        let Self { read, io, traffic, scan } = self.get_mut();
+        let is_head = traffic.under_way.load(Ordering::Acquire) == 0 && traffic.unread.load(Ordering::Acquire) == 0;
+        if !read.is_empty() {
+            let count = read.len().min(buffer.remaining());
+            if is_head {
+                traffic.note_head(&read[..count], scan);
+            }
+            buffer.put_slice(&read[..count]);
+            read.advance(count);
+            return Poll::Ready(Ok(()));
         }
-        let count = self.read.len().min(buffer.remaining());
-        buffer.put_slice(&self.read[..count]);
-        self.read.advance(count);
+        if !is_head {
+            return Pin::new(io).poll_read(context, buffer);
+        }
+        let mut head = [0; HEAD_BYTES];
+        let room = buffer.remaining().min(HEAD_BYTES);
+        let mut head = ReadBuf::new(&mut head[..room]);
+        ready!(Pin::new(io.inner_mut()).poll_read(context, &mut head))?;
+        if !head.filled().is_empty() {
+            traffic.note_head(head.filled(), scan);
+            buffer.put_slice(head.filled());
+        }
         Poll::Ready(Ok(()))
     }
 }
 
 impl<S> Watched<S> {
     fn note<T>(&self, result: Poll<T>) -> Poll<T> {
-        self.traffic.write_blocked.store(result.is_pending(), Ordering::Release);
+        let blocked = &self.traffic.blocked_ns;
+        if result.is_ready() {
+            blocked.store(0, Ordering::Release);
+        } else if blocked.load(Ordering::Acquire) == 0 {
+            blocked.store(monotonic_ns(), Ordering::Release);
+        }
         result
     }
 }

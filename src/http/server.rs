@@ -4,7 +4,7 @@
 //! who hears that it began are others' affairs.
 
 use std::io;
-use std::net::TcpListener;
+use std::net::{IpAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,10 +19,13 @@ use refit_base::lock;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::connection::{self, End};
+use super::RemoteAddress;
+use super::connection::{self, End, Origin, Traffic};
+use super::limit::Connections;
 use crate::process::caller::Caller;
 
-/// How many connections are parked: each is a descriptor of the handover. The others end as if they had been idle too long.
+/// How many connections are parked: each is a descriptor of the handover. One that came when there were as many is told after each answer
+/// that it ends.
 const PARKED_MAX: usize = 256;
 
 /// A listener, and what answers there.
@@ -73,6 +76,8 @@ pub struct Server {
 struct Ends<S> {
     /// Returns who is at the other end.
     caller: fn(&S) -> Option<Arc<Caller>>,
+    /// Returns where that is.
+    address: fn(&S) -> Option<IpAddr>,
     /// Returns the socket for the next image.
     into_socket: fn(S) -> io::Result<OwnedFd>,
 }
@@ -126,6 +131,7 @@ impl Server {
                             let peer = stream.peer_cred().ok()?;
                             Some(Arc::new(Caller::new(peer.uid(), peer.pid())))
                         },
+                        address: |_| None,
                         into_socket: |stream| Ok(stream.into_std()?.into()),
                     };
                     serving.spawn(self.accepting(name, socket, router.clone(), waiting, ends));
@@ -137,6 +143,7 @@ impl Server {
                     let socket = tokio::net::TcpListener::from_std(socket)?;
                     let ends = Ends::<tokio::net::TcpStream> {
                         caller: |_| None,
+                        address: |stream| Some(stream.peer_addr().ok()?.ip()),
                         into_socket: |stream| Ok(stream.into_std()?.into()),
                     };
                     serving.spawn(self.accepting(name, socket, router.clone(), waiting, ends));
@@ -158,11 +165,17 @@ impl Server {
     ) -> impl Future<Output = ()> + Send + 'static {
         let stopping = self.stopping.clone();
         let (park, parked) = (Arc::clone(&self.park), Arc::clone(&self.parked));
+        let connections = Connections::new();
         let serve = {
             let stopping = stopping.clone();
             move |socket, read| {
-                let caller = (ends.caller)(&socket);
-                connection::serve(socket, caller, read, router.clone(), stopping.clone(), Arc::clone(&park))
+                let (address, traffic) = ((ends.address)(&socket), Arc::new(Traffic::default()));
+                // Without a place it is closed: whoever comes later finds one, when others have been answered.
+                let seat = connections.admit(address, &traffic)?;
+                let is_surplus = seat.before >= PARKED_MAX;
+                let (caller, address) = ((ends.caller)(&socket), address.map(RemoteAddress));
+                let origin = Origin { caller, address, traffic, seat, is_surplus };
+                Some(connection::serve(socket, origin, read, router.clone(), stopping.clone(), Arc::clone(&park)))
             }
         };
         async move {
@@ -178,8 +191,8 @@ impl Server {
                 }
             };
             let mut connections = JoinSet::new();
-            for (socket, read) in waiting {
-                connections.spawn(serve(socket, read));
+            for serving in waiting.into_iter().filter_map(|(socket, read)| serve(socket, read)) {
+                connections.spawn(serving);
             }
             loop {
                 // Cancel-safe: accepting and joining take from queues.
@@ -187,7 +200,9 @@ impl Server {
                     biased;
                     () = stopping.cancelled() => break,
                     Some(end) = connections.join_next() => ended(end),
-                    (socket, _) = listener.accept() => drop(connections.spawn(serve(socket, Bytes::new()))),
+                    (socket, _) = listener.accept() => if let Some(serving) = serve(socket, Bytes::new()) {
+                        connections.spawn(serving);
+                    },
                 }
             }
             drop(listener); // the appliance's own duplicate stays open

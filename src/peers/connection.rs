@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use refit_base::Chain;
+use refit_base::{Bucket, Chain};
 use refit_bus::Level;
 use serde_json::Value;
 use tokio::io::AsyncWriteExt;
@@ -12,7 +12,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio_util::sync::CancellationToken;
 
-use super::limits::{Bucket, END_KNOWN_MAX, FLUSH_MAX, HELLO_MAX, LINE_BYTES_MAX, MESSAGES, NAME_WAIT_MAX};
+use super::limits::{END_KNOWN_MAX, FLUSH_MAX, HELLO_MAX, LINE_BYTES_MAX, MESSAGES, NAME_WAIT_MAX};
 use super::line::{Line, Lines, Outgoing};
 use super::messages::{Notice, Said, Welcome, answer, notification};
 use super::peer::Peer;

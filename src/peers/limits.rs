@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use refit_base::Rate;
+
 /// The longest line, either way: an argument or an answer is a message, not a file.
 pub const LINE_BYTES_MAX: usize = 128 * 1024;
 /// How many connections there are at once: each may hold [`QUEUE_BYTES_MAX`] and a line.
@@ -46,15 +48,6 @@ pub const END_KNOWN_MAX: Duration = Duration::from_secs(2);
 /// How long a hello waits for its name when the same process still has it: a connection that broke is noticed soon.
 pub const NAME_WAIT_MAX: Duration = Duration::from_secs(1);
 
-/// So much a second, and so much at once.
-#[derive(Debug, Clone, Copy)]
-pub struct Rate {
-    /// How many in the long run.
-    pub per_second: u32,
-    /// How many at once.
-    pub burst: u32,
-}
-
 /// Messages of a peer; who sends more is read more slowly.
 pub const MESSAGES: Rate = Rate { per_second: 20_000, burst: 20_000 };
 /// Requests; who makes more is refused.
@@ -67,42 +60,3 @@ pub const HELLOS: Rate = Rate { per_second: 20, burst: 256 };
 pub const WARNINGS: Rate = Rate { per_second: 5, burst: 50 };
 /// What was refused or dropped; who goes on is cut off.
 pub const MISTAKES: Rate = Rate { per_second: 50, burst: 1000 };
-
-/// What is left of a [`Rate`].
-#[derive(Debug)]
-pub(super) struct Bucket {
-    rate: Rate,
-    left: f64,
-    at: std::time::Instant,
-}
-
-impl Bucket {
-    pub(super) fn new(rate: Rate) -> Self {
-        Self { rate, left: f64::from(rate.burst), at: std::time::Instant::now() }
-    }
-
-    /// Takes one. Returns how long until there is one again if there is none.
-    pub(super) fn take(&mut self) -> Result<(), Duration> {
-        let now = std::time::Instant::now();
-        let gained = now.duration_since(self.at).as_secs_f64() * f64::from(self.rate.per_second);
-        self.at = now;
-        self.left = (self.left + gained).min(f64::from(self.rate.burst));
-        if self.left >= 1.0 {
-            self.left -= 1.0;
-            return Ok(());
-        }
-        Err(Duration::from_secs_f64((1.0 - self.left) / f64::from(self.rate.per_second)))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_bucket_gives_its_burst_and_then_says_how_long_to_wait() {
-        let mut bucket = Bucket::new(Rate { per_second: 1, burst: 3 });
-        assert_eq!((0..9).filter(|_| bucket.take().is_ok()).count(), 3);
-        assert!(bucket.take().is_err_and(|wait| wait <= Duration::from_secs(1)));
-    }
-}

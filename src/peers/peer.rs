@@ -6,14 +6,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use refit_base::lock;
+use refit_base::{Bucket, lock};
 use refit_bus::{self as bus, Call, Failure, LogEntry};
 use serde::Serialize;
 use serde_json::Value;
 use tokio::sync::{Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::limits::{Bucket, CALLS_MAX, LOGS, MISTAKES, REQUESTS, WORK_MAX};
+use super::limits::{CALLS_MAX, LOGS, MISTAKES, REQUESTS, WORK_MAX};
 use super::line::{NotSent, Outgoing};
 use super::messages::{CallMessage, Notice, notification};
 use super::protocol::Broken;

@@ -7,15 +7,15 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use refit_base::lock;
+use refit_base::{Bucket, lock};
 use refit_bus::{Bus, Level, State};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::limits::{
-    Bucket, FLUSH_MAX, HELLOS, NAME_BYTES_MAX, NAMELESS_MAX, PEERS_MAX, PEERS_PER_COMPONENT_MAX, PUBLICATIONS_MAX,
-    REQUESTS, WARNINGS,
+    FLUSH_MAX, HELLOS, NAME_BYTES_MAX, NAMELESS_MAX, PEERS_MAX, PEERS_PER_COMPONENT_MAX, PUBLICATIONS_MAX, REQUESTS,
+    WARNINGS,
 };
 use super::messages::{Notice, notification};
 use super::peer::{Key, Peer};

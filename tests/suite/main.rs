@@ -33,6 +33,7 @@ mod demo;
 mod descriptors;
 mod dies;
 mod docs;
+mod doors;
 mod early;
 mod embed;
 #[cfg(feature = "fault")]

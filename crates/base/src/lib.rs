@@ -5,6 +5,7 @@
 //! - [`Chain`] joins an error and its causes into one line for readers;
 //! - [`Cause`] is whose trouble a failure is, the release's or the machine's;
 //! - [`FileError`] is a file operation that failed, with the file's name;
+//! - [`Bucket`] says how often something may happen;
 //! - [`clock`] is the only place that reads the wall clock;
 //! - [`visible()`] and [`visible_lines`] show a text that must not steer a terminal;
 //! - [`names!`] declares an enum that is a name in JSON, also of another version;
@@ -20,6 +21,7 @@ pub mod clock;
 mod file_error;
 mod lock;
 mod names;
+mod rate;
 mod report;
 mod visible;
 
@@ -27,6 +29,7 @@ pub use cause::Cause;
 pub use chain::Chain;
 pub use file_error::{FileError, file_error};
 pub use lock::{into_inner, lock, wait};
+pub use rate::{Bucket, Rate};
 pub use report::{Exit, Report, Reported, message};
 pub use visible::{visible, visible_lines};
 

@@ -5,8 +5,8 @@
 // history. The page decides nothing.
 
 import {
-  $, API, Problem, age, announce, attempt, call, confirmed, h, keyed, now, outputBlock, prose, show, showProblem, span,
-  text, voyage,
+  $, API, Problem, age, announce, attempt, call, confirmed, h, keepSecret, keyed, now, outputBlock, prose,
+  sessionSecret, show, showProblem, span, text, voyage,
 } from "./lib.js";
 import { drawPackage, drawRepository, forget, lend, progressed, standing, stopTransfer } from "./package.js";
 import { drawComponents, drawHistory, drawListeners, drawReleases, followLogs } from "./tables.js";
@@ -66,7 +66,8 @@ $("login-form").addEventListener("submit", async (event) => {
   button.disabled = true;
   show($("login-problem"), false);
   try {
-    await call("POST", "/session", { user: "admin", password: $("password").value });
+    const session = await call("POST", "/session", { user: "admin", password: $("password").value });
+    keepSecret(session.secret);
     $("password").value = "";
     await open();
   } catch (error) {
@@ -80,6 +81,7 @@ $("login-form").addEventListener("submit", async (event) => {
 
 $("logout").addEventListener("click", (event) => attempt(event.target, async () => {
   await call("DELETE", "/session");
+  keepSecret(null);
   signedOut();
 }));
 
@@ -128,6 +130,7 @@ function refresh(all = false) {
 }
 
 async function open() {
+  if (!sessionSecret()) return signedOut(); // a session without it only looks
   await read(true);
   show($("login"), false);
   show($("page"), true);

@@ -114,13 +114,35 @@ export class Problem extends Error {
   }
 }
 
+const SECRET = "refit-secret";
+let secret = null; // where the browser keeps nothing for pages
+
+/** Keeps the session's second secret, which no other page of this machine can read; `null` forgets it. */
+export function keepSecret(value) {
+  secret = value;
+  try {
+    if (value === null) localStorage.removeItem(SECRET);
+    else localStorage.setItem(SECRET, value);
+  } catch { /* it is kept as long as the page is open */ }
+}
+
+/** Returns the session's second secret; empty if there is none. */
+export function sessionSecret() {
+  if (secret) return secret;
+  try {
+    return localStorage.getItem(SECRET) ?? "";
+  } catch {
+    return "";
+  }
+}
+
 /** Asks the API. `signal` ends the waiting; without one it is `ANSWER_MS` that do. */
 export async function call(method, path, body, signal = AbortSignal.timeout(ANSWER_MS)) {
   let response;
   try {
     response = await fetch(API + path, {
       method,
-      headers: body === undefined ? {} : { "content-type": "application/json" },
+      headers: { [SECRET]: sessionSecret(), ...(body === undefined ? {} : { "content-type": "application/json" }) },
       body: body === undefined ? undefined : JSON.stringify(body),
       cache: "no-store",
       signal,
@@ -133,7 +155,8 @@ export async function call(method, path, body, signal = AbortSignal.timeout(ANSW
   }
   const answer = await response.json().catch(() => ({}));
   if (response.ok) return answer;
-  if (response.status === 401 && path !== "/session") dispatchEvent(new Event("signed-out"));
+  const signedOut = response.status === 401 || answer.code === "secret_missing";
+  if (signedOut && path !== "/session") dispatchEvent(new Event("signed-out"));
   throw new Problem(response.status, answer);
 }
 

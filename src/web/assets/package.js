@@ -4,7 +4,7 @@
 // for one, and what becomes of it, is the page's to say.
 
 import {
-  $, API, Problem, announce, attempt, bytes, call, h, plural, prose, show, showProblem, text, voyage,
+  $, API, Problem, announce, attempt, bytes, call, h, plural, prose, sessionSecret, show, showProblem, text, voyage,
 } from "./lib.js";
 
 const FOREIGN_MS = 3_000;  // a package from elsewhere is no longer mentioned when it has been silent for this long
@@ -90,6 +90,7 @@ export function send(file) {
   });
   request.open("PUT", `${API}/packages${query()}`);
   request.setRequestHeader("content-type", "application/octet-stream");
+  request.setRequestHeader("refit-secret", sessionSecret());
   request.responseType = "json";
   request.send(file);
   announce(`Sending ${file.name}`);
