@@ -11,7 +11,7 @@ use crate::wire;
 
 /// Asks for what this image begins with.
 pub(super) fn ask(bus: &Bus, site: SiteWish) {
-    let ask = |request| drop(bus.request(request, Origin("start".to_owned())));
+    let ask = |request| drop(bus.request(request, Origin("refit run".to_owned())));
     match site {
         SiteWish::Runs => ask(Request::Start),
         SiteWish::Stopped => {
