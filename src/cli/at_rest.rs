@@ -16,13 +16,14 @@ use refit_updater::release::{Damage, Release, StoreError};
 use refit_updater::removal::RemovalError;
 use refit_updater::{Digest, Store};
 use semver::Version;
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use super::client::ClientError;
 use super::context::Context;
 use crate::config::ConfigError;
 use crate::home::turn::Held;
 use crate::home::{Home, HomeError, HomeLock};
+use crate::wire::{RequestName, Ticket, TicketState};
 
 /// Why something is not done on an appliance at rest.
 #[derive(Debug, thiserror::Error)]
@@ -451,10 +452,27 @@ pub(super) fn who() -> String {
     format!("{name} (local)")
 }
 
-/// Returns what is said in JSON of a request that has come to its end here: release `next` runs next, maybe on trial.
-pub(super) fn ticket(request: &str, next: &Version, is_trial: bool) -> Value {
-    let id = format!("rest-{:x}", clock::now().as_millisecond());
-    json!({ "ticket": {
-        "id": id, "request": request, "origin": who(), "state": "done", "reason": null, "exit": 0, "asked": [],
-    }, "version": next, "trial": is_trial })
+/// What is said in JSON of a request that has come to its end here.
+#[derive(Debug, Serialize)]
+pub(super) struct EndedHere {
+    ticket: TicketHere,
+    /// The release that runs next.
+    version: Version,
+    /// Whether it is tried.
+    trial: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct TicketHere {
+    #[serde(flatten)]
+    ticket: Ticket,
+    /// Nobody: nothing runs.
+    asked: [(); 0],
+}
+
+/// Returns what is said in JSON of a `request` that is done here: release `next` runs next, maybe on trial.
+pub(super) fn done(request: RequestName, next: &Version, is_trial: bool) -> EndedHere {
+    let open = Ticket::open(format!("rest-{:x}", clock::now().as_millisecond()), request, who());
+    let ticket = Ticket { state: TicketState::Done, exit: Some(Exit::Done.code()), ..open };
+    EndedHere { ticket: TicketHere { ticket, asked: [] }, version: next.clone(), trial: is_trial }
 }

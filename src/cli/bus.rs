@@ -9,14 +9,18 @@ use std::ffi::OsString;
 use indicatif::ProgressBar;
 use refit_base::Exit;
 use semver::Version;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::client::{Client, ClientError};
 use super::context::Context;
 use super::follow::{ASK_AGAIN, conclude, wait_for_exit, wait_for_outcome};
 use super::notes;
+use super::said::Said;
 use super::silence::Silence;
-use super::table::{cell, print_table};
+use super::table::{any_cell, cell, print_table};
+use crate::wire::{
+    self, Answer, AnswerOutcome, Publication, Published, RequestBody, RequestName, Ticket, TicketAnswer, TicketState,
+};
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Bus {
@@ -64,12 +68,14 @@ pub(super) async fn run(context: &Context, bus: &Bus) -> Result<Exit, ClientErro
     let client = Client::new(&context.home)?;
     match bus {
         Bus::State => {
-            let bus = client.get("/api/v1/bus").await?;
+            let bus: Said<wire::Bus> = client.get("/api/v1/bus").await?;
             if context.json {
                 context.print(&bus.to_string());
             } else {
-                context.print(&cell(&bus["state"]));
-                if let Some(line) = notes::unconfirmed(&bus["unconfirmed"]) {
+                context.print(bus.state.name());
+                if let Some(line) =
+                    bus.unconfirmed.as_ref().map(|reload| notes::unconfirmed(&reload.until, reload.generation))
+                {
                     context.print(&line);
                 }
             }
@@ -84,24 +90,24 @@ pub(super) async fn run(context: &Context, bus: &Bus) -> Result<Exit, ClientErro
                 let what = format!("{request} is not confirmed: --confirm-within is for a reload");
                 return Ok(context.print_failure(&what, "usage", "leave --confirm-within out", Exit::Usage));
             }
-            let mut body = json!({ "request": request });
-            if let Some(version) = version {
-                body["version"] = json!(version);
-            }
-            if let Some(within) = confirm_within {
-                (body["confirm_within"], body["restores"]) = (json!(within), json!(restores));
-            }
-            let answer = ask(&client, request, &body).await?;
-            let id = answer["ticket"]["id"].as_str().unwrap_or_default();
+            let body = RequestBody {
+                request: request.clone(),
+                digest: None,
+                version: version.clone(),
+                confirm_within: confirm_within.clone(),
+                restores: confirm_within.is_some() && *restores,
+            };
+            let answer = ask(&client, &body).await?;
+            let id = &answer.ticket.id;
             if *no_wait {
-                context.print(&if context.json { answer.to_string() } else { id.to_owned() });
+                context.print(&if context.json { answer.to_string() } else { id.clone() });
                 return Ok(Exit::Done);
             }
-            if answer["ticket"]["state"] != "accepted" {
-                return Ok(conclude(context, &answer["ticket"]));
+            if answer.ticket.is_final() {
+                return Ok(conclude(context, &answer));
             }
             if request == "exit" {
-                return wait_for_exit(context, &client, &answer["ticket"]).await;
+                return wait_for_exit(context, &client, &answer).await;
             }
             wait_for_outcome(context, &client, id).await
         }
@@ -113,7 +119,8 @@ pub(super) async fn run(context: &Context, bus: &Bus) -> Result<Exit, ClientErro
 
 /// Asks the bus. A connection that breaks leaves open whether that was heard: what says how the site is to be is asked for once more,
 /// which changes nothing if it was. Returns the answer.
-async fn ask(client: &Client, request: &str, body: &Value) -> Result<Value, ClientError> {
+async fn ask(client: &Client, body: &RequestBody) -> Result<Said<TicketAnswer>, ClientError> {
+    let request = body.request.as_str();
     let post = || client.post("/api/v1/bus/requests", body);
     let (mut silence, hidden) = (Silence::of(client), ProgressBar::hidden());
     let mut answer = post().await;
@@ -125,8 +132,7 @@ async fn ask(client: &Client, request: &str, body: &Value) -> Result<Value, Clie
         match answer {
             // It was heard, and is done.
             Err(ClientError::Unavailable { .. }) if request == "exit" => {
-                let ticket = json!({ "request": request, "state": "done", "reason": null, "exit": Exit::Done.code() });
-                return Ok(json!({ "ticket": ticket }));
+                return Ok(Said::here(TicketAnswer { ticket: unnamed(RequestName::Exit) }));
             }
             Err(error) if error.is_silence() => silence.extend(&hidden, error)?,
             answer => return answer,
@@ -136,30 +142,35 @@ async fn ask(client: &Client, request: &str, body: &Value) -> Result<Value, Clie
     }
 }
 
+/// Returns the ticket of a request that is done and whose name nobody has heard.
+fn unnamed(request: RequestName) -> Ticket {
+    let open = Ticket::open(String::new(), request, String::new());
+    Ticket { state: TicketState::Done, exit: Some(Exit::Done.code()), ..open }
+}
+
 async fn publish(
     context: &Context,
     client: &Client,
     channel: &str,
     argument: Option<&Value>,
 ) -> Result<Exit, ClientError> {
-    let body = json!({ "channel": channel, "argument": argument });
-    let answer = client.post_long("/api/v1/bus/publications", &body).await?;
-    let answers = answer["report"]["answers"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let all_good = answers.iter().all(|answer| answer["outcome"] == "ok" || answer["outcome"] == "skipped");
+    let body = Publication { channel: channel.to_owned(), argument: argument.cloned().unwrap_or_default() };
+    let published: Said<Published> = client.post_long("/api/v1/bus/publications", &body).await?;
+    let answers = &published.report.answers;
+    let is_good = |answer: &Answer| matches!(answer.outcome, AnswerOutcome::Ok | AnswerOutcome::Skipped);
     if context.json {
-        context.print(&answer.to_string());
+        context.print(&published.to_string());
     } else if answers.is_empty() {
         context.print(&format!("nobody listens on {channel}"));
     } else {
-        let rows: Vec<Vec<String>> = answers
-            .iter()
-            .map(|answer| {
-                let text = if answer["outcome"] == "ok" { &answer["value"] } else { &answer["reason"] };
-                let took = format!("{} ms", answer["elapsed_us"].as_u64().unwrap_or(0) / 1000);
-                vec![cell(&answer["listener"]), cell(&answer["outcome"]), took, cell(&answer["priority"]), cell(text)]
-            })
-            .collect();
+        let row = |answer: &Answer| {
+            let value = answer.value.as_ref().filter(|_| answer.outcome == AnswerOutcome::Ok).map(any_cell);
+            let took = format!("{} ms", answer.elapsed_us / 1000);
+            let said = value.or_else(|| answer.reason.clone());
+            vec![answer.listener.clone(), answer.outcome.to_string(), took, answer.priority.to_string(), cell(said)]
+        };
+        let rows: Vec<Vec<String>> = answers.iter().map(row).collect();
         print_table(context, &["LISTENER", "OUTCOME", "TOOK", "PRIORITY", "SAID"], &rows);
     }
-    Ok(if all_good { Exit::Done } else { Exit::Failed })
+    Ok(if answers.iter().all(is_good) { Exit::Done } else { Exit::Failed })
 }

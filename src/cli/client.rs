@@ -9,7 +9,8 @@ use bytes::Bytes;
 use refit_base::{Exit, FileError, Report, Reported};
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use semver::Version;
-use serde_json::Value;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use super::context::Context;
 use crate::home::trouble::{self, Trouble};
@@ -306,16 +307,16 @@ impl Client {
 
     /// Returns the JSON at `path`, which the appliance has at hand. Where the connection breaks, as it may while a runtime ends, it is
     /// asked again.
-    pub(super) async fn get(&self, path: &str) -> Result<Value, ClientError> {
+    pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         self.get_within(ANSWER_MAX, path).await
     }
 
     /// Returns the JSON at `path`, which the appliance has after at most `wait`.
-    pub(super) async fn get_after(&self, wait: Duration, path: &str) -> Result<Value, ClientError> {
+    pub(super) async fn get_after<T: DeserializeOwned>(&self, wait: Duration, path: &str) -> Result<T, ClientError> {
         self.get_within(wait + ANSWER_MAX, path).await
     }
 
-    async fn get_within(&self, limit: Duration, path: &str) -> Result<Value, ClientError> {
+    async fn get_within<T: DeserializeOwned>(&self, limit: Duration, path: &str) -> Result<T, ClientError> {
         let begun = Instant::now();
         loop {
             let left = limit.saturating_sub(begun.elapsed());
@@ -339,18 +340,22 @@ impl Client {
     }
 
     /// Posts `body` to `path`, which the appliance answers at once. Returns the JSON of the answer.
-    pub(super) async fn post(&self, path: &str, body: &Value) -> Result<Value, ClientError> {
+    pub(super) async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, ClientError> {
         self.within(ANSWER_MAX, self.exchange_json(self.request(Method::POST, path).json(body))).await
     }
 
     /// Posts `body` to `path`, and waits as long as the appliance works on it.
-    pub(super) async fn post_long(&self, path: &str, body: &Value) -> Result<Value, ClientError> {
+    pub(super) async fn post_long<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, ClientError> {
         self.json_long(self.request(Method::POST, path).json(body)).await
     }
 
     /// Sends a request, and waits as long as the appliance works on it: as long as it answers other questions. Returns the JSON of
     /// the answer.
-    pub(super) async fn json_long(&self, request: RequestBuilder) -> Result<Value, ClientError> {
+    pub(super) async fn json_long<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, ClientError> {
         // Cancel-safe: what is dropped is not wanted any more.
         tokio::select! {
             biased;
@@ -424,8 +429,11 @@ impl Client {
         }
     }
 
-    async fn exchange_json(&self, request: RequestBuilder) -> Result<Value, ClientError> {
-        self.exchange(request).await?.json().await.map_err(|source| ClientError::Broken { source })
+    async fn exchange_json<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, ClientError> {
+        let answer = self.exchange(request).await?;
+        let status = answer.status().as_u16();
+        let bytes = answer.bytes().await.map_err(|source| ClientError::Broken { source })?;
+        serde_json::from_slice(&bytes).map_err(|_not_understood| ClientError::Answer { status })
     }
 
     fn failed(&self, source: reqwest::Error) -> ClientError {

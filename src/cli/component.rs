@@ -8,6 +8,8 @@ use refit_base::Exit;
 use super::client::{Client, ClientError};
 use super::component_table::print_components;
 use super::context::Context;
+use super::said::Said;
+use crate::wire::Components;
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Component {
@@ -36,11 +38,11 @@ pub(super) async fn run(context: &Context, component: &Component) -> Result<Exit
     let client = Client::new(&context.home)?;
     match component {
         Component::List => {
-            let answer = client.get("/api/v1/components").await?;
+            let answer: Said<Components> = client.get("/api/v1/components").await?;
             if context.json {
                 context.print(&answer.to_string());
             } else {
-                print_components(context, &answer["components"]);
+                print_components(context, &answer.components);
             }
         }
         Component::Start { name } => act::run(context, &client, name, act::Action::Start).await?,

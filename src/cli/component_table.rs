@@ -1,22 +1,26 @@
 //! The table of components, as `refit status` and `refit component list` print it.
 
-use serde_json::Value;
-
 use super::context::Context;
-use super::table::{cell, list, print_table};
+use super::table::{cell, print_table};
+use crate::wire::{Component, Limit, LimitBy};
 
 /// Prints the table of components.
-pub(super) fn print_components(context: &Context, components: &Value) {
-    let rows: Vec<Vec<String>> = list(components)
+pub(super) fn print_components(context: &Context, components: &[Component]) {
+    let rows: Vec<Vec<String>> = components
+        .iter()
         .map(|row| {
-            let about = if row["reason"].is_null() { &row["status"] } else { &row["reason"] };
-            let about = if about.is_null() { runs(row) } else { cell(about) };
-            let peers = row["peers"].as_array().map_or(0, Vec::len).to_string();
-            ["name", "state", "health", "pid", "generation", "handover", "release"]
-                .iter()
-                .map(|key| cell(&row[*key]))
-                .chain([peers, about])
-                .collect()
+            let about = row.reason.clone().or_else(|| row.status.clone());
+            vec![
+                row.name.clone(),
+                row.state.to_string(),
+                row.health.to_string(),
+                cell(row.pid),
+                row.generation.to_string(),
+                row.handover.to_string(),
+                cell(row.release.as_ref()),
+                row.peers.len().to_string(),
+                about.unwrap_or_else(|| runs(row)),
+            ]
         })
         .collect();
     print_table(
@@ -24,34 +28,30 @@ pub(super) fn print_components(context: &Context, components: &Value) {
         &["COMPONENT", "STATE", "HEALTH", "PID", "GEN", "HANDOVER", "RELEASE", "PEERS", "SAYS"],
         &rows,
     );
-    for row in list(components) {
-        let limits: Vec<String> = row["limits"].as_object().into_iter().flatten().map(limit).collect();
+    for row in components {
+        let limits: Vec<String> = row.limits.iter().map(limit).collect();
         if !limits.is_empty() {
-            context.print(&format!("limits of {}: {}", cell(&row["name"]), limits.join(", ")));
+            context.print(&format!("limits of {}: {}", row.name, limits.join(", ")));
         }
     }
 }
 
 /// Returns when a component ran that runs and ends, and when it is to run again.
-fn runs(component: &Value) -> String {
-    let last = ["ended_at", "started_at"].iter().find_map(|key| component["last_run"][*key].as_str());
+fn runs(component: &Component) -> String {
+    let last = component.last_run.as_ref().map(|run| run.ended_at.as_ref().unwrap_or(&run.started_at));
     let last = last.map(|at| format!("ran at {at}"));
-    let next = component["next_run_at"].as_str().map(|at| format!("next run at {at}"));
+    let next = component.next_run_at.as_ref().map(|at| format!("next run at {at}"));
     let said: Vec<String> = last.into_iter().chain(next).collect();
-    if said.is_empty() { cell(&Value::Null) } else { said.join(", ") }
+    cell((!said.is_empty()).then(|| said.join(", ")))
 }
 
 /// Returns one limit, and what keeps it.
-fn limit((name, limit): (&String, &Value)) -> String {
-    let number = limit["value"].as_u64().unwrap_or_default();
+fn limit((name, limit): (&String, &Limit)) -> String {
     let value = match name.as_str() {
-        "memory" => indicatif::BinaryBytes(number).to_string(),
-        "cpu" => format!("{number}%"),
-        _ => number.to_string(),
+        "memory" => indicatif::BinaryBytes(limit.value).to_string(),
+        "cpu" => format!("{}%", limit.value),
+        _ => limit.value.to_string(),
     };
-    let by = match limit["by"].as_str() {
-        Some("none") | None => "not enforced",
-        Some(by) => by,
-    };
+    let by = if limit.by == LimitBy::None { "not enforced" } else { limit.by.name() };
     format!("{name} {value} ({by})")
 }

@@ -10,18 +10,19 @@ use refit_updater::Store;
 use refit_updater::config::{Unread, unread as unread_in, unread_live};
 use refit_updater::release::{Damage, StoreError};
 use semver::Version;
-use serde_json::json;
+use serde::Serialize;
 
 use super::at_rest::{AtRestError, Files};
 use super::client::Client;
 use super::context::Context;
-use super::table::list;
+use super::said::in_json;
 use crate::component::{Obstacle, Places, find_obstacles, find_obstacles_in_tree};
-use crate::config::{self, ConfigError, OperatorsError, Programs};
+use crate::config::{self, ConfigError, Mistake, OperatorsError, Programs};
 use crate::handover::beside::clash;
 use crate::handover::bind::bind;
 use crate::handover::listener::BindError;
 use crate::home::Home;
+use crate::wire::Status;
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Config {
@@ -81,6 +82,14 @@ impl Reported for CheckError {
     }
 }
 
+/// What was found, in JSON.
+#[derive(Serialize)]
+struct Checked<'a> {
+    mistakes: &'a [Mistake],
+    unreachable: &'a [Obstacle],
+    unread: Vec<&'a Unread>,
+}
+
 pub(super) fn run(context: &Context, config: &Config) -> Exit {
     let Config::Check { dir, local } = config;
     let mut found = Vec::new();
@@ -102,7 +111,7 @@ pub(super) fn run(context: &Context, config: &Config) -> Exit {
     };
     if context.json {
         let unread: Vec<_> = found.iter().map(|(_, unread)| unread).collect();
-        context.print(&json!({ "mistakes": mistakes, "unreachable": obstacles, "unread": unread }).to_string());
+        context.print(&in_json(&Checked { mistakes, unreachable: obstacles, unread }));
     }
     for (dir, Unread { path, why }) in &found {
         let name = if path.is_empty() { dir.clone() } else { format!("{dir}/{path}") };
@@ -207,8 +216,8 @@ fn try_listeners(home: &Home, config: &config::Config) -> Result<(), BindError> 
 /// Returns the addresses at which the appliance listens; `None` if it does not run.
 fn held_addresses(home: &Home) -> Option<Vec<SocketAddr>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
-    let status = runtime.block_on(async { Client::new(home).ok()?.get("/api/v1/status").await.ok() })?;
-    Some(list(&status["listeners"]).filter_map(|listener| listener["address"].as_str()?.parse().ok()).collect())
+    let status: Status = runtime.block_on(async { Client::new(home).ok()?.get("/api/v1/status").await.ok() })?;
+    Some(status.listeners.iter().filter_map(|listener| listener.address.parse().ok()).collect())
 }
 
 fn reached(obstacles: Vec<Obstacle>) -> Result<(), CheckError> {

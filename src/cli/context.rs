@@ -8,8 +8,9 @@ use std::sync::OnceLock;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use refit_base::{Chain, Exit, Reported, visible_lines};
-use serde_json::json;
+use serde::Serialize;
 
+use super::said::in_json;
 use crate::handover::inherit::Announcement;
 use crate::home::Home;
 
@@ -116,13 +117,24 @@ impl Context {
         let what_to_do = if remedy.is_empty() { String::new() } else { format!("; {remedy}") };
         say(&format!("{detail}{what_to_do}"));
         if self.json {
-            let object = json!({
-                "error": { "code": code, "detail": detail, "remedy": remedy, "exit": exit.code() }
-            });
-            self.print(&object.to_string());
+            self.print(&in_json(&Failed { error: FailedBody { code, detail, remedy, exit: exit.code() } }));
         }
         exit
     }
+}
+
+/// A command that failed, in JSON.
+#[derive(Serialize)]
+struct Failed<'a> {
+    error: FailedBody<'a>,
+}
+
+#[derive(Serialize)]
+struct FailedBody<'a> {
+    code: &'a str,
+    detail: &'a str,
+    remedy: &'a str,
+    exit: u8,
 }
 
 /// Says `text` on standard error. What of it comes from elsewhere does not steer the terminal, and a reader that has gone away is no

@@ -26,17 +26,19 @@ use refit_updater::durable::{self, remove_tree};
 use refit_updater::journal;
 use refit_updater::manifest::{Body, Codec};
 use refit_updater::modes;
-use serde_json::json;
+use serde::Serialize;
 
 use self::releases::{Addresses, write_release};
 use super::client::Client;
 use super::context::Context;
 use super::init::{self, NewHome};
 use super::input::Input;
+use super::said::{Said, in_json};
 use crate::auth;
 use crate::config::LOCAL_FILE;
 use crate::handover::bind::bind;
 use crate::home::Home;
+use crate::wire::{BusState, Status};
 
 /// The ports that are easy to remember; others are taken if they are in use.
 const PORTS: [(&str, u16); 2] = [("@ADMIN@", 8443), ("@HTTP@", 8080)];
@@ -263,16 +265,17 @@ fn serve(
 }
 
 /// Waits until the appliance runs. Returns its status; `None` if it ended instead.
-fn wait_running(home: &Home, guard: &mut Child) -> Option<serde_json::Value> {
+fn wait_running(home: &Home, guard: &mut Child) -> Option<Said<Status>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
     let begun = Instant::now();
     while begun.elapsed() < START_MAX {
         if guard.try_wait().ok()?.is_some() {
             return None;
         }
-        let status = runtime.block_on(async { Client::new(home).ok()?.get("/api/v1/status").await.ok() });
+        let status: Option<Said<Status>> =
+            runtime.block_on(async { Client::new(home).ok()?.get("/api/v1/status").await.ok() });
         if let Some(status) = status
-            && status["bus"]["state"] == "Running"
+            && status.bus.state == BusState::Running
         {
             return Some(status);
         }
@@ -281,23 +284,38 @@ fn wait_running(home: &Home, guard: &mut Child) -> Option<serde_json::Value> {
     None
 }
 
-fn print_instructions(context: &Context, home: &Home, password: &str, status: &serde_json::Value) {
+/// What there is to be tried, in JSON.
+#[derive(Serialize)]
+struct Ready<'a> {
+    home: &'a Path,
+    page: String,
+    shop: String,
+    user: &'static str,
+    password: &'a str,
+    packages: &'a Path,
+    status: &'a Said<Status>,
+}
+
+fn print_instructions(context: &Context, home: &Home, password: &str, status: &Said<Status>) {
     let address = |name: &str| {
-        let listeners = status["listeners"].as_array().into_iter().flatten();
-        let found = listeners.clone().find(|listener| listener["name"] == name);
-        format!("http://{}/", found.and_then(|listener| listener["address"].as_str()).unwrap_or_default())
+        let found = status.listeners.iter().find(|listener| listener.name == name);
+        format!("http://{}/", found.map(|listener| listener.address.as_str()).unwrap_or_default())
     };
     let packages = home.path().join("packages");
     if context.json {
-        let object = json!({
-            "home": home.path(), "page": address("admin"), "shop": address("http"), "user": auth::ADMIN,
-            "password": password, "packages": packages, "status": status,
-        });
-        context.print(&object.to_string());
+        context.print(&in_json(&Ready {
+            home: home.path(),
+            page: address("admin"),
+            shop: address("http"),
+            user: auth::ADMIN,
+            password,
+            packages: &packages,
+            status,
+        }));
         return;
     }
     let (home, packages) = (home.path().display(), packages.display());
-    let version = status["release"]["version"].as_str().unwrap_or_default();
+    let version = &status.release.version;
     context.print(&format!(
         "
 A small shop runs, release {version}.

@@ -6,16 +6,22 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use refit_base::{Exit, clock};
 use refit_updater::journal::State;
-use serde_json::{Value, json};
+use semver::Version;
 
 use super::at_rest::Files;
 use super::client::{Client, ClientError};
 use super::context::{Context, say};
 use super::events::read_events;
 use super::notes;
-use super::outcome::{Outcome, find_update, ticket, update_in};
+use super::outcome::{Lookup, find_update, ticket, update_in};
+use super::said::Said;
 use super::silence::Silence;
-use super::table::{cell, list, print_table};
+use super::table::{any_cell, cell, print_table};
+use crate::wire::event::{ConfigMerged, UpdateProgress, UpdateStep};
+use crate::wire::{
+    Asked, Attempt, ConfirmationState, Destination, Event, EventRecord, History, How, Reply, RequestName, Ticket,
+    TicketAnswer, TicketState,
+};
 
 /// The pause before the next try; a local socket costs little.
 const TRY_AGAIN: Duration = Duration::from_millis(50);
@@ -37,12 +43,12 @@ pub(super) async fn ask_and_follow(
     context: &Context,
     client: &Client,
     path: &str,
-    body: &Value,
-    to: Option<&str>,
+    body: &Destination,
+    to: Option<&Version>,
 ) -> Result<Exit, ClientError> {
     let begun = clock::stamp();
-    match client.post(path, body).await {
-        Ok(answer) => follow(context, client, answer["ticket"]["id"].as_str().unwrap_or_default()).await,
+    match client.post::<TicketAnswer>(path, body).await {
+        Ok(answer) => follow(context, client, &answer.ticket.id).await,
         Err(ClientError::Broken { .. } | ClientError::Silent { .. } | ClientError::NoRuntime { .. }) => {
             // Whether it was taken, the appliance knows when it answers again.
             let (mut silence, hidden) = (Silence::of(client), ProgressBar::hidden());
@@ -70,7 +76,7 @@ async fn follow(context: &Context, client: &Client, id: &str) -> Result<Exit, Cl
     let bar = if context.is_watched() { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
     bar.enable_steady_tick(Duration::from_millis(100));
     let mut display = UpdateDisplay { bar, last_event: 0, finished: false };
-    let (mut silence, mut outcome) = (Silence::of(client), Outcome::of(client, id));
+    let (mut silence, mut outcome) = (Silence::of(client), Lookup::of(client, id));
     loop {
         let shown = show_events(context, client, id, &mut display).await;
         // The stream ended: with the update, because the runtime replaced itself, or because nothing came any more.
@@ -86,7 +92,9 @@ async fn follow(context: &Context, client: &Client, id: &str) -> Result<Exit, Cl
             Ok(None) => silence.end(&display.bar),
             Err(error) if error.is_silence() => {
                 if let Err(error) = silence.extend(&display.bar, error) {
-                    return conclude_ended(context, error, |entries| entries.iter().find(|entry| entry["id"] == id));
+                    return conclude_ended(context, error, |attempts| {
+                        attempts.into_iter().find(|attempt| attempt.id == id)
+                    });
                 }
             }
             Err(error) => {
@@ -103,15 +111,15 @@ async fn follow(context: &Context, client: &Client, id: &str) -> Result<Exit, Cl
 fn conclude_ended(
     context: &Context,
     error: ClientError,
-    find: impl FnOnce(&[Value]) -> Option<&Value>,
+    find: impl FnOnce(Vec<Attempt>) -> Option<Attempt>,
 ) -> Result<Exit, ClientError> {
     if !matches!(error, ClientError::Ended { .. }) {
         return Err(error);
     }
     let Ok(files) = Files::look(context) else { return Err(error) };
-    let newest_first: Vec<Value> = files.history().unwrap_or_default().iter().rev().map(|entry| json!(entry)).collect();
-    if let Some(entry) = find(&newest_first) {
-        return Ok(conclude(context, &ticket(entry)));
+    let attempts = History::newest_first(files.history().unwrap_or_default()).history;
+    if let Some(attempt) = find(attempts) {
+        return Ok(conclude(context, &ticket(attempt)));
     }
     Err(match files.journal.map(|journal| journal.state) {
         Some(State::Trial { next, starts_left: 1.., .. }) => {
@@ -129,101 +137,85 @@ async fn show_events(
     display: &mut UpdateDisplay,
 ) -> Result<(), ClientError> {
     let after = Some(display.last_event);
-    let take = |event: Option<&Value>| {
+    let take = |record: Option<&Said<EventRecord>>| {
         // Silence: what came of it is looked up.
-        let Some(event) = event else { return ControlFlow::Break(()) };
-        display.last_event = event["id"].as_u64().unwrap_or(display.last_event);
-        if event["data"]["id"] == id {
-            show_event(context, event, display);
-        }
+        let Some(record) = record else { return ControlFlow::Break(()) };
+        display.last_event = record.id;
+        show_event(context, record, id, display);
         if display.finished { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
     read_events(client, after, take).await
 }
 
-/// Shows one event of the update.
-fn show_event(context: &Context, event: &Value, display: &mut UpdateDisplay) {
-    if context.json {
-        context.print(&event.to_string());
+/// Shows an event, if it is one of the update `id`.
+fn show_event(context: &Context, record: &Said<EventRecord>, id: &str, display: &mut UpdateDisplay) {
+    if record.event.update() != Some(id) {
+        return;
     }
-    let data = &event["data"];
-    let text = data["text"].as_str().unwrap_or_default();
-    match event["event"].as_str().unwrap_or_default() {
-        "update.step" => {
-            let step = data["step"].as_str().unwrap_or_default();
-            display.bar.set_style(ProgressStyle::default_spinner());
-            display.bar.set_message(text.to_owned());
-            if !context.json {
-                let line = format!("{step:<13} {text}");
-                display.bar.suspend(|| context.print(&line));
-            }
-            display.finished = matches!(step, "committed" | "rolled-back" | "failed");
+    if context.json {
+        context.print(&record.to_string());
+    }
+    if let Event::UpdateStep(UpdateStep { step, text, .. }) = &record.event {
+        display.bar.set_style(ProgressStyle::default_spinner());
+        display.bar.set_message(text.clone());
+        let line = format!("{step:<13} {text}");
+        display.bar.suspend(|| context.print_text(&line));
+        display.finished = step.is_final();
+    } else if let Event::UpdateConfig(ConfigMerged { from, version, files, .. }) = &record.event {
+        for (is_warning, said) in files.iter().filter_map(|file| notes::merged(from, version, file)) {
+            let line = format!("{:<13} {said}", if is_warning { "warning" } else { "configuration" });
+            display.bar.suspend(|| context.print_text(&line));
         }
-        "update.config" if !context.json => {
-            for file in list(&data["files"]) {
-                if let Some((is_warning, said)) = notes::merged(&data["from"], &data["version"], file) {
-                    let line = format!("{:<13} {said}", if is_warning { "warning" } else { "configuration" });
-                    display.bar.suspend(|| context.print(&line));
-                }
-            }
+    } else if let Event::UpdateProgress(UpdateProgress { progress, text, .. }) = &record.event {
+        if let Ok(style) = ProgressStyle::with_template("{msg} [{wide_bar}] {percent}%") {
+            display.bar.set_style(style);
         }
-        "update.progress" => {
-            if let Ok(style) = ProgressStyle::with_template("{msg} [{wide_bar}] {percent}%") {
-                display.bar.set_style(style);
-            }
-            display.bar.set_length(1000);
-            let progress = data["progress"].as_f64().unwrap_or(0.0).clamp(0.0, 1.0);
-            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and 1000")]
-            display.bar.set_position((progress * 1000.0) as u64);
-            display.bar.set_message(text.to_owned());
-        }
-        _ => {}
+        display.bar.set_length(1000);
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and 1000")]
+        display.bar.set_position((progress.clamp(0.0, 1.0) * 1000.0) as u64);
+        display.bar.set_message(text.clone());
     }
 }
 
 /// Returns the exit status of a ticket with an outcome, and says why if it is not a good one.
-pub(super) fn conclude(context: &Context, ticket: &Value) -> Exit {
-    let state = ticket["state"].as_str().unwrap_or_default();
+pub(super) fn conclude(context: &Context, answer: &Said<TicketAnswer>) -> Exit {
+    let Ticket { request, state, reason, exit, asked, confirmation, .. } = &answer.ticket;
     if context.json {
-        context.print(&json!({ "ticket": ticket }).to_string());
+        context.print(&answer.to_string());
+    } else {
+        show_asked(context, asked);
     }
-    if !context.json {
-        show_asked(context, ticket);
-    }
-    if state == "done" || state == "already" {
-        let confirmation = &ticket["confirmation"];
-        if let (false, Some(line)) =
-            (context.json || confirmation["state"] != "waiting", notes::unconfirmed(confirmation))
-        {
-            context.print(&line);
+    if matches!(state, TicketState::Done | TicketState::Already) {
+        let confirmation = confirmation.as_deref().filter(|found| found.state == ConfirmationState::Waiting);
+        if let Some(found) = confirmation {
+            context.print_text(&notes::unconfirmed(&found.until, found.generation));
         }
         return Exit::Done;
     }
-    let request = ticket["request"].as_str().unwrap_or("request");
-    let reason = ticket["reason"].as_str().unwrap_or("no reason was given");
-    let more = match request {
+    let reason = reason.as_deref().unwrap_or("no reason was given");
+    let more = if answer.ticket.is_update() && reason.starts_with("rolled back") {
         // Only what was started has printed anything.
-        "update" | "rollback" if reason.starts_with("rolled back") => {
-            "; see `refit history --json` for the last output"
-        }
-        "reload" if reason.contains("nobody listens to it") => {
-            "; a component hears of a reload by its `reload_signal` in appliance.toml, or as a peer that listens on the bus"
-        }
-        _ => "",
+        "; see `refit history --json` for the last output"
+    } else if *request == RequestName::Reload && reason.contains("nobody listens to it") {
+        "; a component hears of a reload by its `reload_signal` in appliance.toml, or as a peer that listens on the bus"
+    } else {
+        ""
     };
     say(&format!("the {request} {state}: {reason}{more}"));
-    let code = ticket["exit"].as_i64().and_then(|code| i32::try_from(code).ok());
-    code.map_or(Exit::Failed, Exit::from_code)
+    exit.map_or(Exit::Failed, |code| Exit::from_code(code.into()))
 }
 
 /// Shows who was asked and what each answered, a line for each.
-fn show_asked(context: &Context, ticket: &Value) {
-    let rows: Vec<Vec<String>> = list(&ticket["asked"])
-        .filter(|one| one["how"] != "runtime" || one["answer"] != "ok")
+fn show_asked(context: &Context, asked: &[Asked]) {
+    let rows: Vec<Vec<String>> = asked
+        .iter()
+        .filter(|one| one.how != How::Runtime || one.answer != Reply::Ok)
         .map(|one| {
-            let how = if one["how"] == "signal" { &one["value"] } else { &one["how"] };
-            let said = if one["reason"].is_null() && one["how"] != "signal" { &one["value"] } else { &one["reason"] };
-            vec![cell(&one["name"]), cell(how), cell(&one["answer"]), cell(&one["priority"]), cell(said)]
+            let is_signal = one.how == How::Signal;
+            let how = if is_signal { any_cell(&one.value) } else { one.how.to_string() };
+            let said =
+                if one.reason.is_none() && !is_signal { any_cell(&one.value) } else { cell(one.reason.as_ref()) };
+            vec![one.name.clone(), how, one.answer.to_string(), cell(one.priority), said]
         })
         .collect();
     if !rows.is_empty() {
@@ -233,14 +225,16 @@ fn show_asked(context: &Context, ticket: &Value) {
 
 /// Waits for the outcome of a ticket without showing steps.
 pub(super) async fn wait_for_outcome(context: &Context, client: &Client, id: &str) -> Result<Exit, ClientError> {
-    let (mut silence, hidden, mut outcome) = (Silence::of(client), ProgressBar::hidden(), Outcome::of(client, id));
+    let (mut silence, hidden, mut outcome) = (Silence::of(client), ProgressBar::hidden(), Lookup::of(client, id));
     loop {
         match outcome.look_up(WAIT).await {
             Ok(Some(ticket)) => return Ok(conclude(context, &ticket)),
             Ok(None) => silence.end(&hidden),
             Err(error) if error.is_silence() => {
                 if let Err(error) = silence.extend(&hidden, error) {
-                    return conclude_ended(context, error, |entries| entries.iter().find(|entry| entry["id"] == id));
+                    return conclude_ended(context, error, |attempts| {
+                        attempts.into_iter().find(|attempt| attempt.id == id)
+                    });
                 }
             }
             Err(error) => return Err(error),
@@ -250,18 +244,22 @@ pub(super) async fn wait_for_outcome(context: &Context, client: &Client, id: &st
 }
 
 /// Waits until the appliance has ended, as the ticket `id` asks. Nobody is left to answer then: that nobody answers is the outcome.
-pub(super) async fn wait_for_exit(context: &Context, client: &Client, ticket: &Value) -> Result<Exit, ClientError> {
+pub(super) async fn wait_for_exit(
+    context: &Context,
+    client: &Client,
+    answer: &TicketAnswer,
+) -> Result<Exit, ClientError> {
     let (mut silence, hidden) = (Silence::of(client), ProgressBar::hidden());
-    let mut outcome = Outcome::of(client, ticket["id"].as_str().unwrap_or_default());
+    let mut outcome = Lookup::of(client, &answer.ticket.id);
     loop {
         match outcome.look_up(Duration::ZERO).await {
             // A runtime that ended before it was done was started again.
             Ok(Some(ticket)) => return Ok(conclude(context, &ticket)),
             Ok(None) => silence.end(&hidden),
             Err(ClientError::Unavailable { .. }) => {
-                let mut ticket = ticket.clone();
-                (ticket["state"], ticket["exit"]) = (json!("done"), json!(Exit::Done.code()));
-                return Ok(conclude(context, &ticket));
+                let exit = Some(Exit::Done.code());
+                let ticket = Ticket { state: TicketState::Done, exit, ..answer.ticket.clone() };
+                return Ok(conclude(context, &Said::here(TicketAnswer { ticket })));
             }
             Err(error) if error.is_silence() => silence.extend(&hidden, error)?,
             Err(error) => return Err(error),

@@ -1,12 +1,13 @@
 //! `refit history`: what was tried on this appliance.
 
 use refit_base::Exit;
-use serde_json::{Value, json};
 
 use super::at_rest::{self, AtRestError, Files};
 use super::client::{Client, ClientError};
 use super::context::Context;
-use super::table::{cell, list, print_table};
+use super::said::Said;
+use super::table::{cell, print_table};
+use crate::wire::History;
 
 pub(super) async fn run(context: &Context) -> Result<Exit, ClientError> {
     match Client::new(&context.home)?.get("/api/v1/history").await {
@@ -19,27 +20,28 @@ pub(super) async fn run(context: &Context) -> Result<Exit, ClientError> {
 
 /// Prints what the files say.
 fn print_at_rest(context: &Context) -> Result<(), AtRestError> {
-    let newest_first: Vec<_> = Files::look(context)?.history()?.into_iter().rev().collect();
-    print(context, &json!({ "history": newest_first }));
+    print(context, &Said::here(History::newest_first(Files::look(context)?.history()?)));
     Ok(())
 }
 
-fn print(context: &Context, history: &Value) -> Exit {
+fn print(context: &Context, history: &Said<History>) -> Exit {
     if context.json {
         context.print(&history.to_string());
         return Exit::Done;
     }
-    let rows: Vec<Vec<String>> = list(&history["history"])
+    let rows: Vec<Vec<String>> = history
+        .history
+        .iter()
         .map(|row| {
             vec![
-                cell(&row["at"]),
-                cell(&row["kind"]),
-                cell(&row["from"]),
-                cell(&row["to"]),
-                cell(&row["outcome"]),
-                format!("{} ms", row["duration_ms"]),
-                cell(&row["who"]),
-                cell(&row["reason"]),
+                row.at.clone(),
+                row.kind.to_string(),
+                row.from.to_string(),
+                row.to.to_string(),
+                row.outcome.to_string(),
+                format!("{} ms", row.duration_ms),
+                row.who.clone(),
+                cell(row.reason.as_ref()),
             ]
         })
         .collect();

@@ -12,11 +12,12 @@ use refit_updater::receive::{Policy, ReceiveError, Receiver};
 use refit_updater::release::StoreError;
 use refit_updater::trust::{Expired, Trust, TrustError};
 use semver::Version;
-use serde_json::json;
+use serde::Serialize;
 
 use super::context::Context;
 use super::input::Input;
 use super::notes;
+use super::said::in_json;
 use crate::auth::{self, AuthError};
 use crate::config::{self, Config, ConfigError, Programs};
 use crate::home::{Home, HomeError};
@@ -91,17 +92,32 @@ pub(super) struct NewHome {
     pub(super) clock_behind: Option<String>,
 }
 
+/// A home that was made, in JSON.
+#[derive(Serialize)]
+struct Installed<'a> {
+    appliance: &'a str,
+    version: &'a Version,
+    home: &'a Path,
+    user: &'static str,
+    password: &'a str,
+    expired: bool,
+    clock_behind: Option<&'a str>,
+}
+
 pub(super) fn run(context: &Context, init: &Init) -> Exit {
     match make_home(&context.home, &Input::new(context, &init.package), &context.path(&init.root)) {
         Ok(made) => {
             let home = context.home.path().display();
             if context.json {
-                let object = json!({
-                    "appliance": made.appliance, "version": made.version, "home": context.home.path(),
-                    "user": auth::ADMIN, "password": made.password,
-                    "expired": made.expired, "clock_behind": made.clock_behind,
-                });
-                context.print(&object.to_string());
+                context.print(&in_json(&Installed {
+                    appliance: &made.appliance,
+                    version: &made.version,
+                    home: context.home.path(),
+                    user: auth::ADMIN,
+                    password: &made.password,
+                    expired: made.expired,
+                    clock_behind: made.clock_behind.as_deref(),
+                }));
             }
             context.print_text(&format!("{} {} is installed in {home}", made.appliance, made.version));
             if made.expired {

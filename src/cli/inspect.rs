@@ -7,10 +7,10 @@ use indicatif::HumanBytes;
 use refit_author::inspect::{Change, Comparison, InspectError, Inspection, compare, inspect_open};
 use refit_base::{Exit, FileError, Report, Reported, clock, file_error};
 use refit_updater::manifest::Body;
-use serde_json::json;
 
 use super::context::Context;
 use super::input::Input;
+use super::said::in_json;
 use super::table::print_table;
 use super::totals::{kind_name, print_totals};
 
@@ -83,7 +83,7 @@ fn try_run(context: &Context, inspect: &Inspect) -> Result<(), InspectCommandErr
         return Ok(());
     }
     if context.json {
-        context.print(&json!(found).to_string());
+        context.print(&in_json(&found));
         return Ok(());
     }
     print_package(context, &found);
@@ -136,7 +136,7 @@ fn print_package(context: &Context, found: &Inspection) {
 /// Prints what an update changes, file by file.
 fn print_comparison(context: &Context, found: &Comparison) {
     if context.json {
-        context.print(&json!(found).to_string());
+        context.print(&in_json(&found));
         return;
     }
     let size = |bytes: Option<u64>| bytes.map_or_else(|| "-".to_owned(), |bytes| HumanBytes(bytes).to_string());

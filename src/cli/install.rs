@@ -16,7 +16,7 @@ use refit_updater::Digest;
 use reqwest::Method;
 use reqwest::header;
 use semver::Version;
-use serde_json::{Value, json};
+use serde::Serialize;
 use tokio_util::io::ReaderStream;
 
 use super::client::{Client, ClientError};
@@ -25,6 +25,9 @@ use super::events::read_events;
 use super::follow::ask_and_follow;
 use super::input::Input;
 use super::notes;
+use super::said::{Said, in_json};
+use super::table::cell;
+use crate::wire::{Changes, Destination, Event, EventRecord, FetchBody, Package, Release, Releases, Status};
 
 /// How much of a package is read at once.
 const CHUNK_BYTES: usize = 256 << 10;
@@ -55,7 +58,7 @@ pub(super) async fn run(context: &Context, install: &Install) -> Result<Exit, Cl
     let version = Version::parse(&install.what).ok().filter(|_| !path.exists());
     let staged = install.what.parse::<Digest>().ok().filter(|_| !path.exists());
     // Asked before anything is sent: an upload into nowhere helps nobody.
-    let status = match client.get("/api/v1/status").await {
+    let status: Status = match client.get("/api/v1/status").await {
         Err(unavailable) if unavailable.is_at_rest() && staged.is_none() && !is_url(&install.what) => {
             return crate::cli::at_rest::instead(context, unavailable, || at_rest::install(context, install, &input));
         }
@@ -65,14 +68,14 @@ pub(super) async fn run(context: &Context, install: &Install) -> Result<Exit, Cl
         Some(version) => installed(&client, version).await?,
         None => None,
     };
-    let mut to = version.as_ref().map(Version::to_string);
+    let mut to = version.clone();
     let body = match (staged, version) {
         (Some(_), _) if install.stage_only => {
             let remedy = "leave --stage-only out to install it";
             return Ok(context.print_failure("a digest names what is staged already", "usage", remedy, Exit::Usage));
         }
-        (Some(digest), _) => json!({ "digest": digest }),
-        (None, Some(version)) if kept.is_some() || status["repository"].is_null() => {
+        (Some(digest), _) => Destination { digest: Some(digest), version: None },
+        (None, Some(version)) if kept.is_some() || status.repository.is_none() => {
             if let Some(release) = kept {
                 check_approved(install, &version, &release)?;
                 if install.stage_only {
@@ -80,7 +83,7 @@ pub(super) async fn run(context: &Context, install: &Install) -> Result<Exit, Cl
                     return Ok(Exit::Done);
                 }
             }
-            json!({ "version": version })
+            Destination { digest: None, version: Some(version) }
         }
         (None, version) => {
             let package = match version {
@@ -91,36 +94,39 @@ pub(super) async fn run(context: &Context, install: &Install) -> Result<Exit, Cl
             if install.stage_only {
                 return Ok(Exit::Done);
             }
-            to = package["version"].as_str().map(str::to_owned);
-            json!({ "digest": package["digest"] })
+            to = Some(package.version.clone());
+            Destination { digest: Some(package.digest), version: None }
         }
     };
-    ask_and_follow(context, &client, "/api/v1/updates", &body, to.as_deref()).await
+    ask_and_follow(context, &client, "/api/v1/updates", &body, to.as_ref()).await
 }
 
 /// Returns what is known of release `version`, if it is on the appliance.
-async fn installed(client: &Client, version: &Version) -> Result<Option<Value>, ClientError> {
-    let mut releases = client.get("/api/v1/releases").await?;
-    let version = version.to_string();
-    let mut list = releases["releases"].as_array_mut().into_iter().flatten();
-    Ok(list.find(|release| release["version"] == version).map(Value::take))
+async fn installed(client: &Client, version: &Version) -> Result<Option<Release>, ClientError> {
+    let releases: Releases = client.get("/api/v1/releases").await?;
+    Ok(releases.releases.into_iter().find(|release| release.version == *version))
 }
 
 /// Refuses a release on the appliance that is not the one that was approved.
-fn check_approved(install: &Install, version: &Version, release: &Value) -> Result<(), ClientError> {
-    let found = release["digest"].as_str().unwrap_or_default();
-    match install.digest.map(|digest| digest.to_string()) {
-        Some(approved) if approved != found => {
-            Err(ClientError::NotApproved { version: version.clone(), found: found.to_owned(), approved })
+fn check_approved(install: &Install, version: &Version, release: &Release) -> Result<(), ClientError> {
+    match install.digest {
+        Some(approved) if release.digest != Some(approved) => {
+            let (found, approved) = (cell(release.digest), approved.to_string());
+            Err(ClientError::NotApproved { version: version.clone(), found, approved })
         }
         Some(_) | None => Ok(()),
     }
 }
 
 /// Has the appliance fetch a release from its repository. Returns its description.
-async fn fetch(context: &Context, client: &Client, install: &Install, version: &Version) -> Result<Value, ClientError> {
+async fn fetch(
+    context: &Context,
+    client: &Client,
+    install: &Install,
+    version: &Version,
+) -> Result<Said<Package>, ClientError> {
     let bar = context.bytes_bar("fetching and verifying");
-    let body = json!({ "version": version, "allow_downgrade": install.allow_downgrade, "digest": install.digest });
+    let body = FetchBody { version: version.clone(), allow_downgrade: install.allow_downgrade, digest: install.digest };
     let answer = tokio::select! {
         answer = client.post_long("/api/v1/packages", &body) => answer,
         answer = show_fetched(client, &bar), if context.is_watched() => answer,
@@ -136,10 +142,9 @@ fn interrupted(error: ClientError) -> ClientError {
 
 /// Shows on `bar` how far the appliance is with a release that it fetches. Never ends.
 async fn show_fetched<T>(client: &Client, bar: &ProgressBar) -> T {
-    let show = |event: Option<&Value>| {
-        let data = event.filter(|event| event["event"] == "package.progress").map(|event| &event["data"]);
-        if let Some((received, total)) =
-            data.and_then(|data| Some((data["received_bytes"].as_u64()?, data["total_bytes"].as_u64()?)))
+    let show = |record: Option<&Said<EventRecord>>| {
+        if let Some(Event::PackageProgress(progress)) = record.map(|record| &record.event)
+            && let (Some(received), Some(total)) = (progress.received_bytes, progress.total_bytes)
         {
             bar.set_length(total);
             bar.set_position(received);
@@ -152,7 +157,12 @@ async fn show_fetched<T>(client: &Client, bar: &ProgressBar) -> T {
 }
 
 /// Streams the package to the appliance. Returns its description.
-async fn send(context: &Context, client: &Client, install: &Install, input: &Input) -> Result<Value, ClientError> {
+async fn send(
+    context: &Context,
+    client: &Client,
+    install: &Install,
+    input: &Input,
+) -> Result<Said<Package>, ClientError> {
     let mut url = format!("/api/v1/packages?allow_downgrade={}", install.allow_downgrade);
     if let Some(digest) = install.digest {
         url.push_str(&format!("&digest={digest}"));
@@ -221,34 +231,41 @@ fn bytes_left(file: &mut File) -> io::Result<Option<u64>> {
     Ok(Some(metadata.len().saturating_sub(file.stream_position()?)))
 }
 
-fn print_package(context: &Context, package: &Value) {
-    if context.json {
-        return context.print(&json!({ "event": "package.received", "data": package }).to_string());
+/// What is printed in JSON of a package that has arrived.
+#[derive(Debug, Serialize)]
+struct PackageReceived<T> {
+    event: &'static str,
+    data: T,
+}
+
+impl<T> PackageReceived<T> {
+    const fn new(data: T) -> Self {
+        Self { event: "package.received", data }
     }
-    let text = |key: &str| package[key].as_str().unwrap_or_default().to_owned();
-    let count = |key: &str| package["changes"][key].as_array().map_or(0, Vec::len);
-    let changes = if package["changes"].is_null() {
-        "what changes is unknown".to_owned() // the running release is damaged
-    } else {
-        format!("{} changed, {} added, {} removed", count("changed"), count("added"), count("removed"))
+}
+
+fn print_package(context: &Context, package: &Said<Package>) {
+    if context.json {
+        return context.print(&in_json(&PackageReceived::new(package)));
+    }
+    let changes = match &package.changes {
+        Some(Changes { added, changed, removed }) => {
+            format!("{} changed, {} added, {} removed", changed.len(), added.len(), removed.len())
+        }
+        None => "what changes is unknown".to_owned(), // the running release is damaged
     };
     context.print(&format!(
         "{:<13} {} {} -> {}: {changes}; {} bytes written, {} shared",
-        "verified",
-        text("appliance"),
-        text("from"),
-        text("version"),
-        package["written_bytes"],
-        package["linked_bytes"],
+        "verified", package.appliance, package.from, package.version, package.written_bytes, package.linked_bytes,
     ));
-    if let Some(reason) = package["failed_before"].as_str() {
+    if let Some(reason) = &package.failed_before {
         context.print(&format!("{:<13} this release failed here before: {reason}", "note"));
     }
-    if package["expired"] == true {
+    if package.expired {
         context.print(&format!("{:<13} its signatures are past their date", "note"));
     }
-    if let Some(released) = package["clock_behind"].as_str() {
+    if let Some(released) = &package.clock_behind {
         context.print(&format!("{:<13} {}", "note", notes::clock_behind(released)));
     }
-    context.print(&format!("{:<13} {}", "digest", text("digest")));
+    context.print(&format!("{:<13} {}", "digest", package.digest));
 }

@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 
 use refit_author::keys::{self, KeyRole, KeyStatus, Keys as SigningKeys, KeysError, Rotated, Rotation, Setup};
 use refit_base::{Exit, Report, Reported};
-use serde_json::json;
+use serde::Serialize;
 use zeroize::Zeroizing;
 
 use super::arguments::{DAYS_MAX, in_days, number_in};
 use super::context::Context;
+use super::said::in_json;
 use super::table::print_table;
 use super::{passphrase, signing_keys};
 
@@ -195,7 +196,7 @@ fn init(context: &Context, init: &Init) -> Result<(), KeyCommandError> {
     let made = SigningKeys::create(&dir, &setup)?;
     let root = dir.join("1.root.json");
     if context.json {
-        context.print(&json!({ "keys": dir, "root": root, "roles": made.status() }).to_string());
+        context.print(&in_json(&Made { keys: &dir, root: &root, roles: &made.status() }));
     }
     print_roles(context, &made.status());
     context.print_text("keep the keys secret and keep copies: without the root's, nobody can replace a lost one");
@@ -204,6 +205,37 @@ fn init(context: &Context, init: &Init) -> Result<(), KeyCommandError> {
     }
     context.print_text(&format!("appliances trust {}; ship it with them", root.display()));
     Ok(())
+}
+
+/// Keys that were made.
+#[derive(Serialize)]
+struct Made<'a> {
+    keys: &'a Path,
+    root: &'a Path,
+    roles: &'a [KeyStatus],
+}
+
+/// Keys that were rotated.
+#[derive(Serialize)]
+struct Renewed<'a> {
+    root: &'a Path,
+    version: u64,
+    made: &'a [PathBuf],
+    retired: &'a [PathBuf],
+    roles: &'a [KeyStatus],
+}
+
+/// Keys as they are.
+#[derive(Serialize)]
+struct Shown<'a> {
+    root: RootShown,
+    roles: &'a [KeyStatus],
+}
+
+#[derive(Serialize)]
+struct RootShown {
+    version: u64,
+    expires: jiff::Timestamp,
 }
 
 /// Returns whether a key of the root role lies in `dir`: none does if all of them are outside.
@@ -266,11 +298,8 @@ fn renew(context: &Context, renew: &Renew) -> Result<(), KeyCommandError> {
 fn print_rotated(context: &Context, keys: &SigningKeys, rotated: &Rotated) {
     let roles = keys.status();
     if context.json {
-        let object = json!({
-            "root": rotated.root, "version": rotated.version, "made": rotated.made, "retired": rotated.retired,
-            "roles": roles,
-        });
-        context.print(&object.to_string());
+        let Rotated { root, version, made, retired } = rotated;
+        context.print(&in_json(&Renewed { root, version: *version, made, retired, roles: &roles }));
     }
     for file in &rotated.made {
         context.print_text(&format!("made     {}", file.display()));
@@ -291,7 +320,7 @@ fn show(context: &Context, dir: &Path, with: &[PathBuf]) -> Result<(), KeyComman
     let (version, expires) = keys.root_version();
     let roles = keys.status();
     if context.json {
-        context.print(&json!({ "root": { "version": version, "expires": expires }, "roles": roles }).to_string());
+        context.print(&in_json(&Shown { root: RootShown { version, expires }, roles: &roles }));
         return Ok(());
     }
     context.print(&format!("root {version}, good until {expires}"));

@@ -39,6 +39,7 @@ mod notes;
 mod outcome;
 mod passphrase;
 mod publish;
+mod said;
 mod signing_keys;
 mod silence;
 mod table;

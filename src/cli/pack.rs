@@ -12,14 +12,15 @@ use refit_author::pack::{
     Closed, Examined, METADATA_VERSION, PackError, PackOptions, PackReport, PackStep, examine, file_name,
     pack as make_package,
 };
-use refit_author::publish::{Repository, RepositoryError, Terms};
+use refit_author::publish::{Outcome, Repository, RepositoryError, Terms};
 use refit_base::{Exit, Report, Reported, clock};
 use refit_updater::manifest::Codec;
-use serde_json::json;
+use serde::Serialize;
 
 use super::arguments::{DAYS_MAX, in_days, number_in};
 use super::context::{Context, say};
 use super::machine::parse_machine;
+use super::said::in_json;
 use super::totals::print_totals;
 use super::{publish, signing_keys};
 use crate::component::find_obstacles_in_tree;
@@ -150,15 +151,23 @@ fn try_run(context: &Context, pack: &Pack) -> Result<(), PackCommandError> {
     }
     let place = if scratch.is_some() { pack.repo.clone().unwrap_or_default() } else { out.clone() };
     if context.json {
-        let mut object = json!({ "package": place, "report": report, "warnings": warnings });
-        if let Some(outcome) = outcome {
-            object["outcome"] = json!(outcome);
-        }
-        context.print(&object.to_string());
+        context.print(&in_json(&Packed { package: &place, report: &report, warnings: &warnings, outcome }));
     } else {
         print_report(context, &report, &place, begun.elapsed());
     }
     Ok(())
+}
+
+/// What was packed, in JSON.
+#[derive(Serialize)]
+struct Packed<'a> {
+    /// The package, or the repository that has its release.
+    package: &'a Path,
+    report: &'a PackReport,
+    warnings: &'a [String],
+    /// What became of it in the repository.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    outcome: Option<Outcome>,
 }
 
 /// Returns the directory of the release and its configuration.

@@ -3,11 +3,12 @@
 use refit_base::{Chain, Exit};
 use refit_updater::attempt::Kind;
 use semver::Version;
-use serde_json::json;
+use serde::Serialize;
 
 use super::at_rest::{AtRest, AtRestError, Chosen, Files};
 use super::client::ClientError;
 use super::context::Context;
+use super::said::in_json;
 use super::table::print_table;
 
 #[derive(Debug, clap::Args)]
@@ -59,20 +60,15 @@ fn list(context: &Context) -> Result<(), AtRestError> {
             None => "unknown",
         };
         rows.push(vec![version.to_string(), state.to_owned(), whole.to_owned(), why.clone().unwrap_or("-".to_owned())]);
-        objects.push(json!({
-            "version": version,
-            "current": Some(&version) == current,
-            "good": good.contains(&version),
-            "whole": is_whole,
-            "reason": why,
-        }));
+        let (is_current, is_good) = (Some(&version) == current, good.contains(&version));
+        objects.push(Found { version, current: is_current, good: is_good, whole: is_whole, reason: why });
     }
     if context.json {
-        context.print(&json!({ "journal": files.journal.is_some(), "releases": objects }).to_string());
+        context.print(&in_json(&Findings { journal: files.journal.is_some(), releases: objects }));
         return Ok(());
     }
     print_table(context, &["RELEASE", "STATE", "FILES", "WHY"], &rows);
-    if !objects.iter().any(|release| release["whole"] == true) {
+    if !objects.iter().any(|release| release.whole == Some(true)) {
         context.print("");
         context.print(
             "no release is whole: `refit install PACKAGE --allow-downgrade` with the very package makes one whole",
@@ -83,6 +79,32 @@ fn list(context: &Context) -> Result<(), AtRestError> {
         context.print("the update journal and its copy are lost: `refit recover VERSION` says which release runs");
     }
     Ok(())
+}
+
+/// What is in the home, in JSON.
+#[derive(Serialize)]
+struct Findings {
+    /// Whether the journal or its copy is there.
+    journal: bool,
+    releases: Vec<Found>,
+}
+
+#[derive(Serialize)]
+struct Found {
+    version: Version,
+    current: bool,
+    good: bool,
+    /// Whether its files are what was signed; `null` if that cannot be seen.
+    whole: Option<bool>,
+    reason: Option<String>,
+}
+
+/// A release that runs from the next start on.
+#[derive(Serialize)]
+struct Picked<'a> {
+    from: Option<&'a Version>,
+    version: &'a Version,
+    trial: bool,
 }
 
 /// Has release `version` run from the next start on.
@@ -98,7 +120,7 @@ fn pick(context: &Context, version: &Version) -> Result<(), AtRestError> {
     let chosen = rest.go_to(Some(version), Kind::Rollback, "chosen by `refit recover`")?;
     if context.json {
         let Chosen { before, to, .. } = &chosen;
-        context.print(&json!({ "from": before, "version": to, "trial": chosen.is_on_trial() }).to_string());
+        context.print(&in_json(&Picked { from: before.as_ref(), version: to, trial: chosen.is_on_trial() }));
     }
     context.print_text(&format!("{chosen}; {}", rest.then()));
     Ok(())

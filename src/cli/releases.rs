@@ -7,14 +7,16 @@ use refit_updater::Digest;
 use refit_updater::removal::{self, RemovalError};
 use reqwest::Method;
 use semver::Version;
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use super::at_rest::{self, AtRest, AtRestError, Files};
 use super::client::{Client, ClientError, run_online};
 use super::context::Context;
-use super::table::{cell, list, print_table, short};
+use super::said::{Said, in_json};
+use super::table::{cell, print_table, short};
 use crate::api::describe_releases;
 use crate::home::HomeError;
+use crate::wire::{Releases as OnDisk, Removed, Status};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Releases {
@@ -30,6 +32,13 @@ enum Action {
         #[arg(value_name = "VERSION|DIGEST")]
         what: What,
     },
+}
+
+/// A package that was removed from staging.
+#[derive(Debug, Serialize)]
+struct Discarded {
+    /// Its digest.
+    removed: Digest,
 }
 
 /// What is removed.
@@ -60,14 +69,14 @@ async fn remove(context: &Context, version: &Version) -> Result<Exit, ClientErro
     let client = Client::new(&context.home)?;
     let path = format!("/api/v1/releases/{version}");
     // Asked before: what nobody answers to is not left for a runtime that starts later.
-    let asked = match client.get("/api/v1/status").await {
+    let asked = match client.get::<Said<Status>>("/api/v1/status").await {
         Ok(_) => client.json_long(client.request(Method::DELETE, &path)).await,
         Err(error) => Err(error),
     };
-    let removed = match asked {
+    let removed: Said<Removed> = match asked {
         Ok(removed) => removed,
         Err(unavailable) if unavailable.is_at_rest() => match remove_at_rest(context, version) {
-            Ok(bytes) => json!({ "removed": version, "installed_bytes": bytes }),
+            Ok(bytes) => Said::here(Removed { removed: version.clone(), installed_bytes: bytes }),
             Err(AtRestError::Home(HomeError::Missing { .. } | HomeError::Empty { .. })) => return Err(unavailable),
             Err(error) => return Ok(context.fail(&error)),
         },
@@ -80,7 +89,7 @@ async fn remove(context: &Context, version: &Version) -> Result<Exit, ClientErro
     if context.json {
         context.print(&removed.to_string());
     } else {
-        context.print(&match removed["installed_bytes"].as_u64() {
+        context.print(&match removed.installed_bytes {
             None => format!("release {version} is removed"),
             Some(bytes) => format!("release {version} is removed; it had {bytes} bytes, those that it shared included"),
         });
@@ -90,10 +99,8 @@ async fn remove(context: &Context, version: &Version) -> Result<Exit, ClientErro
 
 /// Returns the digests of the packages of release `version` that are staged.
 async fn staged(client: &Client, version: &Version) -> Result<Vec<Digest>, ClientError> {
-    let releases = client.get("/api/v1/releases").await?;
-    let version = version.to_string();
-    let packages = list(&releases["staged"]).filter(|package| package["version"] == version.as_str());
-    Ok(packages.filter_map(|package| package["digest"].as_str()?.parse().ok()).collect())
+    let releases: OnDisk = client.get("/api/v1/releases").await?;
+    Ok(releases.staged.iter().filter(|package| package.version == *version).map(|package| package.digest).collect())
 }
 
 /// Removes packages that are staged.
@@ -102,7 +109,7 @@ async fn discard(context: &Context, digests: &[Digest]) -> Result<Exit, ClientEr
     for digest in digests {
         client.send(client.request(Method::DELETE, &format!("/api/v1/packages/{digest}"))).await?;
         if context.json {
-            context.print(&json!({ "removed": digest }).to_string());
+            context.print(&in_json(&Discarded { removed: *digest }));
         } else {
             context.print(&format!("the staged package {digest} is removed"));
         }
@@ -142,29 +149,36 @@ fn print_at_rest(context: &Context) -> Result<(), AtRestError> {
     let files = Files::look(context)?;
     let journal = files.as_seen().ok_or_else(|| context.home.without_journal()).map_err(AtRestError::from)?;
     let releases = describe_releases(&journal, &files.store)?;
-    print(context, &json!({ "releases": releases, "staged": [] }));
+    print(context, &Said::here(OnDisk { releases, staged: Vec::new() }));
     Ok(())
 }
 
-fn print(context: &Context, releases: &Value) -> Exit {
+fn print(context: &Context, releases: &Said<OnDisk>) -> Exit {
     if context.json {
         context.print(&releases.to_string());
         return Exit::Done;
     }
-    let rows: Vec<Vec<String>> = list(&releases["releases"])
+    let rows: Vec<Vec<String>> = releases
+        .releases
+        .iter()
         .map(|row| {
             vec![
-                cell(&row["version"]),
-                cell(&row["state"]),
-                cell(&row["installed_bytes"]),
-                short(&cell(&row["digest"])),
-                cell(&row["reason"]),
+                row.version.to_string(),
+                row.state.to_string(),
+                cell(row.installed_bytes),
+                short(&cell(row.digest)),
+                cell(row.reason.as_ref()),
             ]
         })
         .collect();
     print_table(context, &["RELEASE", "STATE", "BYTES", "DIGEST", "WHY"], &rows);
-    let staged: Vec<Vec<String>> = list(&releases["staged"])
-        .map(|row| ["version", "received_at", "installed_bytes", "digest"].map(|key| cell(&row[key])).to_vec())
+    let staged: Vec<Vec<String>> = releases
+        .staged
+        .iter()
+        .map(|row| {
+            let (version, bytes, digest) = (row.version.to_string(), row.installed_bytes.to_string(), row.digest);
+            vec![version, row.received_at.clone(), bytes, digest.to_string()]
+        })
         .collect();
     if !staged.is_empty() {
         context.print("");

@@ -9,11 +9,12 @@ use refit_base::{Exit, FileError, Report, Reported, clock, file_error};
 use refit_updater::durable;
 use refit_updater::package::METADATA_BYTES_MAX;
 use refit_updater::repository::{Listed, Offer};
-use serde_json::json;
+use serde::Serialize;
 
 use super::arguments::{DAYS_MAX, in_days, number_in};
 use super::context::Context;
 use super::publish::{TIMESTAMP_DAYS_DEFAULT, warn};
+use super::said::in_json;
 use super::signing_keys;
 use super::table::{print_table, short};
 
@@ -253,7 +254,7 @@ fn check_all(context: &Context, reading: &Reading) -> Result<(), RepoError> {
     bar.finish_and_clear();
     let found = found?;
     if context.json {
-        context.print(&json!(found).to_string());
+        context.print(&in_json(&found));
     }
     for problem in &found.problems {
         context.print_text(&problem.to_string());
@@ -271,16 +272,20 @@ fn check_all(context: &Context, reading: &Reading) -> Result<(), RepoError> {
     }
 }
 
+/// What is in a repository, in JSON.
+#[derive(Serialize)]
+struct Shown<'a> {
+    #[serde(flatten)]
+    contents: &'a Contents,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    accepted_retired: Option<&'a [Listed]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    added: Option<&'a [Addition]>,
+}
+
 fn print_contents(context: &Context, contents: &Contents, accepted: Option<&[Listed]>, added: Option<&[Addition]>) {
     if context.json {
-        let mut object = json!(contents);
-        if let Some(accepted) = accepted {
-            object["accepted_retired"] = json!(accepted);
-        }
-        if let Some(added) = added {
-            object["added"] = json!(added);
-        }
-        return context.print(&object.to_string());
+        return context.print(&in_json(&Shown { contents, accepted_retired: accepted, added }));
     }
     let rows: Vec<Vec<String>> = contents
         .releases

@@ -1,114 +1,111 @@
 //! `refit status`: how the appliance is.
 
 use refit_base::Exit;
-use serde_json::Value;
 
 use super::client::{Client, ClientError};
 use super::component_table::print_components;
 use super::context::Context;
 use super::notes;
-use super::table::{cell, list, print_table};
+use super::said::Said;
+use super::table::{cell, print_table};
+use crate::wire::{Fault, Listener, Reception, Status};
 
 pub(super) async fn run(context: &Context) -> Result<Exit, ClientError> {
-    let status = Client::new(&context.home)?.get("/api/v1/status").await?;
+    let status: Said<Status> = Client::new(&context.home)?.get("/api/v1/status").await?;
     if context.json {
         context.print(&status.to_string());
         return Ok(Exit::Done);
     }
-    let release = &status["release"];
-    context.print(&format!(
-        "{} {} ({}), bus {}",
-        cell(&status["appliance"]),
-        cell(&release["version"]),
-        cell(&release["state"]),
-        cell(&status["bus"]["state"]),
-    ));
-    let runtime = &status["runtime"];
+    print_head(context, &status);
+    print_warnings(context, &status);
+    context.print("");
+    print_components(context, &status.components);
+    context.print("");
+    print_listeners(context, &status.listeners);
+    for fault in &status.faults {
+        print_fault(context, fault);
+    }
+    Ok(Exit::Done)
+}
+
+/// Prints what runs, and what is under way.
+fn print_head(context: &Context, status: &Status) {
+    let Status { release, runtime, .. } = status;
+    context.print(&format!("{} {} ({}), bus {}", status.appliance, release.version, release.state, status.bus.state));
     context.print(&format!(
         "guard {}, runtime {} (image {} since {}), previous release {}",
-        status["guard"]["pid"],
-        runtime["pid"],
-        runtime["generation"],
-        cell(&runtime["started_at"]),
-        cell(&status["previous"]),
+        status.guard.pid,
+        runtime.pid,
+        runtime.generation,
+        runtime.started_at,
+        cell(status.previous.as_ref()),
     ));
-    if let Some(line) = notes::unconfirmed(&status["bus"]["unconfirmed"]) {
-        context.print(&line);
+    if let Some(reload) = &status.bus.unconfirmed {
+        context.print(&notes::unconfirmed(&reload.until, reload.generation));
     }
-    if let Some(update) = status["update"].as_object() {
-        context.print(&format!(
-            "{} {} -> {}: {}",
-            cell(&update["kind"]),
-            cell(&update["from"]),
-            cell(&update["to"]),
-            cell(&update["step"]),
-        ));
+    if let Some(update) = &status.update {
+        context.print(&format!("{} {} -> {}: {}", update.kind, update.from, update.to, update.step));
     }
-    if let Some(line) = reception_line(&status["receiving"]) {
-        context.print(&line);
+    if let Some(reception) = &status.receiving {
+        context.print(&reception_line(reception));
     }
-    for package in list(&status["staged"]) {
+    for package in &status.staged {
         context.print(&format!(
             "release {} is staged since {}: refit install {}",
-            cell(&package["version"]),
-            cell(&package["received_at"]),
-            cell(&package["digest"]),
+            package.version, package.received_at, package.digest,
         ));
     }
-    for warning in list(&status["trust"]["warnings"]).filter_map(Value::as_str) {
+}
+
+/// Prints what somebody should see to.
+fn print_warnings(context: &Context, status: &Status) {
+    let version = &status.release.version;
+    for warning in &status.trust.warnings {
         context.print(&format!("warning: {warning}"));
     }
-    for file in list(&status["config"]["unmerged"]) {
-        context.print(&format!(
-            "warning: {}",
-            notes::unmerged(&release["version"], &file["path"], &file["new_default"], &file["because"])
-        ));
+    for file in &status.config.unmerged {
+        let said = notes::unmerged(version, &file.path, &file.new_default, &file.because);
+        context.print(&format!("warning: {said}"));
     }
-    if status["read_only"] == true {
+    if status.read_only {
         context.print(
             "warning: the disk of the home is read-only: what runs goes on, and nothing that changes is kept; repair the disk, or mount it \
              so that it can be written to",
         );
     }
-    for found in list(&status["config"]["unread"]) {
-        context.print(&format!("warning: {}", notes::unread(&release["version"], &found["path"], &found["why"])));
+    for found in &status.config.unread {
+        context.print(&format!("warning: {}", notes::unread(version, &found.path, &found.why)));
     }
-    context.print("");
-    print_components(context, &status["components"]);
-    context.print("");
+}
+
+fn print_listeners(context: &Context, listeners: &[Listener]) {
     let rows: Vec<Vec<String>> =
-        list(&status["listeners"]).map(|row| vec![cell(&row["name"]), cell(&row["address"])]).collect();
+        listeners.iter().map(|listener| vec![listener.name.clone(), listener.address.clone()]).collect();
     print_table(context, &["LISTENER", "ADDRESS"], &rows);
-    for missing in list(&status["listeners"]).filter(|listener| listener["failure"].is_string()) {
-        let [name, address, failure] = ["name", "address", "failure"].map(|key| cell(&missing[key]));
-        context.print(&format!(
-            "warning: cannot listen on {address} for the listener {name}: {failure}; it is tried again"
-        ));
-    }
-    for fault in list(&status["faults"]) {
-        let priority = fault["priority"].as_i64().map_or_else(String::new, |number| format!(" (priority {number})"));
-        context.print(&format!(
-            "fault: {} {}: {}{priority}",
-            cell(&fault["component"]),
-            cell(&fault["phase"]),
-            cell(&fault["cause"])
-        ));
-        for line in list(&fault["output"]).filter_map(Value::as_str) {
-            context.print(&format!("    {line}"));
+    for Listener { name, address, failure } in listeners {
+        if let Some(failure) = failure {
+            context.print(&format!(
+                "warning: cannot listen on {address} for the listener {name}: {failure}; it is tried again"
+            ));
         }
     }
-    Ok(Exit::Done)
+}
+
+fn print_fault(context: &Context, fault: &Fault) {
+    let priority = fault.priority.map_or_else(String::new, |number| format!(" (priority {number})"));
+    context.print(&format!("fault: {} {}: {}{priority}", fault.component, fault.phase, fault.cause));
+    for line in &fault.output {
+        context.print(&format!("    {line}"));
+    }
 }
 
 /// Returns what arrives and how far it is.
-fn reception_line(receiving: &Value) -> Option<String> {
-    let step = receiving["step"].as_str()?;
-    let what = receiving["version"].as_str().map_or("a package".to_owned(), |version| format!("release {version}"));
-    let bytes = |key: &str| receiving[key].as_u64().map(|bytes| indicatif::BinaryBytes(bytes).to_string());
-    let progress = match (bytes("received_bytes"), bytes("total_bytes")) {
-        (Some(received), Some(total)) => format!(", {received} of {total}"),
-        (Some(received), None) => format!(", {received}"),
-        (None, _) => String::new(),
+fn reception_line(reception: &Reception) -> String {
+    let what = reception.version.as_ref().map_or("a package".to_owned(), |version| format!("release {version}"));
+    let received = indicatif::BinaryBytes(reception.received_bytes);
+    let progress = match reception.total_bytes.map(indicatif::BinaryBytes) {
+        Some(total) => format!(", {received} of {total}"),
+        None => format!(", {received}"),
     };
-    Some(format!("receiving {what} since {}: {step}{progress}", cell(&receiving["since"])))
+    format!("receiving {what} since {}: {}{progress}", reception.since, reception.step)
 }

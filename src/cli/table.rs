@@ -1,21 +1,23 @@
 //! Answers as tables.
 
+use std::fmt::Display;
+
 use serde_json::Value;
 
 use super::context::Context;
 
-/// Returns what JSON says, as a table cell.
-pub(super) fn cell(value: &Value) -> String {
+/// Returns what `value` says, as a table cell; a dash if there is none.
+pub(super) fn cell(value: Option<impl Display>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| value.to_string())
+}
+
+/// Returns what somebody answered in any JSON, as a table cell.
+pub(super) fn any_cell(value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),
         Value::String(text) => text.clone(),
         Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => value.to_string(),
     }
-}
-
-/// Returns the elements of a list; of anything else, none.
-pub(super) fn list(value: &Value) -> impl Iterator<Item = &Value> {
-    value.as_array().into_iter().flatten()
 }
 
 /// Returns as much of a digest as people compare at a glance.

@@ -1,12 +1,13 @@
 //! `refit trust`: whom this appliance trusts, and the way out when that is damaged.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use refit_base::{Exit, FileError, Report, Reported, clock, file_error};
 use refit_updater::trust::{Trust as TrustStore, TrustError};
-use serde_json::json;
+use serde::Serialize;
 
 use super::context::Context;
+use super::said::in_json;
 use super::table::print_table;
 use crate::home::HomeError;
 
@@ -58,13 +59,19 @@ pub(super) fn run(context: &Context, trust: &Trust) -> Exit {
     }
 }
 
-fn reset(context: &Context, root: &std::path::Path) -> Result<(), TrustCommandError> {
+/// A root that is trusted now.
+#[derive(Serialize)]
+struct Trusted<'a> {
+    trusted: &'a Path,
+}
+
+fn reset(context: &Context, root: &Path) -> Result<(), TrustCommandError> {
     let path = context.path(root);
     let bytes = std::fs::read(&path).map_err(file_error("read", &path))?;
     context.home.require_own()?;
     TrustStore::reset(context.home.path(), &bytes)?;
     if context.json {
-        context.print(&json!({ "trusted": path }).to_string());
+        context.print(&in_json(&Trusted { trusted: &path }));
     }
     context.print_text(&format!("{} is trusted; which versions were seen is forgotten", path.display()));
     Ok(())
@@ -74,7 +81,7 @@ fn show(context: &Context) -> Result<(), TrustCommandError> {
     context.home.require_appliance()?;
     let status = TrustStore::open(context.home.path())?.status(clock::now())?;
     if context.json {
-        context.print(&json!(status).to_string());
+        context.print(&in_json(&status));
         return Ok(());
     }
     let rows: Vec<Vec<String>> = status

@@ -3,9 +3,10 @@
 use std::io::{self, BufRead};
 
 use refit_base::Exit;
-use serde_json::json;
+use serde::Serialize;
 
 use super::context::Context;
+use super::said::in_json;
 use crate::auth;
 
 #[derive(Debug, clap::Subcommand)]
@@ -19,6 +20,14 @@ pub(super) enum User {
         #[arg(long)]
         generate: bool,
     },
+}
+
+/// An account whose password was set.
+#[derive(Serialize)]
+struct Changed<'a> {
+    user: &'a str,
+    /// The password, if it was made here.
+    password: Option<&'a str>,
 }
 
 pub(super) fn run(context: &Context, user: &User) -> Exit {
@@ -39,8 +48,8 @@ pub(super) fn run(context: &Context, user: &User) -> Exit {
     match auth::set_password(&context.home, name, &password) {
         Ok(()) => {
             if context.json {
-                let shown = generate.then_some(&password);
-                context.print(&json!({ "user": name, "password": shown }).to_string());
+                let shown = generate.then_some(password.as_str());
+                context.print(&in_json(&Changed { user: name, password: shown }));
             } else if *generate {
                 context.print(&password);
             } else {

@@ -4,12 +4,13 @@ use std::path::PathBuf;
 
 use refit_base::{Exit, Report, Reported};
 use refit_updater::journal::Journal;
-use refit_updater::release::StoreError;
+use refit_updater::release::{StoreError, VerifyReport};
 use semver::Version;
-use serde_json::json;
+use serde::Serialize;
 
 use super::at_rest::{AtRestError, Files};
 use super::context::Context;
+use super::said::in_json;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Verify {
@@ -50,6 +51,13 @@ pub(super) fn run(context: &Context, verify: &Verify) -> Exit {
     }
 }
 
+/// What was found, in JSON.
+#[derive(Serialize)]
+struct Verified<'a> {
+    version: &'a Version,
+    report: &'a VerifyReport,
+}
+
 fn try_verify(context: &Context, verify: &Verify) -> Result<(), VerifyError> {
     let files = Files::look(context)?;
     let (store, journal) = (&files.store, files.as_seen());
@@ -66,7 +74,7 @@ fn try_verify(context: &Context, verify: &Verify) -> Result<(), VerifyError> {
     }
     let report = store.verify(&version, &mut |_| {})?;
     if context.json {
-        context.print(&json!({ "version": version, "report": report }).to_string());
+        context.print(&in_json(&Verified { version: &version, report: &report }));
     }
     for problem in &report.problems {
         context.print_text(&problem.to_string());

@@ -130,6 +130,34 @@ events! {
     }
 }
 
+impl Event {
+    /// Returns the ticket of the update that it is about, if it is about one.
+    pub fn update(&self) -> Option<&str> {
+        match self {
+            Self::UpdateStep(step) => Some(&step.id),
+            Self::UpdateProgress(progress) => Some(&progress.id),
+            Self::UpdateConfig(merged) => Some(&merged.id),
+            Self::Other { data, .. } => data.get("id")?.as_str(),
+            Self::BusState(_)
+            | Self::BusRequest(_)
+            | Self::BusReload(_)
+            | Self::ReloadWaiting(_)
+            | Self::ReloadConfirmed(_)
+            | Self::ReloadReverting(_)
+            | Self::ReloadReverted(_)
+            | Self::ReloadLost(_)
+            | Self::BusPublication(_)
+            | Self::Fault(_)
+            | Self::Component(_)
+            | Self::PeerUp(_)
+            | Self::PeerDown(_)
+            | Self::Handover(_)
+            | Self::PackageProgress(_)
+            | Self::Release(_) => None,
+        }
+    }
+}
+
 /// Returns the event whose data is `data`; one whose shape is another stays as it is.
 fn read<T: DeserializeOwned>(name: &str, data: Value, make: impl FnOnce(T) -> Event) -> Event {
     match T::deserialize(&data) {

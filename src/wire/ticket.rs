@@ -122,6 +122,12 @@ pub struct Ticket {
 }
 
 impl Ticket {
+    /// Returns the ticket of a request that is under way.
+    pub fn open(id: String, request: RequestName, origin: String) -> Self {
+        let state = TicketState::Accepted;
+        Self { id, request, origin, state, reason: None, exit: None, asked: Vec::new(), confirmation: None }
+    }
+
     /// Returns whether nothing more will happen.
     pub fn is_final(&self) -> bool {
         self.state != TicketState::Accepted

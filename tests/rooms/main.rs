@@ -11,6 +11,7 @@ mod parser;
 mod samples;
 mod tokens;
 mod tree;
+mod untyped;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -84,6 +85,20 @@ fn every_path_leads_to_a_file() {
     for dir in crates() {
         assert_none("paths that this test cannot follow", &read(&dir).lost());
     }
+}
+
+/// What goes over a wire has a type in `src/wire/`: an object literal is a second description of it, and a lookup by text a third.
+#[test]
+fn what_goes_over_a_wire_has_a_type() {
+    // Files that only tests have.
+    let is_program = |file: &&String| !file.ends_with("tests.rs");
+    let all = sources("src");
+    let of = |find: fn(&str, &str) -> Vec<String>, dir: &str| -> Vec<String> {
+        let files = all.keys().filter(is_program).filter(|file| file.starts_with(dir));
+        files.flat_map(|file| find(file, &all[file])).collect()
+    };
+    assert_none("JSON that is written without a type", &of(untyped::literals, "src/"));
+    assert_none("JSON that a command looks up by a text", &of(untyped::lookups, "src/cli/"));
 }
 
 fn assert_none(what: &str, lines: &[String]) {

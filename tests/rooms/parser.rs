@@ -43,6 +43,22 @@ pub(crate) fn parse(file: &str, text: &str, path: &[String]) -> (BTreeMap<Vec<St
     (parser.modules, files)
 }
 
+/// Returns the tokens of `text` but for what is there only for tests.
+pub(crate) fn without_tests(text: &str) -> Vec<Token> {
+    let tokens = tokens(text);
+    let mut parser = Parser { modules: BTreeMap::new(), file: "", tokens: &tokens, at: 0 };
+    let mut kept = vec![false; tokens.len()];
+    while parser.at < tokens.len() {
+        if parser.text(0) == "#" && parser.is_test_only() {
+            parser.skip_item();
+        } else {
+            kept[parser.at] = true;
+            parser.at += 1;
+        }
+    }
+    tokens.into_iter().zip(kept).filter_map(|(token, is_kept)| is_kept.then_some(token)).collect()
+}
+
 struct Parser<'a> {
     modules: BTreeMap<Vec<String>, Module>,
     file: &'a str,

@@ -1,11 +1,18 @@
 //! Events as lines for people: when, how long after the line before, what about, and a sentence.
 
+use std::fmt::Display;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use serde_json::Value;
 
-use crate::cli::table::cell;
+use crate::cli::table::{any_cell, cell};
+use crate::wire::event::{
+    ComponentChanged, PackageProgress, PeerChanged, ReleaseChanged, ReloadConfirmed, ReloadEnded, ReloadReverted,
+    Reloaded, RequestOutcome, Requested, SiteChanged, TookOver, UpdateProgress, UpdateStep,
+};
+use crate::wire::step::Step;
+use crate::wire::{AnswerOutcome, BusState, ComponentState, Event, EventRecord, Fault, Health, Report, Unconfirmed};
 
 /// The width of the column that says what an event is about.
 const ABOUT_WIDTH: usize = 9;
@@ -49,16 +56,16 @@ impl Timeline {
     }
 
     /// Returns the first line: where the site stands.
-    pub(super) fn begin(&self, state: &str) -> String {
+    pub(super) fn begin(&self, state: &BusState) -> String {
         format!("the site is {state}; what happens from now on:")
     }
 
     /// Returns the line of an event; `None` for one that says nothing new to people.
-    pub(super) fn line(&mut self, event: &Value) -> Option<String> {
-        let Line { about, text, tone } = sentence(event)?;
-        let at = event["at"].as_str().unwrap_or_default();
+    pub(super) fn line(&mut self, record: &EventRecord) -> Option<String> {
+        let Line { about, text, tone } = sentence(&record.event)?;
+        let at = record.at.as_str();
         let clock = at.split('T').nth(1).unwrap_or(at).trim_end_matches('Z');
-        let now = Moment { ms: event["monotonic_ms"].as_u64(), at: at.parse().ok() };
+        let now = Moment { ms: record.monotonic_ms, at: at.parse().ok() };
         let since = self.last.and_then(|last| now.since(last)).map(since_last).unwrap_or_default();
         self.last = Some(now);
         if self.colours {
@@ -104,103 +111,110 @@ fn line(about: &'static str, text: String, tone: Tone) -> Option<Line> {
 }
 
 /// Returns `value` after `before`, or nothing if there is none.
-fn prefixed(before: &str, value: &Value) -> String {
-    if value.is_null() { String::new() } else { format!("{before}{}", cell(value)) }
+fn prefixed(before: &str, value: Option<impl Display>) -> String {
+    value.map(|value| format!("{before}{value}")).unwrap_or_default()
 }
 
 /// Returns the priority of a listener that failed, where it is known.
-fn with_priority(data: &Value) -> String {
-    data["priority"].as_i64().map_or_else(String::new, |priority| format!(" (priority {priority})"))
+fn with_priority(priority: Option<i32>) -> String {
+    priority.map_or_else(String::new, |priority| format!(" (priority {priority})"))
 }
 
-fn sentence(event: &Value) -> Option<Line> {
-    let data = &event["data"];
-    let text = |key: &str| cell(&data[key]);
-    match event["event"].as_str().unwrap_or_default() {
-        "bus.state" => {
-            let tone = if data["state"] == "Running" { Tone::Good } else { Tone::Plain };
-            line("state", text("state"), tone)
+fn sentence(event: &Event) -> Option<Line> {
+    match event {
+        Event::BusState(SiteChanged { state }) => {
+            let tone = if *state == BusState::Running { Tone::Good } else { Tone::Plain };
+            line("state", state.to_string(), tone)
         }
-        "bus.request" => {
-            let outcome = match data["outcome"].as_str() {
-                Some("merged") => "merged with one under way".to_owned(),
-                Some("already") => "it is so already".to_owned(),
-                Some("refused") => format!("refused: {}", text("reason")),
-                Some(other) => other.to_owned(),
-                None => String::new(),
-            };
-            let tone = if data["outcome"] == "refused" { Tone::Warning } else { Tone::Plain };
-            line("request", format!("{} asks for {}: {outcome}", text("origin"), text("request")), tone)
+        Event::BusRequest(requested) => request(requested),
+        Event::BusReload(Reloaded { generation, reason, .. }) => reload_over(*generation, reason.as_ref()),
+        Event::ReloadWaiting(Unconfirmed { generation, until, .. }) => {
+            line("reload", format!("generation {generation} waits to be confirmed until {until}"), Tone::Warning)
         }
-        name if name.starts_with("bus.reload") => reload(name, data),
-        "bus.publication" => publication(data),
-        "fault" => {
-            let priority = with_priority(data);
-            let said = format!("{} failed to {}: {}{priority}", text("component"), text("phase"), text("cause"));
+        Event::ReloadConfirmed(ReloadConfirmed { reload, by }) => {
+            line("reload", format!("{by} has confirmed generation {}", reload.generation), Tone::Good)
+        }
+        Event::ReloadReverting(ReloadEnded { reload, reason }) => {
+            line("reload", format!("generation {} is being reverted: {reason}", reload.generation), Tone::Warning)
+        }
+        Event::ReloadReverted(ReloadReverted { reload, failed, .. }) => {
+            let said = format!("generation {} is reverted", reload.generation);
+            match failed {
+                None => line("reload", said, Tone::Warning),
+                Some(failed) => line("reload", format!("{said} except for {}", failed.trim_start()), Tone::Bad),
+            }
+        }
+        Event::ReloadLost(ReloadEnded { reason, .. }) => line("reload", reason.clone(), Tone::Bad),
+        Event::BusPublication(report) => publication(report),
+        Event::Fault(Fault { component, phase, cause, priority, .. }) => {
+            let said = format!("{component} failed to {phase}: {cause}{}", with_priority(*priority));
             line("fault", said, Tone::Bad)
         }
-        "component" => component(data),
-        "component.up" => line("peer", format!("{} is on the bus", text("peer")), Tone::Plain),
-        "component.down" => line("peer", format!("{} is off the bus: {}", text("peer"), text("reason")), Tone::Warning),
-        "handover" => {
-            let gap = data["gap_us"].as_f64().unwrap_or(0.0) / 1000.0;
+        Event::Component(changed) => component(changed),
+        Event::PeerUp(PeerChanged { peer, .. }) => line("peer", format!("{peer} is on the bus"), Tone::Plain),
+        Event::PeerDown(PeerChanged { peer, reason, .. }) => {
+            line("peer", format!("{peer} is off the bus{}", prefixed(": ", reason.as_ref())), Tone::Warning)
+        }
+        Event::Handover(TookOver { gap_us, .. }) => {
+            #[expect(clippy::cast_precision_loss, reason = "a gap of days need not be exact to the microsecond")]
+            let gap = gap_us.unwrap_or(0) as f64 / 1000.0;
             line("handover", format!("the next image took over; nobody accepted for {gap:.1} ms"), Tone::Good)
         }
-        "update.step" => {
-            let step = text("step");
-            let tone = match step.as_str() {
-                "committed" => Tone::Good,
-                "rolled-back" | "rolling-back" | "failed" => Tone::Bad,
-                _ => Tone::Plain,
+        Event::UpdateStep(UpdateStep { step, text, .. }) => {
+            let is_bad = matches!(step, Step::RolledBack | Step::RollingBack | Step::Failed);
+            let tone = if is_bad {
+                Tone::Bad
+            } else if *step == Step::Committed {
+                Tone::Good
+            } else {
+                Tone::Plain
             };
-            line("update", format!("{step}{}", prefixed(": ", &data["text"])), tone)
+            let text = Some(text).filter(|text| !text.is_empty());
+            line("update", format!("{step}{}", prefixed(": ", text)), tone)
         }
-        "update.progress" | "package.progress" => {
-            let percent = data["progress"].as_f64().map(|part| format!("{:.0} % ", part * 100.0)).unwrap_or_default();
-            let detail = [&data["text"], &data["step"]].into_iter().find(|value| !value.is_null());
-            line(
-                "update",
-                format!("{percent}{}", detail.map(cell).unwrap_or_default()).trim_end().to_owned(),
-                Tone::Plain,
-            )
+        Event::UpdateProgress(UpdateProgress { progress, text, .. }) => {
+            line("update", format!("{:.0} % {text}", progress * 100.0).trim_end().to_owned(), Tone::Plain)
         }
-        "release" => line("release", format!("{} is {}", text("version"), text("state")), Tone::Good),
-        other => line("event", format!("{other}{}", other_data(data)), Tone::Plain),
+        Event::PackageProgress(PackageProgress { step, .. }) => line("update", step.to_string(), Tone::Plain),
+        Event::Release(ReleaseChanged { version, state }) => {
+            line("release", format!("{version} is {state}"), Tone::Good)
+        }
+        Event::UpdateConfig(_) | Event::Other { .. } => {
+            let data = event.data().unwrap_or_default();
+            line("event", format!("{}{}", event.name(), other_data(&data)), Tone::Plain)
+        }
     }
 }
 
-/// Returns the line of a reload, and of what becomes of one that has to be confirmed.
-fn reload(name: &str, data: &Value) -> Option<Line> {
-    let (generation, reason) = (cell(&data["generation"]), cell(&data["reason"]));
-    let (text, tone) = match name {
-        "bus.reload.waiting" => {
-            let until = cell(&data["until"]);
-            (format!("generation {generation} waits to be confirmed until {until}"), Tone::Warning)
-        }
-        "bus.reload.confirmed" => (format!("{} has confirmed generation {generation}", cell(&data["by"])), Tone::Good),
-        "bus.reload.reverting" => (format!("generation {generation} is being reverted: {reason}"), Tone::Warning),
-        "bus.reload.reverted" => match data["failed"].as_str() {
-            None => (format!("generation {generation} is reverted"), Tone::Warning),
-            Some(failed) => {
-                (format!("generation {generation} is reverted except for {}", failed.trim_start()), Tone::Bad)
-            }
-        },
-        _ if data["reason"].is_null() => (format!("generation {generation} is in force"), Tone::Good),
-        _ => (reason, Tone::Bad),
-    };
-    line("reload", text, tone)
+/// Returns the line of a reload that is over, for this reason if it is not in force.
+fn reload_over(generation: u64, reason: Option<&String>) -> Option<Line> {
+    match reason {
+        None => line("reload", format!("generation {generation} is in force"), Tone::Good),
+        Some(reason) => line("reload", reason.clone(), Tone::Bad),
+    }
 }
 
-fn publication(data: &Value) -> Option<Line> {
-    let channel = data["channel"].as_str().unwrap_or_default();
-    let answers = data["answers"].as_array().map(Vec::as_slice).unwrap_or_default();
-    if let Some(reason) = data["refused"].as_str() {
+fn request(Requested { request, origin, outcome, reason, .. }: &Requested) -> Option<Line> {
+    let (said, tone) = match outcome {
+        RequestOutcome::Merged => ("merged with one under way".to_owned(), Tone::Plain),
+        RequestOutcome::Already => ("it is so already".to_owned(), Tone::Plain),
+        RequestOutcome::Refused => (format!("refused{}", prefixed(": ", reason.as_ref())), Tone::Warning),
+        RequestOutcome::Accepted | RequestOutcome::Other(_) => (outcome.to_string(), Tone::Plain),
+    };
+    line("request", format!("{origin} asks for {request}: {said}"), tone)
+}
+
+fn publication(Report { channel, refused, answers, .. }: &Report) -> Option<Line> {
+    if let Some(reason) = refused {
         return line("publish", format!("on {channel}, refused: {reason}"), Tone::Bad);
     }
     let failed: Vec<String> = answers
         .iter()
-        .filter(|answer| answer["outcome"] == "failed" || answer["outcome"] == "timeout")
-        .map(|answer| format!("{}: {}{}", cell(&answer["listener"]), cell(&answer["reason"]), with_priority(answer)))
+        .filter(|answer| matches!(answer.outcome, AnswerOutcome::Failed | AnswerOutcome::Timeout))
+        .map(|answer| {
+            let (why, priority) = (cell(answer.reason.as_ref()), with_priority(Some(answer.priority)));
+            format!("{}: {why}{priority}", answer.listener)
+        })
         .collect();
     let count = match answers.len() {
         0 => "nobody listens".to_owned(),
@@ -220,21 +234,19 @@ fn publication(data: &Value) -> Option<Line> {
     line("publish", text, Tone::Bad)
 }
 
-fn component(data: &Value) -> Option<Line> {
-    let state = data["state"].as_str().unwrap_or_default();
-    let mut text = format!("{} is {state}", cell(&data["name"]));
-    if state == "running" {
-        text.push_str(&prefixed(", process ", &data["pid"]));
+fn component(ComponentChanged { name, state, pid, health, reason, status }: &ComponentChanged) -> Option<Line> {
+    let mut text = format!("{name} is {state}");
+    if *state == ComponentState::Running {
+        text.push_str(&prefixed(", process ", *pid));
     }
-    let health = data["health"].as_str().unwrap_or("none");
-    if !matches!(health, "none" | "unknown") {
+    if !matches!(health, Health::None | Health::Unknown) {
         text.push_str(&format!(", {health}"));
     }
-    text.push_str(&prefixed(": ", if data["reason"].is_null() { &data["status"] } else { &data["reason"] }));
+    text.push_str(&prefixed(": ", reason.as_ref().or(status.as_ref())));
     let tone = match (state, health) {
-        ("failed", _) | (_, "unhealthy") => Tone::Bad,
-        ("backoff", _) | (_, "doubtful") => Tone::Warning,
-        ("running" | "done" | "waiting", _) => Tone::Good,
+        (ComponentState::Failed, _) | (_, Health::Unhealthy) => Tone::Bad,
+        (ComponentState::Backoff, _) => Tone::Warning,
+        (ComponentState::Running | ComponentState::Done | ComponentState::Waiting, _) => Tone::Good,
         (_, _) => Tone::Plain,
     };
     line("component", text, tone)
@@ -242,13 +254,17 @@ fn component(data: &Value) -> Option<Line> {
 
 /// Returns the data of an event that this program does not know: a newer runtime's.
 fn other_data(data: &Value) -> String {
-    let field = |(key, value): (&String, &Value)| format!(" {key} {}", cell(value));
+    let field = |(key, value): (&String, &Value)| format!(" {key} {}", any_cell(value));
     data.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null()).map(field).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn record(json: Value) -> EventRecord {
+        serde_json::from_value(json).expect("an event")
+    }
     use serde_json::json;
 
     #[test]
@@ -258,16 +274,16 @@ mod tests {
             (
                 "00:00:00.012",
                 "bus.request",
-                json!({ "origin": "component web", "request": "exit", "outcome": "refused", "reason": "no" }),
+                json!({ "number": 1, "origin": "component web", "request": "exit", "outcome": "refused", "reason": "no" }),
                 "00:00:00.012    +12 ms  request    component web asks for exit: refused: no",
             ),
             (
                 "00:00:02.512",
                 "bus.publication",
-                json!({ "channel": "prices", "answers": [
-                    { "listener": "a", "outcome": "ok" }, { "listener": "b", "outcome": "failed", "reason": "broken" }
+                json!({ "channel": "prices", "known": true, "answers": [
+                    { "listener": "a", "outcome": "ok", "value": null }, { "listener": "b", "outcome": "failed", "reason": "broken", "priority": 7 }
                 ] }),
-                "00:00:02.512     +2.5 s  publish    on prices: 2 listeners, 1 failed: b: broken",
+                "00:00:02.512     +2.5 s  publish    on prices: 2 listeners, 1 failed: b: broken (priority 7)",
             ),
             (
                 "01:00:02.512",
@@ -278,19 +294,21 @@ mod tests {
         ];
         let mut timeline = Timeline::new(false);
         for (time, event, data, expected) in rows {
-            let event = json!({ "at": format!("2026-01-01T{time}Z"), "event": event, "data": data });
+            let event = record(json!({ "id": 1, "at": format!("2026-01-01T{time}Z"), "event": event, "data": data }));
             let line = timeline.line(&event).expect("a line");
             assert_eq!(line.split_whitespace().collect::<Vec<_>>(), expected.split_whitespace().collect::<Vec<_>>());
             assert_eq!(line.find(char::is_alphabetic).map(|_| line.len() > 24), Some(true), "{line}");
         }
-        let up = json!({ "at": "2026-01-01T01:00:03.000Z", "event": "bus.publication",
-            "data": { "channel": "component.up", "answers": [] } });
+        let up = record(json!({ "id": 1, "at": "2026-01-01T01:00:03.000Z", "event": "bus.publication",
+            "data": { "channel": "component.up", "known": true, "answers": [] } }));
         assert_eq!(timeline.line(&up), None);
     }
 
     #[test]
     fn colours_only_where_they_are_wanted() {
-        let event = json!({ "at": "2026-01-01T00:00:00.000Z", "event": "bus.state", "data": { "state": "Running" } });
+        let event = record(
+            json!({ "id": 1, "at": "2026-01-01T00:00:00.000Z", "event": "bus.state", "data": { "state": "Running" } }),
+        );
         assert!(Timeline::new(true).line(&event).is_some_and(|line| line.contains("\x1b[32mRunning")));
         assert!(Timeline::new(false).line(&event).is_some_and(|line| !line.contains('\x1b')));
     }

@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use indicatif::ProgressBar;
 use refit_base::Exit;
-use serde_json::Value;
 
 use super::timeline::Timeline;
 use crate::cli::client::{Client, ClientError};
 use crate::cli::context::{Context, say};
 use crate::cli::events::read_events;
+use crate::cli::said::Said;
 use crate::cli::silence::Silence;
-use crate::cli::table::cell;
+use crate::wire::{Bus, EventRecord};
 
 /// The pause before a broken stream is opened again.
 const TRY_AGAIN: Duration = Duration::from_millis(200);
@@ -22,19 +22,19 @@ pub(super) async fn run(context: &Context, client: &Client) -> Result<Exit, Clie
     let (mut silence, hidden) = (Silence::of(client), ProgressBar::hidden());
     let mut timeline = Timeline::new(context.has_colours());
     if !context.json {
-        let state = client.get("/api/v1/bus").await?;
-        context.print(&timeline.begin(&cell(&state["state"])));
+        let bus: Bus = client.get("/api/v1/bus").await?;
+        context.print(&timeline.begin(&bus.state));
     }
     loop {
         let mut newest = after;
         let mut answers = false;
-        let show = |event: Option<&Value>| {
+        let show = |record: Option<&Said<EventRecord>>| {
             answers = true;
-            let Some(event) = event else { return ControlFlow::Continue(()) };
-            newest = event["id"].as_u64().or(newest);
+            let Some(record) = record else { return ControlFlow::Continue(()) };
+            newest = Some(record.id);
             if context.json {
-                context.print(&event.to_string());
-            } else if let Some(line) = timeline.line(event) {
+                context.print(&record.to_string());
+            } else if let Some(line) = timeline.line(record) {
                 context.print(&line);
             }
             ControlFlow::Continue(())

@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 
 use refit_base::{Exit, visible};
 use reqwest::{Method, Response, header};
-use serde_json::Value;
 
 use crate::api::CURSOR;
 use crate::cli::client::{Client, ClientError};
 use crate::cli::context::{Context, say};
+use crate::cli::said::Said;
+use crate::wire::{LogLine, Stream};
 
 /// The pause before a stream that ended is asked for again: the image that replaces itself takes less.
 const TRY_AGAIN: Duration = Duration::from_millis(50);
@@ -130,9 +131,9 @@ impl Printer {
             let whole: Vec<u8> = self.pending.drain(..=end).collect();
             let mut text = String::new();
             for line in whole.split(|byte| *byte == b'\n') {
-                let Ok(object) = serde_json::from_slice::<Value>(line) else { continue };
-                self.cursor = object["seq"].as_u64().or(self.cursor);
-                text.push_str(&self.format(&object));
+                let Ok(line) = serde_json::from_slice::<Said<LogLine>>(line) else { continue };
+                self.cursor = Some(line.seq);
+                text.push_str(&self.format(&line));
                 text.push('\n');
             }
             if io::stdout().lock().write_all(text.as_bytes()).is_err() {
@@ -142,43 +143,47 @@ impl Printer {
         Ok(StreamEnd::Stream)
     }
 
-    fn format(&self, object: &Value) -> String {
+    fn format(&self, said: &Said<LogLine>) -> String {
         if self.json {
-            return object.to_string();
+            return said.to_string();
         }
-        let text = |key: &str| object[key].as_str().unwrap_or_default();
-        let (at, stream) = (text("at"), text("stream"));
-        let goes_on = if object["cut"] == true { " …" } else { "" };
-        let line = format!("{}{goes_on}", visible(text("line")));
+        let LogLine { at, stream, line, cut, .. } = &**said;
+        let goes_on = if *cut { " …" } else { "" };
+        let line = format!("{}{goes_on}", visible(line));
         if !self.coloured {
-            return format!("{at} {stream} {line}");
+            return format!("{at} {} {line}", stream.name());
         }
         // Dim time; red standard error; what Refit says in yellow.
         let colour = match stream {
-            "stderr" => "\x1b[31m",
-            "refit" => "\x1b[33m",
-            _ => "",
+            Stream::Stderr => "\x1b[31m",
+            Stream::Refit => "\x1b[33m",
+            Stream::Stdout | Stream::Other => "",
         };
-        format!("\x1b[2m{at}\x1b[0m {colour}{stream} {line}\x1b[0m")
+        format!("\x1b[2m{at}\x1b[0m {colour}{} {line}\x1b[0m", stream.name())
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
-    fn printed(coloured: bool, object: &Value) -> String {
-        Printer { json: false, coloured, cursor: None, pending: Vec::new() }.format(object)
+    fn printed(coloured: bool, line: &LogLine) -> String {
+        Printer { json: false, coloured, cursor: None, pending: Vec::new() }.format(&Said::here(line.clone()))
     }
 
     #[test]
     fn a_line_shows_time_stream_and_text() {
-        let mut line =
-            json!({ "seq": 7, "at": "2026-01-01T00:00:00.000Z", "stream": "stderr", "line": "no\u{1b}[2J disk" });
+        let mut line = LogLine {
+            seq: 7,
+            at: "2026-01-01T00:00:00.000Z".to_owned(),
+            stream: Stream::Stderr,
+            instance: "web-1".to_owned(),
+            line: "no\u{1b}[2J disk".to_owned(),
+            priority: None,
+            cut: false,
+        };
         assert_eq!(printed(false, &line), "2026-01-01T00:00:00.000Z stderr no\\u{1b}[2J disk");
-        line["cut"] = true.into();
+        line.cut = true;
         assert!(printed(false, &line).ends_with("disk …"));
         let coloured = printed(true, &line);
         assert!(coloured.starts_with("\x1b[2m2026") && coloured.ends_with("\x1b[0m"), "{coloured:?}");

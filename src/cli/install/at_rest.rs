@@ -6,6 +6,7 @@
 use std::sync::atomic::AtomicBool;
 
 use refit_base::{clock, file_error};
+use refit_updater::Digest;
 use refit_updater::attempt::{Ending, Kind, Step};
 use refit_updater::config::{Existing, merge_config};
 use refit_updater::journal::Journal;
@@ -14,13 +15,23 @@ use refit_updater::receive::{Policy, ReceiveError, Receiver};
 use refit_updater::release::Received;
 use refit_updater::trust::{Expired, Trust, TrustError};
 use semver::Version;
-use serde_json::json;
+use serde::Serialize;
 
-use super::Install;
-use crate::cli::at_rest::{AtRest, AtRestError, idle, ticket, tried_next, who};
+use super::{Install, PackageReceived};
+use crate::cli::at_rest::{AtRest, AtRestError, done, idle, tried_next, who};
 use crate::cli::context::Context;
 use crate::cli::input::Input;
+use crate::cli::said::in_json;
 use crate::config::{self, Config, Programs};
+use crate::wire::RequestName;
+
+/// A package that was taken.
+#[derive(Debug, Serialize)]
+struct Taken {
+    version: Version,
+    digest: Digest,
+    appliance: String,
+}
 
 /// Installs what `install` names. Returns what is said of it.
 ///
@@ -41,7 +52,7 @@ pub(super) fn install(context: &Context, install: &Install, input: &Input) -> Re
     };
     context.print_text(&format!("{said}; {}", rest.then()));
     if context.json {
-        context.print(&ticket("update", &version, is_trial).to_string());
+        context.print(&in_json(&done(RequestName::Update, &version, is_trial)));
     }
     Ok(())
 }
@@ -146,9 +157,9 @@ fn receive(
         return Err(error);
     }
     if context.json {
-        let package =
-            json!({ "version": version, "digest": received.digest, "appliance": received.manifest.appliance() });
-        context.print(&json!({ "event": "package.received", "data": package }).to_string());
+        let appliance = received.manifest.appliance().to_owned();
+        let data = Taken { version: version.clone(), digest: received.digest, appliance };
+        context.print(&in_json(&PackageReceived::new(data)));
     }
     context.print_text(&describe(&received.manifest));
     Ok(received)
