@@ -15,7 +15,7 @@ use std::time::Duration;
 use notify::event::{AccessKind, AccessMode, EventKind};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use refit_base::lock;
-use refit_bus::{self as bus, Bus, Level, Origin, Progress, Request};
+use refit_bus::{self as bus, Bus, Level, Origin, Progress, Request, RequestRefused};
 use refit_updater::{durable, modes};
 use rustix::fs::{FlockOperation, flock};
 use tokio::sync::mpsc;
@@ -29,6 +29,8 @@ use crate::update::Manager;
 
 /// How long a change waits for the end of an inhibitor to be told, before it looks by itself.
 const INHIBITOR_LOOK: Duration = Duration::from_secs(5);
+/// How often it is looked whether a reload still has to be confirmed, if no event says so.
+const CONFIRM_LOOK: Duration = Duration::from_millis(250);
 
 /// Who is asked, and by whom.
 pub(super) struct Watch {
@@ -156,19 +158,24 @@ impl Watch {
 
     /// Asks for a reload, and logs what became of it if that is nothing. One that has to be confirmed is waited for.
     async fn reload(&self, origin: Origin) {
+        let mut told = false;
         let reason = loop {
             let mut newest = self.events.watch();
             match self.bus.request(Request::Reload, origin.clone()).outcome().await {
                 Progress::Done | Progress::Accepted | Progress::Already => return,
-                Progress::Failed(reason) => break reason,
-                Progress::Refused(_) if self.bus.unconfirmed().is_some() => {
-                    let text = format!("{}: the reload waits until it is known whether the last one stays", origin.0);
-                    self.bus.log(Level::Info, text);
+                Progress::Refused(reason) if reason == RequestRefused::Unconfirmed.to_string() => {
+                    if !std::mem::replace(&mut told, true) {
+                        let text =
+                            format!("{}: the reload waits until it is known whether the last one stays", origin.0);
+                        self.bus.log(Level::Info, text);
+                    }
+                    // The event comes before the bus takes another: looked at again in any case.
+                    drop(tokio::time::timeout(CONFIRM_LOOK, newest.changed()).await);
                     while self.bus.unconfirmed().is_some() {
-                        drop(newest.changed().await); // its sender lives as long as this image
+                        drop(tokio::time::timeout(CONFIRM_LOOK, newest.changed()).await);
                     }
                 }
-                Progress::Refused(reason) => break reason,
+                Progress::Failed(reason) | Progress::Refused(reason) => break reason,
             }
         };
         let text = format!("{}: the reload has failed: {reason}; the next change asks for one again", origin.0);

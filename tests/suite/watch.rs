@@ -163,3 +163,25 @@ fn a_reload_that_a_changed_file_asks_for_may_be_refused_and_the_next_change_asks
     fs::write(&site, "good").expect("written");
     reloads(&appliance, 1);
 }
+
+#[test]
+fn a_change_while_a_reload_waits_to_be_confirmed_asks_when_that_is_known() {
+    for end in ["confirm", "expiry"] {
+        let appliance = reloading(&["data/cert"], "");
+        fs::write(appliance.home().join("data/cert"), "first").expect("written");
+        reloads(&appliance, 1);
+        let within = if end == "confirm" { "10m" } else { "2s" };
+        appliance.refit(&["bus", "request", "reload", "--confirm-within", within, "--restores"]).ends_with(0);
+        reloads(&appliance, 2);
+        fs::write(appliance.home().join("data/cert"), "second").expect("written");
+        let waits = "the reload waits until it is known whether the last one stays";
+        eventually(LIMIT, "the change waits", || appliance.log().contains(waits));
+        if end == "confirm" {
+            reloads(&appliance, 2);
+            appliance.refit(&["bus", "request", "confirm"]).ends_with(0);
+            reloads(&appliance, 3);
+        } else {
+            reloads(&appliance, 4); // what was restored, and then the change
+        }
+    }
+}
