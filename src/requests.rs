@@ -187,7 +187,7 @@ impl RequestDispatcher {
                 Err(error) => {
                     let reason = refit_base::message(&error);
                     report_refused(&registry, &bus, RequestName::Update, &origin, &reason);
-                    registry.tickets.fail(&ticket.id, reason, error.exit());
+                    registry.tickets.fail(&ticket.id, reason, error.reason_code(), error.exit());
                     registry.save();
                 }
             }

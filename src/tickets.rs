@@ -37,6 +37,7 @@ impl Tickets {
             origin: origin.to_owned(),
             state: TicketState::Accepted,
             reason: None,
+            reason_code: None,
             exit: None,
             asked: Vec::new(),
             confirmation: None,
@@ -101,8 +102,11 @@ impl Tickets {
         self.end_where(|ticket| (ticket.id == id).then(|| (state.clone(), reason.clone(), exit)));
     }
 
-    /// Records that what the ticket `id` asked for failed, with the exit status of a command that waited for it.
-    pub fn fail(&self, id: &str, reason: String, exit: Exit) {
+    /// Records that what the ticket `id` asked for failed, why for people and for programs, and the exit status of a command that waited for it.
+    pub fn fail(&self, id: &str, reason: String, reason_code: &str, exit: Exit) {
+        if let Some(ticket) = lock(&self.kept).iter_mut().find(|ticket| ticket.id == id && !ticket.is_final()) {
+            ticket.reason_code = Some(reason_code.to_owned());
+        }
         self.end_where(|ticket| (ticket.id == id).then(|| (TicketState::Failed, Some(reason.clone()), exit)));
     }
 

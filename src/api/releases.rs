@@ -2,8 +2,7 @@
 
 use axum::Json;
 use axum::extract::{Path, State};
-use axum::http::StatusCode;
-use refit_base::{Chain, Exit, Reported, clock};
+use refit_base::{Chain, clock};
 use refit_updater::Store;
 use refit_updater::journal::{self, Journal};
 use refit_updater::release::StoreError;
@@ -84,14 +83,6 @@ fn installed_at(dir: &std::path::Path) -> Option<String> {
 /// `DELETE /api/v1/releases/VERSION`: removes a release that nothing needs, and its configuration.
 pub(super) async fn remove(State(app): State<Shared>, Path(version): Path<Version>) -> Result<Json<Removed>, Problem> {
     let removed = app.manager.remove(version.clone()).await;
-    let bytes = removed.map_err(|error| {
-        let problem = Problem::of(&error);
-        // Nothing failed: the release is needed.
-        if matches!(error, UpdateError::Removal(_)) && error.exit() == Exit::Failed {
-            Problem { status: StatusCode::CONFLICT.as_u16(), ..problem }
-        } else {
-            problem
-        }
-    })?;
+    let bytes = removed.map_err(|error| Problem::of(&error))?;
     Ok(Json(Removed { removed: version, installed_bytes: bytes }))
 }

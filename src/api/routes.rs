@@ -6,7 +6,7 @@
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::handler::Handler;
-use axum::http::{HeaderValue, Method, header};
+use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, MethodRouter, on};
@@ -163,7 +163,7 @@ async fn require_permission(State(gate): State<Gate>, mut request: Request, next
 async fn require_home(State(app): State<Shared>, request: Request, next: Next) -> Response {
     match app.context.home.require() {
         Ok(()) => next.run(request).await,
-        Err(moved) => Problem::of(&moved).into_response(),
+        Err(moved) => Problem::reported(StatusCode::SERVICE_UNAVAILABLE, &moved).into_response(),
     }
 }
 

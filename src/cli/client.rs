@@ -196,7 +196,13 @@ impl Reported for ClientError {
             Self::Broken { .. } => Report::new("connection_broken", Exit::Failed, "see `refit status`, then try again"),
             Self::Client { .. } => Report::new("internal", Exit::Failed, "check the limits of the system"),
             Self::Refused { problem } => {
-                Report::new(&problem.code, Exit::from_code(i32::from(problem.exit)), &problem.remedy)
+                let report = Report::new(&problem.code, Exit::from_code(i32::from(problem.exit)), &problem.remedy);
+                // An older release says the one only.
+                if problem.reason_code.is_empty() {
+                    report
+                } else {
+                    Report { reason_code: &problem.reason_code, ..report }
+                }
             }
             Self::Answer { .. } => {
                 Report::new("internal", Exit::Failed, "use the refit of the same release as the appliance")

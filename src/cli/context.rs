@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use refit_base::{Chain, Exit, Reported, visible_lines};
+use refit_base::{Chain, Exit, Report, Reported, visible_lines};
 use serde::Serialize;
 
 use super::said::in_json;
@@ -109,15 +109,22 @@ impl Context {
 
     /// Says what failed, why, and what to do. Returns the exit status.
     pub(super) fn fail(&self, error: &(impl Reported + 'static)) -> Exit {
-        self.print_failure(&Chain(error).to_string(), error.code(), error.remedy(), error.exit())
+        self.print_report(&Chain(error).to_string(), error.report())
     }
 
     /// Prints one line on standard error and, for scripts, one object on standard output.
     pub(super) fn print_failure(&self, detail: &str, code: &str, remedy: &str, exit: Exit) -> Exit {
+        self.print_report(detail, Report::new(code, exit, remedy))
+    }
+
+    /// Prints the same of what a report says.
+    pub(super) fn print_report(&self, detail: &str, report: Report<'_>) -> Exit {
+        let Report { code, reason_code, exit, remedy } = report;
         let what_to_do = if remedy.is_empty() { String::new() } else { format!("; {remedy}") };
         say(&format!("{detail}{what_to_do}"));
         if self.json {
-            self.print(&in_json(&Failed { error: FailedBody { code, detail, remedy, exit: exit.code() } }));
+            let error = FailedBody { code, reason_code, detail, remedy, exit: exit.code() };
+            self.print(&in_json(&Failed { error }));
         }
         exit
     }
@@ -132,6 +139,7 @@ struct Failed<'a> {
 #[derive(Serialize)]
 struct FailedBody<'a> {
     code: &'a str,
+    reason_code: &'a str,
     detail: &'a str,
     remedy: &'a str,
     exit: u8,

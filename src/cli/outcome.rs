@@ -113,7 +113,8 @@ pub(super) fn ticket(attempt: Attempt) -> Said<TicketAnswer> {
         Outcome::Failed | Outcome::Other(_) => (TicketState::Failed, Some(why), Exit::Failed),
     };
     let open = Ticket::open(attempt.id, attempt.kind.name().into(), attempt.who);
-    let ticket = Ticket { state, reason, exit: Some(attempt.exit.unwrap_or(exit.code())), ..open };
+    let reason_code = attempt.reason_code;
+    let ticket = Ticket { state, reason, reason_code, exit: Some(attempt.exit.unwrap_or(exit.code())), ..open };
     Said::here(TicketAnswer { ticket })
 }
 

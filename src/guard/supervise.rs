@@ -520,7 +520,7 @@ impl Guard {
     }
 
     fn ending(&self, reason: String) -> Ending {
-        Ending::now(self.image.step(), reason)
+        Ending::now(self.image.step(), reason).with_code("runtime_died")
     }
 }
 

@@ -24,11 +24,17 @@ use crate::wire::{Place, RequestBody, Ticket, TicketAnswer};
 /// What became of a message.
 pub(super) enum Done {
     /// This is the answer.
-    Now(Said),
+    Now(Box<Said>),
     /// The answer comes by itself, or has been sent.
     Later,
     /// The connection ends.
     Bye,
+}
+
+impl Done {
+    fn now(said: Said) -> Self {
+        Self::Now(Box::new(said))
+    }
 }
 
 /// A subscription that was found to be good.
@@ -50,7 +56,7 @@ pub(super) fn act(peers: &Arc<Peers>, peer: &Arc<Peer>, id: Option<&Value>, verb
     match verb {
         Verb::Hello(_) => Err(PeerError::HelloTwice),
         Verb::Bye => Ok(Done::Bye),
-        Verb::State => Ok(Done::Now(Said::Site {
+        Verb::State => Ok(Done::now(Said::Site {
             state: peers.parts.bus.state().into(),
             generation: peers.parts.registry.generation(),
         })),
@@ -60,9 +66,9 @@ pub(super) fn act(peers: &Arc<Peers>, peer: &Arc<Peer>, id: Option<&Value>, verb
                 return Err(PeerError::TooMany { what: "subscriptions", max: SUBSCRIPTIONS_MAX });
             }
             peers.listen(peer, check(peers, &peer.principal, &wanted)?);
-            Ok(Done::Now(Said::Done))
+            Ok(Done::now(Said::Done))
         }
-        Verb::Unsubscribe(unwanted) => Ok(Done::Now(Said::Whether(peers.unlisten(peer, &unwanted.channel)))),
+        Verb::Unsubscribe(unwanted) => Ok(Done::now(Said::Whether(peers.unlisten(peer, &unwanted.channel)))),
         Verb::Request(body) => request(peers, peer, id, body),
         Verb::Publish(publish) => publish_for(peers, peer, id, publish).map(|()| Done::Later),
         Verb::Wait(wait) => wait_for(peers, peer, id, wait).map(|()| Done::Later),
@@ -70,9 +76,9 @@ pub(super) fn act(peers: &Arc<Peers>, peer: &Arc<Peer>, id: Option<&Value>, verb
             let found = peers.parts.registry.tickets.get(&ticket.id);
             let found = found.ok_or_else(|| PeerError::UnknownTicket { id: shortened(&ticket.id) })?;
             check_ticket(peer, &found)?;
-            Ok(Done::Now(Said::Ticket(TicketAnswer { ticket: found })))
+            Ok(Done::now(Said::Ticket(TicketAnswer { ticket: found })))
         }
-        Verb::Log(line) => log(peers, peer, &line).map(|()| Done::Now(Said::Done)),
+        Verb::Log(line) => log(peers, peer, &line).map(|()| Done::now(Said::Done)),
     }
 }
 
@@ -127,7 +133,7 @@ fn request(peers: &Arc<Peers>, peer: &Arc<Peer>, id: Option<&Value>, body: Reque
     let origin = peer.principal.origin();
     if let Some(reason) = RequestKind::from_name(&body.request).and_then(|ask| peer.principal.forbids(ask)) {
         let ticket = requests::refuse(registry, bus, &body.request, &origin, &reason);
-        return Ok(Done::Now(Said::Ticket(TicketAnswer { ticket })));
+        return Ok(Done::now(Said::Ticket(TicketAnswer { ticket })));
     }
     let permit = work(peer)?;
     let accepted = peers.parts.requests.submit(body, &origin)?;

@@ -46,6 +46,7 @@ pub(super) fn record(deaths: &Deaths, home: &Path) {
         outcome: Outcome::Failed,
         step: Step::Running,
         reason: Some(deaths.describe()),
+        reason_code: Some("runtime_died".to_owned()),
         component: None,
         output: deaths.output.clone(),
         duration_ms: 0,

@@ -155,7 +155,7 @@ fn abandon(home: &Home, reason: String, cause: Cause) -> Result<(), journal::Jou
     if !matches!(journal.state, State::Trial { .. }) {
         return Ok(());
     }
-    match journal.failed(&Ending::now(Step::Exec, reason).with_cause(cause)) {
+    match journal.failed(&Ending::now(Step::Exec, reason).with_cause(cause).with_code("exec_failed")) {
         Ok(failed) => journal::store(home.path(), &failed),
         Err(_) => Ok(()), // looked at above
     }

@@ -79,6 +79,7 @@ fn entry(reload: &Unconfirmed, version: &Version, (outcome, step): (Outcome, Ste
         to: version.clone(),
         outcome,
         step,
+        reason_code: reason.as_ref().map(|_| "not_confirmed".to_owned()),
         reason,
         component: None,
         output: Vec::new(),

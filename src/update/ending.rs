@@ -88,8 +88,8 @@ impl Endings {
         if let (State::Staged { .. }, Some(attempt)) = (&journal.state, &journal.attempt) {
             // A restart in place came before it could be tried.
             let reason = "the runtime was replaced before the release could be tried".to_owned();
-            let ending =
-                Ending { exit: Some(Exit::TryLater), ..Ending::now(Step::Staged, reason).with_cause(Cause::Machine) };
+            let ending = Ending::now(Step::Staged, reason).with_cause(Cause::Machine).with_code("runtime_replaced");
+            let ending = Ending { exit: Some(Exit::TryLater), ..ending };
             self.give_up(attempt.clone(), ending).await;
         }
     }
@@ -114,7 +114,7 @@ impl Endings {
             let found = tokio::task::spawn_blocking(move || endings.ticket_of(&id)).await.ok().flatten();
             match found.filter(Ticket::is_final) {
                 Some(ticket) => tickets.put(ticket),
-                None => tickets.fail(&open, LOST.to_owned(), Exit::TryLater),
+                None => tickets.fail(&open, LOST.to_owned(), "lost", Exit::TryLater),
             }
         }
     }
@@ -188,6 +188,7 @@ fn open_ticket(attempt: &Attempt) -> Ticket {
         origin: attempt.who.clone(),
         state: TicketState::Accepted,
         reason: None,
+        reason_code: None,
         exit: None,
         asked: Vec::new(),
         confirmation: None,
@@ -208,6 +209,7 @@ fn ticket(entry: &Entry) -> Ticket {
         origin: entry.who.clone(),
         state,
         reason,
+        reason_code: entry.reason_code.clone(),
         exit: Some(entry.exit.unwrap_or(exit.code())),
         asked: Vec::new(),
         confirmation: None,

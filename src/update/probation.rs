@@ -150,8 +150,9 @@ impl Probation {
                 Health::None | Health::Unknown | Health::Doubtful(_) | Health::Healthy => return None,
             },
         };
-        let mut ending =
-            Ending::now(Step::Probation, format!("component {} {reason}", view.name)).with_cause(view.cause);
+        let mut ending = Ending::now(Step::Probation, format!("component {} {reason}", view.name))
+            .with_cause(view.cause)
+            .with_code("component_failed");
         ending.component = Some(view.name.clone());
         ending.output = if view.output.is_empty() {
             let logs = &self.parts.context.registry.logs;
@@ -177,7 +178,8 @@ impl Probation {
             }
             if let Some(why) = self.try_listener(attempt, &name).await? {
                 let mut ending =
-                    Ending::now(Step::Probation, format!("the listener {name} at {address} is dead: {why}"));
+                    Ending::now(Step::Probation, format!("the listener {name} at {address} is dead: {why}"))
+                        .with_code("listener_dead");
                 ending.component = owner.map(|component| component.name.clone());
                 return Err(ending);
             }
@@ -236,7 +238,7 @@ fn took_too_long(waiting: &[&View]) -> Ending {
     if let Some((name, reason)) = reason {
         text.push_str(&format!("; component {name} is unhealthy: {reason}"));
     }
-    let mut ending = Ending::now(Step::Probation, text);
+    let mut ending = Ending::now(Step::Probation, text).with_code("not_healthy");
     ending.component = names.first().map(|name| (*name).to_owned());
     ending
 }

@@ -106,7 +106,8 @@ impl Transaction {
             Err(_panic) => (Step::Staged, UpdateError::Panicked),
         };
         let (step, error) = failed;
-        let mut ending = Ending::now(step, error::reason_to_fail(&error)).with_cause(error.cause());
+        let mut ending =
+            Ending::now(step, error::reason_to_fail(&error)).with_cause(error.cause()).with_code(error.reason_code());
         ending.output = error.output();
         // A disk is the admin's to mend, everything else the vendor's.
         let disk = error.exit() == Exit::Disk || error::is_disk(&error);

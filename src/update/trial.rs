@@ -96,7 +96,7 @@ impl Trial {
         let ending = match judged {
             Ok(Ok(())) => return,
             Ok(Err(ending)) => ending,
-            Err(_panic) => Ending::now(Step::Probation, reason()).with_cause(Cause::Machine),
+            Err(_panic) => Ending::now(Step::Probation, reason()).with_cause(Cause::Machine).with_code("internal"),
         };
         self.go_back(&ending).await;
     }
@@ -132,7 +132,8 @@ impl Trial {
             let why = match self.write_commit(attempt.clone()).await {
                 Ok(entry) => return Ok(entry),
                 Err(error @ UpdateError::Confused { .. }) => {
-                    return Err(Ending::now(Step::Committing, Chain(&error).to_string()).with_cause(Cause::Machine));
+                    let ending = Ending::now(Step::Committing, Chain(&error).to_string());
+                    return Err(ending.with_cause(Cause::Machine).with_code("journal_unusable"));
                 }
                 Err(error) => Chain(&error).to_string(),
             };
@@ -251,7 +252,7 @@ impl Trial {
             [only] => format!("component {} did not start: {}", only.component, only.cause),
             several => format!("{} components did not start:{}", several.len(), bus::causes(several)),
         };
-        let mut ending = Ending::now(Step::Starting, reason).with_cause(first.trouble);
+        let mut ending = Ending::now(Step::Starting, reason).with_cause(first.trouble).with_code("start_failed");
         ending.component = Some(first.component.clone());
         ending.output.clone_from(&first.output);
         self.abandon(&ending).unwrap_or_else(|error| {

@@ -97,6 +97,10 @@ pub struct Attempt {
     /// Why it did not succeed.
     #[schema(example = "component web did not start: ended with status 3")]
     pub reason: Option<String>,
+    /// The same for programs, such as `signature_invalid`, where it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "start_failed")]
+    pub reason_code: Option<String>,
     /// The component at fault.
     #[schema(example = "web")]
     pub component: Option<String>,
@@ -133,6 +137,7 @@ impl From<history::Entry> for Attempt {
             outcome: entry.outcome.into(),
             step: entry.step,
             reason: entry.reason,
+            reason_code: entry.reason_code,
             component: entry.component,
             output: entry.output,
             duration_ms: entry.duration_ms,

@@ -22,6 +22,10 @@ pub struct Problem {
     /// The kind, for programs.
     #[schema(example = "not_found")]
     pub code: String,
+    /// The cause, for programs, where it is known more precisely: `not_newer`, `signature_invalid`, `other_appliance`.
+    #[serde(default)]
+    #[schema(example = "not_found")]
+    pub reason_code: String,
     /// What to do.
     #[schema(example = "check the name")]
     pub remedy: String,

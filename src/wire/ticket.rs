@@ -109,6 +109,10 @@ pub struct Ticket {
     /// Why it failed or was refused.
     #[schema(example = "the site is ending")]
     pub reason: Option<String>,
+    /// The same for programs, such as `signature_invalid`, where it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "signature_invalid")]
+    pub reason_code: Option<String>,
     /// The exit status of a command that waited for it, once it has an outcome.
     #[serde(default)]
     #[schema(example = 0)]
@@ -125,7 +129,8 @@ impl Ticket {
     /// Returns the ticket of a request that is under way.
     pub fn open(id: String, request: RequestName, origin: String) -> Self {
         let state = TicketState::Accepted;
-        Self { id, request, origin, state, reason: None, exit: None, asked: Vec::new(), confirmation: None }
+        let (reason, reason_code, exit, asked, confirmation) = (None, None, None, Vec::new(), None);
+        Self { id, request, origin, state, reason, reason_code, exit, asked, confirmation }
     }
 
     /// Returns whether nothing more will happen.

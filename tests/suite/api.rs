@@ -156,11 +156,21 @@ fn what_is_refused_says_why_and_what_to_do() {
     let appliance = Appliance::new(&Release::shop("1.0.0")).start();
     let answer = asked(&appliance, "PUT", "/api/v1/packages").body(vec![7; 5000]).send();
     let problem = assert_problem(&answer, 422, "package_refused");
-    assert_eq!(problem["exit"], 65);
+    assert_eq!((&problem["exit"], &problem["reason_code"]), (&65.into(), &"not_a_package".into()), "{problem}");
     let older = fs::read(Release::shop("0.9.0").package()).expect("read");
     let problem =
         assert_problem(&asked(&appliance, "PUT", "/api/v1/packages").body(older).send(), 422, "package_refused");
     assert!(text(&problem["detail"]).contains("0.9.0"), "{problem}");
+    assert_eq!(problem["reason_code"], "not_newer", "{problem}");
+    for (release, reason) in [
+        (Release::shop("1.1.0").of_appliance("another"), "other_appliance"),
+        (Release::shop("1.1.0").by_a_stranger(), "signature_invalid"),
+    ] {
+        let package = fs::read(release.package()).expect("read");
+        let answer = asked(&appliance, "PUT", "/api/v1/packages").body(package).send();
+        assert_eq!(assert_problem(&answer, 422, "package_refused")["reason_code"], reason);
+    }
+    assert_problem(&asked(&appliance, "GET", "/api/v1/repository").send(), 422, "no_repository");
     let nobodys = json!({ "digest": "0".repeat(64) });
     assert_problem(&asked(&appliance, "POST", "/api/v1/updates").json(&nobodys).send(), 404, "package_unknown");
     let runs = json!({ "version": "1.0.0" });
@@ -361,6 +371,7 @@ fn the_steps_of_an_update_that_is_rolled_back() {
     let last = events.last().expect("an event");
     assert_eq!(last.data["component"], "shop", "{last:?}");
     assert!(last.data["output"].to_string().contains("no index for schema 2"), "{last:?}");
+    assert_eq!(appliance.history()[0]["reason_code"], "start_failed");
 }
 
 #[test]

@@ -333,6 +333,7 @@ fn a_refusal_has_a_code_and_a_remedy_for_programs() {
     let objects = ran.objects();
     let error = &objects.last().expect("an object")["error"];
     assert_eq!((&error["exit"], &error["code"]), (&65.into(), &"package_refused".into()), "{error}");
+    assert_eq!(error["reason_code"], "not_newer", "{error}");
     assert!(error["remedy"].as_str().is_some_and(|remedy| !remedy.is_empty()), "{error}");
     let answer = Request::new(&appliance.socket(), "POST", "/api/v1/bus/requests")
         .json(&serde_json::json!({ "request": "dance" }))

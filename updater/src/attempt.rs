@@ -173,6 +173,8 @@ pub struct Ending {
     pub step: Step,
     /// Why; empty for one that succeeded.
     pub reason: String,
+    /// The same for programs; empty for one that succeeded, or where it is not known.
+    pub reason_code: String,
     /// The component that was at fault.
     pub component: Option<String>,
     /// The last output of what failed.
@@ -192,11 +194,19 @@ impl Ending {
             at_ns: clock::monotonic_ns(),
             step,
             reason,
+            reason_code: String::new(),
             component: None,
             output: Vec::new(),
             cause: Cause::Release,
             exit: None,
         }
+    }
+
+    /// Returns it with the reason for programs.
+    #[must_use]
+    pub fn with_code(mut self, reason_code: &str) -> Self {
+        reason_code.clone_into(&mut self.reason_code);
+        self
     }
 
     /// Returns it as the trouble of `cause`.

@@ -36,6 +36,8 @@ pub struct Decided {
     at_ns: Option<u64>,
     step: Step,
     reason: String,
+    #[serde(default)]
+    reason_code: String,
     component: Option<String>,
     output: Vec<String>,
     cause: Cause,
@@ -65,6 +67,7 @@ impl Decided {
             at_ns: Some(ending.at_ns),
             step: ending.step.clone(),
             reason: ending.reason.chars().take(REASON_CHARS_MAX).collect(),
+            reason_code: ending.reason_code.clone(),
             component: ending.component.clone(),
             output,
             cause: ending.cause,
@@ -86,7 +89,7 @@ impl Decided {
         if self.attempt != journal.attempt.as_ref().map(|attempt| attempt.id.clone()) {
             return None;
         }
-        let now = Ending::now(self.step.clone(), self.reason.clone());
+        let now = Ending::now(self.step.clone(), self.reason.clone()).with_code(&self.reason_code);
         let ending = Ending {
             at: self.at,
             at_ns: self.at_ns.unwrap_or(now.at_ns),

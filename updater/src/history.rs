@@ -95,6 +95,9 @@ pub struct Entry {
     pub step: Step,
     /// Why it did not succeed.
     pub reason: Option<String>,
+    /// The same for programs, in lower case, such as `signature_invalid`; `None` where it is not known, or an older program wrote it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason_code: Option<String>,
     /// The component at fault.
     pub component: Option<String>,
     /// The last output of what failed.
@@ -126,6 +129,7 @@ impl Entry {
             outcome,
             step: ending.step.clone(),
             reason: (!ending.reason.is_empty()).then(|| ending.reason.clone()),
+            reason_code: (!ending.reason_code.is_empty()).then(|| ending.reason_code.clone()),
             component: ending.component.clone(),
             output: output[output.len().saturating_sub(OUTPUT_LINES_MAX)..].to_vec(),
             duration_ms,
@@ -234,6 +238,7 @@ mod tests {
             at_ns: 0,
             step: Step::Probation,
             reason: String::new(),
+            reason_code: String::new(),
             component: None,
             output: Vec::new(),
             cause: Cause::Release,

@@ -257,6 +257,7 @@ impl Journal {
             outcome: Outcome::Done,
             step: ending.step.clone(),
             reason: (!ending.reason.is_empty()).then(|| ending.reason.clone()),
+            reason_code: (!ending.reason_code.is_empty()).then(|| ending.reason_code.clone()),
             component: None,
             output: Vec::new(),
             duration_ms: 0,
@@ -293,7 +294,8 @@ impl Journal {
         match &self.state {
             State::Trial { starts_left: 1.., .. } => self.clone(),
             State::Idle { .. } | State::Staged { .. } | State::Trial { .. } => {
-                let ending = Ending::now(Step::Trial, "it was cut short; nothing runs".to_owned());
+                let ending =
+                    Ending::now(Step::Trial, "it was cut short; nothing runs".to_owned()).with_code("cut_short");
                 select_release(self, &ending.with_cause(Cause::Machine)).1.unwrap_or_else(|| self.clone())
             }
         }
@@ -574,6 +576,7 @@ mod tests {
             at_ns: 0,
             step: Step::Trial,
             reason: "the runtime ended: signal 6".into(),
+            reason_code: "runtime_died".into(),
             component: None,
             output: vec!["oh".into()],
             cause: Cause::Release,

@@ -131,15 +131,15 @@ impl Reported for PackageError {
     fn report(&self) -> Report<'_> {
         match self {
             Self::Input { .. } => {
-                Report::new("package-interrupted", Exit::TryLater, "send the package again; nothing was changed")
+                Report::new("package_interrupted", Exit::TryLater, "send the package again; nothing was changed")
             }
             Self::NotAPackage => Report::new(
-                "not-a-package",
+                "not_a_package",
                 Exit::Refused,
                 "choose a file that `refit pack` has made; nothing was changed",
             ),
             Self::Truncated { .. } => Report::new(
-                "package-truncated",
+                "package_truncated",
                 Exit::Refused,
                 "copy or download the package again; nothing was changed",
             ),
@@ -151,7 +151,7 @@ impl Reported for PackageError {
             | Self::PayloadLength { .. }
             | Self::NoEnd
             | Self::Trailing => Report::new(
-                "package-malformed",
+                "package_malformed",
                 Exit::Refused,
                 "get the package again from its vendor; nothing was changed",
             ),

@@ -63,8 +63,10 @@ impl Exit {
 /// What an error at a boundary means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Report<'a> {
-    /// A stable name for programs, in lower case.
+    /// A stable name for programs, in lower case: which operation failed.
     pub code: &'a str,
+    /// The same of the cause, where it is known more precisely: a wrapper that has a code of its own leaves it as it is.
+    pub reason_code: &'a str,
     /// The exit status of a command that fails with it.
     pub exit: Exit,
     /// What to do about it, for people; empty if there is nothing to do.
@@ -74,18 +76,23 @@ pub struct Report<'a> {
 impl<'a> Report<'a> {
     /// Returns a report.
     pub const fn new(code: &'a str, exit: Exit, remedy: &'a str) -> Self {
-        Self { code, exit, remedy }
+        Self { code, reason_code: code, exit, remedy }
     }
 }
 
 /// An error that reaches a person: it has a code for programs, a remedy for people and an exit status for scripts.
 pub trait Reported: Error {
-    /// Returns all three.
+    /// Returns all of it.
     fn report(&self) -> Report<'_>;
 
     /// Returns a stable name for programs.
     fn code(&self) -> &str {
         self.report().code
+    }
+
+    /// Returns the stable name of the cause.
+    fn reason_code(&self) -> &str {
+        self.report().reason_code
     }
 
     /// Returns what to do about it.

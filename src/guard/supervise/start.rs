@@ -143,7 +143,7 @@ impl Guard {
                 say(&format!(
                     "{why}; going back to release {to}, which is whole; to have {current} again, install it from its package"
                 ));
-                self.decisions.go_back(&to, &Ending::now(Step::Committed, why));
+                self.decisions.go_back(&to, &Ending::now(Step::Committed, why).with_code("release_damaged"));
                 true
             }
             Found::Stuck { why } => {

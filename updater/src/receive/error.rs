@@ -158,7 +158,7 @@ impl Reported for PayloadError {
         match self {
             Self::Package { source } => source.report(),
             Self::Frame { .. } => {
-                Report::new("content-invalid", Exit::Refused, "get the package again from its vendor")
+                Report::new("content_invalid", Exit::Refused, "get the package again from its vendor")
             }
             Self::Codec { .. } => {
                 Report::new("internal", Exit::Failed, "try again; if it stays so, report it as a bug of refit")
@@ -196,28 +196,28 @@ impl Reported for ReceiveError {
                 "free space or check the disk, then send the package again; nothing was changed",
             ),
             Self::NoSpace { .. } | Self::NoInodes { .. } => Report::new(
-                "no-space",
+                "no_space",
                 Exit::Disk,
                 "free space, for example with `refit releases remove VERSION`, of a release or of a package that is staged (`refit releases` lists both), or a \
                  smaller `keep` below [update]; nothing was changed",
             ),
-            Self::OtherAppliance { .. } => refused("other-appliance", CHOOSE_ANOTHER),
-            Self::OtherArch { .. } => refused("other-arch", CHOOSE_ANOTHER),
+            Self::OtherAppliance { .. } => refused("other_appliance", CHOOSE_ANOTHER),
+            Self::OtherArch { .. } => refused("other_arch", CHOOSE_ANOTHER),
             Self::NotNewer { .. } => refused(
-                "not-newer",
+                "not_newer",
                 "choose a newer package, or allow a downgrade (--allow-downgrade); nothing was changed",
             ),
             Self::RequiresNewer { .. } => {
-                refused("requires-newer", "install the release it asks for first; nothing was changed")
+                refused("requires_newer", "install the release it asks for first; nothing was changed")
             }
             Self::Hooks { .. } => {
-                refused("hooks-not-run", "get a release without hooks/ from its vendor; nothing was changed")
+                refused("hooks_not_run", "get a release without hooks/ from its vendor; nothing was changed")
             }
             Self::NotOffered { .. } => {
-                refused("not-offered", "ask what there is with `refit check`; nothing was changed")
+                refused("not_offered", "ask what there is with `refit check`; nothing was changed")
             }
             Self::Frame { .. } => {
-                refused("content-invalid", "get the package again from its vendor; nothing was changed")
+                refused("content_invalid", "get the package again from its vendor; nothing was changed")
             }
             Self::Cancelled => Report::new(
                 "cancelled",

@@ -183,7 +183,7 @@ impl Reported for TrustError {
         let refused = |code, remedy| Report::new(code, Exit::Refused, remedy);
         match self {
             Self::File(_) => Report::new(
-                "trust-unreadable",
+                "trust_unreadable",
                 Exit::Disk,
                 "free space or check the disk and its permissions, then try again",
             ),
@@ -191,54 +191,54 @@ impl Reported for TrustError {
             | Self::RootWentBack { .. }
             | Self::SeenMissing { .. }
             | Self::SeenDamaged { .. } => Report::new(
-                "trust-unreadable",
+                "trust_unreadable",
                 Exit::Disk,
                 "restore trust/ from a backup; without one, `refit trust reset ROOT` trusts the vendor's root anew and \
                  forgets which versions were seen; nothing was changed",
             ),
             Self::Unreachable { .. } => Report::new(
-                "repository-unreachable",
+                "repository_unreachable",
                 Exit::TryLater,
                 "check the address of the repository and the network, then try again",
             ),
             Self::NoRoot { .. } => {
-                refused("no-trust", "give the appliance the vendor's root first, N.root.json: `refit trust reset ROOT`")
+                refused("no_trust", "give the appliance the vendor's root first, N.root.json: `refit trust reset ROOT`")
             }
             Self::OtherRootTrusted { .. } => refused(
-                "no-trust",
+                "no_trust",
                 "a trusted root changes only through a package signed with it, or by `refit trust reset ROOT`",
             ),
             Self::NotARoot { .. } => refused(
-                "no-trust",
+                "no_trust",
                 "take the newest N.root.json of the vendor, which `refit keys init` has made as 1.root.json",
             ),
             Self::Spelling { .. } | Self::NoTarget | Self::OtherManifest { .. } => {
-                refused("signature-invalid", "get the package again from its vendor; nothing was changed")
+                refused("signature_invalid", "get the package again from its vendor; nothing was changed")
             }
             Self::OtherRoot { .. } => {
-                refused("signature-invalid", "choose a package of this appliance's vendor; nothing was changed")
+                refused("signature_invalid", "choose a package of this appliance's vendor; nothing was changed")
             }
             Self::PackageMetadata => {
-                refused("signature-invalid", "check the address of the repository; nothing was changed")
+                refused("signature_invalid", "check the address of the repository; nothing was changed")
             }
             Self::Refused { source } if matches!(**source, TufError::Rollback { .. }) => {
-                refused("rolled-back", "get the newest package of its vendor; nothing was changed")
+                refused("rolled_back", "get the newest package of its vendor; nothing was changed")
             }
             Self::Refused { source } if matches!(**source, TufError::Expired { .. }) => {
                 refused("expired", "wait until its vendor has refreshed it, or check the clock; nothing was changed")
             }
             Self::Refused { .. } => {
-                refused("signature-invalid", "get the package again from its vendor; nothing was changed")
+                refused("signature_invalid", "get the package again from its vendor; nothing was changed")
             }
             Self::Manifest { source: ManifestError::Format { .. } } => {
-                refused("format-unknown", "update to a release with a newer refit first; nothing was changed")
+                refused("format_unknown", "update to a release with a newer refit first; nothing was changed")
             }
             Self::Manifest { .. } => {
-                refused("manifest-refused", "ask the vendor for a package that is in order; nothing was changed")
+                refused("manifest_refused", "ask the vendor for a package that is in order; nothing was changed")
             }
             Self::Expired { .. } => refused("expired", "get a package with newer metadata; nothing was changed"),
             Self::ClockWentBack { .. } => refused(
-                "clock-wrong",
+                "clock_wrong",
                 "set the clock; if it was wrong before and is right now, `refit trust reset ROOT`; nothing was changed",
             ),
         }

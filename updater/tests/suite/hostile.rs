@@ -81,7 +81,7 @@ fn a_release_with_hooks_that_is_installed_is_received_again_and_no_other() {
     home.trust = Trust::reset(home.dir.path(), &workshop.root()).unwrap();
     let refuse = |home: &Home, package: &[u8]| {
         let error = home.receive(package).unwrap_err();
-        assert_eq!((error.exit(), error.code()), (Exit::Refused, "hooks-not-run"));
+        assert_eq!((error.exit(), error.code()), (Exit::Refused, "hooks_not_run"));
         assert!(error.to_string().contains("hooks/"), "{error}");
     };
     refuse(&home, &package);

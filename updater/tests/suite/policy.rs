@@ -83,15 +83,15 @@ fn refused_packages_change_nothing() {
         assert_eq!((error.exit(), error.code()), (Exit::Refused, expected));
         assert!(!error.remedy().is_empty());
     }
-    check(&home, &vendor.package("1.0.0"), "not-newer");
-    check(&home, &vendor.package("1.1.0"), "not-newer");
+    check(&home, &vendor.package("1.0.0"), "not_newer");
+    check(&home, &vendor.package("1.1.0"), "not_newer");
     let tree = vendor.tree("1.2.0");
-    check(&home, &vendor.pack(&tree, &PackOptions { arch: "riscv64".to_owned(), ..options() }), "other-arch");
+    check(&home, &vendor.pack(&tree, &PackOptions { arch: "riscv64".to_owned(), ..options() }), "other_arch");
     put(&tree, "appliance.toml", b"[appliance]\nname = \"till\"\nversion = \"1.2.0\"\n", 0o644);
-    check(&home, &vendor.pack(&tree, &options()), "other-appliance");
+    check(&home, &vendor.pack(&tree, &options()), "other_appliance");
     let description = b"[appliance]\nname = \"shop\"\nversion = \"1.2.0\"\nrequires = \"1.1.5\"\n";
     put(&tree, "appliance.toml", description, 0o644);
-    check(&home, &vendor.pack(&tree, &options()), "requires-newer");
+    check(&home, &vendor.pack(&tree, &options()), "requires_newer");
     assert_eq!(home.snapshot(), before);
 
     home.policy.allow_downgrade = true;
@@ -113,7 +113,7 @@ fn expired_metadata_is_accepted_or_refused_by_policy() {
     // A clock that was set back does not make it fresh.
     home.policy.expired = Expired::Refuse;
     home.policy.now = "2029-01-01T00:00:00Z".parse().unwrap();
-    assert_eq!(home.receive(&package).unwrap_err().code(), "clock-wrong");
+    assert_eq!(home.receive(&package).unwrap_err().code(), "clock_wrong");
 }
 
 #[test]
@@ -128,7 +128,7 @@ fn metadata_versions_only_go_upward() {
     home.install(&fenced);
     let before = home.snapshot();
     let error = home.receive(&older).unwrap_err();
-    assert_eq!(error.code(), "rolled-back", "the vendor closed the way back, and no operator opens it");
+    assert_eq!(error.code(), "rolled_back", "the vendor closed the way back, and no operator opens it");
     assert_eq!(home.snapshot(), before);
     home.receive(&fenced).unwrap();
 }

@@ -70,7 +70,7 @@ fn a_release_comes_from_a_package_or_from_a_repository_and_is_the_same() {
     let release = one.store.admit(fetched, &[]).unwrap();
     one.assert_whole(&release);
     let error = fetch_from(&one, &mut Counted::new(&published), "1.2.0").unwrap_err();
-    assert_eq!(error.code(), "not-offered");
+    assert_eq!(error.code(), "not_offered");
 }
 
 #[test]
@@ -127,7 +127,7 @@ fn only_what_is_missing_is_fetched_and_a_broken_line_goes_on_where_it_broke() {
     let mut server = Counted::new(&published);
     (server.breaks, server.break_after) = (u32::MAX, 0);
     let error = fetch_from(&Home::new(&published.vendor), &mut server, "1.0.0").unwrap_err();
-    assert_eq!(error.code(), "package-interrupted", "{}", chain(&error));
+    assert_eq!(error.code(), "package_interrupted", "{}", chain(&error));
 }
 
 #[test]
@@ -175,7 +175,7 @@ fn old_metadata_is_not_served_again_and_a_frozen_repository_is_told() {
     let mut home = Home::new(&published.vendor);
     assert_eq!(versions(&home, &published.dir), ["1.0.0", "1.1.0"]);
     let error = check(&mut Directory(old.clone()), &home.trust, &home.policy).unwrap_err();
-    assert_eq!(error.code(), "rolled-back", "{}", chain(&error));
+    assert_eq!(error.code(), "rolled_back", "{}", chain(&error));
     // An appliance that never saw the newer metadata notices by the date.
     home = Home::new(&published.vendor);
     home.policy.now = "2030-01-16T00:00:00Z".parse().unwrap();
@@ -231,7 +231,7 @@ fn the_metadata_of_a_package_is_no_repository() {
         let whole = fs::read(&targets).unwrap();
         fs::remove_file(&targets).unwrap();
         let error = check(&mut Directory(served.clone()), &home.trust, &home.policy).unwrap_err();
-        assert_eq!(error.code(), "repository-unreachable", "{}", chain(&error));
+        assert_eq!(error.code(), "repository_unreachable", "{}", chain(&error));
         put(&served.join("metadata"), "1000.targets.json", &whole, 0o644);
         assert_eq!(versions(&home, &published.dir), ["1.0.0"]);
     }

@@ -233,5 +233,5 @@ fn trust_is_given_once() {
     assert!(Trust::open(other.dir.path()).is_err());
     fs::remove_file(home.dir.path().join("trust/packages.json")).unwrap();
     let error = home.receive(&vendor.package("1.0.0")).unwrap_err();
-    assert_eq!(error.code(), "trust-unreadable", "a lost memory is no new beginning");
+    assert_eq!(error.code(), "trust_unreadable", "a lost memory is no new beginning");
 }

@@ -365,6 +365,6 @@ fn a_file_whose_frames_are_signed_and_whose_digest_is_that_of_another_is_refused
     let before = home.snapshot();
     let error = home.receive(&fs::read(&out).unwrap()).unwrap_err();
     assert_eq!(error.to_string(), "\"share/big\": its frames decode to other content than was signed");
-    assert_eq!(error.code(), "content-invalid");
+    assert_eq!(error.code(), "content_invalid");
     assert_eq!(home.snapshot(), before);
 }

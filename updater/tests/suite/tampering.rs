@@ -66,7 +66,7 @@ fn no_package_can_end_early_or_late() {
     for border in borders(&package) {
         for end in [border.saturating_sub(1), border, border + 1] {
             let error = home.receive(&package[..end]).unwrap_err();
-            let expected = if end < 512 { "not-a-package" } else { "package-truncated" };
+            let expected = if end < 512 { "not_a_package" } else { "package_truncated" };
             assert_eq!((error.exit(), error.code()), (Exit::Refused, expected), "{end}: {}", chain(&error));
         }
     }

@@ -61,7 +61,7 @@ fn metadata_that_nobody_signed_is_no_memory() {
     assert_ne!(altered, text);
     put(&home.dir.path().join("trust"), "packages.json", altered.as_bytes(), 0o644);
     let error = home.receive(&vendor.package("1.1.0")).unwrap_err();
-    assert_eq!((error.exit(), error.code()), (Exit::Disk, "trust-unreadable"), "{}", chain(&error));
+    assert_eq!((error.exit(), error.code()), (Exit::Disk, "trust_unreadable"), "{}", chain(&error));
 }
 
 #[test]
@@ -83,7 +83,7 @@ fn a_reset_is_asked_for_and_needs_a_real_root() {
     let vendor = Vendor::new();
     let home = accepted(&vendor);
     let older = vendor.package("1.1.0");
-    assert_eq!(home.receive(&older).unwrap_err().code(), "rolled-back");
+    assert_eq!(home.receive(&older).unwrap_err().code(), "rolled_back");
     let before = home.snapshot();
     assert!(Trust::reset(home.dir.path(), b"{}").is_err());
     assert_eq!(home.snapshot(), before);
@@ -102,7 +102,7 @@ fn a_reset_that_fails_halfway_trusts_nothing() {
     fs::create_dir(&blocked).unwrap();
     Trust::reset(home.dir.path(), vendor.keys.root()).unwrap_err();
     // What was seen may be forgotten by now, but nobody profits from it.
-    assert_eq!(home.receive(&older).unwrap_err().code(), "no-trust");
+    assert_eq!(home.receive(&older).unwrap_err().code(), "no_trust");
     fs::remove_dir(&blocked).unwrap();
     Trust::reset(home.dir.path(), vendor.keys.root()).unwrap();
     home.receive(&older).unwrap();

@@ -127,11 +127,11 @@ fn appliances_follow_a_rotation_through_any_package() {
     assert_eq!(old.trust.root().unwrap(), keys.root());
     // What the retired key signed is not accepted any more, be it new or old.
     let before = old.snapshot();
-    assert_eq!(old.receive(&first).unwrap_err().code(), "signature-invalid");
+    assert_eq!(old.receive(&first).unwrap_err().code(), "signature_invalid");
     put(&dir, "stolen/refit.key.pem", &first_key, 0o600);
     put(&dir, "stolen/1.root.json", &fs::read(dir.join("1.root.json")).unwrap(), 0o600);
     let stolen = try_pack(&vendor, &Keys::open(&dir.join("stolen")).unwrap(), "9.0.0").unwrap();
-    assert_eq!(old.receive(&stolen).unwrap_err().code(), "signature-invalid");
+    assert_eq!(old.receive(&stolen).unwrap_err().code(), "signature_invalid");
     assert_eq!(old.snapshot(), before);
     // An appliance that never saw the newer root cannot know.
     Home::new(&vendor).receive(&stolen).unwrap();
