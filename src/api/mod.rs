@@ -11,6 +11,7 @@ mod events;
 mod extract;
 mod logs;
 mod metrics;
+mod openapi;
 mod origin;
 mod packages;
 mod releases;
@@ -36,7 +37,7 @@ use crate::wire::Problem;
 
 pub use logs::CURSOR;
 pub use releases::describe as describe_releases;
-pub use routes::routes_with_permissions;
+pub use routes::{description, routes_with_permissions};
 pub use server::{ApiServer, SOCKET_MODE};
 
 /// Everything that the handlers read.

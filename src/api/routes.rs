@@ -3,19 +3,20 @@
 //! What a row says is asked before its handler runs (`access`), which then finds the principal in the request's extensions; a route that is
 //! in no row does not exist.
 
-use axum::Router;
 use axum::extract::{Request, State};
 use axum::handler::Handler;
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, MethodRouter, on};
+use axum::{Json, Router};
 use refit_bus::RequestKind;
+use utoipa::openapi::OpenApi;
 
 use super::{
     Problem, Shared, access, bus, components, events, extract, logs, metrics, origin, packages, releases, session,
 };
-use super::{status, updates};
+use super::{openapi, status, updates};
 use crate::access::permission::Permission;
 use crate::access::principal::Principal;
 use crate::web;
@@ -71,6 +72,7 @@ pub(super) fn table() -> Vec<Route> {
     let mut table = vec![
         get("/healthz", Public, status::healthz),
         get("/metrics", Read, metrics::metrics),
+        get("/api/v1/openapi.json", Status, describe),
         get("/api/v1/status", Status, status::status),
         get("/api/v1/history", Read, status::history).in_home(),
         get("/api/v1/components", Read, components::list),
@@ -100,6 +102,15 @@ pub(super) fn table() -> Vec<Route> {
 /// Returns method, path and permission of every route, in the words of the documentation.
 pub fn routes_with_permissions() -> Vec<(String, &'static str, &'static str)> {
     table().into_iter().map(|route| (route.method.to_string(), route.path, route.permission.name())).collect()
+}
+
+/// Returns the description of the API, as `GET /api/v1/openapi.json` answers it.
+pub fn description() -> OpenApi {
+    openapi::document(&routes_with_permissions())
+}
+
+async fn describe() -> Json<OpenApi> {
+    Json(description())
 }
 
 /// Returns the routes of the table, each behind what it takes. Who asks has to be known before them.

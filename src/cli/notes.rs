@@ -46,8 +46,7 @@ pub(super) fn merged(from: &Version, to: &Version, file: &MergedFile) -> Option<
         | MergeOutcome::KeptAdmin
         | MergeOutcome::Merged
         | MergeOutcome::Added
-        | MergeOutcome::Removed
-        | MergeOutcome::Other(_) => None,
+        | MergeOutcome::Removed => None,
     }
 }
 

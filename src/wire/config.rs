@@ -129,10 +129,6 @@ pub enum MergeOutcome {
     Added,
     /// The new release has it no longer, and the admin had not touched it.
     Removed,
-    /// What only another version of this program knows.
-    #[serde(untagged)]
-    #[schema(value_type = Object)]
-    Other(serde_json::Value),
 }
 
 impl From<&config::Outcome> for MergeOutcome {

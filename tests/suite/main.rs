@@ -55,6 +55,7 @@ mod modes;
 mod mounting;
 mod mounts;
 mod notify;
+mod openapi;
 mod owner;
 mod package;
 mod parking;
