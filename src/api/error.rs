@@ -142,7 +142,7 @@ fn failed(exit: Exit) -> StatusCode {
         Exit::Disk => StatusCode::INSUFFICIENT_STORAGE,
         Exit::Refused | Exit::Config => StatusCode::UNPROCESSABLE_ENTITY,
         Exit::Unavailable | Exit::TryLater => StatusCode::SERVICE_UNAVAILABLE,
-        Exit::Done | Exit::Usage | Exit::Failed => StatusCode::INTERNAL_SERVER_ERROR,
+        Exit::Done | Exit::Degraded | Exit::Down | Exit::Usage | Exit::Failed => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
 

@@ -6,10 +6,16 @@ use axum::extract::State;
 use axum::http::header;
 use axum::response::IntoResponse;
 
-use super::Shared;
+use super::{Shared, status};
 use crate::component::Health;
+use crate::wire::Condition;
 
 pub(super) async fn metrics(State(app): State<Shared>) -> impl IntoResponse {
+    let health = match status::of(&app).await.health.map(|health| health.state) {
+        Some(Condition::Well) => 0.0,
+        Some(Condition::Degraded | Condition::Other(_)) => 1.0,
+        Some(Condition::Down) | None => 2.0,
+    };
     let mut text = String::new();
     let mut family = |name: &str, help: &str, rows: Vec<(String, f64)>| {
         // Writing into a string cannot fail.
@@ -24,6 +30,11 @@ pub(super) async fn metrics(State(app): State<Shared>) -> impl IntoResponse {
         "refit_release_info",
         "The running release.",
         vec![(format!("{{appliance=\"{}\",version=\"{}\"}}", app.config.name, app.config.version), 1.0)],
+    );
+    family(
+        "refit_health",
+        "0 while the appliance is well, 1 while something needs somebody, 2 while it does not serve.",
+        vec![(String::new(), health)],
     );
     let generation = f64::from(app.context.registry.generation());
     family("refit_runtime_generation", "Counts the process images of the runtime.", vec![(String::new(), generation)]);

@@ -12,19 +12,25 @@ use super::components::views;
 use super::{Problem, Shared};
 use crate::update::UpdateError;
 use crate::wire::{
-    Config, CurrentRelease, Fault, Guard, History, Listener, ReleaseState, Runtime, SiteState, Status, Trust,
+    Config, CurrentRelease, Fault, Guard, History, Listener, Overall, ReleaseState, Runtime, SiteState, Status, Trust,
     Unconfirmed, Unmerged, Unread,
 };
 
 pub(super) async fn status(State(app): State<Shared>) -> Json<Status> {
+    Json(of(&app).await)
+}
+
+/// Returns how the appliance is.
+pub(super) async fn of(app: &Shared) -> Status {
     let journal = app.manager.journal();
     let update = app.manager.view();
     let on_trial = matches!(journal.state, journal::State::Trial { .. });
-    let components = views(&app);
-    let trust = trust(&app).await;
-    let config = live_config(&app).await;
-    Json(Status {
+    let components = views(app);
+    let trust = trust(app).await;
+    let config = live_config(app).await;
+    let mut status = Status {
         appliance: app.config.name.clone(),
+        health: None,
         release: CurrentRelease {
             version: app.config.version.clone(),
             state: if on_trial { ReleaseState::Trial } else { ReleaseState::Good },
@@ -40,7 +46,7 @@ pub(super) async fn status(State(app): State<Shared>) -> Json<Status> {
         },
         bus: SiteState { state: app.bus.state().into(), unconfirmed: app.bus.unconfirmed().map(Unconfirmed::from) },
         components,
-        listeners: listeners(&app),
+        listeners: listeners(app),
         receiving: app.manager.receiving().reception(),
         staged: app.manager.receiving().staged(),
         update,
@@ -50,7 +56,20 @@ pub(super) async fn status(State(app): State<Shared>) -> Json<Status> {
         read_only: app.context.home.is_read_only(),
         faults: app.faults().iter().map(Fault::from).collect(),
         time: clock::stamp(),
-    })
+    };
+    let public = app.config.components.iter().filter(|component| !component.listeners.is_empty());
+    let public = public.map(|component| component.name.clone()).collect();
+    status.health = Some(Overall::of(&status, &public, disk_trouble(app)));
+    status
+}
+
+/// Returns what is wrong with the disk of the home: an update, and whatever components store, needs room.
+fn disk_trouble(app: &Shared) -> Option<String> {
+    /// Less is no room for a package, nor for an hour of logs.
+    const FREE_BYTES_MIN: u64 = 64 << 20;
+    let disk = rustix::fs::statvfs(app.context.home.path()).ok()?;
+    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+    (free < FREE_BYTES_MIN).then(|| format!("the disk of the home has {} MiB left", free >> 20))
 }
 
 /// Returns the sockets that the appliance listens on, and those that it cannot have yet.

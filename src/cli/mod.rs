@@ -93,7 +93,7 @@ enum Command {
     /// Make a home and install its first release.
     Init(init::Init),
     /// Show how the appliance is.
-    Status,
+    Status(status::StatusOptions),
     /// List the releases on this appliance, or remove one.
     Releases(releases::Releases),
     /// List what was tried on this appliance, newest first.
@@ -188,7 +188,7 @@ pub fn main(process: Process) -> Exit {
         Command::Repo(repo) => repo::run(&context, &repo),
         Command::Trust(trust) => trust::run(&context, &trust),
         Command::Check => run_online(&context, check::run(&context)),
-        Command::Status => run_online(&context, status::run(&context)),
+        Command::Status(options) => run_online(&context, status::run(&context, &options)),
         Command::Releases(releases) => releases::run(&context, &releases),
         Command::Recover(recover) => recover::run(&context, &recover),
         Command::History => run_online(&context, history::run(&context)),

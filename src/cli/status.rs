@@ -1,5 +1,8 @@
 //! `refit status`: how the appliance is.
 
+use std::collections::BTreeSet;
+
+use clap::Args;
 use refit_base::Exit;
 
 use super::client::{Client, ClientError};
@@ -8,15 +11,41 @@ use super::context::Context;
 use super::notes;
 use super::said::Said;
 use super::table::{cell, print_table};
-use crate::wire::{Fault, Listener, Reception, Status};
+use crate::wire::{Condition, Fault, Listener, Overall, Reception, Status};
 
-pub(super) async fn run(context: &Context) -> Result<Exit, ClientError> {
+/// What is shown.
+#[derive(Debug, Args)]
+pub(super) struct StatusOptions {
+    /// End with 0 if the appliance is well, 1 if something needs somebody, 2 if it does not serve, and print one line that says why.
+    #[arg(long)]
+    check: bool,
+}
+
+pub(super) async fn run(context: &Context, options: &StatusOptions) -> Result<Exit, ClientError> {
+    let check = options.check;
     let status: Said<Status> = Client::new(&context.home)?.get("/api/v1/status").await?;
+    // A release that does not say it has components only.
+    let health = status.health.clone().unwrap_or_else(|| Overall::of(&status, &BTreeSet::new(), None));
+    let exit = match health.state {
+        _ if !check => Exit::Done,
+        Condition::Well => Exit::Done,
+        Condition::Degraded | Condition::Other(_) => Exit::Degraded,
+        Condition::Down => Exit::Down,
+    };
     if context.json {
         context.print(&status.to_string());
-        return Ok(Exit::Done);
+        return Ok(exit);
+    }
+    if check {
+        let reasons =
+            if health.reasons.is_empty() { String::new() } else { format!(": {}", health.reasons.join("; ")) };
+        context.print(&format!("{}{reasons}", health.state));
+        return Ok(exit);
     }
     print_head(context, &status);
+    for reason in health.reasons.iter().take(1).filter(|_| health.state == Condition::Down) {
+        context.print(&format!("down: {reason}"));
+    }
     print_warnings(context, &status);
     context.print("");
     print_components(context, &status.components);
@@ -25,7 +54,7 @@ pub(super) async fn run(context: &Context) -> Result<Exit, ClientError> {
     for fault in &status.faults {
         print_fault(context, fault);
     }
-    Ok(Exit::Done)
+    Ok(exit)
 }
 
 /// Prints what runs, and what is under way.

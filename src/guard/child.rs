@@ -154,7 +154,14 @@ pub(super) fn cause(status: WaitStatus, errno: Option<i32>, hung: bool) -> Cause
     match status {
         WaitStatus::Exited(_, code) => match Exit::from_code(code) {
             Exit::Disk | Exit::TryLater => Cause::Machine,
-            Exit::Done | Exit::Usage | Exit::Refused | Exit::Unavailable | Exit::Failed | Exit::Config => told,
+            Exit::Done
+            | Exit::Degraded
+            | Exit::Down
+            | Exit::Usage
+            | Exit::Refused
+            | Exit::Unavailable
+            | Exit::Failed
+            | Exit::Config => told,
         },
         // Somebody outside ended it: the kernel, for want of memory, or a person. The guard ends it only if it hangs.
         WaitStatus::Signaled(_, Signal::SIGKILL | Signal::SIGTERM | Signal::SIGINT | Signal::SIGHUP, _) if !hung => {

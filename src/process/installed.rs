@@ -43,7 +43,9 @@ pub fn held(guard: u32) -> PathBuf {
 pub const fn is_answer(status: Exit) -> bool {
     match status {
         Exit::Disk | Exit::TryLater | Exit::Config => true,
-        Exit::Done | Exit::Usage | Exit::Refused | Exit::Unavailable | Exit::Failed => false,
+        Exit::Done | Exit::Degraded | Exit::Down | Exit::Usage | Exit::Refused | Exit::Unavailable | Exit::Failed => {
+            false
+        }
     }
 }
 

@@ -355,7 +355,9 @@ const fn code_of_reception(exit: Exit) -> &'static str {
         Exit::Refused => "package_refused",
         Exit::Disk => "disk",
         Exit::TryLater => "package_interrupted",
-        Exit::Done | Exit::Usage | Exit::Unavailable | Exit::Failed | Exit::Config => "internal",
+        Exit::Done | Exit::Degraded | Exit::Down | Exit::Usage | Exit::Unavailable | Exit::Failed | Exit::Config => {
+            "internal"
+        }
     }
 }
 

@@ -11,6 +11,7 @@ pub mod component;
 pub mod config;
 pub mod confirm;
 pub mod event;
+pub mod health;
 pub mod history;
 pub mod log;
 mod names;
@@ -34,6 +35,7 @@ pub use component::{
 pub use config::{Clash, Config, MergeOutcome, MergedFile, Unmerged, Unread};
 pub use confirm::{Confirmation, ConfirmationState, Unconfirmed};
 pub use event::{Event, EventRecord};
+pub use health::{Condition, Overall};
 pub use history::{Attempt, Cause, History, Outcome};
 pub use log::{LogLine, LogLines, Stream};
 pub use package::{Changes, FetchBody, Package, Packages, Reception, ReceptionStep, Staged};

@@ -8,6 +8,7 @@ use super::bus::{BusState, Fault};
 use super::component::Component;
 use super::config::Config;
 use super::confirm::Unconfirmed;
+use super::health::Overall;
 use super::package::{Reception, Staged};
 use super::release::ReleaseState;
 use super::trust::Trust;
@@ -19,6 +20,9 @@ pub struct Status {
     /// Its name.
     #[schema(example = "shop")]
     pub appliance: String,
+    /// How it is as a whole; `null` where an older release does not say it.
+    #[serde(default)]
+    pub health: Option<Overall>,
     /// The release that runs.
     pub release: CurrentRelease,
     /// The release that a rollback goes back to, if there is one.

@@ -39,6 +39,7 @@ mod embed;
 #[cfg(feature = "fault")]
 mod fault;
 mod full_disk;
+mod health;
 mod history;
 mod hostile;
 mod http;

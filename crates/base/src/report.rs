@@ -14,6 +14,10 @@ use crate::Chain;
 pub enum Exit {
     /// 0: done as asked.
     Done,
+    /// 1: the appliance serves, and something needs somebody; of `refit status --check` only, as monitoring plugins have it.
+    Degraded,
+    /// 2: the appliance does not serve; the same.
+    Down,
     /// 64: the command line is wrong.
     Usage,
     /// 65: the package was refused.
@@ -35,6 +39,8 @@ impl Exit {
     pub const fn code(self) -> u8 {
         match self {
             Self::Done => 0,
+            Self::Degraded => 1,
+            Self::Down => 2,
             Self::Usage => 64,
             Self::Refused => 65,
             Self::Unavailable => 69,
@@ -45,7 +51,7 @@ impl Exit {
         }
     }
 
-    /// Returns the status whose number is `code`; any other number means that something failed.
+    /// Returns the status whose number is `code`; any other number, such as those of a check, means that something failed.
     pub const fn from_code(code: i32) -> Self {
         match code {
             0 => Self::Done,

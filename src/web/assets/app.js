@@ -423,8 +423,11 @@ function drawHeader() {
   const pill = $("release-state");
   const left = release.probation_ends_at ? Math.max(0, Date.parse(release.probation_ends_at) - now()) : null;
   const trial = left === null ? "on trial" : `on trial, ${Math.ceil(left / 1000)} s left`;
-  text(pill, release.state === "good" ? "good" : trial);
-  pill.dataset.tone = release.state === "good" ? "good" : "warn";
+  const { state, reasons } = status.health ?? { state: "well", reasons: [] };
+  const well = state === "well" ? "good" : state;
+  text(pill, release.state === "good" ? well : trial);
+  pill.dataset.tone = state === "down" ? "bad" : well === "good" && release.state === "good" ? "good" : "warn";
+  pill.title = reasons.join("\n");
   const facts = {
     runtime: `runtime ${runtime.version}, pid ${runtime.pid}`, generation: `generation ${runtime.generation}`,
     up: `up ${age(runtime.started_at)}`, guard: `guard pid ${guard.pid}`, bus: `bus ${bus.state}`,
