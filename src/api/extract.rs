@@ -42,10 +42,11 @@ impl<T: DeserializeOwned, const BYTES_MAX: usize> FromRequest<Shared> for JsonBo
         }
         let body = read(request, BYTES_MAX).await?;
         // The library looks at the type, too, and says what is wrong where.
-        let mut whole = Request::new(Body::from(body));
+        let mut whole = Request::new(Body::from(body.clone()));
         *whole.headers_mut() = headers;
-        let body = axum::Json::from_request(whole, &()).await;
-        body.map(|axum::Json(body)| Self(body)).map_err(|error| Problem::usage(error.body_text()))
+        let read = axum::Json::from_request(whole, &()).await;
+        let axum::Json(read) = read.map_err(|error| Problem::usage(error.body_text()))?;
+        if is_object(&body) { Ok(Self(read)) } else { Err(Problem::usage(NOT_AN_OBJECT)) }
     }
 }
 
@@ -60,8 +61,18 @@ impl<T: DeserializeOwned + Default> FromRequest<Shared> for OptionalJsonBody<T> 
         if body.is_empty() {
             return Ok(Self(T::default()));
         }
-        serde_json::from_slice(&body).map(Self).map_err(|error| Problem::usage(error.to_string()))
+        let read = serde_json::from_slice(&body).map_err(|error| Problem::usage(error.to_string()))?;
+        if is_object(&body) { Ok(Self(read)) } else { Err(Problem::usage(NOT_AN_OBJECT)) }
     }
+}
+
+/// What is said of a body that is JSON and no object.
+const NOT_AN_OBJECT: &str = "the body is not a JSON object";
+
+/// Returns whether a body that could be read is an object: the library takes an array for an object's fields in their order, too, which is
+/// nothing to rely on.
+fn is_object(body: &[u8]) -> bool {
+    body.trim_ascii_start().first() == Some(&b'{')
 }
 
 /// Returns the whole body, if it comes in its time and is not too large.

@@ -255,9 +255,8 @@ fn site_entry(method: &str, path: &str, types: &mut Types) -> Option<Entry> {
             [(JSON, types.of::<Components>())],
         ),
         ("GET", "/api/v1/components/{name}/logs") => {
-            let contents =
-                [(JSON, types.of::<LogLines>()), (NDJSON, types.of::<LogLine>()), (SSE, types.of::<LogLine>())];
-            Entry::new("logs", "What a component printed. With `follow`, what it prints from now on, too.")
+            let contents = [(JSON, types.of::<LogLines>()), (NDJSON, types.of::<LogLine>()), (SSE, text())];
+            Entry::new("logs", "What a component printed. With `follow`, what it prints from now on, too: as Server-Sent Events each `data` is a line in JSON.")
                 .with([component(), in_query("n", "How many lines: 100 if nothing is said.", number(100)), last_seen])
                 .with([in_query("follow", "Whether the answer goes on until the runtime ends.", flag())])
                 .answering(
@@ -275,16 +274,17 @@ fn site_entry(method: &str, path: &str, types: &mut Types) -> Option<Entry> {
                 .answering(200, "It is done.", [(JSON, types.of::<Acted>())])
                 .failing(&[404, 500])
         }
-        ("GET", "/api/v1/events") => {
-            Entry::new("events", "What happens, as it happens. The answer does not end by itself.")
-                .with([last_seen])
-                .answering(
-                    200,
-                    "Events, as Server-Sent Events or as JSON lines.",
-                    [(SSE, types.of::<EventRecord>()), (NDJSON, types.of::<EventRecord>())],
-                )
-                .failing(&[400])
-        }
+        ("GET", "/api/v1/events") => Entry::new(
+            "events",
+            "What happens, as it happens. The answer does not end by itself.",
+        )
+        .with([last_seen])
+        .answering(
+            200,
+            "Events, as Server-Sent Events, whose `data` is that of the event with its time in `at`, or as JSON lines.",
+            [(SSE, text()), (NDJSON, types.of::<EventRecord>())],
+        )
+        .failing(&[400]),
         ("GET", "/api/v1/bus") => {
             Entry::new("bus", "The bus as it stands.").answering(200, "As it is now.", [(JSON, types.of::<Bus>())])
         }

@@ -404,3 +404,27 @@ fn the_page_and_the_health_need_no_password() {
     let metrics = asked(&appliance, "GET", "/metrics").send();
     assert!(metrics.status == 200 && metrics.text().contains("# TYPE"), "{}", metrics.text());
 }
+
+#[test]
+fn a_body_that_is_no_object_is_refused() {
+    let appliance = Appliance::new(&Release::bare("1.0.0")).start();
+    let rows = [
+        ("/api/v1/updates", "[null, \"1.0.0\"]"),
+        ("/api/v1/rollback", " [null, null]"),
+        ("/api/v1/rollback", "null"),
+        ("/api/v1/bus/requests", "[\"reload\", null, null, null, false]"),
+        ("/api/v1/bus/publications", "[\"reload\", null]"),
+        ("/api/v1/packages", "[\"1.0.0\", false, null]"),
+        ("/api/v1/session", "[\"admin\", \"x\"]"),
+    ];
+    for (path, body) in rows {
+        let answer = Request::new(&appliance.socket(), "POST", path).body(body.as_bytes().to_vec()).send();
+        assert_eq!(
+            (answer.status, text(&answer.json()["code"])),
+            (400, "bad_request".to_owned()),
+            "{path} {body}: {}",
+            answer.text()
+        );
+    }
+    assert_eq!(appliance.status()["update"], Value::Null, "nothing was tried");
+}
