@@ -41,7 +41,7 @@ const ROOMS: &[(&str, &str)] = &[
     ("update", "wire home tickets awake handover process probe config carry http component"),
     ("requests", "wire tickets config carry update"),
     ("peers", "wire awake handover tickets process config carry component access requests"),
-    ("web", ""),
+    ("web", "wire"),
     ("api", "wire events tickets process config auth logs carry http component access update requests peers web"),
     ("guard", "home handover process logs"),
     (

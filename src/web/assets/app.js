@@ -9,6 +9,7 @@ import {
   sessionSecret, show, showProblem, span, text, voyage,
 } from "./lib.js";
 import { drawPackage, drawRepository, forget, lend, progressed, standing, stopTransfer } from "./package.js";
+import { STEPS } from "./steps.js";
 import { drawComponents, drawHistory, drawListeners, drawReleases, followLogs } from "./tables.js";
 
 const RECONNECT_SHOWN_MS = 2_000; // a handover is shorter than this and is no news
@@ -19,24 +20,11 @@ const UNEXPLAINED_MS = 10_000;    // an update that is neither running nor in th
 const RECHECK_MS = 15_000;        // a stream that broke without a word is noticed by this
 const LOGS_MS = 3_000;
 
-// [name in the API, what the page calls it, what it means until the appliance says more]
-const STEPS = [
-  ["received", "Received", "the package has arrived"],
-  ["verified", "Verified", "signatures and digests are right"],
-  ["staged", "Staged", "unpacked beside the running release"],
-  ["preflight", "Preflight", "a dry run of the new release"],
-  ["trial", "Trial", "noted on disk, so that a power cut goes back, too"],
-  ["stopping", "Stopping", "components stop, sockets stay open"],
-  ["exec", "Exec", "the runtime replaces itself"],
-  ["starting", "Starting", "components start on the same sockets"],
-  ["probation", "Probation", "watched until it has proved healthy"],
-  ["committed", "Committed", "the new release is good"],
-];
-const STEP = Object.fromEntries(STEPS.map(([name], index) => [name, index]));
-const PHASE_STEP = {
-  staging: "staged", preflight: "preflight", stopping: "stopping", starting: "starting", probation: "probation",
-};
-const REACHED_IS_DONE = new Set(["received", "verified", "staged", "trial", "committed"]);
+const STEP = Object.fromEntries(STEPS.map(({ name }, index) => [name, index]));
+// What the status calls a step while it is under way.
+const PHASE_STEP = Object.fromEntries(STEPS.filter(({ name, phase, instant }) => !instant || phase !== name)
+  .map(({ name, phase }) => [phase, name]));
+const REACHED_IS_DONE = new Set(STEPS.filter(({ instant }) => instant).map(({ name }) => name));
 const FINAL = new Set(["committed", "rolled-back", "failed"]);
 
 // ---- session ------------------------------------------------------------------------------------------------------
@@ -277,7 +265,7 @@ function onStep(event) {
     finish(event.step, Date.parse(event.at));
     refresh(true);
   } else {
-    announce(event.text ?? STEPS[STEP[event.step]]?.[1] ?? "Going back");
+    announce(event.text ?? STEPS[STEP[event.step]]?.title ?? "Going back");
     refresh();
   }
   draw();
@@ -348,14 +336,14 @@ function stepState(index) {
 }
 
 function drawSteps(list, steps) {
-  keyed(list, steps, ([name]) => name, ([name, label]) => h("li", { "data-step": name },
-    h("span", { class: "mark", "aria-hidden": "true" }), h("b", {}, label), h("time"), h("p"),
-    h("progress", { max: "1", "aria-label": label })), (item, [name, label, meaning]) => {
+  keyed(list, steps, ({ name }) => name, ({ name, title }) => h("li", { "data-step": name },
+    h("span", { class: "mark", "aria-hidden": "true" }), h("b", {}, title), h("time"), h("p"),
+    h("progress", { max: "1", "aria-label": title })), (item, { name, title, meaning }) => {
     const index = STEP[name];
     const state = stepState(index);
     item.dataset.state = state;
     if (state === "active") item.setAttribute("aria-current", "step"); else item.removeAttribute("aria-current");
-    item.querySelector("b").replaceChildren(label, h("span", { class: "unseen" }, `: ${state}`));
+    item.querySelector("b").replaceChildren(title, h("span", { class: "unseen" }, `: ${state}`));
     const progress = state === "active" || state === "failed" ? live.progressNote : null;
     text(item.querySelector("p"), progress ?? live.notes[index] ?? meaning);
     const next = Object.entries(live.at).filter(([other]) => Number(other) > index).map(([, at]) => at);
@@ -372,7 +360,7 @@ function drawRun() {
   voyage($("run-title"), live.from, live.to);
   text($("run-elapsed"), span((live.endedAt || now()) - live.startedAt));
   const kindSteps = live.kind === "rollback" ? STEPS.slice(STEP.preflight) : STEPS;
-  const trial = (step) => STEP[step[0]] >= STEP.trial;
+  const trial = (step) => STEP[step.name] >= STEP.trial;
   drawSteps($("steps-safe"), kindSteps.filter((step) => !trial(step)));
   drawSteps($("steps-trial"), kindSteps.filter(trial));
   text($("leg-safe"), `${live.from} keeps running; a failure here changes nothing`);
