@@ -9,6 +9,7 @@ mod components;
 mod error;
 mod events;
 mod extract;
+mod health;
 mod logs;
 mod metrics;
 mod openapi;

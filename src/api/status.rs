@@ -9,10 +9,11 @@ use refit_bus as bus;
 use refit_updater::journal;
 
 use super::components::views;
+use super::health::overall;
 use super::{Problem, Shared};
 use crate::update::UpdateError;
 use crate::wire::{
-    Config, CurrentRelease, Fault, Guard, History, Listener, Overall, ReleaseState, Runtime, SiteState, Status, Trust,
+    Config, CurrentRelease, Fault, Guard, History, Listener, ReleaseState, Runtime, SiteState, Status, Trust,
     Unconfirmed, Unmerged, Unread,
 };
 
@@ -59,7 +60,7 @@ pub(super) async fn of(app: &Shared) -> Status {
     };
     let public = app.config.components.iter().filter(|component| !component.listeners.is_empty());
     let public = public.map(|component| component.name.clone()).collect();
-    status.health = Some(Overall::of(&status, &public, disk_trouble(app)));
+    status.health = Some(overall(&status, &public, disk_trouble(app)));
     status
 }
 

@@ -1,7 +1,5 @@
 //! `refit status`: how the appliance is.
 
-use std::collections::BTreeSet;
-
 use clap::Args;
 use refit_base::Exit;
 
@@ -11,7 +9,7 @@ use super::context::Context;
 use super::notes;
 use super::said::Said;
 use super::table::{cell, print_table};
-use crate::wire::{Condition, Fault, Listener, Overall, Reception, Status};
+use crate::wire::{BusState, Condition, Fault, Listener, Overall, Reception, Status};
 
 /// What is shown.
 #[derive(Debug, Args)]
@@ -24,8 +22,7 @@ pub(super) struct StatusOptions {
 pub(super) async fn run(context: &Context, options: &StatusOptions) -> Result<Exit, ClientError> {
     let check = options.check;
     let status: Said<Status> = Client::new(&context.home)?.get("/api/v1/status").await?;
-    // A release that does not say it has components only.
-    let health = status.health.clone().unwrap_or_else(|| Overall::of(&status, &BTreeSet::new(), None));
+    let health = status.health.clone().unwrap_or_else(|| of_older(&status));
     let exit = match health.state {
         _ if !check => Exit::Done,
         Condition::Well => Exit::Done,
@@ -55,6 +52,15 @@ pub(super) async fn run(context: &Context, options: &StatusOptions) -> Result<Ex
         print_fault(context, fault);
     }
     Ok(exit)
+}
+
+/// Returns how an appliance is whose release does not say it yet.
+fn of_older(status: &Status) -> Overall {
+    if status.bus.state == BusState::Running {
+        Overall { state: Condition::Well, reasons: Vec::new() }
+    } else {
+        Overall { state: Condition::Down, reasons: vec![format!("the site is {}", status.bus.state)] }
+    }
 }
 
 /// Prints what runs, and what is under way.

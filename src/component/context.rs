@@ -2,18 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use refit_base::{Chain, lock};
+use refit_base::lock;
 use refit_bus as bus;
-use refit_updater::Store;
-use refit_updater::config::{Existing, merge_config};
-use semver::Version;
 use tokio::sync::watch;
 
-use super::reach::open_config;
 use crate::carry::Registry;
 use crate::config::{Component, Config};
 use crate::handover::listener::Listeners;
@@ -59,18 +54,6 @@ pub struct RunContext {
 }
 
 impl RunContext {
-    /// Makes the live configuration again where it is gone: a cleaner may have taken it while everything runs.
-    pub(super) fn restore_config(&self) {
-        let _alone = lock(&self.restoring);
-        if !is_gone(&self.config_dir) {
-            return;
-        }
-        if let Ok(store) = Store::open(self.home.path()) {
-            restore_config(&store, &self.version);
-        }
-        open_config(&self.config_dir, &self.config);
-    }
-
     /// Gives the listeners of `component` their whole queue again, whatever its program has made of it.
     pub(super) fn restore_queues(&self, component: &Component) {
         let listeners = lock(&self.listeners);
@@ -80,24 +63,4 @@ impl RunContext {
             }
         }
     }
-}
-
-/// Makes the live configuration of release `version` from its defaults where it is gone. What is in the way is logged: its components say what
-/// they lack. Blocks.
-pub fn restore_config(store: &Store, version: &Version) {
-    let dir = store.config_dir(version);
-    if !is_gone(&dir) {
-        return;
-    }
-    let path = dir.display();
-    match merge_config(store, None, version, Existing::Keep) {
-        Ok(_) => tracing::warn!(%path, "the live configuration was missing; it was made from the release's defaults"),
-        Err(error) => {
-            tracing::error!(%path, error = %Chain(&error), "the live configuration is missing and cannot be made again");
-        }
-    }
-}
-
-fn is_gone(dir: &Path) -> bool {
-    dir.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }

@@ -21,6 +21,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::context::RunContext;
+use super::live_config;
 use super::reports::{self, Heard, Reports, Said};
 use super::senders::Senders;
 use super::spawn::{Account, Given};
@@ -83,7 +84,7 @@ impl Instance {
         let account = Account::of(component);
         let access = component.spawn.notify_access;
         data::make_all(component, account, &context.home.data())?;
-        context.restore_config();
+        live_config::restore_running(context);
         let (notify, notify_path) = Self::bind_notify(context, &carried.id, account, access)
             .map_err(|error| failed("bind its notify socket", error))?;
         let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(io::Error::from);

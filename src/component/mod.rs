@@ -17,6 +17,7 @@ mod health;
 mod instance;
 mod limits;
 mod listens;
+mod live_config;
 mod notify_socket;
 mod output;
 mod reach;
@@ -33,12 +34,13 @@ mod variables;
 mod view;
 
 pub use actor::{CarriedParts, Process, end_stray, forget_ended};
-pub use context::{RunContext, restore_config};
+pub use context::RunContext;
 pub use health::State as Health;
+pub use live_config::{open_config, restore_config};
 pub use notify_socket::{
     make_place as make_notify_place, remove_of as remove_notify_socket, tidy as tidy_notify_sockets,
 };
-pub use reach::{Obstacle, Places, find_obstacles, find_obstacles_in_tree, open_config};
+pub use reach::{Obstacle, Places, find_obstacles, find_obstacles_in_tree};
 pub use view::{Announced, State, View};
 
 use refit_bus as bus;

@@ -18,7 +18,7 @@ use serde::Serialize;
 
 use super::variables::Variables;
 use crate::config::{self, Component, Config, Probe};
-use crate::home::{Home, acl};
+use crate::home::Home;
 use crate::process::launch::Begin;
 use crate::process::reach::{self, Question, Stopped, Want};
 
@@ -84,27 +84,6 @@ struct Asked {
 pub fn find_obstacles(config: &Config, places: &Places) -> Vec<Obstacle> {
     let theirs = config.components.iter().filter(|component| has_account(component));
     theirs.flat_map(|component| obstacles_of(component, places)).collect()
-}
-
-/// Lets the accounts of `config`'s components, and no others, into the live configuration in `dir`. What is in the way is logged:
-/// a component that reads no configuration runs all the same.
-pub fn open_config(dir: &Path, config: &Config) {
-    let names = config.components.iter().filter_map(|component| component.user.as_deref());
-    // One that does not exist is found out when its process starts.
-    let accounts =
-        names.filter_map(|name| User::from_name(name).ok().flatten()).map(|user| user.uid.as_raw()).collect();
-    match acl::let_in(dir, &accounts) {
-        Ok(true) => {}
-        Ok(false) => tracing::warn!(
-            path = %dir.display(),
-            "the file system keeps no access lists: every account that knows the name of a file of the configuration can read it, \
-             unless its mode forbids that"
-        ),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {} // a release without configuration
-        Err(error) => {
-            tracing::warn!(path = %dir.display(), %error, "cannot let the components' accounts into their configuration");
-        }
-    }
 }
 
 fn has_account(component: &Component) -> bool {

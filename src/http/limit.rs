@@ -7,13 +7,12 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use refit_base::lock;
 use rustix::process::{Resource, getrlimit};
 use tokio_util::sync::CancellationToken;
 
-use super::connection::Traffic;
+use super::traffic::Traffic;
 
 /// How many connections a listener has at most, where the process may have enough descriptors.
 const CONNECTIONS_MAX: usize = 512;
@@ -27,12 +26,6 @@ const SHARES: u64 = 3;
 const CROWDED_EIGHTHS: usize = 6;
 /// One address has so many of a crowded listener: a sixteenth.
 const ADDRESS_SHARE: usize = 16;
-/// How long the head of a request may take from its first byte on.
-pub(super) const HEAD_MAX: Duration = Duration::from_secs(10);
-/// How long a connection may wait for its next request.
-pub(super) const IDLE_MAX: Duration = Duration::from_secs(60);
-/// How long nothing may get through to a client that is being answered.
-pub(super) const STALL_MAX: Duration = Duration::from_secs(60);
 
 /// The connections of one listener.
 #[derive(Debug)]

@@ -2,7 +2,7 @@
 //!
 //! [`server`] accepts from the listeners that it is handed; [`connection`] is one connection, served or parked; [`body`] a
 //! request's body, read to its end although it was answered early. `limit` how many connections
-//! there are, and which give way; [`fetch`] is the client; [`stall`] tells when a line that
+//! there are, and which give way, `traffic` what each waits for; [`fetch`] is the client; [`stall`] tells when a line that
 //! brings next to nothing is given up.
 
 pub(crate) mod body;
@@ -11,6 +11,7 @@ pub(crate) mod fetch;
 mod limit;
 pub(crate) mod server;
 pub(crate) mod stall;
+mod traffic;
 
 /// Where a connection over TCP comes from: an extension of its requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -20,8 +20,9 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::RemoteAddress;
-use super::connection::{self, End, Origin, Traffic};
+use super::connection::{self, End, Origin};
 use super::limit::Connections;
+use super::traffic::Traffic;
 use crate::process::caller::Caller;
 
 /// How many connections are parked: each is a descriptor of the handover. One that came when there were as many is told after each answer
