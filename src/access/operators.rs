@@ -42,9 +42,9 @@ impl Operators {
         is_ours(caller.uid) || (!self.components.contains(&caller.uid) && is_member())
     }
 
-    /// Returns whether the appliance itself has started `caller`.
-    pub(super) fn started(&self, caller: &Caller) -> bool {
-        caller.is_below(&self.above)
+    /// Returns whether the appliance itself has started `caller`, or may have.
+    pub(super) fn may_have_started(&self, caller: &Caller) -> bool {
+        caller.may_be_below(&self.above)
     }
 }
 

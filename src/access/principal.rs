@@ -72,6 +72,11 @@ impl Principal {
         if Some(caller.uid) != uid && !is_ours(caller.uid) {
             return Err(IdentityError::Account { uid: caller.uid, component: instance.component.clone() });
         }
+        if let Some(own) = comes_from(caller, &instances)
+            && own.component != instance.component
+        {
+            return Err(IdentityError::Other { own: own.component.clone(), component: instance.component.clone() });
+        }
         Ok(Self::component(instance, config))
     }
 
@@ -94,7 +99,7 @@ impl Principal {
         if caller.is_gone() {
             return Err(IdentityError::Gone);
         }
-        if operators.started(caller) {
+        if operators.may_have_started(caller) {
             return Err(IdentityError::LeftBehind { pid: caller.pid.unwrap_or(0) });
         }
         Ok(Self::Operator { account: caller.account(), door: Door::Local })
@@ -152,6 +157,8 @@ pub(crate) enum IdentityError {
     Stranger { uid: u32 },
     #[error("process {pid} was started by a component that does not run any more, or has got away from it")]
     LeftBehind { pid: i32 },
+    #[error("the token is that of the component {component}, and the process belongs to {own}")]
+    Other { own: String, component: String },
     #[error("the process at the other end is gone")]
     Gone,
 }
@@ -159,7 +166,7 @@ pub(crate) enum IdentityError {
 impl Reported for IdentityError {
     fn report(&self) -> Report<'_> {
         let remedy = match self {
-            Self::Token => "send the REFIT_TOKEN of the process's own environment",
+            Self::Token | Self::Other { .. } => "send the REFIT_TOKEN of the process's own environment",
             Self::Account { .. } => "connect as the account that appliance.toml names for the component",
             Self::Stranger { .. } => {
                 "connect as root, as the runtime's account, as a member of the group that [api] operators names, or as a component with its token"

@@ -70,16 +70,17 @@ pub(super) fn refused(error: LoginError) -> Problem {
     }
 }
 
-/// Returns the session's token in the request's cookies.
-pub(super) fn token(request: &HeaderMap) -> Option<&str> {
-    request
-        .get_all(header::COOKIE)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|text| text.split(';'))
-        .filter_map(|pair| pair.trim().split_once('='))
-        .find(|(name, _)| *name == COOKIE)
-        .map(|(_, value)| value)
+/// Returns what may be the session's token in the request's cookies: a page on another port of this machine may have set others of its name.
+pub(super) fn tokens(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    let values = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
+    let pairs = values.flat_map(|text| text.split(';')).filter_map(|pair| pair.trim().split_once('='));
+    pairs.filter(|(name, _)| *name == COOKIE).map(|(_, value)| value)
+}
+
+/// Returns what follows the `scheme` in the request's header Authorization (RFC 9110, 11.4).
+fn credentials<'a>(headers: &'a HeaderMap, scheme: &str) -> Option<&'a str> {
+    let (found, credentials) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    found.eq_ignore_ascii_case(scheme).then(|| credentials.trim())
 }
 
 /// Before every route of the Unix socket.
@@ -104,11 +105,10 @@ pub(super) async fn identify(app: &Shared, request: &mut Request) -> Result<Prin
     let Some(caller) = request.extensions_mut().remove::<Arc<Caller>>() else {
         return Err(not_known(&IdentityError::Gone));
     };
-    let token =
-        request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
+    let token = credentials(request.headers(), "Bearer").map(str::to_owned);
     let registry = &app.context.registry;
     let principal = match token {
-        Some(token) => Principal::by_token(token.trim(), &caller, &app.config, registry),
+        Some(token) => Principal::by_token(&token, &caller, &app.config, registry),
         None => Principal::without_token(&caller, &app.config, registry, &app.operators),
     };
     principal.map_err(|error| not_known(&error))
@@ -184,15 +184,14 @@ pub(super) fn from(request: &Request) -> From {
 /// The password is wrong, or there were too many wrong ones.
 async fn login(app: &Shared, headers: &HeaderMap, from: From) -> Result<Option<Login>, LoginError> {
     let (sessions, home) = (&app.context.registry.sessions, &app.context.home);
-    if let Some(login) = token(headers).and_then(|token| sessions.find(home, token)) {
+    if let Some(login) = tokens(headers).find_map(|token| sessions.find(home, token)) {
         return Ok(Some(login));
     }
-    let Some(given) = headers.get(header::AUTHORIZATION) else { return Ok(None) };
-    let (user, password) = given
-        .to_str()
-        .ok()
-        .and_then(|text| text.strip_prefix("Basic "))
-        .and_then(|text| base64::engine::general_purpose::STANDARD.decode(text.trim()).ok())
+    if !headers.contains_key(header::AUTHORIZATION) {
+        return Ok(None);
+    }
+    let (user, password) = credentials(headers, "Basic")
+        .and_then(|text| base64::engine::general_purpose::STANDARD.decode(text).ok())
         .and_then(|bytes| String::from_utf8(bytes).ok())
         .and_then(|text| text.split_once(':').map(|(user, password)| (user.to_owned(), password.to_owned())))
         .ok_or(LoginError::Wrong)?;

@@ -129,8 +129,8 @@ fn status(error: &UpdateError) -> StatusCode {
 fn status_of_reception(error: &ReceiveError) -> StatusCode {
     match error.reason_code() {
         "repository_unreachable" => StatusCode::BAD_GATEWAY,
-        // The sender has gone, or says that it is not wanted any more.
-        "package_interrupted" | "cancelled" => StatusCode::BAD_REQUEST,
+        // It did not come to its end; nothing keeps it from being sent again.
+        "package_interrupted" | "cancelled" => StatusCode::CONFLICT,
         _ if error.exit() == Exit::Refused => StatusCode::UNPROCESSABLE_ENTITY,
         _ => failed(error.exit()),
     }

@@ -2,7 +2,7 @@
 //!
 //! A browser says of each request which page made it (`Origin`, `Sec-Fetch-Site`) and by which name it was led here (`Host`). Pages of
 //! other sites change nothing; nor does one on another port of this machine. A name that is not the appliance's is a name that
-//! somebody else has made lead here (DNS rebinding): a browser that comes by it gets nothing. Programs say none of that and are not asked.
+//! somebody else has made lead here (DNS rebinding): a page that came by it gets no session. Programs say none of that and are not asked.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -51,11 +51,11 @@ fn host(headers: &HeaderMap) -> &str {
     text(headers, header::HOST).unwrap_or_default()
 }
 
-/// Returns whether a request has what browsers send and nobody else has a reason to. One that shows a password or a token means this appliance,
-/// by whatever name.
+/// Returns whether a request comes from a page that was fetched without TLS: with it, a name that somebody else has made lead here has no
+/// certificate. One that shows a password or a token means this appliance, by whatever name.
 fn is_by_browser(headers: &HeaderMap) -> bool {
-    let says_page = headers.contains_key("sec-fetch-site") || headers.contains_key(header::ORIGIN);
-    says_page && !headers.contains_key(header::AUTHORIZATION)
+    let of_page = text(headers, header::ORIGIN).is_some_and(|origin| origin.starts_with("http://"));
+    of_page && !headers.contains_key(header::AUTHORIZATION)
 }
 
 /// Returns whether it would change something and comes from a page that is not the appliance's own.
@@ -63,12 +63,15 @@ fn is_foreign(method: &Method, headers: &HeaderMap) -> bool {
     if method == Method::GET || method == Method::HEAD {
         return false;
     }
-    let site = headers.get("sec-fetch-site");
-    let of_page = text(headers, header::ORIGIN).map(|origin| {
-        // A page that may not say where it is says "null".
-        origin.split_once("://").is_some_and(|(_scheme, place)| place.eq_ignore_ascii_case(host(headers)))
-    });
-    site.is_some_and(|site| site != "same-origin" && site != "none") || of_page == Some(false)
+    // A browser says which page it is, wherever it is able to; only where it does not the two addresses are compared: a proxy may have put its
+    // own for `Host`.
+    if let Some(site) = headers.get("sec-fetch-site") {
+        return site != "same-origin" && site != "none";
+    }
+    // A page that may not say where it is says "null".
+    text(headers, header::ORIGIN).is_some_and(|origin| {
+        !origin.split_once("://").is_some_and(|(_scheme, place)| place.eq_ignore_ascii_case(host(headers)))
+    })
 }
 
 /// Returns whether an appliance on the machine `hostname`, with these further `names`, is called `host`, which may end with a port.
@@ -140,7 +143,10 @@ mod tests {
         let port = [("host", "box:8443"), ("origin", "http://box:8080")];
         let null = [("host", "box:8443"), ("origin", "null")];
         let site = [("host", "box:8443"), ("sec-fetch-site", "same-site")];
-        for (pairs, is_its) in [(&own[..], true), (&port, false), (&null, false), (&site, false), (&own[..1], true)] {
+        let proxy = [("host", "127.0.0.1:8443"), ("origin", "https://box.example"), ("sec-fetch-site", "same-origin")];
+        for (pairs, is_its) in
+            [(&own[..], true), (&port, false), (&null, false), (&site, false), (&proxy, true), (&own[..1], true)]
+        {
             assert_eq!(is_foreign(&Method::POST, &headers(pairs)), !is_its, "{pairs:?}");
             assert!(!is_foreign(&Method::GET, &headers(pairs)), "{pairs:?}");
         }

@@ -27,10 +27,10 @@ pub(super) async fn begin(
 }
 
 pub(super) async fn end(State(app): State<Shared>, headers: HeaderMap) -> Response {
-    if let Some(token) = access::token(&headers) {
+    for token in access::tokens(&headers) {
         app.context.registry.sessions.end(token);
-        app.context.registry.save();
     }
+    app.context.registry.save();
     let cookie = format!("{}=; Path=/; HttpOnly; SameSite=Strict; Max-Age=0", access::COOKIE);
     (StatusCode::NO_CONTENT, [(header::SET_COOKIE, cookie)]).into_response()
 }

@@ -4,11 +4,11 @@
 //! machine has all.
 
 use std::collections::{HashMap, VecDeque};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use refit_base::lock;
+use refit_base::{lock, network};
 
 /// So many wrong passwords within [`WITHIN`] close the door until the first of them is that old.
 pub(super) const WRONG_MAX: usize = 10;
@@ -140,19 +140,6 @@ impl Drop for Attempt<'_> {
         } else if tries.under_way == 0 && tries.wrong.is_empty() {
             known.remove(&self.address);
         }
-    }
-}
-
-/// Returns the address that stands for all that one machine may have.
-fn network(address: IpAddr) -> IpAddr {
-    /// Of the 128 bits, those of the network.
-    const NETWORK: u128 = !0 << 64;
-    match address {
-        IpAddr::V4(_) => address,
-        IpAddr::V6(six) => match six.to_ipv4_mapped() {
-            Some(four) => IpAddr::V4(four),
-            None => IpAddr::V6(Ipv6Addr::from_bits(six.to_bits() & NETWORK)),
-        },
     }
 }
 

@@ -18,6 +18,8 @@ use hyper::header::EXPECT;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::traffic::Traffic;
+
 /// How long the rest of a body is read. nginx reads it as long (`lingering_time`).
 const REST_MAX: Duration = Duration::from_secs(30);
 /// How long nothing may arrive of it (`lingering_timeout` of nginx).
@@ -25,14 +27,15 @@ const SILENCE_MAX: Duration = Duration::from_secs(5);
 /// How long it is read when the server stops.
 const LAST_MAX: Duration = Duration::from_secs(1);
 
-/// Returns `request` with a body that reads its own rest. `unread` counts those whose end was not seen yet.
+/// Returns `request` with a body that reads its own rest. `traffic` hears when it is waited for, and counts it
+/// until its end was seen.
 pub(super) fn drained(
     request: Request<Incoming>,
-    unread: Arc<AtomicUsize>,
+    traffic: Arc<Traffic>,
     stopping: CancellationToken,
 ) -> Request<DrainedBody> {
     let is_awaited = request.headers().contains_key(EXPECT);
-    request.map(|body| DrainedBody { body: Some(body), ended: false, is_awaited, unread, stopping })
+    request.map(|body| DrainedBody { body: Some(body), ended: false, is_awaited, traffic, stopping })
 }
 
 /// A request's body, whose rest is read although nobody wants it.
@@ -42,7 +45,7 @@ pub(super) struct DrainedBody {
     ended: bool,
     /// The client sends nothing before it was told to continue, and nobody told it.
     is_awaited: bool,
-    unread: Arc<AtomicUsize>,
+    traffic: Arc<Traffic>,
     stopping: CancellationToken,
 }
 
@@ -56,7 +59,9 @@ impl Body for DrainedBody {
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         self.is_awaited = false; // reading tells the client to continue
         let Some(body) = &mut self.body else { return Poll::Ready(None) };
-        let frame = ready!(Pin::new(body).poll_frame(context));
+        let frame = Pin::new(body).poll_frame(context);
+        self.traffic.note_body(frame.is_pending());
+        let frame = ready!(frame);
         self.ended |= frame.is_none();
         Poll::Ready(frame)
     }
@@ -72,13 +77,14 @@ impl Body for DrainedBody {
 
 impl Drop for DrainedBody {
     fn drop(&mut self) {
+        self.traffic.note_body(false);
         let Some(body) = self.body.take().filter(|body| !self.ended && !body.is_end_stream()) else { return };
-        self.unread.fetch_add(1, Ordering::AcqRel);
+        self.traffic.unread.fetch_add(1, Ordering::AcqRel);
         if self.is_awaited {
             return; // nothing is on its way
         }
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            drop(runtime.spawn(read_rest(body, Arc::clone(&self.unread), self.stopping.clone())));
+            drop(runtime.spawn(read_rest(body, Arc::clone(&self.traffic.unread), self.stopping.clone())));
         }
     }
 }

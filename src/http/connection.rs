@@ -32,16 +32,23 @@ use tokio_util::sync::CancellationToken;
 
 use super::RemoteAddress;
 use super::body::drained;
-use super::limit::Seat;
-use super::traffic::{Counted, HEAD_MAX, Scan, Traffic};
+use super::limit::{Promise, Seat};
+use super::traffic::{Counted, HEAD_MAX, Traffic};
 use crate::process::caller::Caller;
 
 /// How a connection ended here.
 pub(super) enum End<S> {
     /// It is closed.
     Closed,
-    /// It waits between two requests: the socket, and what was read of the next one.
-    Parked(S, Bytes),
+    /// It waits between two requests.
+    Parked {
+        /// The socket.
+        socket: S,
+        /// What was read of the next one.
+        read: Bytes,
+        /// Whether it was said to end after each answer.
+        is_surplus: bool,
+    },
 }
 
 /// Serves `socket`, of which `read` was read before, until it ends or `stopping` is cancelled.
@@ -59,8 +66,8 @@ pub(super) async fn serve<S>(
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
-    let traffic = Arc::clone(&origin.traffic);
-    let io = Watched { read, io: TokioIo::new(socket), traffic: Arc::clone(&traffic), scan: Scan::default() };
+    let (traffic, is_surplus) = (Arc::clone(&origin.traffic), origin.promise.is_none());
+    let io = Watched { read, io: TokioIo::new(socket), traffic: Arc::clone(&traffic) };
     let router = TowerToHyperService::new(router);
     let (stop, about) = (stopping.clone(), Arc::new(origin));
     let give_way = about.seat.give_way.clone();
@@ -100,7 +107,7 @@ where
     // What was handed over and not asked for yet comes after what was read since.
     let mut read = parts.read_buf.to_vec();
     read.extend_from_slice(&parts.io.read);
-    End::Parked(parts.io.io.into_inner(), Bytes::from(read))
+    End::Parked { socket: parts.io.io.into_inner(), read: Bytes::from(read), is_surplus }
 }
 
 /// Returns whether what a connection waits for has had its time, and has `patience` wake it when it would have.
@@ -128,8 +135,8 @@ pub(super) struct Origin {
     pub(super) address: Option<RemoteAddress>,
     pub(super) traffic: Arc<Traffic>,
     pub(super) seat: Seat,
-    /// Whether an exec would not carry it over: then it is said to end after each answer.
-    pub(super) is_surplus: bool,
+    /// That an exec carries it over; without, it is said to end after each answer.
+    pub(super) promise: Option<Promise>,
 }
 
 /// Answers one request, counting it until the last byte of the answer was taken.
@@ -146,15 +153,15 @@ async fn answer(
     if let Some(address) = about.address {
         request.extensions_mut().insert(address);
     }
-    let has_bare_feed = about.traffic.bare_feed.load(Ordering::Acquire);
+    let has_bare_feed = about.traffic.end_head(!request.body().is_end_stream());
     let mut response = if has_bare_feed {
         let said = "a line of the request's head ends without a carriage return\n";
         (StatusCode::BAD_REQUEST, said).into_response()
     } else {
-        let request: Request = drained(request, Arc::clone(&about.traffic.unread), stopping).map(Body::new);
+        let request: Request = drained(request, Arc::clone(&about.traffic), stopping).map(Body::new);
         router.call(request).await?
     };
-    if has_bare_feed || about.is_surplus {
+    if has_bare_feed || about.promise.is_none() {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     Ok(response.map(|body| Body::new(Answer { body, _counted: counted })))
@@ -191,7 +198,6 @@ struct Watched<S> {
     read: Bytes,
     io: TokioIo<S>,
     traffic: Arc<Traffic>,
-    scan: Scan,
 }
 
 /// How much of a head is read at once: one fits.
@@ -203,12 +209,12 @@ impl<S: tokio::io::AsyncRead + Unpin> Read for Watched<S> {
         context: &mut Context<'_>,
         mut buffer: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
-        let Self { read, io, traffic, scan } = self.get_mut();
+        let Self { read, io, traffic } = self.get_mut();
         let is_head = traffic.under_way.load(Ordering::Acquire) == 0 && traffic.unread.load(Ordering::Acquire) == 0;
         if !read.is_empty() {
             let count = read.len().min(buffer.remaining());
             if is_head {
-                traffic.note_head(&read[..count], scan);
+                traffic.note_head(&read[..count]);
             }
             buffer.put_slice(&read[..count]);
             read.advance(count);
@@ -222,7 +228,7 @@ impl<S: tokio::io::AsyncRead + Unpin> Read for Watched<S> {
         let mut head = ReadBuf::new(&mut head[..room]);
         ready!(Pin::new(io.inner_mut()).poll_read(context, &mut head))?;
         if !head.filled().is_empty() {
-            traffic.note_head(head.filled(), scan);
+            traffic.note_head(head.filled());
             buffer.put_slice(head.filled());
         }
         Poll::Ready(Ok(()))

@@ -2,13 +2,14 @@
 //!
 //! Connections are bounded in all, so that one listener cannot take the descriptors of everything else, and per address once most are
 //! in use. A newcomer that would be too much takes the place of the connection that has waited the longest for a request, or for the rest of
-//! its head; only where all are being answered is it turned away.
+//! one; only where all are being answered is it turned away.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use refit_base::lock;
+use refit_base::{lock, network};
 use rustix::process::{Resource, getrlimit};
 use tokio_util::sync::CancellationToken;
 
@@ -22,6 +23,9 @@ const CONNECTIONS_MIN: usize = 16;
 const OTHERS: u64 = 256;
 /// What shares the rest: the admin listener, the API's socket and the socket of the bus.
 const SHARES: u64 = 3;
+/// How many connections are parked: each is a descriptor of the handover. One that came when there were as many is told after each answer
+/// that it ends.
+pub(super) const PARKED_MAX: usize = 256;
 /// From so many eighths of them on, an address may only have its share.
 const CROWDED_EIGHTHS: usize = 6;
 /// One address has so many of a crowded listener: a sixteenth.
@@ -53,8 +57,6 @@ pub(super) struct Seat {
     number: u64,
     /// Cancelled when another one is to have the place.
     pub(super) give_way: CancellationToken,
-    /// How many there were when it came.
-    pub(super) before: usize,
 }
 
 impl Connections {
@@ -67,6 +69,7 @@ impl Connections {
 
     /// Returns a place for a connection from `address`; `None` if there is none.
     pub(super) fn admit(self: &Arc<Self>, address: Option<IpAddr>, traffic: &Arc<Traffic>) -> Option<Seat> {
+        let address = address.map(network);
         let mut open = lock(&self.open);
         let before = open.seats.len();
         let of_address = || open.seats.values().filter(|taken| taken.address == address).count();
@@ -84,7 +87,24 @@ impl Connections {
         open.last += 1;
         let (number, give_way) = (open.last, CancellationToken::new());
         open.seats.insert(number, Taken { address, traffic: Arc::clone(traffic), give_way: give_way.clone() });
-        Some(Seat { connections: Arc::clone(self), number, give_way, before })
+        Some(Seat { connections: Arc::clone(self), number, give_way })
+    }
+}
+
+/// The promise that an exec carries a connection over, as long as it lives.
+pub(super) struct Promise(Arc<AtomicUsize>);
+
+impl Promise {
+    /// Returns one; `None` if as many were given as are carried.
+    pub(super) fn new(given: &Arc<AtomicUsize>) -> Option<Self> {
+        let one_more = |given| (given < PARKED_MAX).then_some(given + 1);
+        given.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more).ok().map(|_| Self(Arc::clone(given)))
+    }
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

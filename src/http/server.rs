@@ -7,7 +7,7 @@ use std::io;
 use std::net::{IpAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -21,13 +21,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::RemoteAddress;
 use super::connection::{self, End, Origin};
-use super::limit::Connections;
+use super::limit::{Connections, PARKED_MAX, Promise};
 use super::traffic::Traffic;
 use crate::process::caller::Caller;
-
-/// How many connections are parked: each is a descriptor of the handover. One that came when there were as many is told after each answer
-/// that it ends.
-const PARKED_MAX: usize = 256;
 
 /// A listener, and what answers there.
 #[derive(Debug)]
@@ -58,6 +54,8 @@ pub struct Parked {
     pub socket: OwnedFd,
     /// What was read and belongs to no request yet.
     pub read: Bytes,
+    /// Whether it was said to end after each answer: there were more than are carried.
+    pub is_surplus: bool,
 }
 
 /// Serves HTTP from its beginning to its end, once.
@@ -69,6 +67,8 @@ pub struct Server {
     stopped_accepting_ns: Mutex<Option<u64>>,
     /// Whether connections are parked when the server stops: only if another image follows.
     park: Arc<AtomicBool>,
+    /// How many connections the next image is promised.
+    promises: Arc<AtomicUsize>,
     /// Connections of the image before until the beginning, and those for the next image after the end.
     parked: Arc<Mutex<Vec<Parked>>>,
 }
@@ -98,6 +98,7 @@ impl Server {
             serving: Mutex::new(JoinSet::new()),
             stopped_accepting_ns: Mutex::new(None),
             park: Arc::new(AtomicBool::new(false)),
+            promises: Arc::default(),
             parked: Arc::new(Mutex::new(parked)),
         }
     }
@@ -107,9 +108,12 @@ impl Server {
         *lock(&self.stopped_accepting_ns)
     }
 
-    /// Returns the connections that wait for the next image.
+    /// Returns the connections that wait for the next image: as many as are carried, and first those that were not told that they end.
     pub fn take_parked(&self) -> Vec<Parked> {
-        std::mem::take(&mut *lock(&self.parked))
+        let mut parked = std::mem::take(&mut *lock(&self.parked));
+        parked.sort_by_key(|parked| parked.is_surplus); // stable
+        parked.truncate(PARKED_MAX);
+        parked
     }
 
     /// Begins to accept, and goes on with the connections of the image before.
@@ -166,28 +170,24 @@ impl Server {
     ) -> impl Future<Output = ()> + Send + 'static {
         let stopping = self.stopping.clone();
         let (park, parked) = (Arc::clone(&self.park), Arc::clone(&self.parked));
-        let connections = Connections::new();
+        let (connections, promises) = (Connections::new(), Arc::clone(&self.promises));
         let serve = {
             let stopping = stopping.clone();
             move |socket, read| {
                 let (address, traffic) = ((ends.address)(&socket), Arc::new(Traffic::default()));
                 // Without a place it is closed: whoever comes later finds one, when others have been answered.
                 let seat = connections.admit(address, &traffic)?;
-                let is_surplus = seat.before >= PARKED_MAX;
+                let promise = Promise::new(&promises);
                 let (caller, address) = ((ends.caller)(&socket), address.map(RemoteAddress));
-                let origin = Origin { caller, address, traffic, seat, is_surplus };
+                let origin = Origin { caller, address, traffic, seat, promise };
                 Some(connection::serve(socket, origin, read, router.clone(), stopping.clone(), Arc::clone(&park)))
             }
         };
         async move {
             let ended = |end: Result<End<L::Io>, tokio::task::JoinError>| {
-                let Ok(End::Parked(socket, read)) = end else { return };
-                let mut parked = lock(&parked);
-                if parked.len() >= PARKED_MAX {
-                    return;
-                }
+                let Ok(End::Parked { socket, read, is_surplus }) = end else { return };
                 match (ends.into_socket)(socket) {
-                    Ok(socket) => parked.push(Parked { listener: name.to_owned(), socket, read }),
+                    Ok(socket) => lock(&parked).push(Parked { listener: name.to_owned(), socket, read, is_surplus }),
                     Err(error) => tracing::warn!(listener.name = name, %error, "cannot park a connection"),
                 }
             };

@@ -1,10 +1,11 @@
 //! What is known of the requests of one connection: how many are answered, what it waits for, and how long it may.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use refit_base::clock::monotonic_ns;
+use refit_base::lock;
 
 /// How long the head of a request may take from its first byte on.
 pub(super) const HEAD_MAX: Duration = Duration::from_secs(10);
@@ -20,16 +21,16 @@ pub(super) struct Traffic {
     pub(super) under_way: AtomicUsize,
     /// Requests whose bodies were not read to their ends: what comes next on the connection is no request.
     pub(super) unread: Arc<AtomicUsize>,
-    /// How many there were.
-    requests: AtomicUsize,
     /// Since when the last write does not get through, in nanoseconds of the monotonic clock; 0 if it does.
     pub(super) blocked_ns: AtomicU64,
     /// Since when it waits for a request, or for the rest of one's head.
     waits_ns: AtomicU64,
+    /// Since when the body of the request that is being answered is waited for; 0 while it is not.
+    body_waits_ns: AtomicU64,
     /// Whether a part of a head has come.
     head_began: AtomicBool,
-    /// Whether a line of a head ended without a carriage return.
-    pub(super) bare_feed: AtomicBool,
+    /// Looks at the heads as they come.
+    scan: Mutex<Scan>,
 }
 
 impl Default for Traffic {
@@ -37,11 +38,11 @@ impl Default for Traffic {
         Self {
             under_way: AtomicUsize::new(0),
             unread: Arc::default(),
-            requests: AtomicUsize::new(0),
             blocked_ns: AtomicU64::new(0),
             waits_ns: AtomicU64::new(monotonic_ns()),
+            body_waits_ns: AtomicU64::new(0),
             head_began: AtomicBool::new(false),
-            bare_feed: AtomicBool::new(false),
+            scan: Mutex::default(),
         }
     }
 }
@@ -51,9 +52,20 @@ impl Traffic {
         self.under_way.load(Ordering::Acquire) == 0 && self.blocked_ns.load(Ordering::Acquire) == 0
     }
 
-    /// Returns since when it waits for a request, on the monotonic clock; `None` while one is being answered.
+    /// Returns since when it waits for a request, or for more of one, on the monotonic clock; `None` while one is being answered.
     pub(super) fn idle_since(&self) -> Option<u64> {
-        (self.under_way.load(Ordering::Acquire) == 0).then(|| self.waits_ns.load(Ordering::Acquire))
+        let body = self.body_waits_ns.load(Ordering::Acquire);
+        let waits = if body == 0 { self.waits_ns.load(Ordering::Acquire) } else { body };
+        (body != 0 || self.under_way.load(Ordering::Acquire) == 0).then_some(waits)
+    }
+
+    /// Notes whether the body of the request that is being answered is waited for.
+    pub(super) fn note_body(&self, is_awaited: bool) {
+        if !is_awaited {
+            self.body_waits_ns.store(0, Ordering::Release);
+        } else if self.body_waits_ns.load(Ordering::Acquire) == 0 {
+            self.body_waits_ns.store(monotonic_ns(), Ordering::Release);
+        }
     }
 
     /// Returns when it is given up, on the monotonic clock; `None` while nothing is waited for, or something that has its own time.
@@ -63,26 +75,32 @@ impl Traffic {
         if blocked != 0 {
             return Some(after(blocked, STALL_MAX));
         }
-        let since = self.idle_since()?;
-        if self.unread.load(Ordering::Acquire) > 0 {
-            return None; // the rest of a body
+        let has_own_time = self.under_way.load(Ordering::Acquire) > 0 || self.unread.load(Ordering::Acquire) > 0;
+        if has_own_time {
+            return None; // an answer, or the rest of a body
         }
+        let since = self.waits_ns.load(Ordering::Acquire);
         let limit = if self.head_began.load(Ordering::Acquire) { HEAD_MAX } else { IDLE_MAX };
         Some(after(since, limit))
     }
 
     /// Notes that bytes of a head have come.
-    pub(super) fn note_head(&self, bytes: &[u8], scan: &mut Scan) {
-        let request = self.requests.load(Ordering::Acquire);
-        if scan.request != request {
-            *scan = Scan { request, ..Scan::default() };
-        }
-        if scan.has_bare_feed(bytes) {
-            self.bare_feed.store(true, Ordering::Release);
-        }
+    pub(super) fn note_head(&self, bytes: &[u8]) {
+        lock(&self.scan).look(bytes);
         if !self.head_began.swap(true, Ordering::AcqRel) {
             self.waits_ns.store(monotonic_ns(), Ordering::Release);
         }
+    }
+
+    /// Returns whether a line of the head that was read ended without a carriage return. What came with it is the next head, if the request
+    /// `has_body` not.
+    pub(super) fn end_head(&self, has_body: bool) -> bool {
+        let mut scan = lock(&self.scan);
+        let Scan { has_bare_feed, rest, .. } = std::mem::take(&mut *scan);
+        if !has_body {
+            scan.look(&rest);
+        }
+        has_bare_feed
     }
 
     /// Counts a request that is being answered, for tests.
@@ -94,31 +112,29 @@ impl Traffic {
 
 /// Looks at the lines of a head as they come.
 #[derive(Debug, Default)]
-pub(super) struct Scan {
-    /// The number of the request.
-    request: usize,
+struct Scan {
     /// The last four bytes.
     last: [u8; 4],
-    /// What follows is a body.
+    /// The head has ended.
     ended: bool,
+    /// A line ended without a carriage return: others may read such a head as another one (RFC 9112, 2.2).
+    has_bare_feed: bool,
+    /// What came with the head and is not of it.
+    rest: Vec<u8>,
 }
 
 impl Scan {
-    /// Returns whether a line ends without a carriage return: others may read such a head as another one (RFC 9112, 2.2).
-    fn has_bare_feed(&mut self, bytes: &[u8]) -> bool {
-        for byte in bytes {
+    fn look(&mut self, bytes: &[u8]) {
+        for (index, byte) in bytes.iter().enumerate() {
             if self.ended {
-                return false;
+                self.rest.extend_from_slice(&bytes[index..]);
+                return;
             }
-            if *byte == b'\n' && self.last[3] != b'\r' {
-                self.ended = true;
-                return true;
-            }
+            self.has_bare_feed |= *byte == b'\n' && self.last[3] != b'\r';
             self.last.rotate_left(1);
             self.last[3] = *byte;
-            self.ended = self.last == *b"\r\n\r\n";
+            self.ended = self.last == *b"\r\n\r\n" || self.last[2..] == *b"\n\n";
         }
-        false
     }
 }
 
@@ -128,7 +144,6 @@ pub(super) struct Counted(Arc<Traffic>);
 impl Counted {
     pub(super) fn new(traffic: &Arc<Traffic>) -> Self {
         traffic.under_way.fetch_add(1, Ordering::AcqRel);
-        traffic.requests.fetch_add(1, Ordering::AcqRel);
         traffic.head_began.store(false, Ordering::Release);
         Self(Arc::clone(traffic))
     }

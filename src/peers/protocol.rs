@@ -249,7 +249,7 @@ impl PeerError {
             Self::UnknownChannel { .. } => "declare it below [bus] in appliance.toml",
             Self::TooLate { .. } => "listen to another channel",
             Self::NotPermitted { .. } => {
-                "add the channel to `listen` of the component in appliance.toml, or do not listen to it"
+                "allow it in appliance.toml: what a component may request and look at is in its `allow`, where it may listen in its `listen`"
             }
             Self::BuiltIn { .. } => "make a request instead, or use the method log",
             Self::TooMany { .. } | Self::TooFast { .. } => "wait, then try again",

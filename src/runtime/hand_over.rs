@@ -69,7 +69,7 @@ pub(super) fn describe(
     carry.exec_ns = Some(clock::monotonic_ns());
     carry.trial_ns = trial_ns;
     carry.guard_lacks = context.registry.end_reports();
-    for (number, Parked { listener, socket, read }) in server.take_parked().into_iter().enumerate() {
+    for (number, Parked { listener, socket, read, .. }) in server.take_parked().into_iter().enumerate() {
         let name = format!("{listener}.{number}");
         parts.push(named(&format!("{}{name}", names::PARKED), socket));
         carry.parked.insert(name, BASE64.encode(read));
@@ -86,7 +86,7 @@ pub(super) fn unpark(parts: Vec<Named>, read: &BTreeMap<String, String>) -> Vec<
             // A connection whose beginning is lost would be answered wrongly: it is closed.
             let read = BASE64.decode(read.get(&part.name)?).ok()?;
             let listener = part.name.split('.').next()?.to_owned();
-            Some(Parked { listener, socket: part.descriptor, read: read.into() })
+            Some(Parked { listener, socket: part.descriptor, read: read.into(), is_surplus: false })
         })
         .collect()
 }

@@ -165,6 +165,9 @@ fn the_request_itself_is_looked_at(appliance: &Appliance) {
         }
     }
     assert_eq!(post(&Who::Component("start"), "start").status, 202, "what is so already is no harm");
+    let lower = Request::new(&appliance.admin(), "GET", "/api/v1/status");
+    let password = BASE64.encode(format!("admin:{}", appliance.password()));
+    assert_eq!(lower.header("Authorization", &format!("basic {password}")).send().status, 200, "in any case");
 }
 
 #[test]
@@ -175,7 +178,7 @@ fn a_process_that_got_away_from_its_component_is_not_the_operator() {
     let with_groups = Appliance::new(&release).start();
     let without_groups = Appliance::new(&release).local(without_groups).start();
     for appliance in [with_groups, without_groups] {
-        for (asked, expected) in [("bare", "403"), ("with the token of nobody", "403")] {
+        for (asked, expected) in [("bare", "403"), ("deep", "403"), ("with the token of nobody", "403")] {
             assert_eq!(data(&appliance, &format!("loose/{}", asked.replace(' ', "-"))), expected, "{asked}");
         }
         let hello: Value = serde_json::from_str(&data(&appliance, "loose/bus")).expect("an answer");

@@ -6,6 +6,7 @@
 //! - [`Cause`] is whose trouble a failure is, the release's or the machine's;
 //! - [`FileError`] is a file operation that failed, with the file's name;
 //! - [`Bucket`] says how often something may happen;
+//! - [`network()`] says which addresses may be one machine's;
 //! - [`clock`] is the only place that reads the wall clock;
 //! - [`visible()`] and [`visible_lines`] show a text that must not steer a terminal;
 //! - [`names!`] declares an enum that is a name in JSON, also of another version;
@@ -15,6 +16,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed"))]
 
+mod address;
 mod cause;
 mod chain;
 pub mod clock;
@@ -25,6 +27,7 @@ mod rate;
 mod report;
 mod visible;
 
+pub use address::network;
 pub use cause::Cause;
 pub use chain::Chain;
 pub use file_error::{FileError, file_error};

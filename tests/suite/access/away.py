@@ -37,6 +37,16 @@ if len(sys.argv) > 1:
     write(out + "/bare", ask(run, ""))
     write(out + "/with-the-token-of-nobody", ask(run, "Authorization: Bearer nobody\r\n"))
     write(out + "/bus", hello(run))
+    if os.fork() == 0:
+        # Below more processes than anybody looks at.
+        for _ in range(300):
+            if os.fork():
+                os.wait()
+                os._exit(0)
+        os.setsid()
+        write(out + "/deep", ask(run, ""))
+        os._exit(0)
+    os.wait()
     sys.exit()
 
 if os.fork() == 0:

@@ -7,13 +7,18 @@ import sys
 import threading
 
 
-def half_sent(address, count):
-    """Opens `count` connections that send half a head, and asks for the page all the while until it was told to stop."""
+def half_sent(address, count, what):
+    """Opens `count` connections that send half of a head, or of a body, and holds them until it was told to stop."""
     host, port = address.rsplit(":", 1)
+    half = {
+        "head": b"GET / HTTP/1.1\r\nHost: a\r\nX-Half: ",
+        "body": b"POST /api/v1/session HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{",
+    }[what]
     crowd = []
-    for _ in range(count):
-        one = socket.create_connection((host, int(port)))
-        one.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nX-Half: ")
+    for number in range(count):
+        # From many addresses: none has more than its share.
+        one = socket.create_connection((host, int(port)), source_address=(f"127.0.1.{number % 200 + 1}", 0))
+        one.sendall(half)
         crowd.append(one)
     print(json.dumps({"open": len(crowd)}), flush=True)
     sys.stdin.readline()
