@@ -6,7 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
-use refit_fixtures::tools::as_root;
+use refit_fixtures::tools::{as_root, copy_program};
 
 use crate::appliance::{Appliance, Ran};
 use crate::release::{REFIT, Release, Vendor};
@@ -22,7 +22,7 @@ fn the_home_of_another_account_is_said_to_be_that() {
     let appliance = Appliance::new(&Release::bare("1.0.0"));
     fs::set_permissions(appliance.scratch(), fs::Permissions::from_mode(0o755)).expect("opened");
     let program = appliance.scratch().join("refit");
-    fs::copy(REFIT, &program).expect("copied");
+    copy_program(Path::new(REFIT), &program);
     let package = Release::bare("1.1.0").package().display().to_string();
     let root = Vendor::get().root().display().to_string();
     let reads = [["history"].as_slice(), &["releases"], &["recover"], &["verify"], &["config", "check"]];

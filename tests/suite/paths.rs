@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use nix::sys::signal::Signal;
-use refit_fixtures::tools::put_program;
+use refit_fixtures::tools::{copy_program, put_program};
 use serde_json::Value;
 
 use crate::appliance::{Appliance, Ran, refit};
@@ -30,7 +30,7 @@ fn the_installed_program_may_be_replaced_and_removed_while_it_runs() {
     let version = |name: &str| dir.path().join(name).join("refit");
     for name in ["one", "two"] {
         fs::create_dir(dir.path().join(name)).expect("made");
-        fs::copy(REFIT, version(name)).expect("copied");
+        copy_program(Path::new(REFIT), &version(name));
     }
     let link = dir.path().join("refit");
     symlink(version("one"), &link).expect("linked");
@@ -61,7 +61,7 @@ fn the_installed_program_may_be_replaced_and_removed_while_it_runs() {
 fn spoil(what: &str, file: &Path, mark: &Path) {
     drop(fs::remove_file(file)); // the first time it is a link to nothing
     let cut = |length| {
-        fs::copy(REFIT, file).expect("copied");
+        copy_program(Path::new(REFIT), file);
         File::options().write(true).open(file).expect("opened").set_len(length).expect("cut");
     };
     match what {
@@ -79,7 +79,7 @@ fn spoil(what: &str, file: &Path, mark: &Path) {
 fn what_is_installed_may_be_executable_and_no_refit() {
     let dir = tempfile::tempdir().expect("a directory");
     let (file, mark) = (dir.path().join("refit"), dir.path().join("mark"));
-    fs::copy(REFIT, &file).expect("copied");
+    copy_program(Path::new(REFIT), &file);
     let mut appliance = Appliance::new(&idle("1.0.0"));
     run_by(&mut appliance, &file);
     let pid = appliance.component_pid("idle");
@@ -103,7 +103,7 @@ fn what_is_installed_may_be_executable_and_no_refit() {
     assert!(!appliance.history().iter().any(|entry| blames(&entry)), "{:?}", appliance.history());
     // The next one that is one is used.
     drop(fs::remove_file(&file));
-    fs::copy(REFIT, &file).expect("copied");
+    copy_program(Path::new(REFIT), &file);
     appliance.kill_runtime();
     let runs = fs::read_link(format!("/proc/{}/exe", appliance.runtime_pid())).expect("a link");
     assert_eq!(runs, fs::canonicalize(&file).expect("a path"));

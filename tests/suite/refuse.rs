@@ -10,6 +10,7 @@ use std::process::Command;
 use std::time::SystemTime;
 
 use refit_fixtures::hostile::Workshop;
+use refit_fixtures::tools::copy_program;
 use refit_updater::durable::make_dirs_writable;
 use refit_updater::package::Package;
 
@@ -250,7 +251,7 @@ fn an_account_that_may_not_use_the_socket_is_told_which_one_may() {
             fs::set_permissions(dir, PermissionsExt::from_mode(0o755)).expect("set its mode");
         }
         let program = appliance.scratch().join("refit");
-        fs::copy(crate::release::REFIT, &program).expect("copy the program");
+        copy_program(Path::new(crate::release::REFIT), &program);
         command = Command::new(program);
         command.env_clear().uid(65534).gid(65534).current_dir("/");
     } else {

@@ -64,7 +64,13 @@ fn a_service_that_panics_before_there_is_a_future_has_ended_like_any_other() {
         }
         let server = Service::new(&site.bus, "server", OnEnd::Exit, no_future);
         site.bus.attach(Arc::new(server)).expect("its name is free");
-        assert_eq!(site.want(Request::Start).await, Progress::Done);
+        // Its end may come before the start is done, and then takes its place.
+        let started = site.want(Request::Start).await;
+        let is_cut_off = |why: &String| why.contains("exit of component server");
+        assert!(
+            started == Progress::Done || matches!(&started, Progress::Failed(why) if is_cut_off(why)),
+            "{started:?}"
+        );
         let ended = site.ended().await;
         assert_eq!(ended.faults.len(), 1, "{:?}", ended.faults);
         assert!(ended.faults[0].cause.contains("no socket"), "{:?}", ended.faults);
