@@ -164,7 +164,7 @@ async fn take_one(
         match kernel::end(server, client)? {
             End::Held(inode) => {
                 let taken = blocking(move || owner(inode, known, candidates)).await?;
-                return Ok((taken, Some(connection)));
+                return Ok((unless_closed(taken, &kernel::end(server, client)?), Some(connection)));
             }
             End::Closed => return Ok((Taken::Closed, Some(connection))),
             End::Waiting if waited >= limit => return Ok((Taken::Nobody, Some(connection))),
@@ -203,11 +203,24 @@ fn connect_and_look(
     let begun = Instant::now();
     loop {
         match kernel::end_seen_by(&diagnosis, server, client)? {
-            End::Held(inode) => return Ok(Look::Taken(owner(inode, known, candidates), Some(connection))),
+            End::Held(inode) => {
+                let taken = owner(inode, known, candidates);
+                let now = kernel::end_seen_by(&diagnosis, server, client)?;
+                return Ok(Look::Taken(unless_closed(taken, &now), Some(connection)));
+            }
             End::Closed => return Ok(Look::Taken(Taken::Closed, Some(connection))),
             End::Waiting if begun.elapsed() >= AT_ONCE => return Ok(Look::Waits(connection, client)),
             End::Waiting => std::thread::yield_now(),
         }
+    }
+}
+
+/// Returns who has `taken` a connection that is at this `end` by now: one that was closed while its owner was looked for had one that nobody
+/// found.
+fn unless_closed(taken: Taken, end: &End) -> Taken {
+    match (taken, end) {
+        (Taken::Stranger, End::Closed | End::Waiting) => Taken::Closed,
+        (taken, End::Held(_) | End::Closed | End::Waiting) => taken,
     }
 }
 
@@ -385,7 +398,8 @@ mod tests {
         let listener = bind("127.0.0.1:0".parse().expect("an address")).expect("bound");
         fd::defer_accept(&listener);
         let server = accepting(&listener);
-        assert!(matches!(taken_by(&listener, theirs, 1, LONG).await.expect("tried").0, Taken::Theirs | Taken::Closed));
+        let (taken, _) = taken_by(&listener, theirs, 1, LONG).await.expect("tried");
+        assert!(matches!(taken, Taken::Theirs | Taken::Closed), "{taken:?}");
         server.join().expect("joined");
     }
 
