@@ -116,10 +116,8 @@ impl Parser<'_> {
                 "macro_rules" => drop(module.items.insert(self.text(2).to_owned())),
                 word if depth == 0 && DEFINING.contains(&word) => drop(module.items.insert(self.text(1).to_owned())),
                 word if is_word(word) => {
-                    module.words.insert(word.to_owned());
-                    if self.text(1) == "::" && !matches!(self.before(), "::" | ".") {
-                        let import = self.path();
-                        module.paths.push(import);
+                    let begins_path = self.word(&mut module);
+                    if begins_path {
                         continue;
                     }
                 }
@@ -141,10 +139,8 @@ impl Parser<'_> {
             match self.text(0) {
                 "enum" => drop(module.items.insert(self.text(1).to_owned())),
                 word if is_word(word) => {
-                    module.words.insert(word.to_owned());
-                    if self.text(1) == "::" && !matches!(self.before(), "::" | ".") {
-                        let import = self.path();
-                        module.paths.push(import);
+                    let begins_path = self.word(module);
+                    if begins_path {
                         continue;
                     }
                 }
@@ -152,6 +148,17 @@ impl Parser<'_> {
             }
             self.at += 1;
         }
+    }
+
+    /// Notes the word that stands here. Returns whether it begins a path, which is read then.
+    fn word(&mut self, module: &mut Module) -> bool {
+        module.words.insert(self.text(0).to_owned());
+        let begins_path = self.text(1) == "::" && !matches!(self.before(), "::" | ".");
+        if begins_path {
+            let import = self.path();
+            module.paths.push(import);
+        }
+        begins_path
     }
 
     /// Reads a path in the code.
